@@ -1,0 +1,1 @@
+"""Everything that touches NATS. No other package imports `nats`."""

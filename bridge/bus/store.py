@@ -1,0 +1,80 @@
+"""Writing to JetStream: one message, acknowledged, with its fate known or said to be unknown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+import nats.errors
+import nats.js.errors
+from msgspec import Struct
+
+from bridge.bus.connection import Connection
+from bridge.errors import BusError, Conflict, NoReply, StoreRefused
+
+EXPECTED_SUBJECT_SEQ: Final = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_SEQ: Final = "Nats-Expected-Last-Sequence"
+
+_CONFLICTS: Final = (10071, 10164)  # wrong last sequence, plain and for a subject
+_LAST: Final = re.compile(r"wrong last sequence: (\d+)")
+
+
+class Stored(Struct, frozen=True):
+    """An acknowledgement: the message's sequence, and whether it had been stored before."""
+
+    seq: int
+    duplicate: bool
+
+
+class _ApiError(Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Ack(Struct):
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: _ApiError | None = None
+
+
+_ACK: Final = msgspec.json.Decoder(_Ack)
+
+
+async def store(
+    connection: Connection,
+    subject: str,
+    data: bytes,
+    *,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = 5.0,
+) -> Stored:
+    """Publish into whatever stream takes `subject`, and wait until it is stored.
+
+    Raises Conflict and StoreRefused (not stored), CutOff and NoResponders (not sent; no stream
+    takes the subject), NoReply (the outcome is unknown).
+    """
+    message = await connection.request(subject, data, headers=headers, timeout=timeout)
+    try:
+        ack = _ACK.decode(message.data)
+    except msgspec.MsgspecError as exc:
+        raise StoreRefused(subject, 0, f"not an acknowledgement: {message.data[:80]!r}") from exc
+    if ack.error is None:
+        return Stored(ack.seq, ack.duplicate)
+    code, description = ack.error.err_code, ack.error.description
+    if code in _CONFLICTS:
+        last = _LAST.search(description)
+        raise Conflict(subject, code, description, int(last[1]) if last else None)
+    raise StoreRefused(subject, code, description)
+
+
+def mapped(subject: str, exc: Exception) -> BusError:
+    """What nats-py's JetStream calls raise, as an error of ours."""
+    if isinstance(exc, nats.js.errors.APIError):
+        return StoreRefused(subject, exc.err_code or 0, exc.description or str(exc))
+    if isinstance(exc, (nats.errors.TimeoutError, TimeoutError)):
+        return NoReply(subject, 5.0)
+    return BusError(f"{subject}: {exc}")

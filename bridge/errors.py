@@ -1,0 +1,281 @@
+"""Every error that box-bridge raises, in one tree.
+
+A caller catches `BridgeError` for all of it, or a branch for what it can handle. An error
+carries its data as attributes, and its message says what to do about it::
+
+    BridgeError
+    ├── ConfigError               a file, variable or flag is wrong
+    ├── ProtocolError             a payload is not what the wire contract says
+    │   └── NameRefused           a name that cannot be a subject token
+    ├── BusError                  the bus, or what is kept in it
+    │   ├── ServerNotStarted      the embedded nats-server did not come up
+    │   ├── ConnectFailed         no NATS server took the connection
+    │   ├── CutOff                connected once, not now: nothing was sent
+    │   ├── NoResponders          nobody listens on the subject: nothing was done
+    │   ├── NoReply               sent, not answered in time: the outcome is unknown
+    │   ├── StoreRefused          JetStream refused: nothing was stored
+    │   │   └── Conflict          somebody else wrote first
+    │   ├── StoreUnsuitable       JetStream is off, too old or not permitted
+    │   └── TopologyMismatch      a stream exists with settings that break a promise
+    ├── BoxError                  a Box cannot do its work
+    │   ├── HostTaken             another Box has this data_dir or this host name
+    │   └── InstanceError         one instance could not be made or reached
+    │       └── PortTaken         another process listens on the instance's port
+    └── ScaleError                a scale request did not do what was asked
+        ├── NoBoxError            nobody answers on the scale subject
+        ├── RequestTimeout        asked, no answer: the outcome is unknown
+        ├── ScaleRefused          a Box said no: nothing was changed
+        ├── ScaleCapped           a Box took a lower target than was asked
+        └── WaitTimeout           taken, but not Ready in time
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bridge.protocol import ScaleResponse
+
+
+class BridgeError(Exception):
+    """The root of every error that box-bridge raises."""
+
+
+# ── configuration ────────────────────────────────────────────────────────────────────────
+
+
+class ConfigError(BridgeError):
+    """A configuration file, environment variable or flag is wrong.
+
+    `where` names the place (`box.toml: [services.web] command`, `NATS_CREDS`), `problem`
+    says what is wrong and how to mend it.
+    """
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.where = where
+        self.problem = problem
+
+
+# ── the wire ─────────────────────────────────────────────────────────────────────────────
+
+
+class ProtocolError(BridgeError):
+    """A payload is not what the wire contract says.
+
+    `type_name` is the contract's type, `field` the path of the offending field (empty when
+    it is the whole payload), `problem` what is wrong with it.
+    """
+
+    def __init__(self, type_name: str, field: str, problem: str) -> None:
+        place = f"{type_name} field `{field}`" if field else type_name
+        super().__init__(f"{place}: {problem}")
+        self.type_name = type_name
+        self.field = field
+        self.problem = problem
+
+
+class NameRefused(ProtocolError):
+    """A service name, instance id or host name that cannot be a subject token."""
+
+    def __init__(self, kind: str, value: str) -> None:
+        shown = value if len(value) <= 80 else value[:77] + "..."
+        super().__init__(
+            kind,
+            "",
+            f"{shown!r} is not a name: use 1 to 63 of a-z, 0-9 and '-', "
+            "starting and ending with a letter or digit",
+        )
+        self.kind = kind
+        self.value = value
+
+
+# ── the bus ──────────────────────────────────────────────────────────────────────────────
+
+
+class BusError(BridgeError):
+    """Something about the bus, or about what is kept in it."""
+
+
+class ServerNotStarted(BusError):
+    """The embedded nats-server did not come up; `log_tail` holds its last words."""
+
+    def __init__(self, reason: str, log_tail: str = "") -> None:
+        tail = f"\n{log_tail}" if log_tail else ""
+        super().__init__(f"nats-server did not start: {reason}{tail}")
+        self.reason = reason
+        self.log_tail = log_tail
+
+
+class ConnectFailed(BusError):
+    """No NATS server took the connection. Nothing was sent."""
+
+    def __init__(self, urls: Sequence[str], reason: str) -> None:
+        super().__init__(
+            f"cannot connect to NATS at {', '.join(urls)}: {reason}. "
+            "Is the server running, and are the URL and the credentials right?"
+        )
+        self.urls = tuple(urls)
+        self.reason = reason
+
+
+class CutOff(BusError):
+    """There was a connection, and there is none now. Nothing was sent."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"cut off from NATS for {seconds:.1f} s; it reconnects by itself")
+        self.seconds = seconds
+
+
+class NoResponders(BusError):
+    """Nobody subscribes to the subject. Nothing was done."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"nobody answers on {subject}")
+        self.subject = subject
+
+
+class NoReply(BusError):
+    """Sent, and not answered in time: whether it took effect is unknown."""
+
+    def __init__(self, subject: str, timeout: float) -> None:
+        super().__init__(f"no answer on {subject} within {timeout:g} s: the outcome is unknown")
+        self.subject = subject
+        self.timeout = timeout
+
+
+class StoreRefused(BusError):
+    """JetStream refused a write or a management call. Nothing was stored.
+
+    `code` is JetStream's error code (10071, …), 0 where it gave none.
+    """
+
+    def __init__(self, subject: str, code: int, description: str) -> None:
+        super().__init__(f"JetStream refused {subject}: {description} ({code})")
+        self.subject = subject
+        self.code = code
+        self.description = description
+
+
+class Conflict(StoreRefused):
+    """A compare-and-set lost: the expected sequence was not the last one.
+
+    `last` is the sequence that the server named as the last one, None where it named none.
+    """
+
+    def __init__(self, subject: str, code: int, description: str, last: int | None) -> None:
+        super().__init__(subject, code, description)
+        self.last = last
+
+
+class StoreUnsuitable(BusError):
+    """This NATS server or account cannot keep what box-bridge promises."""
+
+
+class TopologyMismatch(BusError):
+    """A stream exists with settings that break a promise.
+
+    `differences` holds one line a setting: what it is and what it must be.
+    """
+
+    def __init__(self, stream: str, differences: Sequence[str]) -> None:
+        lines = "\n".join(f"  {line}" for line in differences)
+        super().__init__(
+            f"stream {stream} exists with settings that break a promise:\n{lines}\n"
+            f"Mend it with `nats stream edit {stream}`, or choose another prefix."
+        )
+        self.stream = stream
+        self.differences = tuple(differences)
+
+
+# ── a Box ────────────────────────────────────────────────────────────────────────────────
+
+
+class BoxError(BridgeError):
+    """A Box cannot do its work."""
+
+
+class HostTaken(BoxError):
+    """Another Box has this data directory, or this host name on the bus."""
+
+
+class InstanceError(BoxError):
+    """One instance could not be made, started or reached."""
+
+
+class PortTaken(InstanceError):
+    """A process that is not the instance listens on the instance's port."""
+
+    def __init__(self, port: int, holder: str) -> None:
+        super().__init__(f"port {port} is taken by {holder}")
+        self.port = port
+        self.holder = holder
+
+
+# ── a scale request ──────────────────────────────────────────────────────────────────────
+
+
+class ScaleError(BridgeError):
+    """A scale request did not do what was asked."""
+
+
+class NoBoxError(ScaleError):
+    """Nobody answers on the scale subject. Nothing was changed."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(
+            f"no Box answers on {subject}: start one with `box-bridge box`, "
+            "or check the NATS URL and the prefix"
+        )
+        self.subject = subject
+
+
+class RequestTimeout(ScaleError):
+    """Asked, and not answered in time: whether it took effect is unknown.
+
+    Ask again with the same `request_id`: it has one effect, however often it is sent.
+    """
+
+    def __init__(self, subject: str, timeout: float, request_id: str = "") -> None:
+        again = f" Ask again with request id {request_id}: it has one effect." if request_id else ""
+        super().__init__(
+            f"no answer on {subject} within {timeout:g} s: the outcome is unknown.{again}"
+        )
+        self.subject = subject
+        self.timeout = timeout
+        self.request_id = request_id
+
+
+class ScaleRefused(ScaleError):
+    """A Box said no. Nothing was changed; `response` is what it said."""
+
+    def __init__(self, response: ScaleResponse) -> None:
+        super().__init__(response.error or "refused without a reason")
+        self.response = response
+
+
+class ScaleCapped(ScaleError):
+    """A Box took a lower target than was asked; `response` holds the counts."""
+
+    def __init__(self, response: ScaleResponse) -> None:
+        super().__init__(response.error or f"capped to {response.target_replicas} instances")
+        self.response = response
+
+
+class WaitTimeout(ScaleError):
+    """The request was taken, but the instances were not Ready in time.
+
+    `ready` of `wanted` were; `last_failure` is the message of the newest failure, if any.
+    """
+
+    def __init__(
+        self, service: str, ready: int, wanted: int, timeout: float, last_failure: str = ""
+    ) -> None:
+        why = f" Last failure: {last_failure}" if last_failure else ""
+        super().__init__(f"{service}: {ready} of {wanted} Ready after {timeout:g} s.{why}")
+        self.service = service
+        self.ready = ready
+        self.wanted = wanted
+        self.timeout = timeout
+        self.last_failure = last_failure

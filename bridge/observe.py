@@ -1,0 +1,135 @@
+"""What a process tells about itself: log lines on stderr and Prometheus metrics.
+
+Nothing is refused, dropped or retried silently: each such place counts in `Metrics`, and the
+counters of a Box can be scraped (``[box] metrics = "host:port"``) or seen in `nats micro stats`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Final
+
+from msgspec import Struct
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+
+from bridge.errors import ConfigError
+from bridge.protocol import encode, format_time
+
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+class Metrics:
+    """The counters and gauges of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.refused = Counter(
+            "box_bridge_refused",
+            "Messages that were refused, by where they came in and why.",
+            ["where", "reason"],
+            registry=self.registry,
+        )
+        self.requests = Counter(
+            "box_bridge_requests",
+            "Requests that were answered, by endpoint and outcome.",
+            ["endpoint", "outcome"],
+            registry=self.registry,
+        )
+        self.bus = Counter(
+            "box_bridge_bus_events",
+            "What happened to the NATS connection: reconnects, errors, malformed frames, resyncs.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.events = Counter(
+            "box_bridge_events_stored",
+            "Instance events that the stream acknowledged.",
+            registry=self.registry,
+        )
+        self.instances = Gauge(
+            "box_bridge_instances",
+            "Instances on this host, by service and state.",
+            ["service", "state"],
+            registry=self.registry,
+        )
+        self.ready = Gauge(
+            "box_bridge_ready",
+            "1 while this Box answers scale requests.",
+            registry=self.registry,
+        )
+
+    def refuse(self, where: str, reason: str) -> None:
+        """Count one refused message."""
+        self.refused.labels(where, reason).inc()
+
+    def count(self, kind: str) -> None:
+        """Count one event of the bus."""
+        self.bus.labels(kind).inc()
+
+    def refusals(self) -> dict[str, int]:
+        """``where: reason`` → how often, for people."""
+        return {
+            f"{sample.labels['where']}: {sample.labels['reason']}": int(sample.value)
+            for metric in self.refused.collect()
+            for sample in metric.samples
+            if sample.name.endswith("_total")
+        }
+
+    def serve(self, address: str) -> None:
+        """Serve ``/metrics`` on `address` (``host:port``) from a daemon thread.
+
+        Raises ConfigError if it cannot be bound.
+        """
+        host, _, port = address.rpartition(":")
+        try:
+            start_http_server(int(port), addr=host.strip("[]"), registry=self.registry)
+        except OSError as exc:
+            raise ConfigError("[box] metrics", f"cannot listen on {address}: {exc}") from exc
+
+
+class _LogLine(Struct, kw_only=True, omit_defaults=True):
+    time: str
+    level: str
+    logger: str
+    message: str
+    exception: str = ""
+
+
+class _TextFormatter(logging.Formatter):
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        return format_time(datetime.fromtimestamp(round(record.created, 3), UTC))
+
+
+class _JsonFormatter(_TextFormatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = _LogLine(
+            time=self.formatTime(record),
+            level=record.levelname.lower(),
+            logger=record.name,
+            message=record.getMessage(),
+            exception=self.formatException(record.exc_info) if record.exc_info else "",
+        )
+        return encode(line).decode()
+
+
+def configure_logging(level: str = "info", style: str = "text") -> None:
+    """Send log records of `level` and above to stderr, as text or as one JSON object a line.
+
+    Raises ConfigError for a level or style that does not exist.
+    """
+    if level not in LEVELS:
+        raise ConfigError("BOX_BRIDGE_LOG", f"{level!r} is not one of {', '.join(LEVELS)}")
+    if style not in ("text", "json"):
+        raise ConfigError("BOX_BRIDGE_LOG_FORMAT", f"{style!r} is not one of text, json")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _JsonFormatter()
+        if style == "json"
+        else _TextFormatter("%(asctime)s %(levelname)-7s %(message)s")
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.getLogger("nats").setLevel(logging.CRITICAL)  # the bus logs what matters itself

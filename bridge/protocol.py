@@ -1,0 +1,350 @@
+"""The payloads that cross the bus, exactly as the Rust crate a3s-box-core 2.4.0 has them.
+
+This is the one module that knows JSON. `decode` refuses whatever serde_json would refuse,
+naming the field, and `encode` writes the bytes that serde_json would write: every field, in
+the contract's order, None as null, times in UTC with 0, 3 or 6 fraction digits, f32 as f32.
+
+Known differences from serde, none of which two well-behaved peers can meet: times are kept to
+the microsecond (Rust: nanosecond), a leap second (``:60``) is refused, a field given twice
+keeps its last value, and a struct written as an array is refused.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import struct
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Self, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct, field
+from msgspec.structs import replace
+
+from bridge.errors import ProtocolError
+
+U8 = Annotated[int, Meta(ge=0, le=2**8 - 1)]
+U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+U64 = Annotated[int, Meta(ge=0)]  # msgspec takes no bound above int64; `_health` checks it
+Time = Annotated[datetime, Meta(tz=True)]
+
+U32_MAX: Final = 2**32 - 1
+_U64_MAX: Final = 2**64 - 1
+
+
+class InstanceState(enum.Enum):
+    """Where an instance is in its life. The values travel; `str()` is for people."""
+
+    CREATING = "Creating"
+    BOOTING = "Booting"
+    READY = "Ready"
+    BUSY = "Busy"
+    DRAINING = "Draining"
+    STOPPING = "Stopping"
+    STOPPED = "Stopped"
+    FAILED = "Failed"
+
+    def __str__(self) -> str:
+        return self.value.lower()
+
+
+class ScaleConfig(Struct, frozen=True, kw_only=True, gc=False):
+    """Overrides of a service's configuration; None and empty leave it as it is."""
+
+    image: str | None = None
+    vcpus: U8 | None = None
+    memory_mib: U32 | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    port_map: list[str] = field(default_factory=list)
+
+
+class ScaleRequest(Struct, frozen=True, kw_only=True, gc=False):
+    """Desired state: `service` shall have `replicas` instances."""
+
+    service: str
+    replicas: U32
+    config: ScaleConfig = field(default_factory=ScaleConfig)
+    request_id: str = ""
+
+
+class InstanceHealth(Struct, frozen=True, kw_only=True, gc=False):
+    """How an instance does: CPU in percent of one core, memory in bytes."""
+
+    cpu_percent: float | None = None
+    memory_bytes: U64 | None = None
+    inflight_requests: U32 = 0
+    healthy: bool = True
+
+
+class InstanceInfo(Struct, frozen=True, kw_only=True, gc=False):
+    """One instance as it stands. `endpoint` is ``host:port``, None until it has one."""
+
+    id: str
+    state: InstanceState
+    service: str
+    created_at: Time
+    ready_at: Time | None = None
+    endpoint: str | None = None
+    health: InstanceHealth = field(default_factory=InstanceHealth)
+
+
+class ScaleResponse(Struct, frozen=True, kw_only=True, gc=False):
+    """The answer to a ScaleRequest: the counts as they stand after it."""
+
+    request_id: str
+    accepted: bool
+    current_replicas: U32
+    target_replicas: U32
+    instances: list[InstanceInfo]
+    error: str | None = None
+
+
+class InstanceEvent(Struct, frozen=True, kw_only=True, gc=False):
+    """One step in the life of an instance; equal states make it a note."""
+
+    instance_id: str
+    service: str
+    from_state: InstanceState
+    to_state: InstanceState
+    timestamp: Time
+    message: str = ""
+
+    @classmethod
+    def transition(
+        cls,
+        instance_id: str,
+        service: str,
+        from_state: InstanceState,
+        to_state: InstanceState,
+        *,
+        at: datetime | None = None,
+    ) -> Self:
+        """A step from one state to another, without a message; `at` defaults to now."""
+        return cls(
+            instance_id=instance_id,
+            service=service,
+            from_state=from_state,
+            to_state=to_state,
+            timestamp=datetime.now(UTC) if at is None else at,
+        )
+
+    def with_message(self, message: str) -> Self:
+        """The same event, saying `message`."""
+        return replace(self, message=message)
+
+
+class InstanceRegistration(Struct, frozen=True, kw_only=True, gc=False):
+    """An instance takes traffic at `endpoint` (``host:port``)."""
+
+    instance_id: str
+    service: str
+    endpoint: str
+    metadata: dict[str, str] = field(default_factory=dict)
+    started_at: Time
+
+
+class InstanceDeregistration(Struct, frozen=True, kw_only=True, gc=False):
+    """An instance takes no more traffic, for good: ids are never reused."""
+
+    instance_id: str
+    service: str
+    reason: str = ""
+
+
+class InstancesRequest(Struct, frozen=True, kw_only=True, gc=False):
+    """Asks for a page of the fleet's instances; the empty service means all."""
+
+    service: str = ""
+    offset: U32 = 0
+    limit: U32 = 500
+
+
+class InstancesResponse(Struct, frozen=True, kw_only=True, gc=False):
+    """A page of instances, oldest first, and the host that runs each.
+
+    `total` counts all that match, listed or not. `notices` are sentences for people about
+    what needs attention (a stopped rollout, say).
+    """
+
+    total: U32
+    instances: list[InstanceInfo]
+    hosts: dict[str, str]
+    error: str | None = None
+    notices: list[str] = field(default_factory=list)
+
+
+HostStats = dict[str, InstanceHealth]
+"""The payload of ``box.stats.<host>``: instance id → health."""
+
+T = TypeVar("T")
+
+_ENCODER: Final = msgspec.json.Encoder()
+_DECODERS: Final[dict[Any, msgspec.json.Decoder[Any]]] = {}
+
+
+def decode(cls: type[T], data: bytes) -> T:
+    """`data` as a `cls`, with times in UTC and floats rounded to f32.
+
+    Raises ProtocolError, naming the field, for anything that serde_json would not take.
+    """
+    decoder = _DECODERS.get(cls)
+    if decoder is None:
+        decoder = _DECODERS[cls] = msgspec.json.Decoder(cls)
+    try:
+        if not data.isascii():
+            data.decode()  # msgspec skips unknown fields unread; serde wants UTF-8 throughout
+        value = decoder.decode(data)
+        canonical = _CANONICAL.get(cls)
+        return value if canonical is None else canonical(value)  # type: ignore[no-any-return]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as exc:
+        raise _refusal(cls, exc) from exc
+
+
+def encode(value: Struct | HostStats) -> bytes:
+    """`value` as the UTF-8 JSON that serde_json would write for it.
+
+    Raises ProtocolError for a time without an offset. Does not check ranges: a value that
+    `decode` gave, or whose fields hold what their types say, is always valid.
+    """
+    canonical = _CANONICAL.get(type(value))
+    if canonical is not None:
+        value = canonical(value)
+    data = _ENCODER.encode(value)
+    # msgspec writes six fraction digits where chrono writes three; one value in a thousand.
+    return _ENCODER.encode(_chrono_times(value)) if b'000Z"' in data else data
+
+
+def now() -> datetime:
+    """The wall clock in UTC: for timestamps people read, never for deadlines."""
+    return datetime.now(UTC)
+
+
+def format_time(value: datetime) -> str:
+    """`value` in RFC 3339, in UTC, with 0, 3 or 6 fraction digits as chrono writes them."""
+    value = value.astimezone(UTC).replace(tzinfo=None)
+    spec = "microseconds" if value.microsecond % 1000 else "milliseconds"
+    return value.isoformat(timespec=spec if value.microsecond else "seconds") + "Z"
+
+
+def parse_time(text: str) -> datetime:
+    """An RFC 3339 time with an offset, in UTC; raises ProtocolError for anything else."""
+    try:
+        return _utc(msgspec.convert(text, Time))
+    except (msgspec.ValidationError, OverflowError) as exc:
+        raise ProtocolError("time", "", f"{text[:40]!r} is not RFC 3339 with an offset") from exc
+
+
+# ── the canonical form: what two peers agree is the same value ───────────────────────────
+
+
+def _utc(value: datetime) -> datetime:
+    if value.tzinfo is UTC:
+        return value
+    if value.tzinfo is None:
+        raise ProtocolError("time", "", f"{value.isoformat()} has no offset: use UTC")
+    return value.astimezone(UTC)
+
+
+def _f32(value: float) -> float:
+    """The double whose shortest decimal is also the shortest decimal of `value` as an f32."""
+    if -1e3 < value < 1e3 and round(value, 3) == value:
+        return value  # six significant digits always survive a float (FLT_DIG)
+    try:
+        single = struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")  # as Rust's `as f32`
+    for digits in range(6, 10):
+        short = float(f"{single:.{digits}g}")
+        if struct.unpack("f", struct.pack("f", short))[0] == single:
+            return short
+    return float(single)
+
+
+def _health(value: InstanceHealth) -> InstanceHealth:
+    cpu = value.cpu_percent
+    if cpu is not None and (rounded := _f32(cpu)) != cpu:
+        value = replace(value, cpu_percent=rounded)
+    if value.memory_bytes is not None and value.memory_bytes > _U64_MAX:
+        raise ProtocolError("InstanceHealth", "memory_bytes", "expected `int` <= 2^64 - 1")
+    return value
+
+
+def _info(value: InstanceInfo) -> InstanceInfo:
+    created = _utc(value.created_at)
+    ready = None if value.ready_at is None else _utc(value.ready_at)
+    health = _health(value.health)
+    if created is value.created_at and ready is value.ready_at and health is value.health:
+        return value
+    return replace(value, created_at=created, ready_at=ready, health=health)
+
+
+def _event(value: InstanceEvent) -> InstanceEvent:
+    at = value.timestamp
+    return value if at.tzinfo is UTC else replace(value, timestamp=_utc(at))
+
+
+def _registration(value: InstanceRegistration) -> InstanceRegistration:
+    at = value.started_at
+    return value if at.tzinfo is UTC else replace(value, started_at=_utc(at))
+
+
+def _with_infos(value: Any) -> Any:
+    infos = [_info(info) for info in value.instances]
+    same = all(new is old for new, old in zip(infos, value.instances, strict=True))
+    return value if same else replace(value, instances=infos)
+
+
+def _stats(value: HostStats) -> HostStats:
+    return {key: _health(health) for key, health in value.items()}
+
+
+_CANONICAL: Final[dict[Any, Callable[[Any], Any]]] = {
+    InstanceHealth: _health,
+    InstanceInfo: _info,
+    InstanceEvent: _event,
+    InstanceRegistration: _registration,
+    ScaleResponse: _with_infos,
+    InstancesResponse: _with_infos,
+    HostStats: _stats,
+    dict: _stats,
+}
+
+
+def _chrono_times(value: Any) -> Any:
+    """`value` as plain JSON types, its times written as chrono writes them."""
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, datetime):
+            return format_time(node)
+        if isinstance(node, dict):
+            return {key: walk(item) for key, item in node.items()}
+        if isinstance(node, list):
+            return [walk(item) for item in node]
+        return node
+
+    return walk(msgspec.to_builtins(value, builtin_types=(datetime,)))
+
+
+# ── refusals ─────────────────────────────────────────────────────────────────────────────
+
+_AT: Final = re.compile(r"^(?P<problem>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
+_MISSING: Final = re.compile(r"^Object missing required field `([^`]+)`$")
+
+
+def _refusal(cls: Any, exc: Exception) -> ProtocolError:
+    name = getattr(cls, "__name__", str(cls))
+    if isinstance(exc, UnicodeDecodeError):
+        return ProtocolError(name, "", f"not UTF-8 at byte {exc.start}")
+    if isinstance(exc, RecursionError):
+        return ProtocolError(name, "", "nested too deeply")
+    if isinstance(exc, OverflowError):
+        return ProtocolError(name, "", "a time lies outside the years 1 to 9999")
+    if not isinstance(exc, msgspec.ValidationError):
+        return ProtocolError(name, "", f"not JSON: {exc}")
+    match = _AT.match(str(exc))
+    assert match is not None  # the pattern matches any text
+    problem, path = match["problem"], match["path"] or ""
+    if missing := _MISSING.match(problem):
+        return ProtocolError(name, ".".join(filter(None, (path, missing[1]))), "missing")
+    return ProtocolError(name, path, problem[:1].lower() + problem[1:])

@@ -1,0 +1,149 @@
+"""Every subject, stream, bucket and header name, and the rule for names.
+
+A service name, an instance id and a host name become subject tokens, so they are checked
+before they reach a subject: a dot, a wildcard or an empty string would reach other people's
+messages. Everything is derived from one prefix, so that two fleets can share an account.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from msgspec import Struct
+
+from bridge.errors import ConfigError, NameRefused
+
+_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
+DEFAULT_PREFIX: Final = "box"
+
+INBOXES: Final = ("_INBOX.", "_R_.")
+"""Where a reply may go. A reply subject is the caller's choice, so nothing else is trusted."""
+
+# Headers of events.
+MSG_ID: Final = "Nats-Msg-Id"
+BOX_SEQ: Final = "Box-Seq"
+BOX_HOST: Final = "Box-Host"
+TRACEPARENT: Final = "traceparent"
+# Headers of requests and replies.
+EXPIRES_AT: Final = "Box-Expires-At"
+DRY_RUN: Final = "Box-Dry-Run"
+CONFIG_MODE: Final = "Box-Config"
+CONFIG_REPLACE: Final = "replace"
+INSTANCES_TOTAL: Final = "Box-Instances-Total"
+# Headers of registrations.
+MSG_TTL: Final = "Nats-TTL"
+
+
+def check_name(kind: str, value: str) -> str:
+    """`value`, if it can be a subject token; raises NameRefused, naming `kind`, if not."""
+    if _NAME.fullmatch(value) is None:
+        raise NameRefused(kind, value)
+    return value
+
+
+def is_name(value: str) -> bool:
+    """Whether `value` can be a service name, an instance id or a host name."""
+    return _NAME.fullmatch(value) is not None
+
+
+class Subjects(Struct, frozen=True, kw_only=True):
+    """The names that one fleet uses, all starting with its prefix."""
+
+    prefix: str = DEFAULT_PREFIX
+
+    def __post_init__(self) -> None:
+        if not is_name(self.prefix):
+            raise ConfigError("prefix", f"{self.prefix!r} is not a name of a-z, 0-9 and '-'")
+
+    # Requests.
+
+    @property
+    def scale(self) -> str:
+        return f"{self.prefix}.scale"
+
+    @property
+    def instances(self) -> str:
+        return f"{self.prefix}.instances"
+
+    @property
+    def queue(self) -> str:
+        """The queue group in which every Box answers requests."""
+        return self.prefix
+
+    # Events and registrations.
+
+    @property
+    def all_events(self) -> str:
+        return f"{self.prefix}.events.*"
+
+    def events(self, service: str) -> str:
+        return f"{self.prefix}.events.{check_name('service', service)}"
+
+    @property
+    def all_registrations(self) -> tuple[str, str]:
+        return f"{self.prefix}.register.*.*", f"{self.prefix}.deregister.*.*"
+
+    def register(self, service: str, instance_id: str) -> str:
+        return f"{self.prefix}.register.{_pair(service, instance_id)}"
+
+    def deregister(self, service: str, instance_id: str) -> str:
+        return f"{self.prefix}.deregister.{_pair(service, instance_id)}"
+
+    # Loads.
+
+    @property
+    def all_stats(self) -> str:
+        return f"{self.prefix}.stats.*"
+
+    def stats(self, host: str) -> str:
+        return f"{self.prefix}.stats.{check_name('host', host)}"
+
+    # Streams and buckets.
+
+    @property
+    def events_stream(self) -> str:
+        return f"{self.prefix.upper()}_EVENTS"
+
+    @property
+    def registry_stream(self) -> str:
+        return f"{self.prefix.upper()}_REGISTRY"
+
+    @property
+    def services_bucket(self) -> str:
+        return f"{self.prefix}_services"
+
+    @property
+    def slots_bucket(self) -> str:
+        return f"{self.prefix}_slots"
+
+    @property
+    def hosts_bucket(self) -> str:
+        return f"{self.prefix}_hosts"
+
+    @property
+    def admin_bucket(self) -> str:
+        return f"{self.prefix}_admin"
+
+
+def last_token(subject: str) -> str:
+    """What follows the last dot: the service of an event, the host of a stats message."""
+    return subject.rpartition(".")[2]
+
+
+def slot_key(service: str, slot: int) -> str:
+    """The key of a slot in the slots bucket: ``<service>.<slot>``."""
+    return f"{check_name('service', service)}.{slot}"
+
+
+def parse_slot_key(key: str) -> tuple[str, int]:
+    """The service and the slot of `key`; raises NameRefused if it is not a slot's key."""
+    service, _, slot = key.rpartition(".")
+    if not (is_name(service) and slot.isascii() and slot.isdigit()):
+        raise NameRefused("slot key", key)
+    return service, int(slot)
+
+
+def _pair(service: str, instance_id: str) -> str:
+    return f"{check_name('service', service)}.{check_name('instance id', instance_id)}"

@@ -1,0 +1,43 @@
+"""Every task has an owner: a block of code that ends with its tasks, and they with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+
+class _BlockEnded(Exception):
+    """Raised inside a TaskGroup to end the tasks that outlive the block."""
+
+
+@contextlib.asynccontextmanager
+async def task_scope() -> AsyncIterator[asyncio.TaskGroup]:
+    """A TaskGroup for the background tasks of a block.
+
+    When the block ends, tasks that still run are cancelled and awaited. When a task fails, the
+    block is cancelled and the failure raised. The block's own exception comes out as it is, not
+    wrapped in a group, and so does the failure of a single task.
+    """
+    raised: Exception | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            try:
+                yield group
+            except Exception as exc:  # re-raised below, without the group around it
+                raised = exc
+            raise _BlockEnded
+    except BaseExceptionGroup as failures:
+        _, rest = failures.split(_BlockEnded)
+        if raised is None and rest is not None:
+            raise _bare(rest) from None
+    if raised is not None:
+        raise raised
+
+
+def _bare(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one exception in `group`, or `group` if there are several."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
+        found = found.exceptions[0]
+    return found
