@@ -7,7 +7,8 @@ and JetStream stores such messages, so they come back. `GuardedClient` therefore
 - parses frames strictly (split on a space, as the server writes them) and decodes nothing
   that can fail;
 - hands each message to its handler in the read loop: no queue, no task and no silent drop
-  behind it. A handler's exception is counted, and the next message is read;
+  behind it. A handler's exception is counted, and the next message is read. (nats-py's own
+  `subscribe` and `request` are not for use on it: see `listen`, and `Connection.request`);
 - turns everything else that goes wrong while reading into a reconnect;
 - refuses to send what makes the server hang up: payload plus headers over ``max_payload``, or
   a control line over the server's bound;
@@ -94,9 +95,7 @@ class _StrictParser:
             pos = end + 2
             self._frame = None
             handler = self._client.handlers.get(sid)
-            if handler is None:
-                await self._client.deliver(sid, subject, reply, payload, headers)
-            else:
+            if handler is not None:  # else it was on its way when the subscription ended
                 self._client.dispatch(handler, subject, reply, payload, headers)
         return b""
 
@@ -205,16 +204,6 @@ class GuardedClient(Client):
         except Exception:
             self.count("handler_error")
             _log.exception("handling a message on %s failed", message.subject)
-
-    async def deliver(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
-    ) -> None:
-        """Hand one message to nats-py's own subscriptions (its JetStream calls)."""
-        try:
-            await self._process_msg(sid, subject, reply, data, headers)
-        except Exception:
-            self.count("malformed_message")
-            _log.warning("nats-py could not take a message on %r", subject[:80], exc_info=True)
 
     @property
     def is_zombie(self) -> bool:

@@ -47,6 +47,7 @@ _PING_INTERVAL: Final = 2  # seconds; with two outstanding, a dead peer is notic
 _RECONNECT_WAIT: Final = 0.25  # seconds between attempts at one server
 _WATCH_INTERVAL: Final = 1.0  # seconds between looks for a zombie client
 _NO_RESPONDERS: Final = 503
+_DENIAL_FRESH: Final = 10.0  # seconds for which a denial explains a timeout
 
 Watcher = Callable[[bool], None]
 """Told True after each (re)connect, False when the connection is lost. Must not block."""
@@ -88,6 +89,7 @@ class Connection:
         self._lost = asyncio.Event()
         self._down_since = time.monotonic()
         self._last_error = ""
+        self._last_error_at = 0.0
         self._closing = False
 
     @classmethod
@@ -153,10 +155,13 @@ class Connection:
         host = url.hostname if url else None
         return host in ("localhost", "::1") or str(host).startswith("127.")
 
-    @property
-    def last_error(self) -> str:
-        """The last thing NATS complained about: the likely cause of what timed out."""
-        return self._last_error
+    def permission_error(self) -> str:
+        """NATS's word on a missing permission, if it said so within the last 10 s.
+
+        The server does not answer what it denies; this is the likely cause of what timed out.
+        """
+        fresh = time.monotonic() - self._last_error_at < _DENIAL_FRESH
+        return self._last_error if fresh and "permissions violation" in self._last_error else ""
 
     # ── sending and receiving ────────────────────────────────────────────────────────────
 
@@ -232,8 +237,9 @@ class Connection:
 
     @property
     def jetstream(self) -> JetStreamContext:
-        """nats-py's JetStream calls on the connection as it is now (for the bus package)."""
-        return self._client.jetstream(domain=self.settings.domain or None, timeout=5)
+        """nats-py's JetStream calls, sent as `request` sends (for the bus package)."""
+        domain = self.settings.domain or None
+        return JetStreamContext(_Requests(self), domain=domain, timeout=5)  # type: ignore[arg-type]
 
     def _take_reply(self, message: Message) -> None:
         future = self._replies.get(message.subject.rpartition(".")[2])
@@ -317,6 +323,7 @@ class Connection:
         self._lost.set()
 
     async def _on_error(self, exc: Exception) -> None:
+        self._last_error_at = time.monotonic()
         self._last_error = str(exc).removeprefix("nats: ") or type(exc).__name__
         self.metrics.count("error")
         _log.debug("nats: %s", exc)
@@ -336,6 +343,22 @@ class Connection:
         with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
             async with asyncio.timeout(2):
                 await self._client.close()
+
+
+class _Requests:
+    """What nats-py's JetStream calls need of a client, with this module's promises."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.connected_server_version = connection._client.connected_server_version
+
+    async def request(self, subject: str, payload: bytes = b"", timeout: float = 5) -> Message:
+        try:
+            return await self._connection.request(subject, payload, timeout=timeout)
+        except NoResponders as exc:
+            raise nats.errors.NoRespondersError from exc
+        except NoReply as exc:
+            raise nats.errors.TimeoutError from exc
 
 
 def _expire(future: asyncio.Future[Message]) -> None:

@@ -221,10 +221,8 @@ async def _call(
             ) from exc
         raise mapped(name, exc) from exc
     except (nats.errors.Error, TimeoutError) as exc:
-        if "permissions" in connection.last_error.lower():
-            raise StoreUnsuitable(
-                f"this user may not {verb} stream {name}: {connection.last_error}"
-            ) from exc
+        if denied := connection.permission_error():
+            raise StoreUnsuitable(f"this user may not {verb} stream {name}: {denied}") from exc
         raise mapped(name, exc) from exc
 
 

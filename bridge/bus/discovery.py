@@ -1,0 +1,104 @@
+"""What `nats micro ls|info|stats` asks of a service, and what it is told (NATS ADR-32)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from msgspec import Struct, field
+
+from bridge.protocol import encode
+
+_TYPE: Final = "io.nats.micro.v1."
+
+
+class EndpointInfo(Struct, frozen=True, kw_only=True):
+    """An endpoint as INFO shows it."""
+
+    name: str
+    subject: str
+    queue_group: str
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+class EndpointStats(Struct, frozen=True, kw_only=True):
+    """An endpoint as STATS shows it; times in nanoseconds."""
+
+    name: str
+    subject: str
+    queue_group: str
+    num_requests: int
+    num_errors: int
+    last_error: str
+    processing_time: int
+    average_processing_time: int
+    data: dict[str, int]
+
+
+class _Identity(Struct, frozen=True, kw_only=True):
+    type: str
+    name: str
+    id: str
+    version: str
+    metadata: dict[str, str]
+
+
+class _Info(_Identity, frozen=True, kw_only=True):
+    description: str
+    endpoints: list[EndpointInfo]
+
+
+class _Stats(_Identity, frozen=True, kw_only=True):
+    started: str
+    endpoints: list[EndpointStats]
+
+
+class Description(Struct, frozen=True, kw_only=True):
+    """Who a service is; `started` is RFC 3339, `metadata` never null."""
+
+    name: str
+    id: str
+    version: str
+    description: str
+    started: str
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def subjects(self) -> tuple[str, str, str]:
+        """The subjects on which the three verbs come in, for all, by name and by id."""
+        return "$SRV.*", f"$SRV.*.{self.name}", f"$SRV.*.{self.name}.{self.id}"
+
+    def answer(
+        self,
+        verb: str,
+        endpoints: Callable[[], list[EndpointInfo]],
+        stats: Callable[[], list[EndpointStats]],
+    ) -> bytes | None:
+        """The answer to PING, INFO or STATS; None for any other verb."""
+        common = {
+            "name": self.name,
+            "id": self.id,
+            "version": self.version,
+            "metadata": self.metadata,
+        }
+        if verb == "PING":
+            return encode(_Identity(type=_TYPE + "ping_response", **common))  # type: ignore[arg-type]
+        if verb == "INFO":
+            return encode(
+                _Info(
+                    type=_TYPE + "info_response",
+                    description=self.description,
+                    endpoints=endpoints(),
+                    **common,  # type: ignore[arg-type]
+                )
+            )
+        if verb == "STATS":
+            return encode(
+                _Stats(
+                    type=_TYPE + "stats_response",
+                    started=self.started,
+                    endpoints=stats(),
+                    **common,  # type: ignore[arg-type]
+                )
+            )
+        return None

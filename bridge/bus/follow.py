@@ -1,0 +1,264 @@
+"""Following a stream: what is there, then what comes, with no gap between or after.
+
+nats-py's ordered consumer and `kv.watch` lose messages silently when slow and never notice a
+stream that was wiped. `Follower` makes the push consumer itself and trusts only what proves
+itself: consecutive consumer sequences, and heartbeats that name the last one. A gap, a
+heartbeat that disagrees, 2.2 s of silence or a reconnect starts a fresh consumer; what the sink
+had stands until the new one has caught up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import time
+from typing import Final, Protocol
+
+import nats.errors
+import nats.js.errors
+from msgspec import Struct
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.nuid import NUID
+
+from bridge.bus.connection import Connection, Listener
+from bridge.bus.message import Message
+from bridge.errors import BusError, StoreUnsuitable
+
+_log = logging.getLogger(__name__)
+
+_HEARTBEAT: Final = 1.0  # seconds between idle heartbeats
+_SILENCE: Final = 2.2  # seconds without message or heartbeat: two were missed
+_CHECK: Final = 0.25  # seconds between looks at the silence
+_RETRY: Final = 0.25  # seconds before another try to make the consumer
+_CONTROL: Final = 100  # the inline status of heartbeats and flow control
+
+
+class Sink(Protocol):
+    """Where a Follower delivers. Called in the read loop: nothing here may block."""
+
+    def begin(self) -> None:
+        """A fresh run starts. When following from a snapshot, all of it comes again."""
+
+    def take(self, message: Message, seq: int, time_ns: int) -> None:
+        """A message, its stream sequence and its time by the server's clock."""
+
+    def complete(self, last_seq: int) -> None:
+        """All that was stored when the run began has been taken: current from here on.
+
+        `last_seq` is the stream's last sequence then.
+        """
+
+    def lost(self) -> None:
+        """No longer current, until the next `complete`."""
+
+
+class Start(enum.Enum):
+    """Where a Follower begins."""
+
+    SNAPSHOT = "the last message of each subject, again in each run"
+    NEXT = "the next message; later runs go on where the last one ended"
+
+
+class Position(Struct, frozen=True):
+    """Where in its stream and consumer a message is, as its reply subject says."""
+
+    consumer: str
+    stream_seq: int
+    consumer_seq: int
+    time_ns: int
+
+
+def parse_position(reply: str) -> Position | None:
+    """The position in a ``$JS.ACK.…`` reply subject, of either length; None if it is none."""
+    parts = reply.split(".")
+    if parts[:2] != ["$JS", "ACK"]:
+        return None
+    if len(parts) >= 11:  # with domain and account hash
+        parts = [*parts[:2], *parts[4:]]
+    if len(parts) < 9 or not all(part.isdigit() for part in parts[5:8]):
+        return None
+    return Position(parts[3], int(parts[5]), int(parts[6]), int(parts[7]))
+
+
+class Follower:
+    """Feeds `sink` from `stream` for as long as `run` runs. See the module.
+
+    `subject` filters. `position` is the last stream sequence taken; a stream that was re-created
+    (its last sequence lies below) is followed from its start.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        stream: str,
+        sink: Sink,
+        *,
+        start: Start = Start.SNAPSHOT,
+        subject: str = ">",
+    ) -> None:
+        self.stream = stream
+        self.position = 0
+        self._connection = connection
+        self._sink = sink
+        self._start = start
+        self._subject = subject
+        self._started = False
+
+    async def run(self) -> None:
+        """Follow until cancelled. Raises StoreUnsuitable where this user may not."""
+        unwatch = self._connection.watch(self._on_connection)
+        self._broken = asyncio.Event()
+        try:
+            while True:
+                await self._connection.wait_connected()
+                self._broken.clear()
+                run = _Run(self, self._broken)
+                try:
+                    await self._begin(run)
+                    await self._until_broken(run)
+                    self._connection.metrics.count("resync")
+                except StoreUnsuitable:
+                    raise
+                except BusError as exc:
+                    _log.debug("following %s: %s", self.stream, exc)
+                    await asyncio.sleep(_RETRY)
+                finally:
+                    run.over = True
+                    self._sink.lost()
+                    if run.listener is not None:
+                        await run.listener.close()
+        finally:
+            unwatch()
+
+    def _on_connection(self, up: bool) -> None:
+        self._broken.set()  # up or down, what the consumer sent in between is gone
+
+    async def _begin(self, run: _Run) -> None:
+        connection = self._connection
+        inbox = connection.new_inbox()
+        js = connection.jetstream
+        try:
+            if self._start is Start.NEXT:
+                last = (await js.stream_info(self.stream)).state.last_seq
+                if not self._started or last < self.position:
+                    # The first run starts at the end; a re-created stream is read from its start.
+                    self.position = 0 if self._started else last
+                    self._started = True
+            run.listener = await connection.listen(inbox, run.handle)
+            self._sink.begin()
+            await js.add_consumer(self.stream, self._config(inbox, run.name))
+            # Read after the consumer exists: all up to here comes through it.
+            state = (await js.stream_info(self.stream)).state
+        except nats.js.errors.APIError as exc:
+            raise BusError(f"{self.stream}: {exc}") from exc
+        except nats.errors.Error as exc:
+            if denied := connection.permission_error():
+                raise StoreUnsuitable(f"this user may not follow {self.stream}: {denied}") from exc
+            raise BusError(f"{self.stream}: {exc}") from exc
+        run.target(state.last_seq, empty=not state.messages)
+
+    def _config(self, inbox: str, name: str) -> ConsumerConfig:
+        snapshot = self._start is Start.SNAPSHOT
+        return ConsumerConfig(
+            name=name,
+            deliver_subject=inbox,
+            filter_subject=self._subject,
+            deliver_policy=(
+                DeliverPolicy.LAST_PER_SUBJECT if snapshot else DeliverPolicy.BY_START_SEQUENCE
+            ),
+            opt_start_seq=None if snapshot else self.position + 1,
+            ack_policy=AckPolicy.NONE,
+            max_deliver=1,
+            flow_control=True,
+            idle_heartbeat=_HEARTBEAT,
+            mem_storage=True,
+            num_replicas=1,
+            inactive_threshold=10.0,
+        )
+
+    async def _until_broken(self, run: _Run) -> None:
+        """Return when the run can no longer be trusted to be complete."""
+        while not self._broken.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CHECK):
+                    await self._broken.wait()
+            if run.silence() > _SILENCE:
+                # Our own loop may have stalled: give what lies in the socket a chance.
+                await asyncio.sleep(_CHECK)
+                if run.silence() > _SILENCE:
+                    return
+
+
+class _Run:
+    """One consumer's life: checks each message against the one before."""
+
+    def __init__(self, follower: Follower, broken: asyncio.Event) -> None:
+        self.name = NUID().next().decode()
+        self.listener: Listener | None = None
+        self.over = False
+        self._follower = follower
+        self._sink = follower._sink
+        self._broken = broken
+        self._received = 0
+        self._highest = follower.position if follower._start is Start.NEXT else 0
+        self._last: int | None = None
+        self._complete = False
+        self._heard = time.monotonic()
+
+    def silence(self) -> float:
+        return time.monotonic() - self._heard
+
+    def target(self, last: int, *, empty: bool) -> None:
+        """All up to the stream sequence `last` must come before the run is complete."""
+        self._heard = time.monotonic()
+        self._last = last
+        if empty:
+            self._finish()
+        else:
+            self._check_complete()
+
+    def handle(self, message: Message) -> None:
+        if self.over or self._broken.is_set():
+            return
+        if message.status == _CONTROL and not message.data:
+            self._control(message)
+            return
+        position = parse_position(message.reply)
+        if position is None or position.consumer != self.name:
+            self._follower._connection.metrics.refuse("stream", "not from the consumer")
+            return
+        self._heard = time.monotonic()
+        if position.consumer_seq != self._received + 1:
+            self._broken.set()
+            return
+        self._received += 1
+        self._highest = self._follower.position = position.stream_seq
+        self._sink.take(message, position.stream_seq, position.time_ns)
+        if not self._complete:
+            self._check_complete()
+
+    def _control(self, message: Message) -> None:
+        """Idle heartbeats and flow control, which the server waits to have answered."""
+        self._heard = time.monotonic()
+        stalled = message.headers.get("Nats-Consumer-Stalled", "")
+        with contextlib.suppress(BusError):
+            if answer := message.reply or stalled:
+                self._follower._connection.publish(answer)
+        last = message.headers.get("Nats-Last-Consumer", "")
+        if not last.isdigit():
+            return
+        if int(last) != self._received:
+            self._broken.set()
+        elif not stalled:
+            self._finish()  # idle, and nothing missing: there is nothing more to come
+
+    def _check_complete(self) -> None:
+        if self._last is not None and self._highest >= self._last:
+            self._finish()
+
+    def _finish(self) -> None:
+        if not self._complete and self._last is not None:
+            self._complete = True
+            self._sink.complete(self._last)

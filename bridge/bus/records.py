@@ -1,0 +1,234 @@
+"""A bucket as a typed, always-current view, and compare-and-set on it.
+
+The view is complete once `live` is True and stays so but for the moments of a resync, during
+which it keeps what it had. Writes go to the store and come back through the view; one that was
+acknowledged is in the view at once. A record that cannot be read is counted, kept out of the
+view and listed as unreadable, so that nobody takes its key for free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, Generic, TypeVar
+
+from msgspec import Struct
+
+from bridge.bus.connection import Connection
+from bridge.bus.follow import Follower
+from bridge.bus.message import Message
+from bridge.bus.store import EXPECTED_SEQ, EXPECTED_SUBJECT_SEQ, store
+from bridge.errors import ProtocolError
+from bridge.protocol import decode, encode
+
+_log = logging.getLogger(__name__)
+
+_OPERATION: Final = "KV-Operation"
+_DELETED: Final = ("DEL", "PURGE")
+
+T = TypeVar("T", bound=Struct)
+
+OnChange = Callable[[str, T | None, T | None], None]
+"""Told a key, its old value and its new one (None: not there), after each put and delete.
+
+A put that repeats the value (a renewed lease) is told too. Must not block.
+"""
+
+
+class Record(Struct, Generic[T], frozen=True):
+    """A value and its revision, the stream sequence of the message that holds it."""
+
+    value: T
+    revision: int
+
+
+class Records(Generic[T]):
+    """The view of one bucket; `run` keeps it current. See the module."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        bucket: str,
+        cls: type[T],
+        *,
+        on_change: OnChange[T] | None = None,
+        on_live: Callable[[bool], None] | None = None,
+    ) -> None:
+        self.bucket = bucket
+        self._connection = connection
+        self._class = cls
+        self._on_change = on_change
+        self._on_live = on_live
+        self._view: _View[T] = _View()
+        self._next: _View[T] | None = None
+        self._live = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._follower = Follower(connection, f"KV_{bucket}", self)
+        self._prefix = f"$KV.{bucket}."
+
+    async def run(self) -> None:
+        """Keep the view current until cancelled."""
+        await self._follower.run()
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────
+
+    @property
+    def live(self) -> bool:
+        """Whether the view is complete and current."""
+        return self._live.is_set()
+
+    @property
+    def seq(self) -> int:
+        """The sequence of the bucket's last message that the view holds."""
+        return self._view.seq
+
+    @property
+    def unreadable(self) -> Mapping[str, int]:
+        """Keys whose value could not be decoded, and their revisions."""
+        return self._view.unreadable
+
+    def get(self, key: str) -> Record[T] | None:
+        """The record of `key`, as far as the view knows."""
+        return self._view.records.get(key)
+
+    def items(self) -> Iterator[tuple[str, Record[T]]]:
+        """All keys and records; do not await between them."""
+        return iter(self._view.records.items())
+
+    async def wait_live(self) -> None:
+        """Return when the view is complete."""
+        await self._live.wait()
+
+    async def wait_for(self, seq: int) -> None:
+        """Return when the view has reached the bucket's sequence `seq`."""
+        while self._view.seq < seq:
+            self._moved.clear()
+            await self._moved.wait()
+
+    # ── writing: each raises Conflict, StoreRefused, NoReply, CutOff, NoResponders ─────────
+
+    async def create(self, key: str, value: T) -> int:
+        """Write `key`, which must not exist; returns its revision."""
+        return await self.update(key, value, self._view.markers.get(key, 0))
+
+    async def update(self, key: str, value: T, revision: int) -> int:
+        """Replace `key`, which must still be at `revision`; returns the new revision."""
+        seq = await self._write(key, encode(value), {EXPECTED_SUBJECT_SEQ: str(revision)})
+        self._apply(key, value, seq)
+        return seq
+
+    async def put(self, key: str, value: T) -> int:
+        """Write `key`, whatever it holds; in a bucket with a ttl this renews the lease."""
+        seq = await self._write(key, encode(value), {})
+        self._apply(key, value, seq)
+        return seq
+
+    async def delete(self, key: str, revision: int) -> None:
+        """Delete `key`, which must still be at `revision`."""
+        headers = {_OPERATION: "DEL", EXPECTED_SUBJECT_SEQ: str(revision)}
+        self._apply(key, None, await self._write(key, b"", headers))
+
+    async def compare_and_set(self, key: str, value: T, seq: int) -> int:
+        """Write `key` if nothing in the whole bucket was written since `seq`.
+
+        `seq` is what `self.seq` was when the decision was taken. Returns the new sequence.
+        """
+        new = await self._write(key, encode(value), {EXPECTED_SEQ: str(seq)})
+        self._apply(key, value, new)
+        if self._view.seq == seq:
+            self._advance(new)  # nothing lay between
+        return new
+
+    async def _write(self, key: str, data: bytes, headers: dict[str, str]) -> int:
+        subject = self._prefix + key
+        return (await store(self._connection, subject, data, headers=headers or None)).seq
+
+    def _apply(self, key: str, value: T | None, seq: int) -> None:
+        """Take an acknowledged write into the view before it comes back."""
+        if self._next is not None and self._next.revision(key) < seq:
+            self._next.set(key, value, seq)
+        if self._view.revision(key) < seq:
+            old = self._view.records.get(key)
+            self._view.set(key, value, seq)
+            self._tell(key, old, value)
+
+    # ── the Follower's sink ──────────────────────────────────────────────────────────────
+
+    def begin(self) -> None:
+        self._next = _View()
+
+    def take(self, message: Message, seq: int, time_ns: int) -> None:
+        key = message.subject.removeprefix(self._prefix)
+        deleted = message.headers.get(_OPERATION) in _DELETED
+        value: T | None = None
+        readable = True
+        if not deleted:
+            try:
+                value = decode(self._class, message.data)
+            except ProtocolError as exc:
+                readable = False
+                self._connection.metrics.refuse(self.bucket, "unreadable record")
+                _log.error("bucket %s, key %s cannot be read: %s", self.bucket, key, exc)
+        view = self._view if self._next is None else self._next
+        fresh = view.revision(key) < seq
+        old = view.records.get(key)
+        if fresh:
+            view.set(key, value, seq, readable=readable)
+        view.seq = max(view.seq, seq)
+        if self._next is None:
+            if fresh:
+                self._tell(key, old, value)
+            self._moved.set()
+
+    def complete(self, last_seq: int) -> None:
+        if self._next is not None:
+            before, self._view, self._next = self._view, self._next, None
+            for key in before.records.keys() | self._view.records.keys():
+                old, new = before.records.get(key), self._view.records.get(key)
+                if old != new:
+                    self._tell(key, old, new.value if new else None)
+        self._advance(max(self._view.seq, last_seq))
+        self._live.set()
+        if self._on_live:
+            self._on_live(True)
+
+    def lost(self) -> None:
+        if self._live.is_set():
+            self._live.clear()
+            if self._on_live:
+                self._on_live(False)
+
+    def _advance(self, seq: int) -> None:
+        self._view.seq = max(self._view.seq, seq)
+        self._moved.set()
+
+    def _tell(self, key: str, old: Record[T] | None, new: T | None) -> None:
+        if self._on_change is not None:
+            self._on_change(key, old.value if old else None, new)
+
+
+class _View(Generic[T]):
+    """The records of one run of the Follower."""
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self.records: dict[str, Record[T]] = {}
+        self.markers: dict[str, int] = {}
+        self.unreadable: dict[str, int] = {}
+
+    def revision(self, key: str) -> int:
+        record = self.records.get(key)
+        if record is not None:
+            return record.revision
+        return self.markers.get(key) or self.unreadable.get(key, 0)
+
+    def set(self, key: str, value: T | None, seq: int, *, readable: bool = True) -> None:
+        for place in (self.records, self.markers, self.unreadable):
+            place.pop(key, None)
+        if value is not None:
+            self.records[key] = Record(value, seq)
+        elif readable:
+            self.markers[key] = seq
+        else:
+            self.unreadable[key] = seq

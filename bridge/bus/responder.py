@@ -1,0 +1,202 @@
+"""Request-reply endpoints: bounded, concurrent, discoverable, and safe to expose.
+
+What a caller can rely on: a request gets one reply, in turn, even when it is refused. What the
+service can rely on: a body over the bound never reaches a handler, a handler's exception
+reaches neither the caller nor the loop, more requests than can wait are refused as busy, and a
+reply goes to nothing but an inbox, with the service's own headers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from msgspec import Struct, field
+
+from bridge.bus.connection import Connection, Listener
+from bridge.bus.discovery import Description, EndpointInfo, EndpointStats
+from bridge.bus.message import Message
+from bridge.errors import BusError
+from bridge.subjects import INBOXES
+from bridge.tasks import task_scope
+
+_log = logging.getLogger(__name__)
+
+MAX_BODY: Final = 64 * 1024  # bytes
+_WORKERS: Final = 64  # requests handled at once
+_BACKLOG: Final = 4096  # requests that may wait for a worker
+
+
+class Reply(Struct, frozen=True, kw_only=True):
+    """What goes back: the service's own payload and headers, and how the request ended.
+
+    `outcome` is a word for the metrics; `error` is set when the request was refused.
+    """
+
+    data: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+    outcome: str = "ok"
+    error: str = ""
+
+
+Handle = Callable[[Message], Awaitable[Reply | None]]
+"""Answers a request. None sends nothing: the outcome is unknown, the caller asks again."""
+
+Refuse = Callable[[str], Reply]
+"""The reply that tells the caller why a request was refused before it was looked at."""
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """One subject and who answers on it."""
+
+    name: str
+    subject: str
+    queue: str
+    handle: Handle
+    refuse: Refuse
+
+
+class _Counts:
+    """What STATS tells of one endpoint."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.errors = 0
+        self.last_error = ""
+        self.nanoseconds = 0
+
+
+class Responder:
+    """Answers on `endpoints` while `run` runs and intake is open. See the module."""
+
+    def __init__(
+        self, connection: Connection, description: Description, endpoints: Sequence[Endpoint]
+    ) -> None:
+        self._connection = connection
+        self._description = description
+        self._endpoints = endpoints
+        self._counts = {endpoint.name: _Counts() for endpoint in endpoints}
+        self._queue: asyncio.Queue[tuple[Endpoint, Message]] = asyncio.Queue(_BACKLOG)
+        self._listeners: list[Listener] = []
+        self._inboxes = (*INBOXES, *connection.settings.reply_prefixes)
+
+    async def run(self) -> None:
+        """Answer until cancelled."""
+        async with task_scope() as tasks:
+            for number in range(_WORKERS):
+                tasks.create_task(self._work(), name=f"responder-{number}")
+            for endpoint in self._endpoints:
+                await self._listen(
+                    endpoint.subject,
+                    lambda message, endpoint=endpoint: self._receive(endpoint, message),
+                    endpoint.queue,
+                )
+            for subject in self._description.subjects:
+                await self._listen(subject, self._discover)
+            await asyncio.Event().wait()
+
+    async def stop_intake(self) -> None:
+        """Take no further requests, and return when those taken are answered."""
+        for listener in self._listeners:
+            await listener.close()
+        self._listeners.clear()
+        await self._queue.join()
+
+    async def _listen(
+        self, subject: str, handler: Callable[[Message], None], queue: str = ""
+    ) -> None:
+        self._listeners.append(await self._connection.listen(subject, handler, queue=queue))
+
+    def _receive(self, endpoint: Endpoint, message: Message) -> None:
+        if not message.reply.startswith(self._inboxes):
+            # Nothing may be written to a subject of the caller's choice; nothing is done either.
+            reason = "reply subject is not an inbox" if message.reply else "no reply subject"
+            self._count_error(endpoint, reason)
+            self._connection.metrics.refuse(endpoint.name, reason)
+        elif len(message.data) > MAX_BODY:
+            size = len(message.data)
+            self._send(
+                endpoint,
+                message,
+                endpoint.refuse(f"a body of {size} bytes is too large: at most {MAX_BODY}"),
+            )
+        elif self._queue.full():
+            self._send(endpoint, message, endpoint.refuse("Busy: too many requests; try again"))
+        else:
+            self._queue.put_nowait((endpoint, message))
+
+    async def _work(self) -> None:
+        while True:
+            endpoint, message = await self._queue.get()
+            started = time.perf_counter_ns()
+            try:
+                reply = await endpoint.handle(message)
+            except Exception:
+                _log.exception("answering on %s failed", endpoint.subject)
+                reply = endpoint.refuse("internal error: see the log of the Box")
+            finally:
+                self._queue.task_done()
+            self._counts[endpoint.name].nanoseconds += time.perf_counter_ns() - started
+            if reply is not None:
+                self._send(endpoint, message, reply)
+
+    def _send(self, endpoint: Endpoint, message: Message, reply: Reply) -> None:
+        self._counts[endpoint.name].requests += 1
+        metrics = self._connection.metrics
+        metrics.requests.labels(endpoint.name, reply.outcome).inc()
+        if reply.error:
+            self._count_error(endpoint, reply.error)
+        try:
+            self._connection.publish(message.reply, reply.data, headers=reply.headers)
+        except BusError as exc:
+            metrics.refuse(endpoint.name, "reply not sent")
+            _log.warning("a reply on %s could not be sent: %s", endpoint.subject, exc)
+
+    def _count_error(self, endpoint: Endpoint, error: str) -> None:
+        counts = self._counts[endpoint.name]
+        counts.errors += 1
+        counts.last_error = error
+
+    # ── discovery ────────────────────────────────────────────────────────────────────────
+
+    def _discover(self, message: Message) -> None:
+        if not message.reply.startswith(self._inboxes):
+            self._connection.metrics.refuse("discovery", "reply subject is not an inbox")
+            return
+        verb = message.subject.split(".")[1]
+        answer = self._description.answer(verb, self._infos, self._stats)
+        if answer is not None:
+            self._connection.publish(message.reply, answer)
+
+    def _infos(self) -> list[EndpointInfo]:
+        return [
+            EndpointInfo(name=endpoint.name, subject=endpoint.subject, queue_group=endpoint.queue)
+            for endpoint in self._endpoints
+        ]
+
+    def _stats(self) -> list[EndpointStats]:
+        refused = self._connection.metrics.refusals()
+        found = []
+        for endpoint in self._endpoints:
+            counts = self._counts[endpoint.name]
+            found.append(
+                EndpointStats(
+                    name=endpoint.name,
+                    subject=endpoint.subject,
+                    queue_group=endpoint.queue,
+                    num_requests=counts.requests,
+                    num_errors=counts.errors,
+                    last_error=counts.last_error,
+                    processing_time=counts.nanoseconds,
+                    average_processing_time=counts.nanoseconds // max(counts.requests, 1),
+                    data={
+                        key.partition(": ")[2]: count
+                        for key, count in refused.items()
+                        if key.startswith(f"{endpoint.name}: ")
+                    },
+                )
+            )
+        return found
