@@ -31,11 +31,7 @@ Interval = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 
 
-class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the file: unknown keys are errors."""
-
-
-class Probe(_Table):
+class Probe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a Box finds out that an instance is ready, and goes on being healthy.
 
     `http` is a path: any answer below 400 will do. Without it, a TCP connection that is
@@ -56,7 +52,7 @@ class Probe(_Table):
             raise ValueError(f"http = {self.http!r} must be a path that starts with '/'")
 
 
-class ServiceConfig(_Table):
+class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[services.<name>]``: how one instance of a service is made.
 
     `{port}` in `command` becomes the instance's port. Times are in seconds. `vcpus`,
@@ -81,7 +77,7 @@ class ServiceConfig(_Table):
             raise ValueError("metadata is larger than 16 KiB")
 
 
-class BoxConfig(_Table):
+class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[box]``: this host. `ports` is the range from which instances get theirs."""
 
     name: str = ""
@@ -95,7 +91,7 @@ class BoxConfig(_Table):
 
     def __post_init__(self) -> None:
         if self.runtime != "process":
-            raise ValueError(f"runtime = {self.runtime!r} is not known: use \"process\"")
+            raise ValueError(f'runtime = {self.runtime!r} is not known: use "process"')
         if len(self.port_range) < self.max_instances:
             raise ValueError(
                 f"ports = {self.ports!r} holds {len(self.port_range)} ports, "
@@ -114,7 +110,7 @@ class BoxConfig(_Table):
         return range(first, last + 1)
 
 
-class NatsConfig(_Table):
+class NatsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[nats]``: the connection, under the names that NATS users know, and the fleet's names.
 
     `url` may list several servers, separated by commas. `reply_prefixes` are inboxes beside
@@ -152,7 +148,7 @@ class NatsConfig(_Table):
         return Subjects(prefix=self.prefix)
 
 
-class Timing(_Table):
+class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[timing]``: the protocol's times, in seconds. Tests shorten them; leave them alone.
 
     All Boxes of a fleet must agree on `lease` and `registration_ttl` (WIRE: 10 s and 30 s).
@@ -171,13 +167,18 @@ class Timing(_Table):
 
 
 class Config(Struct, frozen=True, kw_only=True):
-    """Everything a Box is told. `directory` is where relative paths of services start."""
+    """Everything a Box is told.
+
+    `directory` is where relative paths of services start. `environ` is what instances inherit:
+    the environment without the credentials of this program.
+    """
 
     box: BoxConfig = field(default_factory=BoxConfig)
     nats: NatsConfig = field(default_factory=NatsConfig)
     timing: Timing = field(default_factory=Timing)
     services: dict[str, ServiceConfig] = field(default_factory=dict)
     directory: Path = field(default_factory=Path.cwd)
+    environ: dict[str, str] = field(default_factory=dict)
 
     @property
     def data_dir(self) -> Path:
@@ -186,7 +187,7 @@ class Config(Struct, frozen=True, kw_only=True):
 
 # ── where values come from ───────────────────────────────────────────────────────────────
 
-_TABLES: Final[dict[str, type[_Table]]] = {"box": BoxConfig, "nats": NatsConfig, "timing": Timing}
+_TABLES: Final[dict[str, type[Struct]]] = {"box": BoxConfig, "nats": NatsConfig, "timing": Timing}
 
 _NATS_VARIABLES: Final = {
     "NATS_URL": "url",
@@ -248,7 +249,9 @@ def load(
     directory = file.resolve().parent if file else Path.cwd()
     given = _given(flags or {})
     _check_variables(environ)
-    nats = load_nats(tables.get("nats", {}), flags=given.get("nats", {}), environ=environ, file=file)
+    nats = load_nats(
+        tables.get("nats", {}), flags=given.get("nats", {}), environ=environ, file=file
+    )
     box_layers = [
         _anchored(_checked(BoxConfig, tables.get("box", {}), _place(file, "box")), directory),
         _from_environ(BoxConfig, _BOX_VARIABLES, environ),
@@ -257,7 +260,12 @@ def load(
     box = _overlaid(BoxConfig, box_layers, "[box]")
     timing = _checked_struct(Timing, tables.get("timing", {}), _place(file, "timing"))
     return Config(
-        box=_named(box), nats=nats, timing=timing, services=_services(tables, file), directory=directory
+        box=_named(box),
+        nats=nats,
+        timing=timing,
+        services=_services(tables, file),
+        directory=directory,
+        environ=_inherited(environ),
     )
 
 
@@ -293,7 +301,9 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(str(file), f"is not TOML: {exc}") from exc
     for key, table in tables.items():
         if key not in (*_TABLES, "services"):
-            raise ConfigError(str(file), f"unknown table [{key}]{_nearest(key, (*_TABLES, 'services'))}")
+            raise ConfigError(
+                str(file), f"unknown table [{key}]{_nearest(key, (*_TABLES, 'services'))}"
+            )
         if not isinstance(table, dict):
             raise ConfigError(str(file), f"{key} must be a table: [{key}]")
     return tables
@@ -321,7 +331,7 @@ def _given(flags: Flags) -> dict[str, dict[str, Any]]:
 
 
 def _from_environ(
-    cls: type[_Table], variables: Mapping[str, str], environ: Mapping[str, str]
+    cls: type[Struct], variables: Mapping[str, str], environ: Mapping[str, str]
 ) -> dict[str, Any]:
     """The values that the environment gives, each known to be of its key's type."""
     types = {item.name: item.type for item in fields(cls)}
@@ -330,6 +340,11 @@ def _from_environ(
         key: _checked_struct(types[key], environ[name], name, strict=False)
         for name, key in given.items()
     }
+
+
+def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    ours = ("NATS_", "BOX_", "NOTIFY_SOCKET", "WATCHDOG_")
+    return {name: value for name, value in environ.items() if not name.startswith(ours)}
 
 
 def _check_variables(environ: Mapping[str, str]) -> None:
@@ -341,7 +356,9 @@ def _check_variables(environ: Mapping[str, str]) -> None:
 
 def _context(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
     """The nats CLI's context `name`, from where the nats CLI keeps them."""
-    home = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".config")
+    home = environ.get("XDG_CONFIG_HOME") or str(
+        Path(environ.get("HOME", "~")).expanduser() / ".config"
+    )
     folder = Path(home) / "nats" / "context"
     file = folder / f"{name}.json"
     try:
@@ -349,7 +366,8 @@ def _context(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
     except OSError as exc:
         there = sorted(entry.stem for entry in folder.glob("*.json"))
         raise ConfigError(
-            f"context {name}", f"{file} cannot be read; contexts there: {', '.join(there) or 'none'}"
+            f"context {name}",
+            f"{file} cannot be read; contexts there: {', '.join(there) or 'none'}",
         ) from exc
     except msgspec.MsgspecError as exc:
         raise ConfigError(f"context {name}", f"{file} is not a context: {exc}") from exc
@@ -377,7 +395,7 @@ def _named(box: BoxConfig) -> BoxConfig:
 # ── checking ─────────────────────────────────────────────────────────────────────────────
 
 
-def _checked(cls: type[_Table], table: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _checked(cls: type[Struct], table: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The keys that `table` gives, once the whole is known to be right."""
     struct = _checked_struct(cls, table, place)
     return {key: value for key, value in asdict(struct).items() if key in table}

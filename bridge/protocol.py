@@ -163,15 +163,17 @@ class InstancesRequest(Struct, frozen=True, kw_only=True, gc=False):
 class InstancesResponse(Struct, frozen=True, kw_only=True, gc=False):
     """A page of instances, oldest first, and the host that runs each.
 
-    `total` counts all that match, listed or not. `notices` are sentences for people about
-    what needs attention (a stopped rollout, say).
+    `total` counts all that match, listed or not. Beyond the contract, for who knows them:
+    `rolling` are the services that are still replacing instances, `notices` sentences for people
+    about what needs attention, by service (a stopped rollout, say).
     """
 
     total: U32
     instances: list[InstanceInfo]
     hosts: dict[str, str]
     error: str | None = None
-    notices: list[str] = field(default_factory=list)
+    rolling: list[str] = field(default_factory=list)
+    notices: dict[str, str] = field(default_factory=dict)
 
 
 HostStats = dict[str, InstanceHealth]
@@ -328,7 +330,9 @@ def _chrono_times(value: Any) -> Any:
 
 # ── refusals ─────────────────────────────────────────────────────────────────────────────
 
-_AT: Final = re.compile(r"^(?P<problem>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
+_AT: Final = re.compile(
+    r"^(?P<problem>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL
+)
 _MISSING: Final = re.compile(r"^Object missing required field `([^`]+)`$")
 
 

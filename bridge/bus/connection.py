@@ -385,4 +385,3 @@ def _credentials(settings: NatsConfig) -> dict[str, Any]:
             raise ConfigError("[nats] ca, cert, key", f"cannot be loaded: {exc}") from exc
         given["tls"] = context
     return {key: value for key, value in given.items() if value}
-

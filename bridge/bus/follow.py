@@ -85,8 +85,8 @@ def parse_position(reply: str) -> Position | None:
 class Follower:
     """Feeds `sink` from `stream` for as long as `run` runs. See the module.
 
-    `subject` filters. `position` is the last stream sequence taken; a stream that was re-created
-    (its last sequence lies below) is followed from its start.
+    `subject` filters. A stream that was re-created (its last sequence lies below the last one
+    taken) is followed from its start.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Follower:
         subject: str = ">",
     ) -> None:
         self.stream = stream
-        self.position = 0
+        self._position = 0
         self._connection = connection
         self._sink = sink
         self._start = start
@@ -114,7 +114,7 @@ class Follower:
             while True:
                 await self._connection.wait_connected()
                 self._broken.clear()
-                run = _Run(self, self._broken)
+                run = _Run(self._connection, self._sink, self._broken)
                 try:
                     await self._begin(run)
                     await self._until_broken(run)
@@ -126,6 +126,7 @@ class Follower:
                     await asyncio.sleep(_RETRY)
                 finally:
                     run.over = True
+                    self._position = run.highest or self._position
                     self._sink.lost()
                     if run.listener is not None:
                         await run.listener.close()
@@ -142,10 +143,11 @@ class Follower:
         try:
             if self._start is Start.NEXT:
                 last = (await js.stream_info(self.stream)).state.last_seq
-                if not self._started or last < self.position:
+                if not self._started or last < self._position:
                     # The first run starts at the end; a re-created stream is read from its start.
-                    self.position = 0 if self._started else last
+                    self._position = 0 if self._started else last
                     self._started = True
+                run.highest = self._position
             run.listener = await connection.listen(inbox, run.handle)
             self._sink.begin()
             await js.add_consumer(self.stream, self._config(inbox, run.name))
@@ -168,7 +170,7 @@ class Follower:
             deliver_policy=(
                 DeliverPolicy.LAST_PER_SUBJECT if snapshot else DeliverPolicy.BY_START_SEQUENCE
             ),
-            opt_start_seq=None if snapshot else self.position + 1,
+            opt_start_seq=None if snapshot else self._position + 1,
             ack_policy=AckPolicy.NONE,
             max_deliver=1,
             flow_control=True,
@@ -194,15 +196,15 @@ class Follower:
 class _Run:
     """One consumer's life: checks each message against the one before."""
 
-    def __init__(self, follower: Follower, broken: asyncio.Event) -> None:
+    def __init__(self, connection: Connection, sink: Sink, broken: asyncio.Event) -> None:
         self.name = NUID().next().decode()
         self.listener: Listener | None = None
         self.over = False
-        self._follower = follower
-        self._sink = follower._sink
+        self.highest = 0
+        self._connection = connection
+        self._sink = sink
         self._broken = broken
         self._received = 0
-        self._highest = follower.position if follower._start is Start.NEXT else 0
         self._last: int | None = None
         self._complete = False
         self._heard = time.monotonic()
@@ -227,14 +229,14 @@ class _Run:
             return
         position = parse_position(message.reply)
         if position is None or position.consumer != self.name:
-            self._follower._connection.metrics.refuse("stream", "not from the consumer")
+            self._connection.metrics.refuse("stream", "not from the consumer")
             return
         self._heard = time.monotonic()
         if position.consumer_seq != self._received + 1:
             self._broken.set()
             return
         self._received += 1
-        self._highest = self._follower.position = position.stream_seq
+        self.highest = position.stream_seq
         self._sink.take(message, position.stream_seq, position.time_ns)
         if not self._complete:
             self._check_complete()
@@ -245,7 +247,7 @@ class _Run:
         stalled = message.headers.get("Nats-Consumer-Stalled", "")
         with contextlib.suppress(BusError):
             if answer := message.reply or stalled:
-                self._follower._connection.publish(answer)
+                self._connection.publish(answer)
         last = message.headers.get("Nats-Last-Consumer", "")
         if not last.isdigit():
             return
@@ -255,7 +257,7 @@ class _Run:
             self._finish()  # idle, and nothing missing: there is nothing more to come
 
     def _check_complete(self) -> None:
-        if self._last is not None and self._highest >= self._last:
+        if self._last is not None and self.highest >= self._last:
             self._finish()
 
     def _finish(self) -> None:

@@ -7,7 +7,7 @@ stall of the own loop, arms all deadlines anew.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 STALL: Final = 1.5  # seconds between two ticks that say the own loop stood still
@@ -22,7 +22,7 @@ class Leases:
         self._last_tick: float | None = None
 
     @property
-    def holders(self) -> Set[str]:
+    def holders(self) -> AbstractSet[str]:
         """Who is held to be alive."""
         return self._deadlines.keys()
 

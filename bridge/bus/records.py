@@ -13,12 +13,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Generic, TypeVar
 
+import nats.errors
+import nats.js.errors
 from msgspec import Struct
 
 from bridge.bus.connection import Connection
 from bridge.bus.follow import Follower
 from bridge.bus.message import Message
-from bridge.bus.store import EXPECTED_SEQ, EXPECTED_SUBJECT_SEQ, store
+from bridge.bus.store import EXPECTED_SEQ, EXPECTED_SUBJECT_SEQ, mapped, store
 from bridge.errors import ProtocolError
 from bridge.protocol import decode, encode
 
@@ -88,9 +90,17 @@ class Records(Generic[T]):
         """Keys whose value could not be decoded, and their revisions."""
         return self._view.unreadable
 
+    def was_deleted(self, key: str) -> bool:
+        """Whether somebody deleted `key`; False if it was never there, or has expired."""
+        return key in self._view.markers
+
     def get(self, key: str) -> Record[T] | None:
         """The record of `key`, as far as the view knows."""
         return self._view.records.get(key)
+
+    def revision(self, key: str) -> int:
+        """The sequence of the last message of `key`, be it a value or a deletion; 0 if none."""
+        return self._view.revision(key)
 
     def items(self) -> Iterator[tuple[str, Record[T]]]:
         """All keys and records; do not await between them."""
@@ -105,6 +115,27 @@ class Records(Generic[T]):
         while self._view.seq < seq:
             self._moved.clear()
             await self._moved.wait()
+
+    async def read(self, key: str) -> T | None:
+        """What the store itself has of `key` now, past the view; None if it has nothing.
+
+        Raises BusError when it does not answer, ProtocolError for an unreadable value.
+        """
+        subject = self._prefix + key
+        try:
+            raw = await self._connection.jetstream.get_last_msg(f"KV_{self.bucket}", subject)
+        except nats.js.errors.NotFoundError:
+            return None
+        except (nats.errors.Error, TimeoutError) as exc:
+            raise mapped(subject, exc) from exc
+        deleted = (raw.headers or {}).get(_OPERATION) in _DELETED
+        return None if deleted else decode(self._class, raw.data or b"")
+
+    def drop(self, key: str) -> None:
+        """Forget a record that `read` says has expired: the view is not told of that."""
+        record = self._view.records.pop(key, None)
+        if record is not None:
+            self._tell(key, record, None)
 
     # ── writing: each raises Conflict, StoreRefused, NoReply, CutOff, NoResponders ─────────
 

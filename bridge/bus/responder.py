@@ -9,6 +9,7 @@ reply goes to nothing but an inbox, with the service's own headers.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -81,7 +82,9 @@ class Responder:
         self._counts = {endpoint.name: _Counts() for endpoint in endpoints}
         self._queue: asyncio.Queue[tuple[Endpoint, Message]] = asyncio.Queue(_BACKLOG)
         self._listeners: list[Listener] = []
-        self._inboxes = (*INBOXES, *connection.settings.reply_prefixes)
+        self._open = asyncio.Event()
+        prefixes = connection.settings.reply_prefixes
+        self._inboxes = (*INBOXES, *(prefix.rstrip(".") + "." for prefix in prefixes))
 
     async def run(self) -> None:
         """Answer until cancelled."""
@@ -89,14 +92,17 @@ class Responder:
             for number in range(_WORKERS):
                 tasks.create_task(self._work(), name=f"responder-{number}")
             for endpoint in self._endpoints:
-                await self._listen(
-                    endpoint.subject,
-                    lambda message, endpoint=endpoint: self._receive(endpoint, message),
-                    endpoint.queue,
-                )
+                receive = functools.partial(self._receive, endpoint)
+                await self._listen(endpoint.subject, receive, endpoint.queue)
             for subject in self._description.subjects:
                 await self._listen(subject, self._discover)
+            self._open.set()
             await asyncio.Event().wait()
+
+    async def listening(self) -> None:
+        """Return when the server knows of every endpoint."""
+        await self._open.wait()
+        await self._connection.flush()
 
     async def stop_intake(self) -> None:
         """Take no further requests, and return when those taken are answered."""
@@ -111,7 +117,7 @@ class Responder:
         self._listeners.append(await self._connection.listen(subject, handler, queue=queue))
 
     def _receive(self, endpoint: Endpoint, message: Message) -> None:
-        if not message.reply.startswith(self._inboxes):
+        if not self._is_inbox(message.reply):
             # Nothing may be written to a subject of the caller's choice; nothing is done either.
             reason = "reply subject is not an inbox" if message.reply else "no reply subject"
             self._count_error(endpoint, reason)
@@ -127,6 +133,9 @@ class Responder:
             self._send(endpoint, message, endpoint.refuse("Busy: too many requests; try again"))
         else:
             self._queue.put_nowait((endpoint, message))
+
+    def _is_inbox(self, reply: str) -> bool:
+        return reply.startswith(self._inboxes) and not any(char in reply for char in "*>")
 
     async def _work(self) -> None:
         while True:
@@ -163,7 +172,7 @@ class Responder:
     # ── discovery ────────────────────────────────────────────────────────────────────────
 
     def _discover(self, message: Message) -> None:
-        if not message.reply.startswith(self._inboxes):
+        if not self._is_inbox(message.reply):
             self._connection.metrics.refuse("discovery", "reply subject is not an inbox")
             return
         verb = message.subject.split(".")[1]

@@ -175,13 +175,10 @@ class EmbeddedServer:
         assert self._process is not None
         deadline = asyncio.get_running_loop().time() + self._patience
         while True:
-            for file in ports.glob("*.ports"):
-                with contextlib.suppress(msgspec.MsgspecError):  # being written
-                    listed = msgspec.json.decode(file.read_bytes(), type=_Ports).nats
-                    if listed:
-                        self._url = listed[0]
-                        self._port = int(self._url.rpartition(":")[2])
-                        return
+            if url := _listening(ports):
+                self._url = url
+                self._port = int(url.rpartition(":")[2])
+                return
             if self._process.poll() is not None:
                 raise ServerNotStarted(f"it exited with {self._process.returncode}", self._tail())
             if asyncio.get_running_loop().time() > deadline:
@@ -192,6 +189,14 @@ class EmbeddedServer:
         with contextlib.suppress(OSError):
             return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-5:])
         return ""
+
+
+def _listening(ports: Path) -> str:
+    """The client URL that the server wrote into its ports file; empty until it has."""
+    for file in ports.glob("*.ports"):
+        with contextlib.suppress(msgspec.MsgspecError):  # being written
+            return next(iter(msgspec.json.decode(file.read_bytes(), type=_Ports).nats), "")
+    return ""
 
 
 async def _ended(process: subprocess.Popen[bytes], timeout: float) -> bool:

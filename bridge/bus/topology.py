@@ -80,7 +80,11 @@ class Lifetimes(Struct, frozen=True, kw_only=True):
 
 
 def streams(
-    subjects: Subjects, *, replicas: int = 1, lifetimes: Lifetimes | None = None, atomic: bool = True
+    subjects: Subjects,
+    *,
+    replicas: int = 1,
+    lifetimes: Lifetimes | None = None,
+    atomic: bool = True,
 ) -> list[StreamConfig]:
     """What must exist. `atomic` asks for atomic batches, where the server has them."""
     times = lifetimes or Lifetimes()
@@ -142,12 +146,11 @@ def streams(
 
 def differences(wanted: StreamConfig, found: StreamConfig) -> list[str]:
     """One line for each promise that `found` breaks; empty if it keeps all of `wanted`'s."""
-    lines = []
-    for setting, keeps in _PROMISES.items():
-        want, have = getattr(wanted, setting), getattr(found, setting)
-        if not keeps(want, have):
-            lines.append(f"{setting} is {_shown(have)}, and must be {_shown(want)}")
-    return lines
+    return [
+        f"{setting} is {_shown(have)}, and must be {_shown(want)}"
+        for setting, keeps in _PROMISES.items()
+        if not keeps(want := getattr(wanted, setting), have := getattr(found, setting))
+    ]
 
 
 async def ensure(
@@ -165,11 +168,7 @@ async def ensure(
         lifetimes=lifetimes,
         atomic=level >= _ATOMIC_API_LEVEL,
     )
-    created = []
-    for config in wanted:
-        if await _ensure_stream(connection, config):
-            created.append(str(config.name))
-    return created
+    return [str(config.name) for config in wanted if await _ensure_stream(connection, config)]
 
 
 def api_level(connection: Connection) -> int:

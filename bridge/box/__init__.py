@@ -1,0 +1,1 @@
+"""A Box: a host that runs instances, and its share in deciding who runs what."""

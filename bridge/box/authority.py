@@ -1,0 +1,308 @@
+"""What a scale request means for the fleet as it stands. Pure: the clock is an argument.
+
+The rules are those of the wire contract ("What a scale request means"). A verdict changes
+nothing by itself: it holds the record to be written by compare-and-set, and what to answer once
+that has succeeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from datetime import datetime
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from bridge.box.lifecycle import ENDED
+from bridge.box.model import (
+    RECEIPTS,
+    Decision,
+    FleetState,
+    HostRecord,
+    Receipt,
+    Rollout,
+    ServiceRecord,
+    body_hash,
+    config_id,
+    is_empty,
+    merged,
+)
+from bridge.box.runtimes.rules import fixed_port, refusal
+from bridge.errors import NameRefused
+from bridge.protocol import InstanceInfo, InstanceState, ScaleConfig, ScaleRequest, ScaleResponse
+from bridge.subjects import check_name
+
+MAX_REQUEST_ID: Final = 128  # letters; receipts are kept, so their size is bounded
+
+_LEAVING: Final = frozenset({InstanceState.DRAINING, InstanceState.STOPPING})
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """A request and what came with it; `host` is the one that decides, `at` its wall clock."""
+
+    request: ScaleRequest
+    host: str
+    at: datetime
+    replaces_config: bool = False
+    dry_run: bool = False
+    traceparent: str = ""
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """The answer, and the record to write first; None means that nothing is to be written."""
+
+    response: ScaleResponse
+    record: ServiceRecord | None = None
+
+
+def decide(asked: Asked, fleet: FleetState) -> Verdict:
+    """The verdict on `asked`. Never raises on account of what the request says."""
+    request = asked.request
+    try:
+        check_name("service", request.service)
+    except NameRefused as exc:
+        return refuse(request, fleet, str(exc))
+    if len(request.request_id) > MAX_REQUEST_ID:
+        return refuse(request, fleet, f"request_id is longer than {MAX_REQUEST_ID} letters")
+    record = fleet.services.get(request.service) or ServiceRecord()
+    if receipt := _receipt(record, request.request_id):
+        return _repeat(asked, fleet, receipt, record)
+    offering = fleet.offering(request.service)
+    if not offering:
+        return refuse(request, fleet, _unknown(request.service, fleet))
+    config = merged(record.config, request.config, replaces=asked.replaces_config)
+    able, why_not = _able(offering, config)
+    if not able:
+        return refuse(request, fleet, f"config: {why_not}")
+    return _grant(asked, fleet, record, config, able)
+
+
+def refuse(request: ScaleRequest, fleet: FleetState, error: str) -> Verdict:
+    """Change nothing: `error` says what is wrong and how to mend it, the counts as they stand."""
+    record = fleet.services.get(request.service)
+    target = record.target if record else 0
+    return Verdict(response=_response(request, fleet, target, error=error, accepted=False))
+
+
+def living(
+    fleet: FleetState, service: str, *, leaving: AbstractSet[int] = frozenset()
+) -> list[InstanceInfo]:
+    """The instances of `service` that have not ended, oldest first, with their newest health.
+
+    Those in the slots `leaving` are shown as Draining.
+    """
+    found = []
+    for slot, record in fleet.slots_of(service).items():
+        info = record.info
+        if info.state in ENDED:
+            continue
+        state = info.state
+        if slot in leaving and state not in _LEAVING:
+            state = InstanceState.DRAINING
+        health = replace(fleet.load(info), healthy=info.health.healthy)
+        found.append(replace(info, state=state, health=health))
+    return sorted(found, key=lambda info: (info.created_at, info.id))
+
+
+def idlest(fleet: FleetState, service: str, slots: Iterable[int], count: int) -> list[int]:
+    """The `count` of `slots` whose end costs least: those without a living instance, Ready with
+    fewest in flight, Creating, Booting, Busy; of equals the youngest.
+    """
+    claimed = fleet.slots_of(service)
+
+    def cost(slot: int) -> tuple[int, int, float, int]:
+        record = claimed.get(slot)
+        if record is None:
+            return (0, 0, 0.0, -slot)
+        info = record.info
+        inflight = fleet.load(info).inflight_requests
+        return (_RANK.get(info.state, 0), inflight, -info.created_at.timestamp(), -slot)
+
+    return sorted(slots, key=cost)[:count]
+
+
+_RANK: Final = {
+    InstanceState.READY: 1,
+    InstanceState.CREATING: 2,
+    InstanceState.BOOTING: 3,
+    InstanceState.BUSY: 4,
+}
+
+
+# ── the steps of a decision ──────────────────────────────────────────────────────────────
+
+
+def _receipt(record: ServiceRecord, request_id: str) -> Receipt | None:
+    if not request_id:
+        return None
+    return next((item for item in record.receipts if item.request_id == request_id), None)
+
+
+def _repeat(asked: Asked, fleet: FleetState, receipt: Receipt, record: ServiceRecord) -> Verdict:
+    request = asked.request
+    if receipt.body != body_hash(request, replaces_config=asked.replaces_config):
+        return refuse(
+            request,
+            fleet,
+            f"request_id {request.request_id!r} was used for another request: "
+            "ask with a new request_id",
+        )
+    return Verdict(
+        response=ScaleResponse(
+            request_id=request.request_id,
+            accepted=receipt.accepted,
+            current_replicas=receipt.current,
+            target_replicas=receipt.target,
+            instances=living(fleet, request.service),
+            error=receipt.error,
+        )
+    )
+
+
+def _unknown(service: str, fleet: FleetState) -> str:
+    known = sorted({name for host in fleet.hosts.values() for name in host.services})
+    listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+    return f"unknown service {service!r}: no live Box lists it; known: {listed or 'none'}"
+
+
+def _able(
+    offering: Mapping[str, HostRecord], config: ScaleConfig
+) -> tuple[dict[str, HostRecord], str]:
+    """The hosts that can honour `config`, and why the others cannot."""
+    able, why_not = {}, ""
+    for name, host in offering.items():
+        if why := refusal(host.runtime, config, cpus=host.cpus):
+            why_not = why
+        else:
+            able[name] = host
+    return able, why_not
+
+
+def _capacity(
+    service: str, fleet: FleetState, config: ScaleConfig, able: Mapping[str, HostRecord]
+) -> tuple[int, int]:
+    """How many instances `able` could hold in all, and how many other services may take.
+
+    A fixed host port leaves room for one instance a host.
+    """
+    rivals = {name for host in able.values() for name in host.services} - {service}
+    used = sum(record.target for name, record in fleet.services.items() if name in rivals)
+    total = sum(host.max_instances for host in able.values())
+    if all(host_port(config, host, service) for host in able.values()):
+        total = min(total, len(able) + used)
+    return total, used
+
+
+def host_port(config: ScaleConfig, host: HostRecord, service: str) -> int:
+    """The host port that an instance of `service` on `host` is bound to; 0 if to none."""
+    if config.port_map:
+        return fixed_port(config.port_map)
+    offer = host.services.get(service)
+    return offer.fixed_port if offer else 0
+
+
+def _grant(
+    asked: Asked,
+    fleet: FleetState,
+    record: ServiceRecord,
+    config: ScaleConfig,
+    able: Mapping[str, HostRecord],
+) -> Verdict:
+    request = asked.request
+    total, used = _capacity(request.service, fleet, config, able)
+    target = min(request.replicas, max(total - used, 0, record.target))
+    accepted = target == request.replicas
+    error = None
+    if not accepted:
+        error = f"Capped to {target} instances (max {total} total, {used} used by other services)"
+    slots, leaving = _resized(fleet, request.service, record, target)
+    rollout = _rollout(record, config, request.config)
+    response = _response(request, fleet, target, accepted=accepted, error=error, leaving=leaving)
+    changed = (slots, target, config, rollout) != (
+        record.slots,
+        record.target,
+        record.config,
+        record.rollout,
+    )
+    if asked.dry_run or not (changed or request.request_id):
+        return Verdict(response=response)
+    written = replace(
+        record,
+        version=record.version + 1,
+        target=target,
+        slots=slots,
+        config=config,
+        rollout=rollout,
+        receipts=_receipts(record, asked, response),
+        decision=Decision(
+            at=asked.at,
+            host=asked.host,
+            replicas=request.replicas,
+            request_id=request.request_id,
+            error=error,
+            traceparent=asked.traceparent,
+        ),
+    )
+    return Verdict(response=response, record=written)
+
+
+def _resized(
+    fleet: FleetState, service: str, record: ServiceRecord, target: int
+) -> tuple[list[int], set[int]]:
+    """The slot set for `target`, and the slots taken out of it. The same target keeps the set,
+    and with it the extra slot of a rollout under way.
+    """
+    slots = set(record.slots)
+    if target == record.target:
+        return record.slots, set()
+    if target > len(slots):
+        slots |= set(fleet.free_slots(service, target - len(slots), beside=slots))
+    leaving = set(idlest(fleet, service, slots, len(slots) - target))
+    return sorted(slots - leaving), leaving
+
+
+def _rollout(record: ServiceRecord, config: ScaleConfig, asked: ScaleConfig) -> Rollout | None:
+    """A new config starts afresh, and so does asking again for one whose rollout stopped."""
+    rollout = record.rollout
+    if rollout is None:
+        return None
+    if rollout.config != config_id(config) or (rollout.stopped and not is_empty(asked)):
+        return None
+    return rollout
+
+
+def _receipts(record: ServiceRecord, asked: Asked, response: ScaleResponse) -> list[Receipt]:
+    request = asked.request
+    if not request.request_id:
+        return record.receipts
+    receipt = Receipt(
+        request_id=request.request_id,
+        body=body_hash(request, replaces_config=asked.replaces_config),
+        accepted=response.accepted,
+        current=response.current_replicas,
+        target=response.target_replicas,
+        error=response.error,
+    )
+    return [*record.receipts, receipt][-RECEIPTS:]
+
+
+def _response(
+    request: ScaleRequest,
+    fleet: FleetState,
+    target: int,
+    *,
+    accepted: bool,
+    error: str | None,
+    leaving: AbstractSet[int] = frozenset(),
+) -> ScaleResponse:
+    instances = living(fleet, request.service, leaving=leaving)
+    return ScaleResponse(
+        request_id=request.request_id,
+        accepted=accepted,
+        current_replicas=len(instances),
+        target_replicas=target,
+        instances=instances,
+        error=error,
+    )

@@ -1,0 +1,250 @@
+"""What a Box answers: `box.scale` and `box.instances`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from bridge.box import rollout
+from bridge.box.authority import Asked, living, refuse
+from bridge.box.fleet import Fleet
+from bridge.box.ledger import Ledger
+from bridge.bus.connection import Connection
+from bridge.bus.message import Message
+from bridge.bus.responder import Endpoint, Reply
+from bridge.errors import ProtocolError
+from bridge.protocol import (
+    InstanceInfo,
+    InstancesRequest,
+    InstancesResponse,
+    ScaleRequest,
+    ScaleResponse,
+    decode,
+    encode,
+    format_time,
+    parse_time,
+)
+from bridge.subjects import (
+    CONFIG_MODE,
+    CONFIG_REPLACE,
+    DRY_RUN,
+    EXPIRES_AT,
+    INSTANCES_TOTAL,
+    TRACEPARENT,
+)
+
+_HEADER_ROOM: Final = 1024  # bytes of a reply that are not its payload
+_PAGE: Final = 5000  # instances in one reply, whatever was asked for
+_EXAMPLE: Final = '{"service":"web","replicas":3}'
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class Endpoints:
+    """Answers requests from the fleet's state. `why_not` says why this Box must not, or ""."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        fleet: Fleet,
+        ledger: Ledger,
+        host: str,
+        clock: Callable[[], datetime],
+        why_not: Callable[[], str],
+    ) -> None:
+        self._connection = connection
+        self._fleet = fleet
+        self._ledger = ledger
+        self._host = host
+        self._clock = clock
+        self._why_not = why_not
+
+    def all(self) -> list[Endpoint]:
+        """The endpoints, for a Responder."""
+        subjects = self._connection.subjects
+        return [
+            Endpoint(
+                name="scale",
+                subject=subjects.scale,
+                queue=subjects.queue,
+                handle=self._scale,
+                refuse=self._refuse_scale,
+            ),
+            Endpoint(
+                name="instances",
+                subject=subjects.instances,
+                queue=subjects.queue,
+                handle=self._instances,
+                refuse=_refuse_instances,
+            ),
+        ]
+
+    # ── box.scale ────────────────────────────────────────────────────────────────────────
+
+    async def _scale(self, message: Message) -> Reply | None:
+        try:
+            request = decode(ScaleRequest, message.data)
+        except ProtocolError as exc:
+            error = f"{exc}. Expected JSON like {_EXAMPLE}"
+            readable = _salvaged(message.data)
+            return self._scale_reply(refuse(readable, self._fleet.state, error).response)
+        try:
+            asked = self._asked(request, message)
+        except ProtocolError as exc:
+            return self._scale_reply(refuse(request, self._fleet.state, str(exc)).response)
+        if why_not := self._why_not():
+            error = f"not ready: {why_not}; ask again"
+            return self._scale_reply(refuse(request, self._fleet.state, error).response)
+        response = await self._ledger.decide(asked)
+        return None if response is None else self._scale_reply(response)
+
+    def _asked(self, request: ScaleRequest, message: Message) -> Asked:
+        """The request with what its headers say; raises ProtocolError for what they must not."""
+        if message.malformed:
+            raise ProtocolError("headers", "", "malformed: each must be a line `Name: value`")
+        headers, now = message.headers, self._clock()
+        if expires := headers.get(EXPIRES_AT):
+            try:
+                at = parse_time(expires)
+            except ProtocolError as exc:
+                raise ProtocolError("header", EXPIRES_AT, exc.problem) from exc
+            if at <= now:
+                raise ProtocolError(
+                    "request",
+                    "",
+                    f"expired at {format_time(at)}: it is {format_time(now)} at Box "
+                    f"{self._host}; ask anew, or set the clock",
+                )
+        trace = headers.get(TRACEPARENT, "")
+        return Asked(
+            request=request,
+            host=self._host,
+            at=now,
+            replaces_config=_choice(headers.get(CONFIG_MODE), CONFIG_MODE, CONFIG_REPLACE),
+            dry_run=_choice(headers.get(DRY_RUN), DRY_RUN, "true"),
+            traceparent=trace if _TRACEPARENT.fullmatch(trace) else "",
+        )
+
+    def _refuse_scale(self, error: str) -> Reply:
+        """A refusal of what could not be read: there is no service whose counts could stand."""
+        response = ScaleResponse(
+            request_id="",
+            accepted=False,
+            current_replicas=0,
+            target_replicas=0,
+            instances=[],
+            error=error,
+        )
+        return self._scale_reply(response)
+
+    def _scale_reply(self, response: ScaleResponse) -> Reply:
+        data, headers = self._fitting(response)
+        outcome = "accepted" if response.accepted else "refused"
+        if (response.error or "").startswith("Capped"):
+            outcome = "capped"
+        error = response.error if outcome == "refused" else ""
+        return Reply(data=data, headers=headers, outcome=outcome, error=error or "")
+
+    def _fitting(self, response: ScaleResponse | InstancesResponse) -> tuple[bytes, dict[str, str]]:
+        """The payload, with as many instances as the server lets through."""
+        limit = self._connection.max_payload - _HEADER_ROOM
+        data = encode(response)
+        if len(data) <= limit:
+            return data, {}
+        total = len(response.instances)
+        fits = total
+        while len(data) > limit and fits:
+            fits = min(fits - 1, fits * limit // len(data))
+            data = encode(_cut(response, fits))
+        return data, {INSTANCES_TOTAL: str(total)}
+
+    # ── box.instances ────────────────────────────────────────────────────────────────────
+
+    async def _instances(self, message: Message) -> Reply:
+        try:
+            asked = decode(InstancesRequest, message.data or b"{}")
+        except ProtocolError as exc:
+            return _refuse_instances(str(exc))
+        if why_not := self._why_not():
+            return _refuse_instances(f"not ready: {why_not}; ask again")
+        state = self._fleet.state
+        services = [asked.service] if asked.service else list(state.slots)
+        found = [info for service in services for info in living(state, service)]
+        found.sort(key=lambda info: (info.created_at, info.id))
+        page = found[asked.offset : asked.offset + min(asked.limit, _PAGE)]
+        response = InstancesResponse(
+            total=len(found),
+            instances=page,
+            hosts=self._hosts(page),
+            rolling=[service for service in services if rollout.under_way(service, state)],
+            notices=self._notices(services),
+        )
+        data, headers = self._fitting(response)
+        return Reply(data=data, headers=headers)
+
+    def _hosts(self, page: list[InstanceInfo]) -> dict[str, str]:
+        wanted = {info.id for info in page}
+        return {
+            record.info.id: record.host
+            for service in {info.service for info in page}
+            for record in self._fleet.state.slots_of(service).values()
+            if record.info.id in wanted
+        }
+
+    def _notices(self, services: list[str]) -> dict[str, str]:
+        """What needs a person's attention."""
+        records = ((service, self._fleet.state.services.get(service)) for service in services)
+        return {
+            service: record.rollout.stopped
+            for service, record in records
+            if record is not None and record.rollout is not None and record.rollout.stopped
+        }
+
+
+class _Hint(Struct):
+    """What may be readable of a request that is otherwise wrong."""
+
+    service: Any = ""
+    request_id: Any = ""
+
+
+def _salvaged(data: bytes) -> ScaleRequest:
+    """The service and request id of a wrong request, so that its refusal can name the counts as
+    they stand; what cannot be read is left out.
+    """
+    try:
+        hint = decode(_Hint, data)
+    except ProtocolError:
+        hint = _Hint()
+    return ScaleRequest(
+        service=hint.service if isinstance(hint.service, str) else "",
+        replicas=0,
+        request_id=hint.request_id if isinstance(hint.request_id, str) else "",
+    )
+
+
+def _refuse_instances(error: str) -> Reply:
+    response = InstancesResponse(total=0, instances=[], hosts={}, error=error)
+    return Reply(data=encode(response), outcome="refused", error=error)
+
+
+def _choice(value: str | None, header: str, word: str) -> bool:
+    """Whether an optional header says `word`; raises ProtocolError for anything else."""
+    if value is not None and value != word:
+        raise ProtocolError("header", header, f"{value[:40]!r} must be {word!r}, or left out")
+    return value is not None
+
+
+def _cut(
+    response: ScaleResponse | InstancesResponse, count: int
+) -> ScaleResponse | InstancesResponse:
+    kept = response.instances[:count]
+    if isinstance(response, ScaleResponse):
+        return replace(response, instances=kept)
+    ids = {info.id for info in kept}
+    hosts = {key: host for key, host in response.hosts.items() if key in ids}
+    return replace(response, instances=kept, hosts=hosts)

@@ -1,0 +1,162 @@
+"""The fleet as this Box sees it: the buckets' views, the leases, and the loads, indexed.
+
+`state` is what deciders and planners read; it is kept current by the views' own callbacks, so a
+look costs nothing and grows with nothing but what changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from bridge.box.model import FleetState, HostRecord, ServiceRecord, SlotRecord
+from bridge.bus.connection import Connection
+from bridge.bus.leases import Leases
+from bridge.bus.message import Message
+from bridge.bus.records import Records
+from bridge.errors import NameRefused, ProtocolError
+from bridge.protocol import HostStats, InstanceHealth, decode
+from bridge.subjects import last_token, parse_slot_key
+
+_log = logging.getLogger(__name__)
+
+_MAX_STATS: Final = 1024 * 1024  # bytes of one host's report
+
+Touch = Callable[[str | None], None]
+"""Told which service needs a new plan; None means all of them. Must not block."""
+
+
+class Fleet:
+    """See the module. `touch` is called when a plan may have changed."""
+
+    def __init__(self, connection: Connection, lease: float, touch: Touch) -> None:
+        subjects = connection.subjects
+        self._connection = connection
+        self._touch = touch
+        self._services: dict[str, ServiceRecord] = {}
+        self._hosts: dict[str, HostRecord] = {}
+        self._slots: dict[str, dict[int, SlotRecord]] = {}
+        self._unreadable: dict[str, set[int]] = {}
+        self._used: dict[str, int] = {}
+        self._loads: dict[str, InstanceHealth] = {}
+        self._reports: dict[str, HostStats] = {}
+        self._leases = Leases(lease)
+        self.state = FleetState(
+            services=self._services,
+            hosts=self._hosts,
+            slots=self._slots,
+            unreadable=self._unreadable,
+            used=self._used,
+            loads=self._loads,
+        )
+        self.services = Records(
+            connection, subjects.services_bucket, ServiceRecord, on_change=self._service_changed
+        )
+        self.slots = Records(
+            connection, subjects.slots_bucket, SlotRecord, on_change=self._slot_changed
+        )
+        self.hosts = Records(
+            connection,
+            subjects.hosts_bucket,
+            HostRecord,
+            on_change=self._host_changed,
+            on_live=self._hosts_live,
+        )
+
+    @property
+    def live(self) -> bool:
+        """Whether all that decisions are taken from is complete and current."""
+        return self.services.live and self.slots.live and self.hosts.live
+
+    async def wait_live(self) -> None:
+        """Return when `live` is True."""
+        while not self.live:
+            for view in (self.services, self.slots, self.hosts):
+                await view.wait_live()
+
+    def tick(self) -> None:
+        """Judge the leases; call it every half second or so."""
+        gone = self._leases.tick(time.monotonic(), live=self.hosts.live)
+        for host in gone:
+            _log.warning("host %s is gone: its lease ran out", host)
+            self._hosts.pop(host, None)
+            self._drop_report(host)
+        if gone:
+            self._touch(None)
+
+    def take_stats(self, message: Message) -> None:
+        """A host's report of what its instances use; a bad one is counted and dropped."""
+        host = last_token(message.subject)
+        metrics = self._connection.metrics
+        if len(message.data) > _MAX_STATS:
+            metrics.refuse("stats", "too large")
+            return
+        try:
+            report = decode(HostStats, message.data)
+        except ProtocolError:
+            metrics.refuse("stats", "malformed")
+            return
+        if host in self._hosts:  # strangers could fill the memory
+            self.report(host, report)
+
+    def report(self, host: str, report: HostStats) -> None:
+        """Take over what `host` says its instances use."""
+        for instance_id in self._reports.get(host, {}).keys() - report.keys():
+            self._loads.pop(instance_id, None)
+        self._reports[host] = report
+        self._loads.update(report)
+
+    def _drop_report(self, host: str) -> None:
+        for instance_id in self._reports.pop(host, {}):
+            self._loads.pop(instance_id, None)
+
+    # ── the views' callbacks ─────────────────────────────────────────────────────────────
+
+    def _service_changed(
+        self, key: str, old: ServiceRecord | None, new: ServiceRecord | None
+    ) -> None:
+        if new is None:
+            self._services.pop(key, None)
+        else:
+            self._services[key] = new
+        self._touch(key)
+
+    def _slot_changed(self, key: str, old: SlotRecord | None, new: SlotRecord | None) -> None:
+        try:
+            service, slot = parse_slot_key(key)
+        except NameRefused:
+            self._connection.metrics.refuse("slots", "bad key")
+            return
+        unreadable = self._unreadable.setdefault(service, set())
+        unreadable.discard(slot)
+        slots = self._slots.setdefault(service, {})
+        if (before := slots.pop(slot, None)) is not None:
+            self._used[before.host] -= 1
+        if new is not None:
+            slots[slot] = new
+            self._used[new.host] = self._used.get(new.host, 0) + 1
+        elif key in self.slots.unreadable:
+            unreadable.add(slot)
+        # Room came or went, for every service; a renewed record concerns its own alone.
+        self._touch(service if old is not None and new is not None else None)
+
+    def _host_changed(self, key: str, old: HostRecord | None, new: HostRecord | None) -> None:
+        if new is None:
+            # The view forgets a host that was released; one that vanished in a resync may
+            # merely have been unable to renew: its lease decides.
+            if self.hosts.get(key) is None and self.hosts.was_deleted(key):
+                self._leases.release(key)
+                self._hosts.pop(key, None)
+                self._drop_report(key)
+                self._touch(None)
+            return
+        self._leases.renew(key, time.monotonic())
+        if self._hosts.get(key) != new:
+            self._hosts[key] = new
+            self._touch(None)
+
+    def _hosts_live(self, live: bool) -> None:
+        if live:
+            self._leases.rearm(time.monotonic())

@@ -1,0 +1,141 @@
+"""This host among the others: its directory, its name, and the lease that says it lives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from msgspec.structs import replace
+
+from bridge.box.model import HostRecord
+from bridge.bus.records import Records
+from bridge.config import Timing
+from bridge.errors import BoxError, BusError, HostTaken
+
+_log = logging.getLogger(__name__)
+
+_CHECK: Final = 0.1  # seconds between looks at whether another's lease has ended
+
+
+@contextlib.contextmanager
+def own_directory(directory: Path) -> Iterator[str]:
+    """Hold `directory` for this process alone; gives the host id that it keeps.
+
+    Raises HostTaken if another Box holds it, BoxError if it cannot be used.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "lock").open("a+")
+    except OSError as exc:
+        raise BoxError(f"data_dir {directory} cannot be used: {exc.strerror}") from exc
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise HostTaken(
+                f"another Box works in {directory}: stop it, or choose another data_dir"
+            ) from exc
+        yield _host_id(directory / "host-id")
+
+
+def _host_id(file: Path) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        if kept := file.read_text().strip():
+            return kept
+    fresh = secrets.token_hex(8)
+    part = file.with_suffix(".part")
+    with part.open("w") as out:
+        out.write(fresh + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    part.replace(file)
+    return fresh
+
+
+class Lease:
+    """The host's own lease: `run` renews it, `held` says whether it is surely not over."""
+
+    def __init__(
+        self, hosts: Records[HostRecord], name: str, record: HostRecord, timing: Timing
+    ) -> None:
+        self._hosts = hosts
+        self._name = name
+        self._record = record
+        self._timing = timing
+        self._renewed = float("-inf")
+
+    @property
+    def held(self) -> bool:
+        """Whether everybody still counts this host as live: reckoned from before the renewal."""
+        return time.monotonic() - self._renewed < self._timing.lease
+
+    async def take(self) -> None:
+        """Announce the host. Raises HostTaken if its name is live under another id.
+
+        A lease that this host's last life left behind is simply taken over; one of another id
+        may have been left by a wiped data_dir, so it is waited for until it would have ended.
+        """
+        await self._hosts.wait_live()
+        deadline = time.monotonic() + self._timing.lease + 1.0
+        first = self._hosts.get(self._name)
+        while (there := self._hosts.get(self._name)) is not None:
+            if there.value.host_id == self._record.host_id:
+                break
+            renewed = first is not None and there.revision != first.revision
+            if renewed or time.monotonic() > deadline:
+                raise HostTaken(
+                    f"host name {self._name!r} is live under another id: give this Box another "
+                    "name ([box] name), or stop the other one"
+                )
+            await self._gone_or_renewed(there.revision)
+        await self._renew()
+
+    async def run(self) -> None:
+        """Renew until cancelled. Raises HostTaken if another host takes the name."""
+        while True:
+            await asyncio.sleep(self._timing.heartbeat)
+            there = self._hosts.get(self._name)
+            if there is not None and there.value.host_id != self._record.host_id:
+                raise HostTaken(f"another host has taken the name {self._name!r}")
+            with contextlib.suppress(BusError):
+                await self._renew()
+
+    async def renew_now(self) -> None:
+        """Renew out of turn, as after a reconnect; raises BusError."""
+        await self._renew()
+
+    async def close(self) -> None:
+        """Say that this host is leaving, so that nothing more is placed on it."""
+        self._record = replace(self._record, closing=True)
+        with contextlib.suppress(BusError):
+            await self._renew()
+
+    async def release(self) -> None:
+        """Give the lease back."""
+        self._renewed = float("-inf")
+        with contextlib.suppress(BusError):
+            if (there := self._hosts.get(self._name)) is not None:
+                await self._hosts.delete(self._name, there.revision)
+
+    async def _renew(self) -> None:
+        started = time.monotonic()
+        await self._hosts.put(self._name, self._record)
+        self._renewed = started
+
+    async def _gone_or_renewed(self, revision: int) -> None:
+        """Wait for news of the name: the view does not tell what expires, so ask now and then."""
+        for _ in range(10):
+            await asyncio.sleep(_CHECK)
+            there = self._hosts.get(self._name)
+            if there is None or there.revision != revision:
+                return
+        if await self._hosts.read(self._name) is None:
+            self._hosts.drop(self._name)

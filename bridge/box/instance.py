@@ -1,0 +1,320 @@
+"""One instance from its creation to its end: acts on the runtime, tells its story.
+
+The order is always: act, then tell what is so. The one exception is the end: an instance that is
+to go is withdrawn from gateways first, goes on serving until they have let go of it, then until
+its requests are done, and only then is asked to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+from msgspec import Struct
+
+from bridge.box import lifecycle
+from bridge.box.lifecycle import Life
+from bridge.box.outbox import Story
+from bridge.box.probes import Prober
+from bridge.box.runtimes.base import Exit, Handle, Runtime, Spec, Usage
+from bridge.box.traffic import Traffic
+from bridge.config import ServiceConfig
+from bridge.errors import InstanceError, PortTaken
+from bridge.protocol import (
+    InstanceDeregistration,
+    InstanceEvent,
+    InstanceHealth,
+    InstanceRegistration,
+    InstanceState,
+)
+from bridge.tasks import task_scope
+
+_log = logging.getLogger(__name__)
+
+_PORT_TRIES: Final = 5
+_FIRST_PROBE: Final = 0.05  # seconds; probes before Ready come slower and slower
+_SLOWEST_PROBE: Final = 0.5
+_TELL_PATIENCE: Final = 5.0  # seconds to wait for an outage of the bus before draining goes on
+_LOOK: Final = 0.1  # seconds between looks at the requests in flight while draining
+
+HEALTHY_KEY: Final = "box-healthy"
+
+_S = InstanceState
+
+
+class Surroundings(Struct, frozen=True, kw_only=True):
+    """What all instances of one host share."""
+
+    runtime: Runtime
+    prober: Prober
+    traffic: Traffic
+    address: str
+    idle_samples: int
+    clock: Callable[[], datetime]
+
+
+class Instance:
+    """See the module. `run` lives its life and returns when it has ended and all is told."""
+
+    def __init__(
+        self, life: Life, spec: Spec, config: ServiceConfig, story: Story, around: Surroundings
+    ) -> None:
+        self.life = life
+        self.story = story
+        self._spec = spec
+        self._config = config
+        self._around = around
+        self._handle: Handle | None = None
+        self._leave = asyncio.Event()
+        self._reason = ""
+        self._registered = False
+        self._ready_at: float | None = None
+        self.failure = ""
+
+    # ── what others ask and order ────────────────────────────────────────────────────────
+
+    @property
+    def id(self) -> str:
+        return self.life.info.id
+
+    @property
+    def handle(self) -> Handle | None:
+        """The runtime's handle while there is a load to measure."""
+        measured = self.life.info.state in (*lifecycle.SERVING, _S.DRAINING)
+        return self._handle if measured else None
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it was told to go."""
+        return self._leave.is_set()
+
+    def served_for(self) -> float:
+        """For how many seconds it has been serving; 0 if it never did."""
+        return 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
+
+    def leave(self, reason: str) -> None:
+        """Have the instance drain and end; `reason` is what its events say."""
+        if not self._leave.is_set():
+            self._reason = reason
+            self._leave.set()
+
+    def sample(self, usage: Usage | None, inflight: int) -> InstanceHealth:
+        """Take over a load sample; returns the health to report."""
+        health = InstanceHealth(
+            cpu_percent=usage.cpu_percent if usage else None,
+            memory_bytes=usage.memory_bytes if usage else None,
+            inflight_requests=inflight,
+        )
+        self.life, event = lifecycle.sample(
+            self.life, health, self._now(), idle_samples=self._around.idle_samples
+        )
+        self.story.tell(self.life, event)
+        return self.life.info.health
+
+    # ── the life ─────────────────────────────────────────────────────────────────────────
+
+    async def run(self) -> None:
+        """Create, boot, serve, and end. Never raises for what the instance itself does."""
+        async with task_scope() as tasks:
+            tasks.create_task(self.story.run(), name=f"story-{self.id}")
+            try:
+                await self._live()
+            except InstanceError as exc:
+                await self._fail(str(exc))
+            await self.story.settled()
+        if self._handle is not None:
+            self._around.runtime.forget(self._handle)
+
+    async def _live(self) -> None:
+        runtime = self._around.runtime
+        self._handle = await runtime.create(self._spec)
+        self._step(_S.BOOTING)
+        if await self._boot():
+            self._become_ready()
+            await self._serve()
+            await self._drain()
+        self._step(_S.STOPPING, "" if self._registered else self._reason)
+        end = await runtime.stop(self._handle, self._config.stop_grace)
+        self._step(_S.STOPPED, _ending(end, self._config.stop_grace))
+
+    async def _boot(self) -> bool:
+        """Whether it became ready; False if it was told to leave before."""
+        runtime, spec = self._around.runtime, self._spec
+        assert self._handle is not None
+        deadline = asyncio.get_running_loop().time() + self._config.start_timeout
+        for _ in range(_PORT_TRIES):
+            await runtime.start(self._handle)
+            try:
+                return await self._wait_ready(deadline)
+            except PortTaken as exc:
+                if spec.port:
+                    raise
+                await runtime.stop(self._handle, 0)
+                self._note(f"{exc}; trying another port")
+        raise InstanceError(f"lost the race for a port {_PORT_TRIES} times running")
+
+    async def _wait_ready(self, deadline: float) -> bool:
+        runtime, handle = self._around.runtime, self._handle
+        assert handle is not None
+        loop = asyncio.get_running_loop()
+        pause, problem, listening = _FIRST_PROBE, "nothing listens on its port", False
+        while True:
+            end = await self._until_exit_or_leave(pause)
+            if end is not None:
+                await runtime.listens(handle)  # raises PortTaken if that is why it ended
+                raise InstanceError(self._epitaph(end))
+            if self._leave.is_set():
+                return False
+            listening = listening or await runtime.listens(handle)
+            if listening:
+                answer = await self._around.prober.probe(self._config.probe, handle.port)
+                if answer is None:
+                    return True
+                problem = answer
+            if loop.time() > deadline:
+                limit = self._config.start_timeout
+                raise InstanceError(f"not ready within {limit:g} s: {problem}")
+            pause = min(pause * 1.5, _SLOWEST_PROBE)
+
+    def _become_ready(self) -> None:
+        assert self._handle is not None
+        host = self._around.address
+        shown = f"[{host}]" if ":" in host else host
+        self.life = lifecycle.serve_at(self.life, f"{shown}:{self._handle.port}")
+        self._step(_S.READY)
+        self._ready_at = time.monotonic()
+        self._register()
+
+    async def _serve(self) -> None:
+        """Return when told to leave; raises InstanceError when the instance ends by itself."""
+        async with task_scope() as tasks:
+            tasks.create_task(self._check_health(), name=f"health-{self.id}")
+            end = await self._until_exit_or_leave(None)
+        if end is not None:
+            raise InstanceError(self._epitaph(end))
+
+    async def _check_health(self) -> None:
+        assert self._handle is not None
+        probe, failures = self._config.probe, 0
+        while True:
+            await asyncio.sleep(probe.interval)
+            problem = await self._around.prober.probe(probe, self._handle.port)
+            failures = failures + 1 if problem else 0
+            if failures not in (0, probe.failures):
+                continue
+            why = problem or "the probe passes"
+            if judged := lifecycle.judge(self.life, not failures, self._now(), why):
+                self._tell(judged)
+                self._register()
+
+    async def _drain(self) -> None:
+        """Let gateways let go, then let requests end, but for `drain_timeout` seconds at most."""
+        assert self._handle is not None
+        self._step(_S.DRAINING, self._reason)
+        self._deregister(self._reason)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TELL_PATIENCE):
+                await self.story.settled()
+        if await self._ended_within(self._config.deregister_delay):
+            return
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._config.drain_timeout
+        while self._around.traffic.inflight(self._handle.port):
+            if loop.time() >= deadline:
+                self._note(f"requests still in flight after {self._config.drain_timeout:g} s")
+                return
+            if await self._ended_within(_LOOK):
+                return
+
+    async def _ended_within(self, seconds: float) -> bool:
+        """Whether the instance ended by itself; one that failed raises InstanceError."""
+        assert self._handle is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                end = await self._around.runtime.watch(self._handle)
+                if end != Exit():
+                    raise InstanceError(self._epitaph(end))
+                return True
+        return False
+
+    async def _until_exit_or_leave(self, timeout: float | None) -> Exit | None:
+        """How the instance ended, if it did; returns as well when told to leave, or in time."""
+        assert self._handle is not None
+        async with task_scope() as tasks:
+            exiting = tasks.create_task(self._around.runtime.watch(self._handle))
+            leaving = tasks.create_task(self._leave.wait())
+            await asyncio.wait(
+                (exiting, leaving), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            return exiting.result() if exiting.done() else None
+
+    async def _fail(self, why: str) -> None:
+        self.failure = why
+        self._step(_S.FAILED, why)
+        if self._registered:
+            self._deregister(why)
+        if self._handle is not None:
+            with contextlib.suppress(InstanceError):
+                await self._around.runtime.stop(self._handle, 0)
+
+    # ── telling ──────────────────────────────────────────────────────────────────────────
+
+    def _now(self) -> datetime:
+        return self._around.clock()
+
+    def _step(self, to: InstanceState, message: str = "") -> None:
+        self._tell(lifecycle.step(self.life, to, self._now(), message))
+
+    def _note(self, message: str) -> None:
+        self._tell(lifecycle.note(self.life, self._now(), message))
+
+    def _tell(self, told: tuple[Life, InstanceEvent]) -> None:
+        self.life, event = told
+        _log.info(
+            "%s %s → %s%s",
+            self.id,
+            event.from_state,
+            event.to_state,
+            f": {event.message}" if event.message else "",
+        )
+        self.story.tell(self.life, event)
+
+    def _register(self) -> None:
+        info = self.life.info
+        assert info.endpoint is not None
+        self._registered = True
+        metadata = dict(self._config.metadata)
+        if not info.health.healthy:
+            metadata[HEALTHY_KEY] = "false"
+        self.story.register(
+            InstanceRegistration(
+                instance_id=info.id,
+                service=info.service,
+                endpoint=info.endpoint,
+                metadata=metadata,
+                started_at=info.created_at,
+            )
+        )
+
+    def _deregister(self, reason: str) -> None:
+        info = self.life.info
+        self.story.register(
+            InstanceDeregistration(
+                instance_id=info.id, service=info.service, reason=reason[: lifecycle.MAX_MESSAGE]
+            )
+        )
+
+    def _epitaph(self, end: Exit) -> str:
+        assert self._handle is not None
+        last = self._around.runtime.last_line(self._handle)
+        return f"{end}: {last}" if last else str(end)
+
+
+def _ending(end: Exit, grace: float) -> str:
+    """What to say of an end that was asked for: nothing, unless it had to be forced."""
+    return f"killed: it did not end within {grace:g} s" if end.signal == 9 else ""

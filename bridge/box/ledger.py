@@ -1,0 +1,98 @@
+"""Changing the desired state: decide, compare-and-set, and again if somebody was faster.
+
+One attempt is under way at a time in each process; who loses a race waits until the view has
+caught up with the winner. That is what keeps many Boxes that decide at once from starving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from bridge.box.authority import Asked, decide, refuse
+from bridge.box.fleet import Fleet
+from bridge.box.model import FleetState, ServiceRecord
+from bridge.errors import BusError, Conflict, CutOff, NoReply, NoResponders, StoreRefused
+from bridge.protocol import ScaleResponse
+
+_log = logging.getLogger(__name__)
+
+Amend = Callable[[FleetState], ServiceRecord | None]
+"""The record that a service should have, or None to leave it. Pure."""
+
+
+class Ledger:
+    """Writes `box_services`. `patience` is for how many seconds a decision may lose races."""
+
+    def __init__(self, fleet: Fleet, patience: float) -> None:
+        self._fleet = fleet
+        self._patience = patience
+        self._turn = asyncio.Lock()
+
+    async def decide(self, asked: Asked) -> ScaleResponse | None:
+        """The answer to a request, once what it decides is stored.
+
+        None means that the fate of the write is unknown: nothing may be answered, and the caller
+        asks again with the same request_id.
+        """
+        request = asked.request
+        try:
+            async with self._my_turn() as deadline:
+                while True:
+                    verdict = decide(asked, self._fleet.state)
+                    if verdict.record is None:
+                        return verdict.response
+                    if await self._write(request.service, verdict.record, deadline):
+                        return verdict.response
+        except TimeoutError:
+            return self._refused(asked, "Busy: other decisions kept coming first; ask again")
+        except NoReply:
+            return None
+        except CutOff:
+            return self._refused(asked, "not ready: this Box is cut off from NATS; ask again")
+        except (StoreRefused, NoResponders) as exc:
+            _log.error("a decision on %s could not be stored: %s", request.service, exc)
+            return self._refused(asked, f"the fleet's store refused the decision: {exc}")
+
+    async def amend(self, service: str, change: Amend) -> bool:
+        """Apply `change` to the service's record; whether there was one and it was stored.
+
+        A failure is left to the next occasion, which comes with the next change or tick.
+        """
+        with contextlib.suppress(BusError, TimeoutError):
+            async with self._my_turn() as deadline:
+                while (record := change(self._fleet.state)) is not None:
+                    if await self._write(service, record, deadline):
+                        return True
+        return False
+
+    @contextlib.asynccontextmanager
+    async def _my_turn(self) -> AsyncIterator[float]:
+        """Alone in this process until a deadline, given in the loop's time."""
+        deadline = asyncio.get_running_loop().time() + self._patience
+        async with asyncio.timeout_at(deadline):
+            await self._turn.acquire()
+        try:
+            yield deadline
+        finally:
+            self._turn.release()
+
+    async def _write(self, service: str, record: ServiceRecord, deadline: float) -> bool:
+        """Whether `record` is stored; if somebody was faster, the view has caught up now.
+
+        The deadline bounds the catching up, never the write: its fate must be learned.
+        """
+        services = self._fleet.services
+        seq = services.seq
+        try:
+            await services.compare_and_set(service, record, seq)
+        except Conflict as exc:
+            async with asyncio.timeout_at(deadline):
+                await services.wait_for(seq + 1 if exc.last is None else exc.last)
+                return False
+        return True
+
+    def _refused(self, asked: Asked, error: str) -> ScaleResponse:
+        return refuse(asked.request, self._fleet.state, error).response

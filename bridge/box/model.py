@@ -1,0 +1,190 @@
+"""The fleet's records: what Boxes keep in JetStream buckets and agree through.
+
+They are the Boxes' own business, not the wire contract: gateways see events, registrations and
+`box.instances`. Unknown fields are ignored, so that a newer Box may write more. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from bridge.protocol import InstanceHealth, InstanceInfo, ScaleConfig, ScaleRequest, Time, encode
+
+RECEIPTS: Final = 64  # the last of each service (WIRE, "What a scale request means")
+MAX_FAILED_REPLACEMENTS: Final = 3  # running, and a rollout stops (WIRE, same place)
+
+
+class Receipt(Struct, frozen=True, kw_only=True):
+    """What a request with an id was answered, so that a repeat has no second effect."""
+
+    request_id: str
+    body: str
+    accepted: bool
+    current: int
+    target: int
+    error: str | None = None
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """Who asked for what, when, and which host decided: the decision log of a service."""
+
+    at: Time
+    host: str
+    replicas: int
+    request_id: str = ""
+    error: str | None = None
+    traceparent: str = ""
+
+
+class Rollout(Struct, frozen=True, kw_only=True):
+    """Failed replacements, running, while instances change to the config `config`.
+
+    `stopped` says why no further instance is replaced; empty while the rollout may go on.
+    """
+
+    config: str
+    failures: int = 0
+    stopped: str = ""
+
+
+class ServiceRecord(Struct, frozen=True, kw_only=True):
+    """The desired state of one service: `box_services`, key ``<service>``.
+
+    `version` counts this service's decisions. `slots` is sorted; it has `target` members but
+    for one extra while a rollout replaces an instance.
+    """
+
+    version: int = 0
+    target: int = 0
+    slots: list[int] = field(default_factory=list)
+    config: ScaleConfig = field(default_factory=ScaleConfig)
+    rollout: Rollout | None = None
+    receipts: list[Receipt] = field(default_factory=list)
+    decision: Decision | None = None
+
+    @property
+    def config_id(self) -> str:
+        """Names `config`: instances made under another name differ and are replaced."""
+        return config_id(self.config)
+
+
+class SlotRecord(Struct, frozen=True, kw_only=True):
+    """Who runs a slot, and the instance in it: `box_slots`, key ``<service>.<slot>``.
+
+    `config` is the config_id that the instance was made with, `seq` the Box-Seq of its last
+    event.
+    """
+
+    host: str
+    host_id: str
+    config: str
+    seq: int
+    info: InstanceInfo
+
+
+class Offer(Struct, frozen=True, kw_only=True):
+    """What a host says of a service it can run; `fixed_port` 0 means any port will do."""
+
+    fixed_port: int = 0
+
+
+class HostRecord(Struct, frozen=True, kw_only=True):
+    """A live host and what it can run: `box_hosts`, key ``<host>``, renewed as a lease."""
+
+    host_id: str
+    runtime: str
+    cpus: int
+    max_instances: int
+    services: dict[str, Offer]
+    labels: dict[str, str] = field(default_factory=dict)
+    version: str = ""
+    closing: bool = False
+
+
+class HostOrder(Struct, frozen=True, kw_only=True):
+    """An operator's order for a host: `box_admin`, key ``cordon.<host>``."""
+
+    cordoned: bool = False
+    reason: str = ""
+
+
+class FleetState(Struct, frozen=True, kw_only=True):
+    """All that a decision may look at. The mappings are read, never written, by deciders.
+
+    `hosts` are the live ones. `slots` has the claimed slots of each service, in its set or not;
+    `unreadable` those whose record cannot be read. `used` counts the slots that a host holds.
+    `loads` are the newest health reports, by instance id.
+    """
+
+    services: Mapping[str, ServiceRecord] = field(default_factory=dict)
+    hosts: Mapping[str, HostRecord] = field(default_factory=dict)
+    slots: Mapping[str, Mapping[int, SlotRecord]] = field(default_factory=dict)
+    unreadable: Mapping[str, AbstractSet[int]] = field(default_factory=dict)
+    used: Mapping[str, int] = field(default_factory=dict)
+    loads: Mapping[str, InstanceHealth] = field(default_factory=dict)
+
+    def slots_of(self, service: str) -> Mapping[int, SlotRecord]:
+        """The claimed slots of `service`."""
+        return self.slots.get(service, {})
+
+    def offering(self, service: str) -> dict[str, HostRecord]:
+        """The live hosts that can run `service` and are not about to leave."""
+        return {
+            name: host
+            for name, host in self.hosts.items()
+            if service in host.services and not host.closing
+        }
+
+    def load(self, info: InstanceInfo) -> InstanceHealth:
+        """The newest health of an instance: its load if one was reported, else its record's."""
+        return self.loads.get(info.id, info.health)
+
+    def free_slots(self, service: str, count: int, *, beside: AbstractSet[int]) -> list[int]:
+        """The `count` lowest slots that are in no set, claimed by nobody and not `beside`."""
+        taken = beside | self.slots_of(service).keys() | self.unreadable.get(service, frozenset())
+        numbers = (number for number in itertools.count() if number not in taken)
+        return list(itertools.islice(numbers, count))
+
+
+def config_id(config: ScaleConfig) -> str:
+    """A short name for `config` that any two Boxes give alike."""
+    ordered = replace(config, env=dict(sorted(config.env.items())))
+    return hashlib.blake2s(encode(ordered), digest_size=6).hexdigest()
+
+
+def body_hash(request: ScaleRequest, *, replaces_config: bool) -> str:
+    """Names what a request asks for, but for its id: the same id must mean the same thing."""
+    ordered = replace(
+        request,
+        request_id="",
+        config=replace(request.config, env=dict(sorted(request.config.env.items()))),
+    )
+    mode = b"replace" if replaces_config else b"merge"
+    return hashlib.blake2s(mode + encode(ordered), digest_size=16).hexdigest()
+
+
+def merged(current: ScaleConfig, asked: ScaleConfig, *, replaces: bool) -> ScaleConfig:
+    """The overrides after a request: a null or empty field of `asked` leaves its override as
+    it is, unless the request states the whole config.
+    """
+    if replaces:
+        return asked
+    return ScaleConfig(
+        image=asked.image or current.image,
+        vcpus=current.vcpus if asked.vcpus is None else asked.vcpus,
+        memory_mib=current.memory_mib if asked.memory_mib is None else asked.memory_mib,
+        env=asked.env or current.env,
+        port_map=asked.port_map or current.port_map,
+    )
+
+
+def is_empty(config: ScaleConfig) -> bool:
+    """Whether a request's config asks for no override at all."""
+    return merged(ScaleConfig(), config, replaces=False) == ScaleConfig()

@@ -1,0 +1,91 @@
+"""Asking an instance whether it is ready, and still healthy.
+
+The Box's own probes must not count as the instance's requests: every probe is sent from a port
+that `Prober` knows, and the load sample leaves those out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import aiohttp
+
+from bridge.config import Probe
+
+_LOOPBACKS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+_GOOD_BELOW: Final = 400
+
+
+class Prober:
+    """Probes instances on this host; `async with Prober.open(address)`.
+
+    `ports` are the local ports from which a probe is, or has just been, under way.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._host = _LOOPBACKS.get(address, address)
+        self._sockets: dict[int, socket.socket] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, address: str) -> AsyncIterator[Prober]:
+        """A Prober of instances that serve at `address`."""
+        prober = cls(address)
+        connector = aiohttp.TCPConnector(
+            force_close=True, limit=0, socket_factory=prober._socket, happy_eyeballs_delay=None
+        )
+        async with aiohttp.ClientSession(connector=connector) as session:
+            prober._session = session
+            yield prober
+
+    @property
+    def ports(self) -> frozenset[int]:
+        return frozenset(self._sockets)
+
+    def forget_closed(self) -> None:
+        """Forget the ports of probes that are over. Call it after each load sample."""
+        self._sockets = {
+            port: probe for port, probe in self._sockets.items() if probe.fileno() != -1
+        }
+
+    async def probe(self, probe: Probe, port: int) -> str | None:
+        """None if the instance on `port` passes, else why not. Takes `probe.timeout` at most."""
+        try:
+            async with asyncio.timeout(probe.timeout):
+                if probe.http is not None:
+                    return await self._http(probe.http, port)
+                return await self._tcp(port)
+        except TimeoutError:
+            return f"no answer within {probe.timeout:g} s"
+        except (OSError, aiohttp.ClientError) as exc:
+            return f"{type(exc).__name__}: {exc}"
+
+    async def _http(self, path: str, port: int) -> str | None:
+        assert self._session is not None, "use Prober.open"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        url = f"http://{host}:{port}{path}"
+        async with self._session.get(url, allow_redirects=False) as response:
+            if response.status < _GOOD_BELOW:
+                return None
+            return f"HTTP {response.status} on {path}"
+
+    async def _tcp(self, port: int) -> str | None:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        probe = self._socket((family, socket.SOCK_STREAM, 0, "", (self._host, port)))
+        with probe:
+            await asyncio.get_running_loop().sock_connect(probe, (self._host, port))
+        return None
+
+    def _socket(self, info: Any) -> socket.socket:
+        """A socket whose local port is known before it connects."""
+        family, kind, protocol, _, _ = info
+        probe = socket.socket(family, kind, protocol)
+        probe.setblocking(False)
+        probe.bind(("", 0))
+        self._sockets[probe.getsockname()[1]] = probe
+        return probe

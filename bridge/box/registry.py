@@ -1,0 +1,129 @@
+"""Keeping registrations alive: who takes traffic, told to gateways as a lease.
+
+A registration is repeated every `registration_renew` seconds, and at once after a reconnect,
+with a time to live; a deregistration is sent until it is stored. An id that was deregistered is
+never registered again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from bridge.bus.connection import Connection
+from bridge.bus.store import store
+from bridge.config import Timing
+from bridge.errors import BusError, CutOff, NoResponders
+from bridge.protocol import InstanceDeregistration, InstanceRegistration, encode
+from bridge.subjects import BOX_HOST, MSG_TTL
+
+_log = logging.getLogger(__name__)
+
+_RETRY: Final = 1.0  # seconds between tries at what could not be stored
+_TIMEOUT: Final = 2.0  # seconds for one registration
+
+
+class Registry:
+    """The registrations of one host's instances. `run` repeats what must be repeated.
+
+    `restore` is awaited when the stream is gone (it lives in the server's memory).
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        host: str,
+        timing: Timing,
+        restore: Callable[[], Awaitable[object]],
+    ) -> None:
+        self._connection = connection
+        self._restore = restore
+        self._headers = {BOX_HOST: host}
+        self._timing = timing
+        self._registered: dict[str, InstanceRegistration] = {}
+        self._due: dict[str, float] = {}
+        self._leaving: dict[str, InstanceDeregistration] = {}
+        self._gone: set[str] = set()
+        self._anew = asyncio.Event()
+
+    async def register(self, registration: InstanceRegistration) -> None:
+        """Register, now and until it is withdrawn; a failure now is made good by `run`."""
+        if registration.instance_id in self._gone:
+            return
+        self._registered[registration.instance_id] = registration
+        await self._announce(registration)
+
+    async def deregister(self, deregistration: InstanceDeregistration) -> None:
+        """Withdraw for good; a failure now is made good by `run`."""
+        instance_id = deregistration.instance_id
+        self._registered.pop(instance_id, None)
+        self._due.pop(instance_id, None)
+        self._gone.add(instance_id)
+        self._leaving[instance_id] = deregistration
+        await self._withdraw(deregistration)
+
+    def forget(self, instance_id: str) -> None:
+        """The instance has ended and its withdrawal is stored: its id never comes back."""
+        self._gone.discard(instance_id)
+
+    @property
+    def flushed(self) -> bool:
+        """Whether every withdrawal is stored."""
+        return not self._leaving
+
+    async def run(self) -> None:
+        """Renew, and try again what failed, until cancelled."""
+        pause = min(_RETRY, self._timing.registration_renew / 2)
+        while True:
+            await self._connection.wait_connected()
+            for deregistration in list(self._leaving.values()):
+                await self._withdraw(deregistration)
+            now = time.monotonic()
+            due = [name for name, at in self._due.items() if at <= now]
+            for instance_id in due:
+                if registration := self._registered.get(instance_id):
+                    await self._announce(registration)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._anew.wait()
+            self._anew.clear()
+
+    def renew_all(self) -> None:
+        """Renew everything now: the stream may be new, and gateways may have let go."""
+        self._due = dict.fromkeys(self._registered, 0.0)
+        self._anew.set()
+
+    async def _announce(self, registration: InstanceRegistration) -> None:
+        instance_id = registration.instance_id
+        subject = self._connection.subjects.register(registration.service, instance_id)
+        headers = {**self._headers, MSG_TTL: str(self._timing.registration_ttl)}
+        started = time.monotonic()
+        stored = await self._store(subject, encode(registration), headers)
+        if instance_id in self._registered:  # it may have been withdrawn meanwhile
+            self._due[instance_id] = (
+                started + self._timing.registration_renew if stored else started
+            )
+
+    async def _withdraw(self, deregistration: InstanceDeregistration) -> None:
+        instance_id = deregistration.instance_id
+        subject = self._connection.subjects.deregister(deregistration.service, instance_id)
+        if await self._store(subject, encode(deregistration), self._headers):
+            self._leaving.pop(instance_id, None)
+
+    async def _store(self, subject: str, data: bytes, headers: dict[str, str]) -> bool:
+        """Whether it is stored; if not, `run` tries again."""
+        try:
+            await store(self._connection, subject, data, headers=headers, timeout=_TIMEOUT)
+        except CutOff:
+            return False
+        except BusError as exc:
+            self._connection.metrics.count("registration_retry")
+            _log.warning("storing %s failed, trying again: %s", subject, exc)
+            if isinstance(exc, NoResponders):
+                await self._restore()
+            return False
+        return True

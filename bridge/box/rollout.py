@@ -1,0 +1,132 @@
+"""Replacing instances whose config differs, one at a time. Pure.
+
+A rollout is a walk of the service's slot set, one step a compare-and-set: add one slot beyond
+the target (it gets the new config), and once all up-to-date instances are Ready take an outdated
+slot out. With no room for an extra one, or with a fixed host port, the old one goes first. Each
+step is decided from the records alone, so that any Box can take it and a crash in between leaves
+a state from which the next step follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from msgspec.structs import replace
+
+from bridge.box.authority import host_port, idlest
+from bridge.box.lifecycle import ENDED, SERVING
+from bridge.box.model import (
+    MAX_FAILED_REPLACEMENTS,
+    Decision,
+    FleetState,
+    Rollout,
+    ServiceRecord,
+    SlotRecord,
+)
+
+
+def outdated(record: ServiceRecord, slots: Mapping[int, SlotRecord]) -> list[int]:
+    """The slots of the set whose living instance was made with another config."""
+    return [
+        slot for slot in record.slots if _living(slots.get(slot)) and _differs(record, slots[slot])
+    ]
+
+
+def under_way(service: str, fleet: FleetState) -> bool:
+    """Whether instances of `service` are still to be replaced, and will be."""
+    record = fleet.services.get(service)
+    if record is None or (record.rollout is not None and record.rollout.stopped):
+        return False
+    return bool(outdated(record, fleet.slots_of(service)))
+
+
+def next_step(service: str, fleet: FleetState, *, at: datetime, host: str) -> ServiceRecord | None:
+    """The service's record after the next step of its rollout; None while there is none to take."""
+    record = fleet.services[service]
+    slots = fleet.slots_of(service)
+    old = outdated(record, slots)
+    rollout = record.rollout
+    if not old:
+        return _stepped(record, record.slots, None, at, host, "rollout done") if rollout else None
+    if rollout is not None and rollout.stopped:
+        return None
+    if not all(_serving(slots.get(slot)) for slot in set(record.slots) - set(old)):
+        return None  # the replacement made last is not Ready yet
+    current = Rollout(config=record.config_id)  # with what failed before it was Ready forgotten
+    members = set(record.slots)
+    if len(members) > record.target:
+        members -= set(idlest(fleet, service, old, 1))
+        note = "rollout: an outdated instance goes"
+    elif _room(service, fleet, record):
+        members |= set(fleet.free_slots(service, 1, beside=members))
+        note = "rollout: a replacement comes"
+    else:
+        members -= set(idlest(fleet, service, old, 1))
+        members |= set(fleet.free_slots(service, 1, beside=set(record.slots)))
+        note = "rollout: one instance is replaced"
+    return _stepped(record, sorted(members), current, at, host, note)
+
+
+def failed(
+    service: str, fleet: FleetState, slot: int, why: str, *, at: datetime, host: str
+) -> ServiceRecord | None:
+    """The record after a replacement in `slot` failed before it was Ready; None if that does not
+    concern a rollout. The third failure running stops the rollout and gives up the extra slot.
+    """
+    record = fleet.services.get(service)
+    if record is None or record.rollout is None or record.rollout.stopped:
+        return None
+    if slot not in record.slots or not outdated(record, fleet.slots_of(service)):
+        return None
+    failures = record.rollout.failures + 1
+    if failures < MAX_FAILED_REPLACEMENTS:
+        rollout = replace(record.rollout, failures=failures)
+        return _stepped(record, record.slots, rollout, at, host, f"rollout: failure {failures}")
+    stopped = f"rollout stopped after {failures} failed replacements: {why}"
+    rollout = replace(record.rollout, failures=failures, stopped=stopped)
+    members = set(record.slots)
+    if len(members) > record.target:
+        members.discard(slot)
+    return _stepped(record, sorted(members), rollout, at, host, stopped)
+
+
+def _stepped(
+    record: ServiceRecord,
+    slots: list[int],
+    rollout: Rollout | None,
+    at: datetime,
+    host: str,
+    note: str,
+) -> ServiceRecord:
+    return replace(
+        record,
+        version=record.version + 1,
+        slots=slots,
+        rollout=rollout,
+        decision=Decision(at=at, host=host, replicas=record.target, error=note),
+    )
+
+
+def _room(service: str, fleet: FleetState, record: ServiceRecord) -> bool:
+    """Whether some host can take an extra instance beside all that is promised."""
+    offering = fleet.offering(service)
+    if any(host_port(record.config, host, service) for host in offering.values()):
+        return False
+    rivals = {name for host in offering.values() for name in host.services}
+    promised = sum(len(item.slots) for name, item in fleet.services.items() if name in rivals)
+    total = sum(host.max_instances for host in offering.values())
+    free = any(host.max_instances > fleet.used.get(name, 0) for name, host in offering.items())
+    return free and promised < total
+
+
+def _living(record: SlotRecord | None) -> bool:
+    return record is not None and record.info.state not in ENDED
+
+
+def _serving(record: SlotRecord | None) -> bool:
+    return record is not None and record.info.state in SERVING
+
+
+def _differs(record: ServiceRecord, slot: SlotRecord) -> bool:
+    return slot.config != record.config_id

@@ -1,0 +1,1 @@
+"""How an instance is made: one module a runtime, and the rules of what each can honour."""

@@ -1,0 +1,132 @@
+"""What a Box asks of a runtime, whatever makes the instances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+from bridge.box.runtimes.rules import fixed_port
+from bridge.config import ServiceConfig
+from bridge.protocol import ScaleConfig
+
+
+class Spec(Struct, frozen=True, kw_only=True):
+    """All that makes one instance: a service's configuration with a request's overrides.
+
+    `port` 0 means any of the Box's range. `directory` is the instance's own.
+    """
+
+    instance_id: str
+    service: str
+    command: list[str]
+    cwd: str
+    env: dict[str, str]
+    vcpus: int | None
+    memory_mib: int | None
+    image: str | None
+    port: int
+    directory: Path
+
+    @classmethod
+    def of(
+        cls,
+        instance_id: str,
+        service: str,
+        config: ServiceConfig,
+        overrides: ScaleConfig,
+        *,
+        directory: Path,
+        cwd: Path,
+    ) -> Spec:
+        """The spec of one instance; a relative `cwd` of the service starts at `cwd`."""
+        return cls(
+            instance_id=instance_id,
+            service=service,
+            command=config.command,
+            cwd=str(cwd / Path(config.cwd).expanduser()),
+            env=config.env | overrides.env,
+            vcpus=config.vcpus if overrides.vcpus is None else overrides.vcpus,
+            memory_mib=(
+                config.memory_mib if overrides.memory_mib is None else overrides.memory_mib
+            ),
+            image=overrides.image or None,
+            port=fixed_port(overrides.port_map or config.port_map),
+            directory=directory,
+        )
+
+
+class Exit(Struct, frozen=True, kw_only=True):
+    """How an instance's main process ended: its exit code, or the signal that killed it."""
+
+    code: int = 0
+    signal: int = 0
+
+    def __str__(self) -> str:
+        if self.signal:
+            return f"killed by signal {self.signal}"
+        return f"exited with code {self.code}"
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """What an instance uses: CPU in percent of one core, resident memory in bytes."""
+
+    cpu_percent: float
+    memory_bytes: int
+
+
+class Handle(Protocol):
+    """One instance, as its runtime knows it."""
+
+    @property
+    def instance_id(self) -> str:
+        """The instance that this is."""
+
+    @property
+    def port(self) -> int:
+        """The host port it serves on; 0 before it was started."""
+
+
+class Runtime(Protocol):
+    """How instances are made. Failures raise InstanceError, saying what is wrong."""
+
+    async def create(self, spec: Spec) -> Handle:
+        """Make what must be there before the start: a directory, an image."""
+
+    async def start(self, handle: Handle) -> None:
+        """Boot it. May be called again after `stop`, and then takes another port.
+
+        Raises PortTaken if its fixed port is not free.
+        """
+
+    async def watch(self, handle: Handle) -> Exit:
+        """Return when the instance has ended; what escaped its group `sweep` ends."""
+
+    async def stop(self, handle: Handle, grace: float) -> Exit:
+        """Ask it to end, wait `grace` seconds, then end it. Returns when it has ended."""
+
+    async def listens(self, handle: Handle) -> bool:
+        """Whether the instance itself listens on its port.
+
+        Raises PortTaken if somebody else does.
+        """
+
+    async def usage(self, handles: Iterable[Handle]) -> Mapping[str, Usage]:
+        """What each of `handles` uses, by instance id; in one pass, as it is called often."""
+
+    async def sweep(self) -> list[str]:
+        """End what carries this Box's label but belongs to none of its instances.
+
+        Returns the ids whose strays were ended.
+        """
+
+    def last_line(self, handle: Handle) -> str:
+        """The last thing the instance said, for the message of its failure; may be empty."""
+
+    def forget(self, handle: Handle) -> None:
+        """The instance has ended for good: its port is free again."""
+
+    async def close(self) -> None:
+        """End all that still runs, at once."""

@@ -1,0 +1,319 @@
+"""Instances as processes: one process group each, nothing to install.
+
+Each instance has a directory with its stdout and stderr in a file each (a pipe would kill it
+with the Box), a port, and a label that it carries in its environment (``BOX_INSTANCE_DIR``), by
+which strays are found. It starts as a small shell that waits for a word, so that its limits hold
+before its first instruction; should the Box die meanwhile, the shell ends without running it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from bridge.box.runtimes.base import Exit, Handle, Spec, Usage
+from bridge.box.runtimes.logs import STDERR, STDOUT, last_line
+from bridge.box.runtimes.sockets import is_free
+from bridge.errors import InstanceError, PortTaken
+
+_WAIT_FOR_GO: Final = 'read -r _ && exec "$@" </dev/null'
+_LABEL: Final = "BOX_INSTANCE_DIR"
+_KILL_PATIENCE: Final = 10.0  # seconds after SIGKILL; only a process stuck in the kernel lasts
+
+
+class Process:
+    """The handle of one instance."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.popen: subprocess.Popen[bytes] | None = None
+        self.ended: asyncio.Future[Exit] | None = None
+        self.cpus: set[int] = set()
+        self._port = 0
+
+    @property
+    def instance_id(self) -> str:
+        return self.spec.instance_id
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    @port.setter
+    def port(self, value: int) -> None:
+        self._port = value
+
+    @property
+    def pid(self) -> int:
+        """The pid of the main process, which is also its group's; 0 before the start."""
+        return self.popen.pid if self.popen else 0
+
+
+class ProcessRuntime:
+    """Runtime ``process``. `environ` is what instances inherit, `ports` where they serve."""
+
+    def __init__(self, root: Path, ports: range, environ: Mapping[str, str]) -> None:
+        self._root = root.absolute()
+        self._ports = ports
+        self._environ = environ
+        self._next_port = 0
+        self._processes: dict[str, Process] = {}
+        self._cpu_use: Counter[int] = Counter(dict.fromkeys(os.sched_getaffinity(0), 0))
+        self._seen: dict[int, psutil.Process] = {}
+        self._sweep_due = True
+
+    async def create(self, spec: Spec) -> Process:
+        try:
+            spec.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise InstanceError(f"cannot make {spec.directory}: {exc.strerror}") from exc
+        process = self._processes[spec.instance_id] = Process(spec)
+        return process
+
+    async def start(self, handle: Handle) -> None:
+        process = self._process(handle)
+        process.port = self._take_port(process)
+        process.ended = asyncio.get_running_loop().create_future()
+        try:
+            process.popen = await asyncio.to_thread(self._spawn, process)
+            self._limit(process)
+            self._watch(process)
+            assert process.popen.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it has ended already: `watch` tells
+                process.popen.stdin.write(b"go\n")
+                process.popen.stdin.close()
+        except OSError as exc:
+            raise InstanceError(f"cannot start {process.spec.command[0]}: {exc}") from exc
+
+    async def watch(self, handle: Handle) -> Exit:
+        ended = self._process(handle).ended
+        assert ended is not None, "watched before it was started"
+        return await asyncio.shield(ended)
+
+    async def stop(self, handle: Handle, grace: float) -> Exit:
+        process = self._process(handle)
+        if process.ended is None or process.popen is None:
+            return Exit()
+        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_PATIENCE)):
+            if not process.ended.done():
+                _signal_group(process.pid, number)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    return await asyncio.shield(process.ended)
+        raise InstanceError(f"process {process.pid} does not end, not even by SIGKILL")
+
+    async def listens(self, handle: Handle) -> bool:
+        return await asyncio.to_thread(self._listens, self._process(handle))
+
+    async def usage(self, handles: Iterable[Handle]) -> Mapping[str, Usage]:
+        groups = {process.pid: process for process in map(self._process, handles) if process.pid}
+        return await asyncio.to_thread(self._usage, groups)
+
+    async def sweep(self) -> list[str]:
+        if not self._sweep_due:
+            return []
+        self._sweep_due = False
+        known = {process.pid for process in self._processes.values() if _running(process)}
+        return await asyncio.to_thread(self._end_strays, known)
+
+    def last_line(self, handle: Handle) -> str:
+        directory = self._process(handle).spec.directory
+        return last_line(directory / STDERR) or last_line(directory / STDOUT)
+
+    async def close(self) -> None:
+        for process in self._processes.values():
+            if _running(process):
+                _signal_group(process.pid, signal.SIGKILL)
+        self._sweep_due = True
+        await self.sweep()
+
+    def forget(self, handle: Handle) -> None:
+        process = self._processes.pop(handle.instance_id, None)
+        if process is not None:
+            self._cpu_use.subtract(process.cpus)
+
+    # ── starting ─────────────────────────────────────────────────────────────────────────
+
+    def _process(self, handle: Handle) -> Process:
+        assert isinstance(handle, Process)
+        return handle
+
+    def _take_port(self, process: Process) -> int:
+        """A fixed port if it is free, else the next free one of the range after the last taken:
+        a port just left may still be in somebody's routes.
+        """
+        if fixed := process.spec.port:
+            if not is_free(fixed):
+                raise PortTaken(fixed, _holder(fixed))
+            return fixed
+        held = {other.port for other in self._processes.values()}
+        for offset in range(len(self._ports)):
+            index = (self._next_port + offset) % len(self._ports)
+            port = self._ports[index]
+            if port not in held and is_free(port):
+                self._next_port = index + 1
+                return port
+        first, last = self._ports[0], self._ports[-1]
+        raise InstanceError(f"no free port in {first}-{last}: widen [box] ports")
+
+    def _spawn(self, process: Process) -> subprocess.Popen[bytes]:
+        spec = process.spec
+        port = str(process.port)
+        command = [word.replace("{port}", port) for word in spec.command]
+        env = {
+            **self._environ,
+            **spec.env,
+            "PORT": port,
+            "BOX_INSTANCE_ID": spec.instance_id,
+            "BOX_SERVICE": spec.service,
+            _LABEL: str(spec.directory),
+        }
+        with (
+            (spec.directory / STDOUT).open("ab") as stdout,
+            (spec.directory / STDERR).open("ab") as stderr,
+        ):
+            return subprocess.Popen(
+                ["/bin/sh", "-c", _WAIT_FOR_GO, "sh", *command],
+                stdin=subprocess.PIPE,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=spec.cwd,
+                env=env,
+                start_new_session=True,
+            )
+
+    def _limit(self, process: Process) -> None:
+        spec = process.spec
+        if spec.memory_mib is not None:
+            size = spec.memory_mib << 20
+            resource.prlimit(process.pid, resource.RLIMIT_AS, (size, size))
+        if spec.vcpus is not None:
+            least_used = sorted(self._cpu_use, key=lambda cpu: (self._cpu_use[cpu], cpu))
+            self._cpu_use.subtract(process.cpus)
+            process.cpus = set(least_used[: spec.vcpus])
+            self._cpu_use.update(process.cpus)
+            os.sched_setaffinity(process.pid, process.cpus)
+
+    def _watch(self, process: Process) -> None:
+        """Have the loop tell when the main process ends: no thread, no polling."""
+        loop = asyncio.get_running_loop()
+        pidfd = os.pidfd_open(process.pid)
+
+        def on_exit() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            assert process.popen is not None
+            # While the dead leader is not reaped its group cannot be another's.
+            _signal_group(process.pid, signal.SIGKILL)
+            code = process.popen.wait()
+            self._sweep_due = True
+            if process.ended is not None and not process.ended.done():
+                process.ended.set_result(Exit(signal=-code) if code < 0 else Exit(code=code))
+
+        loop.add_reader(pidfd, on_exit)
+
+    # ── looking at processes; these run in a thread ──────────────────────────────────────
+
+    def _listens(self, process: Process) -> bool:
+        if is_free(process.port):
+            return False
+        if any(_is_listening(member, process.port) for member in _members(process.pid)):
+            return True
+        if is_free(process.port):
+            return False  # it was somebody's for a moment only
+        raise PortTaken(process.port, _holder(process.port))
+
+    def _usage(self, groups: Mapping[int, Process]) -> dict[str, Usage]:
+        cpu: Counter[int] = Counter()
+        memory: Counter[int] = Counter()
+        seen: dict[int, psutil.Process] = {}
+        for pid in psutil.pids():
+            group = _group_of(pid)
+            if group not in groups:
+                continue
+            with contextlib.suppress(psutil.Error):
+                # psutil measures CPU since the last look at the same object.
+                process = seen[pid] = self._seen.get(pid) or psutil.Process(pid)
+                with process.oneshot():
+                    cpu[group] += round(process.cpu_percent() * 10)
+                    memory[group] += process.memory_info().rss
+        self._seen = seen
+        return {
+            process.instance_id: Usage(cpu_percent=cpu[pid] / 10, memory_bytes=memory[pid])
+            for pid, process in groups.items()
+        }
+
+    def _end_strays(self, known: set[int]) -> list[str]:
+        ended = []
+        for pid in psutil.pids():
+            if pid == os.getpid() or _group_of(pid) in known:
+                continue
+            with contextlib.suppress(psutil.Error, OSError):
+                process = psutil.Process(pid)
+                label = process.environ().get(_LABEL, "")
+                # A child of a living instance that made itself a group stays with it.
+                if Path(label).parent == self._root and not self._is_living(label):
+                    process.kill()
+                    ended.append(Path(label).name)
+        return sorted(set(ended))
+
+    def _is_living(self, label: str) -> bool:
+        process = self._processes.get(Path(label).name)
+        return process is not None and _running(process)
+
+
+def _running(process: Process) -> bool:
+    return process.popen is not None and process.ended is not None and not process.ended.done()
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return -1
+
+
+def _members(leader: int) -> Iterator[psutil.Process]:
+    """The leader, its group, its descendants in groups of their own: the likeliest first."""
+    with contextlib.suppress(psutil.Error):
+        yield psutil.Process(leader)
+    for pid in psutil.pids():
+        if pid != leader and _group_of(pid) == leader:
+            with contextlib.suppress(psutil.Error):
+                yield psutil.Process(pid)
+    with contextlib.suppress(psutil.Error):
+        yield from psutil.Process(leader).children(recursive=True)
+
+
+def _is_listening(process: psutil.Process, port: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any(_serves(conn, port) for conn in process.net_connections(kind="tcp"))
+    return False
+
+
+def _serves(conn: Any, port: int) -> bool:
+    return bool(conn.status == psutil.CONN_LISTEN and conn.laddr and conn.laddr.port == port)
+
+
+def _holder(port: int) -> str:
+    """Who listens on `port`, for a message: a name and a pid, where we may know."""
+    with contextlib.suppress(psutil.Error, OSError):
+        for conn in psutil.net_connections(kind="tcp"):
+            if conn.pid and _serves(conn, port):
+                return f"{psutil.Process(conn.pid).name()} (pid {conn.pid})"
+    return "another process"

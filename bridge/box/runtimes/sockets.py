@@ -1,0 +1,68 @@
+"""Who is connected to which port, read off the kernel in one pass for all instances.
+
+psutil's table maps each socket to its process, which means reading every descriptor of every
+process; once a second for a whole host only the ports matter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Final
+
+_TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_ESTABLISHED: Final = "01"
+
+
+def established(lines: Iterable[str], *, without: AbstractSet[int] = frozenset()) -> Counter[int]:
+    """How many connections are established to each local port.
+
+    `lines` are those of ``/proc/net/tcp``; connections from the remote ports in `without` (the
+    Box's own probes) do not count.
+    """
+    counts: Counter[int] = Counter()
+    for line in lines:
+        fields = line.split(None, 4)
+        if len(fields) > 3 and fields[3] == _ESTABLISHED:
+            remote = int(fields[2].rpartition(":")[2], 16)
+            if remote not in without:
+                counts[int(fields[1].rpartition(":")[2], 16)] += 1
+    return counts
+
+
+def read_tables() -> Iterator[str]:
+    """The lines of the kernel's TCP tables, IPv4 and IPv6."""
+    for table in _TABLES:
+        with contextlib.suppress(FileNotFoundError), table.open() as file:
+            yield from file
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on `port`, on any address of this host."""
+    for family, address in ((socket.AF_INET, ""), (socket.AF_INET6, "")):
+        with contextlib.suppress(_Unsupported), _socket(family) as probe:
+            try:
+                probe.bind((address, port))
+            except OSError:
+                return False
+    return True
+
+
+class _Unsupported(OSError):
+    """This machine has no such address family."""
+
+
+def _socket(family: int) -> socket.socket:
+    try:
+        probe = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as exc:
+        raise _Unsupported from exc
+    # Connections that linger in TIME_WAIT do not keep a server from listening.
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return probe

@@ -1,0 +1,83 @@
+"""Once a second: what each instance uses and how many requests it has, told to the fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+from bridge.box.fleet import Fleet
+from bridge.box.instance import Surroundings
+from bridge.box.runtimes.logs import prune
+from bridge.box.supervisor import Supervisor
+from bridge.bus.connection import Connection
+from bridge.errors import BusError
+from bridge.protocol import HostStats, InstanceState, encode
+
+_log = logging.getLogger(__name__)
+
+_PRUNE_EVERY: Final = 60  # samples
+
+
+class Sampler:
+    """Samples the instances of one host. `run` goes on until cancelled."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        host: str,
+        fleet: Fleet,
+        supervisor: Supervisor,
+        around: Surroundings,
+        data_dir: Path,
+        interval: float,
+    ) -> None:
+        self._connection = connection
+        self._host = host
+        self._fleet = fleet
+        self._supervisor = supervisor
+        self._around = around
+        self._data_dir = data_dir
+        self._interval = interval
+
+    async def run(self) -> None:
+        """Take a sample every `interval` seconds."""
+        loop = asyncio.get_running_loop()
+        due, count = loop.time(), 0
+        while True:
+            due = max(due + self._interval, loop.time())
+            await asyncio.sleep(due - loop.time())
+            await self._sample()
+            count += 1
+            for instance_id in await self._around.runtime.sweep():
+                _log.warning("%s left processes behind; they were ended", instance_id)
+            if count % _PRUNE_EVERY == 0:
+                living = [instance.id for instance in self._supervisor.instances()]
+                await asyncio.to_thread(prune, self._data_dir, living)
+
+    async def _sample(self) -> None:
+        measured = [item for item in self._supervisor.instances() if item.handle is not None]
+        usage = await self._around.runtime.usage([item.handle for item in measured if item.handle])
+        report: HostStats = {}
+        for instance in measured:
+            handle = instance.handle
+            if handle is not None:  # it may have ended while the others were measured
+                inflight = self._around.traffic.inflight(handle.port)
+                report[instance.id] = instance.sample(usage.get(instance.id), inflight)
+        self._fleet.report(self._host, report)
+        with contextlib.suppress(BusError):  # at most once: the next sample tells anew
+            self._connection.publish(self._connection.subjects.stats(self._host), encode(report))
+        self._gauge()
+
+    def _gauge(self) -> None:
+        counts = Counter(
+            (item.life.info.service, item.life.info.state) for item in self._supervisor.instances()
+        )
+        gauge = self._connection.metrics.instances
+        gauge.clear()
+        for (service, state), number in counts.items():
+            assert isinstance(state, InstanceState)
+            gauge.labels(service, str(state)).set(number)

@@ -1,0 +1,330 @@
+"""Making it so: plans for each service that changed, carries the plan out, owns the instances.
+
+Every instance is a task of the supervisor's; one that dies of a bug takes the Box with it.
+Claims are written before anything is made, and given up after it has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from bridge.box import lifecycle, rollout
+from bridge.box.fleet import Fleet
+from bridge.box.instance import Instance, Surroundings
+from bridge.box.ledger import Ledger
+from bridge.box.model import FleetState, ServiceRecord, SlotRecord
+from bridge.box.outbox import Story, Teller
+from bridge.box.planner import Claim, Drain, Local, Make, Me, Release, plan, wake_at
+from bridge.box.runtimes.base import Spec
+from bridge.box.runtimes.rules import refusal
+from bridge.config import ServiceConfig, Timing
+from bridge.errors import BusError, Conflict
+from bridge.protocol import InstanceState
+from bridge.subjects import slot_key
+from bridge.tasks import task_scope
+
+_log = logging.getLogger(__name__)
+
+_ID_LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # none that people mix up
+_ID_LENGTH: Final = 10  # 50 bits: ids are never reused
+_TICK: Final = 5.0  # seconds after which every service is planned anew, changed or not
+_LOOK: Final = 0.05  # seconds between looks while closing
+_RELEASE_PATIENCE: Final = 5.0  # seconds; a claim that stays is given up with the host's lease
+_RETRY: Final = 0.25  # seconds before a plan that the bus kept from being carried out
+
+
+class Held(Struct):
+    """A slot of this host: the instance in it, and what follows if that has ended."""
+
+    instance: Instance
+    failures: int = 0
+    retry_at: float = 0.0
+    ended: bool = False
+
+
+class Workshop(Struct, frozen=True, kw_only=True):
+    """What instances are made from on this host."""
+
+    services: Mapping[str, ServiceConfig]
+    around: Surroundings
+    instances_dir: Path
+    cwd: Path
+    timing: Timing
+
+
+class Supervisor:
+    """See the module. `run` works until cancelled; `current` says whether plans may be made."""
+
+    def __init__(
+        self,
+        me: Me,
+        fleet: Fleet,
+        ledger: Ledger,
+        teller: Teller,
+        workshop: Workshop,
+        current: Callable[[], bool],
+    ) -> None:
+        self._me = me
+        self._fleet = fleet
+        self._ledger = ledger
+        self._teller = teller
+        self._workshop = workshop
+        self._current = current
+        self._held: dict[str, dict[int, Held]] = {}
+        self._dirty: set[str] = set()
+        self._wake = asyncio.Event()
+        self._closing = ""
+        self._tasks: asyncio.TaskGroup | None = None
+
+    # ── what others ask ──────────────────────────────────────────────────────────────────
+
+    def instances(self) -> Iterator[Instance]:
+        """The instances on this host that have not ended."""
+        for slots in self._held.values():
+            for held in slots.values():
+                if not held.ended:
+                    yield held.instance
+
+    def touch(self, service: str | None) -> None:
+        """Have a service planned anew; None means all of them."""
+        self._dirty |= self._all_services() if service is None else {service}
+        self._wake.set()
+
+    async def close(self, reason: str) -> None:
+        """Drain every instance and start none; returns when all have ended, and their slots are
+        given up or the bus has kept them for 5 s.
+        """
+        self._closing = reason
+        while remaining := list(self.instances()):
+            for instance in remaining:
+                instance.leave(reason)
+            await asyncio.sleep(_LOOK)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RELEASE_PATIENCE):
+                while self._claims():
+                    self.touch(None)
+                    await asyncio.sleep(_LOOK)
+
+    # ── the loop ─────────────────────────────────────────────────────────────────────────
+
+    async def run(self) -> None:
+        """Plan and act until cancelled."""
+        async with task_scope() as self._tasks:
+            while True:
+                await self._until_due()
+                if not self._current():
+                    await asyncio.sleep(_RETRY)
+                    self._wake.set()
+                    continue
+                dirty, self._dirty = self._dirty, set()
+                for service in sorted(dirty):
+                    await self._attend(service)
+
+    def _all_services(self) -> set[str]:
+        return {*self._workshop.services, *self._held, *self._fleet.state.services}
+
+    async def _until_due(self) -> None:
+        """Wait for a change, for a backoff to pass, or for the tick."""
+        now = time.monotonic()
+        due = (wake_at(self._locals(service).values(), now=now) for service in self._held)
+        at = min((moment for moment in due if moment is not None), default=now + _TICK)
+        try:
+            async with asyncio.timeout(max(0.0, min(at - now, _TICK))):
+                await self._wake.wait()
+        except TimeoutError:
+            self._dirty |= self._all_services()
+        self._wake.clear()
+
+    def _locals(self, service: str) -> dict[int, Local]:
+        return {
+            slot: Local(ended=held.ended, leaving=held.instance.leaving, retry_at=held.retry_at)
+            for slot, held in self._held.get(service, {}).items()
+        }
+
+    async def _attend(self, service: str) -> None:
+        """Carry out the plan for one service. What the bus prevents is tried again."""
+        try:
+            if self._closing:
+                for slot in self._claims(service):
+                    await self._release(service, slot)
+            else:
+                await self._carry_out(service)
+                await self._roll(service)
+        except Conflict as exc:
+            _log.debug("%s: somebody was faster: %s", service, exc)
+            self.touch(service)  # the view will tell who; plan again then
+            await asyncio.sleep(0)
+        except BusError as exc:
+            _log.warning("%s: the plan waits for the bus: %s", service, exc)
+            self.touch(service)
+            await asyncio.sleep(_RETRY)
+        self._forget_dead(service)
+
+    async def _carry_out(self, service: str) -> None:
+        state, now = self._fleet.state, time.monotonic()
+        for action in plan(service, state, self._me, self._locals(service), now=now):
+            match action:
+                case Drain(slot=slot, reason=reason):
+                    instance = self._held[service][slot].instance
+                    decision = state.services[service].decision
+                    instance.story.traceparent = decision.traceparent if decision else ""
+                    instance.leave(reason)
+                case Release(slot=slot):
+                    await self._release(service, slot)
+                case Claim(slot=slot) | Make(slot=slot):
+                    await self._make(service, slot)
+
+    def _claims(self, only: str | None = None) -> list[int]:
+        """The slots, of one service or of all, that this host holds and in which nothing lives."""
+        return [
+            slot
+            for service in (self._fleet.state.slots if only is None else [only])
+            for slot, claim in self._fleet.state.slots_of(service).items()
+            if self._me.holds(claim) and not self._lives(service, slot)
+        ]
+
+    def _lives(self, service: str, slot: int) -> bool:
+        held = self._held.get(service, {}).get(slot)
+        return held is not None and not held.ended
+
+    def _forget_dead(self, service: str) -> None:
+        """Ended instances in slots that are not this host's, or not wanted, are history."""
+        slots = self._fleet.state.slots_of(service)
+        held = self._held.get(service, {})
+        for slot in [slot for slot, item in held.items() if item.ended]:
+            claim = slots.get(slot)
+            if claim is None or not self._me.holds(claim):
+                del held[slot]
+        if not held:
+            self._held.pop(service, None)
+
+    # ── acting ───────────────────────────────────────────────────────────────────────────
+
+    async def _make(self, service: str, slot: int) -> None:
+        """Claim the slot for a new instance, or write it into the claim; then have it live."""
+        record = self._fleet.state.services[service]
+        config = self._workshop.services.get(service)
+        if config is None or self._cannot(record):
+            await self._release(service, slot)  # for a host that can
+            return
+        key = slot_key(service, slot)
+        life = lifecycle.begin(_new_id(service), service, self._now())
+        claim = SlotRecord(
+            host=self._me.host,
+            host_id=self._me.host_id,
+            config=record.config_id,
+            seq=0,
+            info=life.info,
+        )
+        slots = self._fleet.slots
+        there = slots.get(key)
+        if there is None:
+            revision = await slots.create(key, claim)
+        else:
+            revision = await slots.update(key, claim, there.revision)
+        instance = self._assemble(record, config, life, claim, slot, revision)
+        before = self._held.get(service, {}).get(slot)
+        held = Held(instance=instance, failures=before.failures if before else 0)
+        self._held.setdefault(service, {})[slot] = held
+        assert self._tasks is not None
+        self._tasks.create_task(self._live(service, slot, held), name=f"instance-{instance.id}")
+
+    def _cannot(self, record: ServiceRecord) -> bool:
+        me = self._fleet.state.hosts.get(self._me.host)
+        return me is None or refusal(me.runtime, record.config, cpus=me.cpus) is not None
+
+    def _assemble(
+        self,
+        record: ServiceRecord,
+        config: ServiceConfig,
+        life: lifecycle.Life,
+        claim: SlotRecord,
+        slot: int,
+        revision: int,
+    ) -> Instance:
+        shop, info = self._workshop, life.info
+        spec = Spec.of(
+            info.id,
+            info.service,
+            config,
+            record.config,
+            directory=shop.instances_dir / info.id,
+            cwd=shop.cwd,
+        )
+        story = Story(
+            self._teller,
+            claim,
+            slot,
+            revision,
+            lost=lambda reason: instance.leave(reason),
+            traceparent=record.decision.traceparent if record.decision else "",
+        )
+        instance = Instance(life, spec, config, story, shop.around)
+        return instance
+
+    async def _live(self, service: str, slot: int, held: Held) -> None:
+        instance, timing = held.instance, self._workshop.timing
+        await instance.run()
+        info = instance.life.info
+        held.ended = True
+        if info.state is InstanceState.FAILED:
+            recovered = instance.served_for() >= timing.backoff_reset
+            held.failures = 1 if recovered else held.failures + 1
+            held.retry_at = time.monotonic() + backoff(held.failures, timing)
+            if info.ready_at is None:
+                await self._count_failure(service, slot, instance.failure)
+        self._teller.registry.forget(info.id)
+        self.touch(service)
+
+    async def _release(self, service: str, slot: int) -> None:
+        key = slot_key(service, slot)
+        record = self._fleet.slots.get(key)
+        if record is not None:
+            await self._fleet.slots.delete(key, record.revision)
+
+    # ── rollouts ─────────────────────────────────────────────────────────────────────────
+
+    async def _roll(self, service: str) -> None:
+        """Take the next step of a rollout, if this host is the one to take it."""
+        state = self._fleet.state
+        if (
+            service not in state.services
+            or min(state.offering(service), default="") != self._me.host
+        ):
+            return
+
+        def step(fleet: FleetState) -> ServiceRecord | None:
+            return rollout.next_step(service, fleet, at=self._now(), host=self._me.host)
+
+        if step(state) is not None:
+            await self._ledger.amend(service, step)
+
+    async def _count_failure(self, service: str, slot: int, why: str) -> None:
+        def failed(fleet: FleetState) -> ServiceRecord | None:
+            return rollout.failed(service, fleet, slot, why, at=self._now(), host=self._me.host)
+
+        await self._ledger.amend(service, failed)
+
+    def _now(self) -> datetime:
+        return self._workshop.around.clock()
+
+
+def backoff(failures: int, timing: Timing) -> float:
+    """Seconds to wait before the next instance after `failures` running: doubling, bounded."""
+    return min(timing.backoff_first * 2.0 ** min(failures - 1, 30), timing.backoff_max)
+
+
+def _new_id(service: str) -> str:
+    """``<service>-<random>``; it must be a subject token itself, so a long name is cut."""
+    letters = "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
+    return f"{service[: 63 - _ID_LENGTH - 1].rstrip('-')}-{letters}"

@@ -1,0 +1,28 @@
+"""How many requests are in flight, by port: the established connections, probes left out."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from bridge.box.probes import Prober
+from bridge.box.runtimes.sockets import established, read_tables
+
+
+class Traffic:
+    """One look at the kernel's tables serves everybody who asks within `freshness` seconds."""
+
+    def __init__(self, prober: Prober, freshness: float = 0.1) -> None:
+        self._prober = prober
+        self._freshness = freshness
+        self._counts: Counter[int] = Counter()
+        self._taken = float("-inf")
+
+    def inflight(self, port: int) -> int:
+        """The requests in flight at `port`, at most `freshness` seconds ago."""
+        now = time.monotonic()
+        if now - self._taken >= self._freshness:
+            self._counts = established(read_tables(), without=self._prober.ports)
+            self._prober.forget_closed()
+            self._taken = now
+        return self._counts[port]

@@ -1,0 +1,41 @@
+"""`config check`: is it right, and what does it come to?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from bridge.box.daemon import offers
+from bridge.cli import DONE
+from bridge.cli.connect import configuration, require_services
+from bridge.cli.output import out, print_json
+from bridge.config import BoxConfig, NatsConfig, ServiceConfig
+
+
+class _Checked(Struct):
+    ok: bool
+    box: BoxConfig
+    nats: NatsConfig
+    services: dict[str, ServiceConfig]
+
+
+def run_check(file: Path | None, *, json: bool) -> int:
+    """Print what the configuration comes to; an error is raised as ConfigError."""
+    config = require_services(configuration(file, {}))
+    offers(config)
+    hidden = {key: "(set)" for key in ("password", "token") if getattr(config.nats, key)}
+    nats = replace(config.nats, **hidden)
+    if json:
+        print_json(_Checked(True, config.box, nats, config.services))
+        return DONE
+    box = config.box
+    out.print(f"host {box.name}: at most {box.max_instances} instances at {box.address}, ", end="")
+    out.print(f"ports {box.ports}, runtime {box.runtime}, data in {box.data_dir}")
+    out.print(f"NATS {nats.url}, prefix {nats.prefix}")
+    for name, service in config.services.items():
+        probe = f"http {service.probe.http}" if service.probe.http else "tcp"
+        out.print(f"service {name}: {' '.join(service.command)}  (probe: {probe})", markup=False)
+    out.print("ok")
+    return DONE

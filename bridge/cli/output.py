@@ -1,0 +1,110 @@
+"""Printing for people and for programs: tables and colours here, JSON there."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bridge.protocol import HostStats, InstanceEvent, InstancesResponse, InstanceState, encode, now
+
+COLOURS = {
+    InstanceState.CREATING: "cyan",
+    InstanceState.BOOTING: "cyan",
+    InstanceState.READY: "green",
+    InstanceState.BUSY: "bright_green",
+    InstanceState.DRAINING: "yellow",
+    InstanceState.STOPPING: "yellow",
+    InstanceState.STOPPED: "bright_black",
+    InstanceState.FAILED: "red",
+}
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False)
+
+
+def print_json(value: msgspec.Struct | HostStats) -> None:
+    """One line of JSON on stdout, flushed: a pipe's reader sees it at once."""
+    sys.stdout.write(encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def state_text(state: InstanceState) -> Text:
+    """A state in its colour."""
+    return Text(str(state), style=COLOURS[state])
+
+
+def instances_table(seen: InstancesResponse, *, title: str | None = None) -> Table:
+    """The instances as `ps` shows them."""
+    table = Table(title=title, box=None, pad_edge=False, header_style="bold")
+    for name in ("ID", "SERVICE", "STATE", "HOST", "ENDPOINT"):
+        table.add_column(name, no_wrap=True)
+    for name in ("AGE", "CPU", "MEMORY", "REQUESTS"):
+        table.add_column(name, justify="right", no_wrap=True)
+    at = now()
+    for info in seen.instances:
+        health = info.health
+        state = state_text(info.state)
+        if not health.healthy:
+            state.append(" unhealthy", style="red")
+        table.add_row(
+            info.id,
+            info.service,
+            state,
+            seen.hosts.get(info.id, "?"),
+            info.endpoint or "–",
+            age(info.created_at, at),
+            "–" if health.cpu_percent is None else f"{health.cpu_percent:.0f}%",
+            "–" if health.memory_bytes is None else size(health.memory_bytes),
+            str(health.inflight_requests),
+        )
+    return table
+
+
+def notices(seen: InstancesResponse) -> list[Text]:
+    """What needs attention, a line each."""
+    lines = [Text(f"{service}: instances are being replaced") for service in seen.rolling]
+    return lines + [
+        Text(f"{service}: {text}", style="red") for service, text in seen.notices.items()
+    ]
+
+
+def event_text(event: InstanceEvent) -> Text:
+    """An event in one line."""
+    line = Text()
+    line.append(f"{event.timestamp.astimezone():%H:%M:%S.%f}"[:-3], style="bright_black")
+    line.append(f"  {event.instance_id:<24} ")
+    if event.from_state is event.to_state:
+        line.append_text(state_text(event.to_state))
+    else:
+        line.append_text(state_text(event.from_state)).append(" → ", style="bright_black")
+        line.append_text(state_text(event.to_state))
+    if event.message:
+        line.append(f"  {event.message}", style="italic")
+    return line
+
+
+def age(since: datetime, at: datetime) -> str:
+    """How long ago, in one unit or two."""
+    seconds = max(0, int((at - since).total_seconds()))
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02}s"
+    if seconds < 86400:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02}m"
+    return f"{seconds // 86400}d{seconds % 86400 // 3600:02}h"
+
+
+def size(count: int) -> str:
+    """Bytes in binary units."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"

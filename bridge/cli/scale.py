@@ -1,0 +1,114 @@
+"""`scale`: ask, and with --wait watch it come true."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.status import Status
+
+from bridge.cli import DONE, FAILED
+from bridge.cli.connect import connected
+from bridge.cli.output import err, instances_table, notices, out, print_json
+from bridge.errors import ScaleCapped, ScaleRefused
+from bridge.gateway.client import ScaleClient
+from bridge.protocol import InstancesResponse, ScaleConfig, ScaleResponse
+
+
+async def run_scale(
+    service: str,
+    replicas: int,
+    config: ScaleConfig,
+    flags: Mapping[str, Any],
+    *,
+    replace_config: bool,
+    request_id: str | None,
+    wait: bool,
+    timeout: float | None,
+    dry_run: bool,
+    json: bool,
+) -> int:
+    """Ask, print the answer, and return the exit code."""
+    async with connected(flags, "scale") as connection:
+        client = ScaleClient(connection)
+        with _Progress(service, replicas, quiet=json or not wait) as progress:
+            try:
+                response = await client.scale(
+                    service,
+                    replicas,
+                    config=config,
+                    replace_config=replace_config,
+                    dry_run=dry_run,
+                    wait=wait,
+                    timeout=timeout,
+                    request_id=request_id,
+                    progress=progress.show,
+                )
+            except (ScaleRefused, ScaleCapped) as exc:
+                return _not_as_asked(service, exc.response, json)
+        if json:
+            print_json(response)
+            return DONE
+        verb = "would be" if dry_run else "is"
+        out.print(
+            f"{service}: {verb} scaled to {response.target_replicas} "
+            f"(request {response.request_id})"
+        )
+        if wait and not dry_run:
+            _show(await client.observe(service))
+        elif response.instances:
+            hosts = (await client.observe(service)).hosts
+            listed = InstancesResponse(
+                total=len(response.instances), instances=response.instances, hosts=hosts
+            )
+            _show(listed)
+    return DONE
+
+
+def _not_as_asked(service: str, response: ScaleResponse, json: bool) -> int:
+    if json:
+        print_json(response)
+    else:
+        err.print(f"[red]{service}:[/red] ", response.error, sep="", markup=False)
+    return FAILED
+
+
+def _show(seen: InstancesResponse) -> None:
+    out.print(instances_table(seen))
+    for line in notices(seen):
+        out.print(line)
+
+
+class _Progress:
+    """One line on the terminal that follows the instances; plain lines where there is none."""
+
+    def __init__(self, service: str, replicas: int, *, quiet: bool) -> None:
+        self._service = service
+        self._replicas = replicas
+        self._quiet = quiet
+        self._last = ""
+        self._status: Status | None = None
+
+    def __enter__(self) -> _Progress:
+        if not self._quiet and err.is_terminal:
+            self._status = err.status(f"{self._service}: asking for {self._replicas}")
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def show(self, seen: InstancesResponse) -> None:
+        """Tell how the instances stand, if that has changed."""
+        counts = Counter(str(info.state) for info in seen.instances)
+        listed = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none yet"
+        line = f"{self._service}: {listed}; {self._replicas} wanted"
+        if self._quiet or line == self._last:
+            return
+        self._last = line
+        if self._status is not None:
+            self._status.update(line)
+        else:
+            err.print(line)

@@ -1,0 +1,87 @@
+"""`up` and `box`: run a Box until a signal, and drain it then."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from bridge.box.daemon import Box
+from bridge.bus.server import EmbeddedServer
+from bridge.cli import DONE, INTERRUPTED
+from bridge.cli.connect import configuration, require_services
+from bridge.cli.output import err
+from bridge.config import Config
+from bridge.observe import configure_logging
+from bridge.tasks import task_scope
+
+
+async def run_up(
+    file: Path | None,
+    box: Mapping[str, Any],
+    nats: Mapping[str, Any],
+    *,
+    port: int,
+    level: str | None,
+    json: bool,
+) -> int:
+    """A NATS server and a Box, until a signal."""
+    _configure_logging(level, json)
+    config = require_services(configuration(file, box, nats))
+    async with EmbeddedServer(config.data_dir / "nats", port=port) as server:
+        config = replace(config, nats=replace(config.nats, url=server.url))
+        if not json:
+            err.print(f"NATS server: {server.url}   store and logs: {config.data_dir}")
+            first = min(config.services)
+            err.print(f"Try: box-bridge scale {first} 2 --wait -s {server.url}\n")
+        return await _until_signal(config)
+
+
+async def run_box(
+    file: Path | None,
+    box: Mapping[str, Any],
+    nats: Mapping[str, Any],
+    *,
+    level: str | None,
+    json: bool,
+) -> int:
+    """A Box on an existing NATS, until a signal."""
+    _configure_logging(level, json)
+    return await _until_signal(require_services(configuration(file, box, nats)))
+
+
+async def _until_signal(config: Config) -> int:
+    """Run a Box; the first signal drains it, the second ends it at once."""
+    box = Box(config)
+    loop = asyncio.get_running_loop()
+    async with task_scope() as tasks:
+        work = tasks.create_task(box.run(), name="box")
+        signals = 0
+
+        def on_signal() -> None:
+            nonlocal signals
+            signals += 1
+            if signals == 1:
+                err.print("Draining; once more to end everything at once.")
+                box.stop()
+            else:
+                work.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal)
+        try:
+            await asyncio.wait([work])
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+        return INTERRUPTED if work.cancelled() else DONE
+
+
+def _configure_logging(level: str | None, json: bool) -> None:
+    style = "json" if json else os.environ.get("BOX_BRIDGE_LOG_FORMAT", "text")
+    configure_logging(level or os.environ.get("BOX_BRIDGE_LOG", "info"), style)

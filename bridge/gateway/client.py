@@ -1,0 +1,316 @@
+"""Asking for replicas, and seeing what became of it.
+
+Every request carries an id and an expiry, and is sent again with the same id every second until
+it is answered: a Box that froze with the first one does not matter, and the request has one
+effect however often it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from typing import Final
+
+from bridge.bus.connection import Connection
+from bridge.bus.message import Message
+from bridge.config import NatsConfig, load_nats
+from bridge.errors import (
+    CutOff,
+    NoBoxError,
+    NoReply,
+    NoResponders,
+    RequestTimeout,
+    ScaleCapped,
+    ScaleError,
+    ScaleRefused,
+    WaitTimeout,
+)
+from bridge.gateway.events import EventStream
+from bridge.protocol import (
+    InstanceEvent,
+    InstancesRequest,
+    InstancesResponse,
+    InstanceState,
+    ScaleConfig,
+    ScaleRequest,
+    ScaleResponse,
+    decode,
+    encode,
+    format_time,
+    now,
+)
+from bridge.subjects import (
+    CONFIG_MODE,
+    CONFIG_REPLACE,
+    DRY_RUN,
+    EXPIRES_AT,
+    check_name,
+)
+
+RESEND: Final = 1.0  # seconds until an unanswered request is sent again
+_PAGE: Final = 500  # instances asked for at once
+_FIRST_LOOK: Final = 0.02  # seconds after an event: the records follow the events closely
+_POLL: Final = 1.0  # seconds between looks, at most, should no event say more
+_AGAIN: Final = ("Busy", "not ready")  # refusals that another moment, or another Box, may lift
+_SERVING: Final = (InstanceState.READY, InstanceState.BUSY)
+
+Progress = Callable[[InstancesResponse], None]
+"""Told how the instances stand, each time that they have been looked at."""
+
+
+class ScaleClient:
+    """Scales services and watches their instances, over one connection.
+
+    `async with ScaleClient.connect() as client:` connects as the environment says (``NATS_URL``
+    and its kin); a `Connection` that is there already can be shared by passing it in.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._subjects = connection.subjects
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def connect(
+        cls, url: str | None = None, *, settings: NatsConfig | None = None, name: str = "gateway"
+    ) -> AsyncIterator[ScaleClient]:
+        """A client of its own connection. `url` beats the environment, `settings` both.
+
+        Raises ConnectFailed if there is no server, ConfigError if the settings are wrong.
+        """
+        chosen = settings or load_nats(flags={"url": url})
+        async with Connection.open(chosen, name=f"box-bridge {name}") as connection:
+            yield cls(connection)
+
+    async def scale(
+        self,
+        service: str,
+        replicas: int,
+        *,
+        config: ScaleConfig | None = None,
+        replace_config: bool = False,
+        dry_run: bool = False,
+        wait: bool = False,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        progress: Progress | None = None,
+    ) -> ScaleResponse:
+        """Have `service` run `replicas` instances; returns what the Box answered.
+
+        `config` overrides the service's configuration, with `replace_config` all of it. With
+        `wait` it returns when the instances are Ready and those that had to go are gone.
+        `timeout` bounds the whole, in seconds: 10 by default, 120 with `wait`. `request_id`
+        repeats an earlier request.
+
+        Raises NoBoxError, RequestTimeout (the outcome is unknown), ScaleRefused (nothing was
+        changed), ScaleCapped (a lower target was taken; it is not waited for), WaitTimeout, and
+        NameRefused for a service that can have no subject.
+        """
+        limit = timeout if timeout is not None else 120.0 if wait else 10.0
+        request = ScaleRequest(
+            service=check_name("service", service),
+            replicas=replicas,
+            config=config or ScaleConfig(),
+            request_id=request_id or new_request_id(),
+        )
+        headers = {EXPIRES_AT: format_time(now() + timedelta(seconds=limit))}
+        if replace_config:
+            headers[CONFIG_MODE] = CONFIG_REPLACE
+        if dry_run:
+            headers[DRY_RUN] = "true"
+        deadline = asyncio.get_running_loop().time() + limit
+        response = await self._ask_to_scale(request, headers, deadline, limit)
+        if not response.accepted:
+            capped = (response.error or "").startswith("Capped to")
+            raise ScaleCapped(response) if capped else ScaleRefused(response)
+        if wait and not dry_run:
+            await self._wait(service, _settled(response.target_replicas), limit, deadline, progress)
+        return response
+
+    async def observe(self, service: str = "", *, timeout: float = 5.0) -> InstancesResponse:
+        """All instances of `service`, or of every service, oldest first, as they stand now.
+
+        Raises NoBoxError, RequestTimeout, and ScaleError for what a Box refuses.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        page = await self._page(service, 0, deadline, timeout)
+        found, hosts = list(page.instances), dict(page.hosts)
+        while len(found) < page.total:
+            more = await self._page(service, len(found), deadline, timeout)
+            if not more.instances:
+                break
+            found += more.instances
+            hosts |= more.hosts
+        return InstancesResponse(
+            total=len(found),
+            instances=found,
+            hosts=hosts,
+            rolling=page.rolling,
+            notices=page.notices,
+        )
+
+    def events(
+        self, service: str | None = None
+    ) -> contextlib.AbstractAsyncContextManager[EventStream]:
+        """The events of `service`, or of all, from now on: see `EventStream`."""
+        return EventStream.open(self.connection, service)
+
+    async def wait_ready(
+        self,
+        service: str,
+        n: int,
+        *,
+        timeout: float = 120.0,
+        progress: Progress | None = None,
+    ) -> InstancesResponse:
+        """Return when at least `n` instances of `service` are Ready or Busy.
+
+        Raises WaitTimeout, naming the newest failure, NoBoxError and RequestTimeout.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+
+        def enough(seen: InstancesResponse) -> bool:
+            return _serving(seen) >= n
+
+        return await self._wait(service, _Goal(n, enough), timeout, deadline, progress)
+
+    # ── asking ───────────────────────────────────────────────────────────────────────────
+
+    async def _ask_to_scale(
+        self, request: ScaleRequest, headers: dict[str, str], deadline: float, limit: float
+    ) -> ScaleResponse:
+        subject, body = self._subjects.scale, encode(request)
+        while True:
+            message = await self._ask(
+                subject, body, headers, deadline, limit, request_id=request.request_id
+            )
+            response = decode(ScaleResponse, message.data)
+            if response.accepted or not (response.error or "").startswith(_AGAIN):
+                return response
+            if not await _pause(0.25, deadline):
+                return response
+
+    async def _page(
+        self, service: str, offset: int, deadline: float, limit: float
+    ) -> InstancesResponse:
+        body = encode(InstancesRequest(service=service, offset=offset, limit=_PAGE))
+        while True:
+            message = await self._ask(self._subjects.instances, body, {}, deadline, limit)
+            page = decode(InstancesResponse, message.data)
+            if page.error is None:
+                return page
+            if not page.error.startswith(_AGAIN) or not await _pause(0.25, deadline):
+                raise ScaleError(page.error)
+
+    async def _ask(
+        self,
+        subject: str,
+        body: bytes,
+        headers: dict[str, str],
+        deadline: float,
+        limit: float,
+        *,
+        request_id: str = "",
+    ) -> Message:
+        """The answer, asked for every second until the deadline."""
+        loop = asyncio.get_running_loop()
+        sent = False
+        while (left := deadline - loop.time()) > 0:
+            try:
+                return await self.connection.request(
+                    subject, body, headers=headers, timeout=min(RESEND, left)
+                )
+            except NoReply:
+                sent = True
+            except NoResponders as exc:
+                if not sent:
+                    raise NoBoxError(subject) from exc
+                await _pause(RESEND, deadline)
+            except CutOff:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(deadline):
+                        await self.connection.wait_connected()
+                if not (sent or self.connection.connected):
+                    raise
+        raise RequestTimeout(subject, limit, request_id)
+
+    # ── waiting ──────────────────────────────────────────────────────────────────────────
+
+    async def _wait(
+        self,
+        service: str,
+        goal: _Goal,
+        limit: float,
+        deadline: float,
+        progress: Progress | None,
+    ) -> InstancesResponse:
+        """Look, and look again at each event, until the goal is reached."""
+        stirred = asyncio.Event()
+        last_failure = ""
+
+        def on_event(message: Message) -> None:
+            nonlocal last_failure
+            event = decode(InstanceEvent, message.data)
+            if event.to_state is InstanceState.FAILED:
+                last_failure = event.message
+            stirred.set()
+
+        listener = await self.connection.listen(self._subjects.events(service), on_event)
+        pause = _FIRST_LOOK
+        try:
+            while True:
+                pause = _FIRST_LOOK if stirred.is_set() else min(pause * 2, _POLL)
+                stirred.clear()
+                seen = await self.observe(service)
+                if progress is not None:
+                    progress(seen)
+                if goal.reached(seen):
+                    return seen
+                if notice := seen.notices.get(service):
+                    raise ScaleError(f"{service}: {notice}")
+                loop = asyncio.get_running_loop()
+                if loop.time() >= deadline:
+                    raise WaitTimeout(service, _serving(seen), goal.count, limit, last_failure)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(min(deadline, loop.time() + pause)):
+                        await stirred.wait()
+        finally:
+            await listener.close()
+
+
+class _Goal:
+    """What a wait waits for: `count` is how many shall be Ready, for the error."""
+
+    def __init__(self, count: int, reached: Callable[[InstancesResponse], bool]) -> None:
+        self.count = count
+        self.reached = reached
+
+
+def _settled(target: int) -> _Goal:
+    """Exactly `target` instances, all of them serving, none still to be replaced."""
+
+    def reached(seen: InstancesResponse) -> bool:
+        return seen.total == target == _serving(seen) and not seen.rolling
+
+    return _Goal(target, reached)
+
+
+def _serving(seen: InstancesResponse) -> int:
+    return sum(info.state in _SERVING for info in seen.instances)
+
+
+async def _pause(seconds: float, deadline: float) -> bool:
+    """Wait, unless the deadline comes first; whether it does not."""
+    left = deadline - asyncio.get_running_loop().time()
+    if left <= seconds:
+        return False
+    await asyncio.sleep(seconds)
+    return True
+
+
+def new_request_id() -> str:
+    """An id that no other request has."""
+    return secrets.token_hex(8)
