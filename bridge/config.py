@@ -10,181 +10,22 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shutil
 import socket
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Struct
 from msgspec.structs import asdict, fields
 
 from bridge.errors import ConfigError
-from bridge.protocol import U8, U32
-from bridge.subjects import DEFAULT_PREFIX, Subjects, is_name
+from bridge.settings import BoxConfig, Config, LogConfig, NatsConfig, Probe, ServiceConfig, Timing
+from bridge.subjects import is_name
 
-DEFAULT_URL: Final = "nats://127.0.0.1:4222"
-
-Seconds = Annotated[float, Meta(ge=0)]
-Interval = Annotated[float, Meta(gt=0)]
-Count = Annotated[int, Meta(ge=1)]
-
-
-class Probe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a Box finds out that an instance is ready, and goes on being healthy.
-
-    `http` is a path: any answer below 400 will do. Without it, a TCP connection that is
-    accepted will do. After Ready it is repeated every `interval` seconds; `failures` in a row
-    make the instance unhealthy, one success makes it healthy again.
-    """
-
-    http: str | None = None
-    tcp: bool = False
-    interval: Interval = 5.0
-    timeout: Interval = 2.0
-    failures: Count = 3
-
-    def __post_init__(self) -> None:
-        if self.http is not None and self.tcp:
-            raise ValueError('choose one of http = "/path" and tcp = true')
-        if self.http is not None and not self.http.startswith("/"):
-            raise ValueError(f"http = {self.http!r} must be a path that starts with '/'")
-
-
-class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[services.<name>]``: how one instance of a service is made.
-
-    `{port}` in `command` becomes the instance's port. Times are in seconds. `vcpus`,
-    `memory_mib`, `env` and `port_map` are the defaults that a request's config overrides.
-    """
-
-    command: Annotated[list[str], Meta(min_length=1)]
-    cwd: str = ""
-    env: dict[str, str] = field(default_factory=dict)
-    vcpus: U8 | None = None
-    memory_mib: U32 | None = None
-    port_map: list[str] = field(default_factory=list)
-    probe: Probe = field(default_factory=Probe)
-    metadata: dict[str, str] = field(default_factory=dict)
-    start_timeout: Interval = 60.0
-    deregister_delay: Seconds = 1.0
-    drain_timeout: Seconds = 30.0
-    stop_grace: Seconds = 10.0
-
-    def __post_init__(self) -> None:
-        if sum(len(key) + len(value) for key, value in self.metadata.items()) > 16 * 1024:
-            raise ValueError("metadata is larger than 16 KiB")
-
-
-class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[box]``: this host. `ports` is the range from which instances get theirs."""
-
-    name: str = ""
-    address: str = "127.0.0.1"
-    max_instances: Annotated[int, Meta(ge=1, le=100_000)] = 20
-    data_dir: str = "data"
-    ports: str = "20000-21999"
-    runtime: str = "process"
-    labels: dict[str, str] = field(default_factory=dict)
-    metrics: str = ""
-
-    def __post_init__(self) -> None:
-        if self.runtime != "process":
-            raise ValueError(f'runtime = {self.runtime!r} is not known: use "process"')
-        if len(self.port_range) < self.max_instances:
-            raise ValueError(
-                f"ports = {self.ports!r} holds {len(self.port_range)} ports, "
-                f"fewer than max_instances = {self.max_instances}"
-            )
-        if self.metrics and re.fullmatch(r".+:\d{1,5}", self.metrics) is None:
-            raise ValueError(f'metrics = {self.metrics!r} must be "host:port"')
-
-    @property
-    def port_range(self) -> range:
-        """The ports of `ports`; raises ValueError if it is not ``first-last``."""
-        match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", self.ports)
-        first, last = (int(match[1]), int(match[2])) if match else (0, 0)
-        if not 1 <= first <= last <= 65535:
-            raise ValueError(f'ports = {self.ports!r} must be "first-last" within 1 to 65535')
-        return range(first, last + 1)
-
-
-class NatsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[nats]``: the connection, under the names that NATS users know, and the fleet's names.
-
-    `url` may list several servers, separated by commas. `reply_prefixes` are inboxes beside
-    `_INBOX.` and `_R_.` to which a Box may reply. `replicas` is how many servers keep each
-    stream and bucket.
-    """
-
-    url: str = DEFAULT_URL
-    context: str = ""
-    user: str = ""
-    password: str = ""
-    token: str = ""
-    creds: str = ""
-    nkey: str = ""
-    ca: str = ""
-    cert: str = ""
-    key: str = ""
-    tls_first: bool = False
-    inbox_prefix: str = "_INBOX"
-    domain: str = ""
-    prefix: str = DEFAULT_PREFIX
-    replicas: Annotated[int, Meta(ge=1, le=5)] = 1
-    reply_prefixes: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if not is_name(self.prefix):
-            raise ValueError(f"prefix = {self.prefix!r} is not a name of a-z, 0-9 and '-'")
-
-    @property
-    def urls(self) -> list[str]:
-        return [url.strip() for url in self.url.split(",") if url.strip()]
-
-    @property
-    def subjects(self) -> Subjects:
-        return Subjects(prefix=self.prefix)
-
-
-class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[timing]``: the protocol's times, in seconds. Tests shorten them; leave them alone.
-
-    All Boxes of a fleet must agree on `lease` and `registration_ttl` (WIRE: 10 s and 30 s).
-    """
-
-    lease: Count = 10
-    heartbeat: Interval = 3.0
-    sample: Interval = 1.0
-    idle_samples: Count = 10
-    registration_renew: Interval = 10.0
-    registration_ttl: Count = 30
-    decide_timeout: Interval = 2.0
-    backoff_first: Interval = 1.0
-    backoff_max: Interval = 60.0
-    backoff_reset: Interval = 60.0
-
-
-class Config(Struct, frozen=True, kw_only=True):
-    """Everything a Box is told.
-
-    `directory` is where relative paths of services start. `environ` is what instances inherit:
-    the environment without the credentials of this program.
-    """
-
-    box: BoxConfig = field(default_factory=BoxConfig)
-    nats: NatsConfig = field(default_factory=NatsConfig)
-    timing: Timing = field(default_factory=Timing)
-    services: dict[str, ServiceConfig] = field(default_factory=dict)
-    directory: Path = field(default_factory=Path.cwd)
-    environ: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def data_dir(self) -> Path:
-        return Path(self.box.data_dir)
-
-
+_DEFAULT_FILE: Final = Path("box.toml")
 # ── where values come from ───────────────────────────────────────────────────────────────
 
 _TABLES: Final[dict[str, type[Struct]]] = {"box": BoxConfig, "nats": NatsConfig, "timing": Timing}
@@ -239,12 +80,10 @@ def load(
 ) -> Config:
     """The configuration from the file at `path`, `environ` and `flags`, later ones winning.
 
-    `flags` maps a table's name to its values; None values are taken as not given. Without a
-    path, ``BOX_BRIDGE_CONFIG`` names the file, and without that there is none. Raises
+    `flags` maps a table's name to its values; None values are taken as not given. Raises
     ConfigError, naming the place and the cure.
     """
-    chosen = path or environ.get("BOX_BRIDGE_CONFIG")
-    file = Path(chosen) if chosen else None
+    file = Path(path) if path else None
     tables = _read(file) if file else {}
     directory = file.resolve().parent if file else Path.cwd()
     given = _given(flags or {})
@@ -266,6 +105,33 @@ def load(
         services=_services(tables, file),
         directory=directory,
         environ=_inherited(environ),
+    )
+
+
+def find_file(given: Path | None, *, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The configuration file: the one given, else ``BOX_BRIDGE_CONFIG``, else box.toml here."""
+    if given is not None:
+        return given
+    if named := environ.get("BOX_BRIDGE_CONFIG"):
+        return Path(named)
+    return _DEFAULT_FILE if _DEFAULT_FILE.exists() else None
+
+
+def load_log(
+    level: str | None = None, style: str | None = None, *, environ: Mapping[str, str] = os.environ
+) -> LogConfig:
+    """The log settings; arguments beat ``BOX_BRIDGE_LOG`` and ``BOX_BRIDGE_LOG_FORMAT``."""
+    return LogConfig(
+        level=level or environ.get("BOX_BRIDGE_LOG") or "info",
+        style=style or environ.get("BOX_BRIDGE_LOG_FORMAT") or "text",
+    )
+
+
+def server_binary(*, environ: Mapping[str, str] = os.environ) -> tuple[str | None, str | None]:
+    """The nats-server that ``NATS_SERVER_BIN`` names, and the one on the PATH; None if none."""
+    return (
+        environ.get("NATS_SERVER_BIN") or None,
+        shutil.which("nats-server", path=environ.get("PATH")),
     )
 
 

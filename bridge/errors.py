@@ -12,6 +12,7 @@ carries its data as attributes, and its message says what to do about it::
     │   ├── ConnectFailed         no NATS server took the connection
     │   ├── CutOff                connected once, not now: nothing was sent
     │   ├── NoResponders          nobody listens on the subject: nothing was done
+    │   ├── NotPermitted          this NATS user may not send there: nothing was done
     │   ├── NoReply               sent, not answered in time: the outcome is unknown
     │   ├── StoreRefused          JetStream refused: nothing was stored
     │   │   └── Conflict          somebody else wrote first
@@ -136,6 +137,16 @@ class NoResponders(BusError):
         self.subject = subject
 
 
+class NotPermitted(BusError):
+    """NATS does not let this user send on the subject. Nothing was done."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(
+            f"this NATS user may not publish on {subject}: grant it, or use other credentials"
+        )
+        self.subject = subject
+
+
 class NoReply(BusError):
     """Sent, and not answered in time: whether it took effect is unknown."""
 
@@ -223,11 +234,9 @@ class ScaleError(BridgeError):
 class NoBoxError(ScaleError):
     """Nobody answers on the scale subject. Nothing was changed."""
 
-    def __init__(self, subject: str) -> None:
-        super().__init__(
-            f"no Box answers on {subject}: start one with `box-bridge box`, "
-            "or check the NATS URL and the prefix"
-        )
+    def __init__(self, subject: str, denied: str = "") -> None:
+        cure = denied or ("start one with `box-bridge box`, or check the NATS URL and the prefix")
+        super().__init__(f"no Box answers on {subject}: {cure}")
         self.subject = subject
 
 

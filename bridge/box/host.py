@@ -17,8 +17,8 @@ from msgspec.structs import replace
 
 from bridge.box.model import HostRecord
 from bridge.bus.records import Records
-from bridge.config import Timing
 from bridge.errors import BoxError, BusError, HostTaken
+from bridge.settings import Timing
 
 _log = logging.getLogger(__name__)
 

@@ -23,7 +23,6 @@ from bridge.box.outbox import Story
 from bridge.box.probes import Prober
 from bridge.box.runtimes.base import Exit, Handle, Runtime, Spec, Usage
 from bridge.box.traffic import Traffic
-from bridge.config import ServiceConfig
 from bridge.errors import InstanceError, PortTaken
 from bridge.protocol import (
     InstanceDeregistration,
@@ -32,6 +31,7 @@ from bridge.protocol import (
     InstanceRegistration,
     InstanceState,
 )
+from bridge.settings import ServiceConfig
 from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)

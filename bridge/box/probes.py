@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from bridge.config import Probe
+from bridge.settings import Probe
 
 _LOOPBACKS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 _GOOD_BELOW: Final = 400

@@ -16,9 +16,9 @@ from typing import Final
 
 from bridge.bus.connection import Connection
 from bridge.bus.store import store
-from bridge.config import Timing
 from bridge.errors import BusError, CutOff, NoResponders
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, encode
+from bridge.settings import Timing
 from bridge.subjects import BOX_HOST, MSG_TTL
 
 _log = logging.getLogger(__name__)
@@ -49,6 +49,8 @@ class Registry:
         self._leaving: dict[str, InstanceDeregistration] = {}
         self._gone: set[str] = set()
         self._anew = asyncio.Event()
+        self._clear = asyncio.Event()
+        self._clear.set()
 
     async def register(self, registration: InstanceRegistration) -> None:
         """Register, now and until it is withdrawn; a failure now is made good by `run`."""
@@ -64,16 +66,16 @@ class Registry:
         self._due.pop(instance_id, None)
         self._gone.add(instance_id)
         self._leaving[instance_id] = deregistration
+        self._clear.clear()
         await self._withdraw(deregistration)
 
     def forget(self, instance_id: str) -> None:
         """The instance has ended and its withdrawal is stored: its id never comes back."""
         self._gone.discard(instance_id)
 
-    @property
-    def flushed(self) -> bool:
-        """Whether every withdrawal is stored."""
-        return not self._leaving
+    async def flushed(self) -> None:
+        """Return when every withdrawal is stored."""
+        await self._clear.wait()
 
     async def run(self) -> None:
         """Renew, and try again what failed, until cancelled."""
@@ -113,6 +115,8 @@ class Registry:
         subject = self._connection.subjects.deregister(deregistration.service, instance_id)
         if await self._store(subject, encode(deregistration), self._headers):
             self._leaving.pop(instance_id, None)
+            if not self._leaving:
+                self._clear.set()
 
     async def _store(self, subject: str, data: bytes, headers: dict[str, str]) -> bool:
         """Whether it is stored; if not, `run` tries again."""

@@ -27,9 +27,9 @@ from bridge.box.outbox import Story, Teller
 from bridge.box.planner import Claim, Drain, Local, Make, Me, Release, plan, wake_at
 from bridge.box.runtimes.base import Spec
 from bridge.box.runtimes.rules import refusal
-from bridge.config import ServiceConfig, Timing
 from bridge.errors import BusError, Conflict
 from bridge.protocol import InstanceState
+from bridge.settings import ServiceConfig, Timing
 from bridge.subjects import slot_key
 from bridge.tasks import task_scope
 
@@ -266,7 +266,7 @@ class Supervisor:
             claim,
             slot,
             revision,
-            lost=lambda reason: instance.leave(reason),
+            lost=lambda reason: instance.leave(reason),  # noqa: PLW0108 (bound below)
             traceparent=record.decision.traceparent if record.decision else "",
         )
         instance = Instance(life, spec, config, story, shop.around)

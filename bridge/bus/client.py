@@ -122,8 +122,10 @@ def _parse_frame(line: bytes) -> tuple[int, bytes, bytes, int, int]:
     if len(parts) not in (with_reply - 1, with_reply):
         raise nats.errors.ProtocolError
     reply = parts[3] if len(parts) == with_reply else b""
-    header_size = int(parts[-2]) if headed else 0
-    return int(parts[2]), parts[1], reply, header_size, int(parts[-1])
+    header_size, size = int(parts[-2]) if headed else 0, int(parts[-1])
+    if not 0 <= header_size <= size:
+        raise nats.errors.ProtocolError
+    return int(parts[2]), parts[1], reply, header_size, size
 
 
 class GuardedClient(Client):

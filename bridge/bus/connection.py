@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -29,7 +30,6 @@ from nats.nuid import NUID
 
 from bridge.bus.client import FrameRefused, GuardedClient
 from bridge.bus.message import Handler, Message
-from bridge.config import NatsConfig
 from bridge.errors import (
     BusError,
     ConfigError,
@@ -37,8 +37,10 @@ from bridge.errors import (
     CutOff,
     NoReply,
     NoResponders,
+    NotPermitted,
 )
 from bridge.observe import Metrics
+from bridge.settings import NatsConfig
 from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ _PING_INTERVAL: Final = 2  # seconds; with two outstanding, a dead peer is notic
 _RECONNECT_WAIT: Final = 0.25  # seconds between attempts at one server
 _WATCH_INTERVAL: Final = 1.0  # seconds between looks for a zombie client
 _NO_RESPONDERS: Final = 503
-_DENIAL_FRESH: Final = 10.0  # seconds for which a denial explains a timeout
+_DENIED: Final = re.compile(r'permissions violation for publish to "(.+)"')
 
 Watcher = Callable[[bool], None]
 """Told True after each (re)connect, False when the connection is lost. Must not block."""
@@ -82,14 +84,13 @@ class Connection:
         self._client._status = GuardedClient.CLOSED  # until `_connect` puts a live one here
         self._listeners: set[Listener] = set()
         self._watchers: list[Watcher] = []
-        self._replies: dict[str, asyncio.Future[Message]] = {}
+        self._replies: dict[str, tuple[str, asyncio.Future[Message]]] = {}
         self._tokens = itertools.count(1)
         self._inbox = f"{settings.inbox_prefix}.{NUID().next().decode()}."
         self._up = asyncio.Event()
         self._lost = asyncio.Event()
         self._down_since = time.monotonic()
         self._last_error = ""
-        self._last_error_at = 0.0
         self._closing = False
 
     @classmethod
@@ -155,14 +156,6 @@ class Connection:
         host = url.hostname if url else None
         return host in ("localhost", "::1") or str(host).startswith("127.")
 
-    def permission_error(self) -> str:
-        """NATS's word on a missing permission, if it said so within the last 10 s.
-
-        The server does not answer what it denies; this is the likely cause of what timed out.
-        """
-        fresh = time.monotonic() - self._last_error_at < _DENIAL_FRESH
-        return self._last_error if fresh and "permissions violation" in self._last_error else ""
-
     # ── sending and receiving ────────────────────────────────────────────────────────────
 
     async def listen(self, subject: str, handler: Handler, *, queue: str = "") -> Listener:
@@ -205,12 +198,13 @@ class Connection:
     ) -> Message:
         """Ask, and return the one answer.
 
-        Raises CutOff and NoResponders (nothing was done), NoReply (the outcome is unknown).
+        Raises CutOff, NoResponders and NotPermitted (nothing was done), NoReply (the outcome is
+        unknown).
         """
         token = str(next(self._tokens))
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Message] = loop.create_future()
-        self._replies[token] = future
+        self._replies[token] = subject, future
         expiry = loop.call_later(timeout, _expire, future)
         try:
             self.publish(subject, data, headers=headers, reply=self._inbox + token)
@@ -242,7 +236,7 @@ class Connection:
         return JetStreamContext(_Requests(self), domain=domain, timeout=5)  # type: ignore[arg-type]
 
     def _take_reply(self, message: Message) -> None:
-        future = self._replies.get(message.subject.rpartition(".")[2])
+        _, future = self._replies.get(message.subject.rpartition(".")[2], ("", None))
         if future is not None and not future.done():
             future.set_result(message)
 
@@ -311,7 +305,7 @@ class Connection:
         if self._up.is_set():
             self._up.clear()
             self._down_since = time.monotonic()
-            for future in self._replies.values():
+            for _, future in self._replies.values():
                 _expire(future)  # an answer published meanwhile is lost: the outcome is unknown
             if not self._closing:
                 self.metrics.count("disconnected")
@@ -323,10 +317,16 @@ class Connection:
         self._lost.set()
 
     async def _on_error(self, exc: Exception) -> None:
-        self._last_error_at = time.monotonic()
         self._last_error = str(exc).removeprefix("nats: ") or type(exc).__name__
         self.metrics.count("error")
-        _log.debug("nats: %s", exc)
+        denied = _DENIED.search(self._last_error)
+        if denied is None:
+            _log.debug("nats: %s", exc)
+            return
+        _log.warning("nats: %s", self._last_error)
+        for subject, future in self._replies.values():
+            if subject.lower() == denied[1] and not future.done():  # nats-py lowers the text
+                future.set_exception(NotPermitted(subject))
 
     def _tell(self, up: bool) -> None:
         for watcher in list(self._watchers):

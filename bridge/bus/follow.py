@@ -17,14 +17,13 @@ import time
 from typing import Final, Protocol
 
 import nats.errors
-import nats.js.errors
 from msgspec import Struct
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.nuid import NUID
 
 from bridge.bus.connection import Connection, Listener
 from bridge.bus.message import Message
-from bridge.errors import BusError, StoreUnsuitable
+from bridge.errors import BusError, NotPermitted, StoreUnsuitable
 
 _log = logging.getLogger(__name__)
 
@@ -153,11 +152,9 @@ class Follower:
             await js.add_consumer(self.stream, self._config(inbox, run.name))
             # Read after the consumer exists: all up to here comes through it.
             state = (await js.stream_info(self.stream)).state
-        except nats.js.errors.APIError as exc:
-            raise BusError(f"{self.stream}: {exc}") from exc
+        except NotPermitted as exc:
+            raise StoreUnsuitable(f"stream {self.stream} cannot be followed: {exc}") from exc
         except nats.errors.Error as exc:
-            if denied := connection.permission_error():
-                raise StoreUnsuitable(f"this user may not follow {self.stream}: {denied}") from exc
             raise BusError(f"{self.stream}: {exc}") from exc
         run.target(state.last_seq, empty=not state.messages)
 

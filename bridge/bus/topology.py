@@ -18,8 +18,8 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 
 from bridge.bus.connection import Connection
 from bridge.bus.store import mapped
-from bridge.config import Timing
-from bridge.errors import BusError, StoreUnsuitable, TopologyMismatch
+from bridge.errors import BusError, NotPermitted, StoreUnsuitable, TopologyMismatch
+from bridge.settings import Timing
 from bridge.subjects import Subjects
 
 DAY: Final = 24 * 3600.0
@@ -219,9 +219,9 @@ async def _call(
                 name, [f"another stream already takes some of {listed}: {exc.description}"]
             ) from exc
         raise mapped(name, exc) from exc
+    except NotPermitted as exc:
+        raise StoreUnsuitable(f"stream {name} cannot be seen to: {exc}") from exc
     except (nats.errors.Error, TimeoutError) as exc:
-        if denied := connection.permission_error():
-            raise StoreUnsuitable(f"this user may not {verb} stream {name}: {denied}") from exc
         raise mapped(name, exc) from exc
 
 

@@ -11,7 +11,7 @@ from bridge.box.daemon import offers
 from bridge.cli import DONE
 from bridge.cli.connect import configuration, require_services
 from bridge.cli.output import out, print_json
-from bridge.config import BoxConfig, NatsConfig, ServiceConfig
+from bridge.settings import BoxConfig, NatsConfig, ServiceConfig
 
 
 class _Checked(Struct):

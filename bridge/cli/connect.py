@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bridge.bus.connection import Connection
-from bridge.config import Config, load, load_nats
+from bridge.config import find_file, load, load_nats
 from bridge.errors import ConfigError
-
-_DEFAULT_FILE = Path("box.toml")
+from bridge.settings import Config
 
 
 @contextlib.asynccontextmanager
@@ -25,10 +23,8 @@ async def connected(flags: Mapping[str, Any], verb: str) -> AsyncIterator[Connec
 def configuration(
     file: Path | None, box: Mapping[str, Any], nats: Mapping[str, Any] | None = None
 ) -> Config:
-    """The configuration of a Box: `file`, or box.toml here if there is one."""
-    if file is None and not os.environ.get("BOX_BRIDGE_CONFIG") and _DEFAULT_FILE.exists():
-        file = _DEFAULT_FILE
-    return load(file, flags={"box": box, "nats": nats or {}})
+    """The configuration of a Box, from `file` or where it is looked for without one."""
+    return load(find_file(file), flags={"box": box, "nats": nats or {}})
 
 
 def require_services(config: Config) -> Config:

@@ -127,7 +127,7 @@ class _Demo:
                 command = ", ".join(f'"{word}"' for word in (sys.executable, "-S", "-E", script))
                 file = self._directory / "box.toml"
                 file.write_text(_CONFIG.format(command=command))
-                config = load(file, flags={"nats": {"url": server.url}}, environ=os.environ)
+                config = load(file, flags={"nats": {"url": server.url}})
                 await stack.enter_async_context(Box.running(config))
                 client = await stack.enter_async_context(
                     ScaleClient.connect(settings=config.nats, name="demo")

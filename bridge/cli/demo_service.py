@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Handler(BaseHTTPRequestHandler):
     """Answers every GET with the instance, its service and its pid."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         path, _, seconds = self.path.partition("?")
         if path == "/slow":
             time.sleep(float(seconds))

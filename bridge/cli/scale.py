@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from rich.status import Status
 
@@ -90,7 +90,7 @@ class _Progress:
         self._last = ""
         self._status: Status | None = None
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Self:
         if not self._quiet and err.is_terminal:
             self._status = err.status(f"{self._service}: asking for {self._replicas}")
             self._status.start()

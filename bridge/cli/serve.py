@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +15,9 @@ from bridge.bus.server import EmbeddedServer
 from bridge.cli import DONE, INTERRUPTED
 from bridge.cli.connect import configuration, require_services
 from bridge.cli.output import err
-from bridge.config import Config
+from bridge.config import load_log
 from bridge.observe import configure_logging
+from bridge.settings import Config
 from bridge.tasks import task_scope
 
 
@@ -83,5 +83,5 @@ async def _until_signal(config: Config) -> int:
 
 
 def _configure_logging(level: str | None, json: bool) -> None:
-    style = "json" if json else os.environ.get("BOX_BRIDGE_LOG_FORMAT", "text")
-    configure_logging(level or os.environ.get("BOX_BRIDGE_LOG", "info"), style)
+    log = load_log(level, "json" if json else None)
+    configure_logging(log.level, log.style)

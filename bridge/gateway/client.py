@@ -16,7 +16,7 @@ from typing import Final
 
 from bridge.bus.connection import Connection
 from bridge.bus.message import Message
-from bridge.config import NatsConfig, load_nats
+from bridge.config import load_nats
 from bridge.errors import (
     CutOff,
     NoBoxError,
@@ -42,6 +42,7 @@ from bridge.protocol import (
     format_time,
     now,
 )
+from bridge.settings import NatsConfig
 from bridge.subjects import (
     CONFIG_MODE,
     CONFIG_REPLACE,

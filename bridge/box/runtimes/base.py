@@ -9,8 +9,8 @@ from typing import Protocol
 from msgspec import Struct
 
 from bridge.box.runtimes.rules import fixed_port
-from bridge.config import ServiceConfig
 from bridge.protocol import ScaleConfig
+from bridge.settings import ServiceConfig
 
 
 class Spec(Struct, frozen=True, kw_only=True):

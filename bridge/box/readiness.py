@@ -1,0 +1,125 @@
+"""When this Box may decide and plan: connected, streams checked, views and lease current."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from bridge.box.fleet import Fleet
+from bridge.box.host import Lease
+from bridge.box.registry import Registry
+from bridge.bus import topology
+from bridge.bus.connection import Connection
+from bridge.errors import BusError, StoreUnsuitable, TopologyMismatch
+from bridge.settings import Config
+
+_log = logging.getLogger(__name__)
+
+_RETRY: Final = 0.5  # seconds between tries to be ready again
+_LEASE_TICK: Final = 0.5  # seconds between looks at the leases
+
+
+class Streams:
+    """Makes sure that the fleet's streams and buckets exist, whoever finds them missing.
+
+    `failed` is set when they exist in a way that cannot be mended here: the Box must end.
+    """
+
+    def __init__(self, connection: Connection, config: Config) -> None:
+        self._connection = connection
+        self._replicas = config.nats.replicas
+        self._lifetimes = topology.Lifetimes.of(config.timing)
+        self._turn = asyncio.Lock()
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def restore(self) -> None:
+        """Create what is missing. Raises BusError; what no retry will mend also sets `failed`."""
+        async with self._turn:
+            try:
+                created = await topology.ensure(
+                    self._connection, replicas=self._replicas, lifetimes=self._lifetimes
+                )
+            except (TopologyMismatch, StoreUnsuitable) as exc:
+                if not self.failed.done():
+                    self.failed.set_exception(exc)
+                raise
+        if created:
+            _log.info("created %s", ", ".join(created))
+
+
+class Readiness:
+    """See the module. `run` brings the Box back after each outage of the bus."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        streams: Streams,
+        fleet: Fleet,
+        lease: Lease,
+        registry: Registry,
+    ) -> None:
+        self._connection = connection
+        self._streams = streams
+        self._fleet = fleet
+        self._lease = lease
+        self._registry = registry
+        self._checked = True  # the streams, since this connection was made
+        self._stopping = False
+        self._changed = asyncio.Event()
+
+    def why_not(self) -> str:
+        """Why this Box must not answer requests now; empty when it may."""
+        return "this Box is stopping" if self._stopping else self._why_not_plan()
+
+    def may_plan(self) -> bool:
+        """Whether what this Box sees is current, so that it may act on it."""
+        return not self._why_not_plan()
+
+    def stop(self) -> None:
+        """Answer no more; plans go on, for instances have to drain."""
+        self._stopping = True
+
+    async def run(self) -> None:
+        """After each reconnect: the streams first, then the lease, then the registrations."""
+        unwatch = self._connection.watch(self._on_change)
+        try:
+            while True:
+                await self._changed.wait()
+                await self._connection.wait_connected()
+                self._changed.clear()
+                try:
+                    await self._streams.restore()
+                    await self._lease.renew_now()
+                except (TopologyMismatch, StoreUnsuitable):
+                    raise
+                except BusError as exc:
+                    _log.warning("not back yet: %s", exc)
+                    await asyncio.sleep(_RETRY)
+                    self._changed.set()
+                else:
+                    self._checked = not self._changed.is_set()
+                    self._registry.renew_all()
+        finally:
+            unwatch()
+
+    async def judge_leases(self) -> None:
+        """Look at the leases of all hosts, and tell whether this Box is ready, for ever."""
+        while True:
+            self._fleet.tick()
+            self._connection.metrics.ready.set(0 if self.why_not() else 1)
+            await asyncio.sleep(_LEASE_TICK)
+
+    def _on_change(self, up: bool) -> None:
+        self._checked = False
+        self._changed.set()
+
+    def _why_not_plan(self) -> str:
+        if not self._connection.connected:
+            seconds = self._connection.cut_off_for()
+            return f"this Box has been cut off from NATS for {seconds:.0f} s"
+        if not self._checked:
+            return "this Box is checking its streams after a reconnect"
+        if not self._fleet.live:
+            return "this Box's view of the fleet is not current"
+        return "" if self._lease.held else "this Box's own lease is not current"

@@ -1,0 +1,17 @@
+"""Fixtures: a real nats-server for each test that asks for one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bridge.bus.server import EmbeddedServer
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
+    """A nats-server of the test's own, on a free port, with an empty store."""
+    async with EmbeddedServer(tmp_path / "nats") as running:
+        yield running

@@ -1,0 +1,230 @@
+"""Answering requests: in turn, at once, bounded, and to nobody's subject but an inbox."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from bridge.bus.connection import Connection
+from bridge.bus.discovery import Description
+from bridge.bus.message import Message
+from bridge.bus.responder import MAX_BODY, Endpoint, Reply, Responder
+from bridge.bus.server import EmbeddedServer
+from bridge.errors import NoResponders
+from bridge.tasks import task_scope
+from tests.support import connect, eventually
+
+DESCRIPTION = Description(
+    name="box",
+    id="box-a-1",
+    version="1.2.3",
+    description="for tests",
+    started="2026-11-21T08:00:00Z",
+    metadata={"host": "box-a"},
+)
+
+
+class Service:
+    """An endpoint that does what the request says."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+        self.under_way = 0
+        self.most = 0
+        self.go = asyncio.Event()
+
+    async def handle(self, message: Message) -> Reply | None:
+        self.taken.append(message.data)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            if message.data == b"wait":
+                await self.go.wait()
+            if message.data == b"crash":
+                raise RuntimeError("secret detail")
+            if message.data == b"silent":
+                return None
+            return Reply(data=b"done " + message.data, headers={"Ours": "1"})
+        finally:
+            self.under_way -= 1
+
+
+def refusal(error: str) -> Reply:
+    return Reply(data=error.encode(), outcome="refused", error=error)
+
+
+@asynccontextmanager
+async def responding(server: EmbeddedServer, **settings: Any) -> AsyncIterator[Any]:
+    """A service, a responder that answers for it, and a caller's connection."""
+    async with connect(server.url, **settings) as connection, connect(server.url) as caller:
+        service = Service()
+        endpoint = Endpoint(
+            name="scale", subject="box.scale", queue="box", handle=service.handle, refuse=refusal
+        )
+        responder = Responder(connection, DESCRIPTION, [endpoint])
+        async with task_scope() as tasks:
+            tasks.create_task(responder.run())
+            await responder.listening()
+            yield service, responder, caller
+
+
+async def ask(caller: Connection, data: bytes, **more: Any) -> bytes:
+    return (await caller.request("box.scale", data, **more)).data
+
+
+async def test_requests_are_handled_at_once_within_a_bound(server: EmbeddedServer) -> None:
+    async with responding(server) as (service, _, caller):
+        waiting = [asyncio.ensure_future(ask(caller, b"wait", timeout=30)) for _ in range(200)]
+        await eventually(lambda: service.most == 64)
+        assert len(service.taken) == 64
+        service.go.set()
+        assert await asyncio.gather(*waiting) == [b"done wait"] * 200
+        assert service.most == 64
+
+
+async def test_a_handlers_exception_reaches_neither_the_caller_nor_the_loop(
+    server: EmbeddedServer,
+) -> None:
+    async with responding(server) as (_, _, caller):
+        assert await ask(caller, b"crash") == b"internal error: see the log of the Box"
+        assert await ask(caller, b"x") == b"done x"
+
+
+async def test_a_body_over_the_bound_never_reaches_the_handler(server: EmbeddedServer) -> None:
+    async with responding(server) as (service, _, caller):
+        answer = await ask(caller, b"x" * (MAX_BODY + 1))
+        assert answer == f"a body of {MAX_BODY + 1} bytes is too large: at most {MAX_BODY}".encode()
+        assert service.taken == []
+        assert await ask(caller, b"x" * MAX_BODY) == b"done " + b"x" * MAX_BODY
+
+
+async def test_replies_carry_our_headers_and_none_of_the_callers(server: EmbeddedServer) -> None:
+    async with responding(server) as (_, _, caller):
+        hostile = {"Nats-Rollup": "all", "KV-Operation": "PURGE", "Nats-Msg-Id": "1"}
+        reply = await caller.request("box.scale", b"x", headers=hostile)
+        assert dict(reply.headers) == {"Ours": "1"}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["", "$KV.box_services.web", "box.events.web", "_INBOX.>", "_INBOX.a.*", "_INBOXX.a", "_R_"],
+)
+async def test_nothing_is_done_for_who_wants_the_reply_elsewhere(
+    server: EmbeddedServer, reply: str
+) -> None:
+    async with responding(server) as (service, responder, caller):
+        leaked: list[Message] = []
+        for subject in ("$KV.>", "box.events.>", "_INBOX.>", "_INBOXX.>", "_R_"):
+            await caller.listen(subject, leaked.append)
+        caller.publish("box.scale", b"x", reply=reply)
+        assert await ask(caller, b"after") == b"done after"
+        assert service.taken == [b"after"]
+        assert [m.data for m in leaked if m.data != b"done after"] == []
+        why = "reply subject is not an inbox" if reply else "no reply subject"
+        assert responder._stats()[0].data == {why: 1}
+        assert responder._stats()[0].num_errors == 1
+
+
+async def test_other_inbox_prefixes_are_replied_to_once_they_are_configured(
+    server: EmbeddedServer,
+) -> None:
+    async with (
+        responding(server, reply_prefixes=["_GW"]),
+        connect(server.url, inbox_prefix="_GW") as gateway,
+    ):
+        assert await ask(gateway, b"x") == b"done x"
+
+
+async def test_a_request_of_unknown_outcome_gets_no_reply(server: EmbeddedServer) -> None:
+    async with responding(server) as (service, _, caller):
+        caller.publish("box.scale", b"silent", reply="_INBOX.mine")
+        seen: list[Message] = []
+        await caller.listen("_INBOX.mine", seen.append)
+        assert await ask(caller, b"x") == b"done x"
+        assert service.taken == [b"silent", b"x"]
+        assert seen == []
+
+
+async def test_more_than_can_wait_is_refused_as_busy(server: EmbeddedServer) -> None:
+    async with responding(server) as (service, responder, caller):
+        responder._queue._maxsize = 3
+        waiting = [asyncio.ensure_future(ask(caller, b"wait", timeout=30)) for _ in range(70)]
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        assert {task.result() for task in done} == {b"Busy: too many requests; try again"}
+        service.go.set()
+        answers = await asyncio.gather(*waiting)
+        assert (answers.count(b"done wait"), service.taken.count(b"wait")) == (3, 3)
+
+
+async def test_intake_stops_and_what_was_taken_is_answered(server: EmbeddedServer) -> None:
+    async with responding(server) as (service, responder, caller):
+        waiting = asyncio.ensure_future(ask(caller, b"wait", timeout=30))
+        await eventually(lambda: service.under_way)
+        stopping = asyncio.ensure_future(responder.stop_intake())
+        await eventually(lambda: not responder._listeners)
+        with pytest.raises(NoResponders):
+            await ask(caller, b"x")
+        service.go.set()
+        assert await waiting == b"done wait"
+        await stopping
+
+
+# ── discovery, as `nats micro` asks for it ───────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("subject", ["$SRV.{}", "$SRV.{}.box", "$SRV.{}.box.box-a-1"])
+async def test_the_service_can_be_discovered(server: EmbeddedServer, subject: str) -> None:
+    async with responding(server) as (_, _, caller):
+        await ask(caller, b"x")
+        await ask(caller, b"crash")
+        identity = {
+            "name": "box",
+            "id": "box-a-1",
+            "version": "1.2.3",
+            "metadata": {"host": "box-a"},
+        }
+        endpoint = {"name": "scale", "subject": "box.scale", "queue_group": "box"}
+        ping = json.loads((await caller.request(subject.format("PING"))).data)
+        assert ping == {"type": "io.nats.micro.v1.ping_response", **identity}
+        info = json.loads((await caller.request(subject.format("INFO"))).data)
+        assert info == {
+            "type": "io.nats.micro.v1.info_response",
+            **identity,
+            "description": "for tests",
+            "endpoints": [{**endpoint, "metadata": {}}],
+        }
+        stats = json.loads((await caller.request(subject.format("STATS"))).data)
+        [found] = stats.pop("endpoints")
+        assert stats == {
+            "type": "io.nats.micro.v1.stats_response",
+            **identity,
+            "started": "2026-11-21T08:00:00Z",
+        }
+        assert found.pop("processing_time") > 0
+        assert found.pop("average_processing_time") > 0
+        assert found == {
+            **endpoint,
+            "num_requests": 2,
+            "num_errors": 1,
+            "last_error": "internal error: see the log of the Box",
+            "data": {},
+        }
+
+
+async def test_discovery_answers_inboxes_alone_and_knows_three_verbs(
+    server: EmbeddedServer,
+) -> None:
+    async with responding(server) as (_, responder, caller):
+        leaked: list[Message] = []
+        await caller.listen("mine", leaked.append)
+        caller.publish("$SRV.PING", reply="mine")
+        caller.publish("$SRV.WHAT", reply="_INBOX.x")
+        await caller.request("$SRV.PING.box")
+        assert leaked == []
+        refusals = responder._connection.metrics.refusals()
+        assert refusals == {"discovery: reply subject is not an inbox": 1}

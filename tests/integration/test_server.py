@@ -1,0 +1,120 @@
+"""The embedded server: up when it says so, gone with its owner, its store lasting."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bridge.bus import topology
+from bridge.bus.server import EmbeddedServer, find_binary
+from bridge.bus.store import store
+from bridge.errors import ConfigError, ServerNotStarted
+from tests.support import connect, eventually
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter for what a process does; empty when there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
+def alive(pid: int) -> bool:
+    return state_of(pid) not in ("", "Z")
+
+
+async def test_it_is_ready_when_start_returns_and_gone_when_stop_does(tmp_path: Path) -> None:
+    async with EmbeddedServer(tmp_path) as server:
+        pid = server.pid
+        assert alive(pid)
+        async with connect(server.url) as connection:
+            assert connection.server_info["jetstream"]
+    assert not alive(pid)
+    assert "Server is ready" in server.log_file.read_text()
+    assert not list(tmp_path.glob("ports-*"))
+
+
+async def test_it_runs_the_configuration_that_is_deployed(server: EmbeddedServer) -> None:
+    deployed = Path(__file__).parents[2] / "deploy" / "nats" / "nats-server.conf"
+    packaged = Path(__file__).parents[2] / "bridge" / "bus" / "nats-server.conf"
+    assert packaged.read_text() == deployed.read_text()
+    assert "sync_interval: always" in deployed.read_text()
+    cmdline = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
+    assert cmdline[cmdline.index("-c") + 1].endswith("nats-server.conf")
+    command = [str(find_binary()), "-t", "-c", str(deployed)]
+    assert subprocess.run(command, capture_output=True, check=True).returncode == 0
+
+
+async def test_what_was_acknowledged_is_there_after_a_kill_and_a_restart(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+        for number in range(50):
+            await store(connection, "box.events.web", b"%d" % number)
+        url = server.url
+        await server.kill()
+        await server.start()
+        assert server.url == url
+        await connection.wait_connected()
+        info = await connection.jetstream.stream_info("BOX_EVENTS")
+        assert info.state.messages == 50
+
+
+async def test_it_dies_with_its_owner_even_by_sigkill(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, os, signal, sys\n"
+        "from bridge.bus.server import EmbeddedServer\n"
+        "async def main():\n"
+        "    server = EmbeddedServer(sys.argv[1])\n"
+        "    await server.start()\n"
+        "    print(server.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    owner = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+    )
+    assert owner.returncode == -9
+    pid = int(owner.stdout)
+    await eventually(lambda: not alive(pid), within=5, what="the server is gone")
+
+
+async def test_a_taken_port_is_told_with_the_servers_last_words(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        with pytest.raises(ServerNotStarted, match="address already in use"):
+            await EmbeddedServer(tmp_path, port=port).start()
+
+
+async def test_a_server_that_does_not_get_ready_is_given_up_and_ended(tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path, patience=0.0)
+    with pytest.raises(ServerNotStarted, match="not ready within 0 s"):
+        await server.start()
+    assert server.pid == 0
+
+
+async def test_a_pause_keeps_connections_and_answers_nothing(server: EmbeddedServer) -> None:
+    server.pause()
+    await eventually(lambda: state_of(server.pid) == "T", what="the server is frozen")
+    server.resume()
+    async with connect(server.url) as connection:
+        await connection.flush()
+
+
+def test_the_binary_can_be_chosen_and_a_wrong_choice_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = find_binary()
+    assert os.access(found, os.X_OK)
+    monkeypatch.setenv("NATS_SERVER_BIN", "/bin/sh")
+    assert find_binary() == Path("/bin/sh")
+    monkeypatch.setenv("NATS_SERVER_BIN", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="NATS_SERVER_BIN"):
+        find_binary()

@@ -1,0 +1,140 @@
+"""The streams and buckets: made once, by whoever is first, and never bent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
+
+from bridge.bus import topology
+from bridge.bus.server import EmbeddedServer
+from bridge.errors import StoreUnsuitable, TopologyMismatch
+from bridge.subjects import Subjects
+from tests.support import connect
+
+NAMES = [
+    "BOX_EVENTS",
+    "BOX_REGISTRY",
+    "KV_box_services",
+    "KV_box_slots",
+    "KV_box_hosts",
+    "KV_box_admin",
+]
+
+
+async def test_what_is_missing_is_created_and_nothing_twice(server: EmbeddedServer) -> None:
+    async with connect(server.url) as connection:
+        assert await topology.ensure(connection) == NAMES
+        assert await topology.ensure(connection) == []
+        await connection.jetstream.delete_stream("KV_box_slots")
+        assert await topology.ensure(connection) == ["KV_box_slots"]
+
+
+async def test_many_boxes_may_do_it_at_once(server: EmbeddedServer) -> None:
+    async with connect(server.url) as connection:
+        created = await asyncio.gather(*(topology.ensure(connection) for _ in range(10)))
+        assert {name for names in created for name in names} == set(NAMES)
+
+
+async def test_the_settings_are_those_that_the_architecture_promises(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+        found = {name: (await connection.jetstream.stream_info(name)).config for name in NAMES}
+    events, registry = found["BOX_EVENTS"], found["BOX_REGISTRY"]
+    assert (events.subjects, events.storage) == (["box.events.*"], StorageType.FILE)
+    assert events.max_age == 7 * 24 * 3600
+    assert events.allow_atomic
+    assert registry.subjects == ["box.register.*.*", "box.deregister.*.*"]
+    assert (registry.storage, registry.max_age) == (StorageType.MEMORY, 600)
+    assert (registry.max_msgs_per_subject, registry.allow_msg_ttl) == (1, True)
+    assert found["KV_box_services"].max_msgs_per_subject == 64
+    assert found["KV_box_hosts"].max_age == 10
+    for config in found.values():
+        assert config.discard == DiscardPolicy.NEW
+        assert not config.allow_rollup_hdrs
+        assert config.deny_delete
+        assert config.deny_purge
+        assert config.retention == RetentionPolicy.LIMITS
+
+
+async def test_two_fleets_share_an_account(server: EmbeddedServer) -> None:
+    async with connect(server.url) as one, connect(server.url, prefix="b2") as two:
+        await topology.ensure(one)
+        created = await topology.ensure(two)
+        assert created[:2] == ["B2_EVENTS", "B2_REGISTRY"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"retention": RetentionPolicy.WORK_QUEUE}, "retention is workqueue, and must be limits"),
+        ({"discard": DiscardPolicy.OLD}, "discard is old, and must be new"),
+        ({"max_age": 60.0, "duplicate_window": 60.0}, "max_age is 60.0, and must be 604800.0"),
+        ({"max_msgs": 1000}, "max_msgs is 1000, and must be -1"),
+        ({"storage": StorageType.MEMORY}, "storage is memory, and must be file"),
+        ({"subjects": ["box.events.>"]}, "subjects is box.events.>, and must be box.events.*"),
+        ({"deny_delete": False}, "deny_delete is False, and must be True"),
+        ({"allow_rollup_hdrs": True}, "allow_rollup_hdrs is True, and must be False"),
+        ({"duplicate_window": 60.0}, "duplicate_window is 60.0, and must be 86400.0"),
+    ],
+)
+async def test_settings_that_break_a_promise_are_refused_with_the_difference(
+    server: EmbeddedServer, change: dict[str, Any], said: str
+) -> None:
+    wanted = topology.streams(Subjects())[0]
+    if change.get("allow_rollup_hdrs"):
+        change["deny_purge"] = False
+    async with connect(server.url) as connection:
+        await connection.jetstream.add_stream(wanted.evolve(**change))
+        with pytest.raises(TopologyMismatch) as refused:
+            await topology.ensure(connection)
+        assert said in refused.value.differences
+        assert "nats stream edit BOX_EVENTS" in str(refused.value)
+
+
+async def test_what_breaks_no_promise_is_the_operators_business(server: EmbeddedServer) -> None:
+    wanted = topology.streams(Subjects())[0]
+    theirs = wanted.evolve(description="ours", max_age=30 * 24 * 3600.0, metadata={"team": "x"})
+    async with connect(server.url) as connection:
+        await connection.jetstream.add_stream(theirs)
+        assert "BOX_EVENTS" not in await topology.ensure(connection)
+
+
+async def test_a_stream_that_takes_our_subjects_is_named(server: EmbeddedServer) -> None:
+    async with connect(server.url) as connection:
+        await connection.jetstream.add_stream(name="THEIRS", subjects=["box.>"])
+        with pytest.raises(TopologyMismatch, match="another stream already takes"):
+            await topology.ensure(connection)
+
+
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [
+        ({}, "no JetStream"),
+        ({"jetstream": True, "version": "2.9.0"}, "2.9.0 is too old: 2.11 or newer"),
+    ],
+)
+async def test_a_server_that_cannot_keep_the_promises_is_refused(
+    server: EmbeddedServer, info: dict[str, Any], said: str
+) -> None:
+    async with connect(server.url) as connection:
+        connection._client._server_info = info
+        with pytest.raises(StoreUnsuitable, match=said):
+            await topology.ensure(connection)
+
+
+def test_an_older_server_is_not_asked_for_atomic_batches() -> None:
+    events = topology.streams(Subjects(), atomic=False)[0]
+    assert events.allow_atomic is None
+    assert topology.differences(events, events.evolve(allow_atomic=True)) == []
+
+
+def test_the_lease_is_the_age_at_which_a_host_is_gone() -> None:
+    lifetimes = replace(topology.Lifetimes(), lease=3.0)
+    hosts = topology.streams(Subjects(), lifetimes=lifetimes)[4]
+    assert (hosts.name, hosts.max_age) == ("KV_box_hosts", 3.0)

@@ -1,0 +1,166 @@
+"""What tests share: a configuration, services to run, and waiting for things to come true."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bridge.bus.connection import Connection
+from bridge.bus.message import Message
+from bridge.config import load
+from bridge.protocol import InstanceEvent, ScaleRequest, ScaleResponse, decode, encode
+from bridge.settings import Config, NatsConfig
+
+SERVICE = Path(__file__).with_name("services") / "http_service.py"
+"""A small HTTP server; see there for what its arguments make it do."""
+
+T = TypeVar("T")
+
+_LOOK = 0.01  # seconds between looks at a condition
+
+
+async def eventually(
+    condition: Callable[[], T | Awaitable[T]], *, within: float = 10.0, what: str = ""
+) -> T:
+    """The first true value of `condition`; fails when there was none within so many seconds."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within
+    while True:
+        found = condition()
+        value: Any = await found if inspect.isawaitable(found) else found
+        if value:
+            return value  # type: ignore[no-any-return]
+        if loop.time() > deadline:
+            raise AssertionError(f"not within {within:g} s: {what or inspect.getsource(condition)}")
+        await asyncio.sleep(_LOOK)
+
+
+def command(*arguments: str) -> list[str]:
+    """What starts the test service."""
+    return [sys.executable, "-S", "-E", str(SERVICE), "{port}", *arguments]
+
+
+def service_table(name: str, *arguments: str, **settings: object) -> str:
+    """A ``[services.<name>]`` table that runs the test service, quick to go."""
+    values: dict[str, object] = {
+        "command": command(*arguments),
+        "probe": {"http": "/"},
+        "deregister_delay": 0.1,
+        "drain_timeout": 5.0,
+        "stop_grace": 2.0,
+    }
+    lines = [f"{key} = {_toml(value)}" for key, value in {**values, **settings}.items()]
+    return "\n".join([f"[services.{name}]", *lines])
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)
+
+
+TIMING = """
+[timing]
+sample = 0.1
+idle_samples = 3
+backoff_first = 0.2
+backoff_max = 1.0
+registration_renew = 0.5
+heartbeat = 0.5
+lease = 3
+"""
+
+
+def box_config(
+    directory: Path,
+    url: str,
+    *services: str,
+    name: str = "box-a",
+    max_instances: int = 10,
+    ports: str = "20000-21999",
+    timing: str = TIMING,
+    more: str = "",
+) -> Config:
+    """A Box's configuration, by way of a real file."""
+    file = directory / f"{name}.toml"
+    file.write_text(
+        f"""
+[box]
+name = "{name}"
+max_instances = {max_instances}
+data_dir = "data-{name}"
+ports = "{ports}"
+{more}
+
+[nats]
+url = "{url}"
+{timing}
+"""
+        + "\n".join(services or (service_table("web"),))
+    )
+    return load(file, environ={"PATH": "/usr/bin:/bin"})
+
+
+def connect(url: str, **settings: Any) -> Any:
+    """A connection for a test: ``async with connect(url) as connection``."""
+    return Connection.open(NatsConfig(url=url, **settings), name="test")
+
+
+async def ask(
+    connection: Connection, service: str, replicas: int, *, timeout: float = 5.0, **fields: Any
+) -> ScaleResponse:
+    """What a Box answers to a plain request."""
+    headers = fields.pop("headers", None)
+    request = ScaleRequest(service=service, replicas=replicas, **fields)
+    message = await connection.request(
+        connection.subjects.scale, encode(request), headers=headers, timeout=timeout
+    )
+    return decode(ScaleResponse, message.data)
+
+
+class Recorder:
+    """Every event and registration that crosses the bus, in the order of arrival."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[int, InstanceEvent]] = []
+        self.messages: list[Message] = []
+
+    @classmethod
+    async def listening(cls, connection: Connection) -> Recorder:
+        recorder = cls()
+        await connection.listen(connection.subjects.all_events, recorder._take_event)
+        for subject in connection.subjects.all_registrations:
+            await connection.listen(subject, recorder.messages.append)
+        await connection.flush()
+        return recorder
+
+    def _take_event(self, message: Message) -> None:
+        self.events.append((int(message.headers["Box-Seq"]), decode(InstanceEvent, message.data)))
+        self.messages.append(message)
+
+    def of(self, instance_id: str) -> list[InstanceEvent]:
+        """The events of one instance."""
+        return [event for _, event in self.events if event.instance_id == instance_id]
+
+    def states(self, instance_id: str) -> list[str]:
+        """The states that one instance went to."""
+        return [event.to_state.value for event in self.of(instance_id)]
+
+    def check_chains(self) -> None:
+        """Every instance's events start at Creating, fit together, and are numbered 1, 2, 3 …"""
+        last: dict[str, tuple[int, str]] = {}
+        for seq, event in self.events:
+            before, state = last.get(event.instance_id, (0, "Creating"))
+            assert seq == before + 1, f"{event.instance_id}: Box-Seq {seq} after {before}"
+            assert event.from_state.value == state, f"{event} after {state}"
+            last[event.instance_id] = (seq, event.to_state.value)

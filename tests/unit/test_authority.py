@@ -1,0 +1,373 @@
+"""What a scale request means: the wire contract's rules, one by one and all together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from bridge.box.authority import Verdict, decide, idlest
+from bridge.box.model import FleetState, Rollout, ServiceRecord
+from bridge.protocol import InstanceState, ScaleConfig
+from tests.unit.fleets import AT, SERVICES, asked, fleet, fleets, host, slot
+
+S = InstanceState
+
+
+def after(state: FleetState, verdict: Verdict, service: str = "web") -> FleetState:
+    """The fleet once the verdict is stored."""
+    if verdict.record is None:
+        return state
+    return replace(state, services={**state.services, service: verdict.record})
+
+
+# ── targets and capacity ─────────────────────────────────────────────────────────────────
+
+
+def test_a_request_is_desired_state_and_takes_the_lowest_free_slots() -> None:
+    verdict = decide(asked(replicas=3, request_id="r"), fleet())
+    assert verdict.record is not None
+    assert (verdict.record.target, verdict.record.slots) == (3, [0, 1, 2])
+    response = verdict.response
+    assert (response.accepted, response.target_replicas, response.error) == (True, 3, None)
+    assert (response.current_replicas, response.instances, response.request_id) == (0, [], "r")
+
+
+def test_slots_still_claimed_or_unreadable_are_not_taken_again() -> None:
+    state = fleet(slots={"web": {0: slot("web", 0, S.DRAINING)}}, unreadable={"web": {2}})
+    verdict = decide(asked(replicas=2), state)
+    assert verdict.record is not None
+    assert verdict.record.slots == [1, 3]
+
+
+def test_more_than_there_is_room_for_is_capped_and_the_target_taken() -> None:
+    state = fleet(
+        hosts={"box-a": host(room=6), "box-b": host("web", room=4)},
+        services={"api": ServiceRecord(target=3, slots=[0, 1, 2])},
+    )
+    verdict = decide(asked(replicas=50), state)
+    assert verdict.record is not None
+    assert verdict.record.target == 7
+    assert not verdict.response.accepted
+    assert verdict.response.target_replicas == 7
+    assert verdict.response.error == (
+        "Capped to 7 instances (max 10 total, 3 used by other services)"
+    )
+
+
+def test_services_that_could_not_use_the_hosts_do_not_count() -> None:
+    state = fleet(
+        hosts={"box-a": host("web", room=5), "box-b": host("api", room=5)},
+        services={"api": ServiceRecord(target=5, slots=[0, 1, 2, 3, 4])},
+    )
+    assert decide(asked(replicas=5), state).response.accepted
+
+
+def test_a_lost_host_never_lowers_a_granted_target() -> None:
+    state = fleet(
+        hosts={"box-a": host(room=2)},
+        services={"web": ServiceRecord(target=6, slots=[0, 1, 2, 3, 4, 5])},
+    )
+    verdict = decide(asked(replicas=9), state)
+    assert verdict.response.target_replicas == 6
+    assert verdict.record is None  # capped to what it is: nothing to write without an id
+    assert decide(asked(replicas=4), state).response.target_replicas == 4
+
+
+def test_closing_hosts_offer_no_room() -> None:
+    state = fleet(hosts={"box-a": host(room=3), "box-b": host(room=5, closing=True)})
+    assert decide(asked(replicas=9), state).response.target_replicas == 3
+    alone = fleet(hosts={"box-b": host(closing=True)})
+    assert "unknown service" in str(decide(asked(), alone).response.error)
+
+
+@pytest.mark.parametrize("config", [ScaleConfig(port_map=["8080:80"]), ScaleConfig()])
+def test_a_fixed_host_port_makes_room_for_one_instance_a_host(config: ScaleConfig) -> None:
+    port = 0 if config.port_map else 8080
+    hosts = {"box-a": host(fixed_port=port), "box-b": host(fixed_port=port)}
+    state = fleet(hosts=hosts, services={"api": ServiceRecord(target=1, slots=[0])})
+    verdict = decide(asked(replicas=5, config=config), state)
+    assert verdict.response.target_replicas == 2
+    free = decide(asked(replicas=5, config=ScaleConfig(port_map=["0:80"])), state)
+    assert free.response.target_replicas == 5
+
+
+# ── refusals change nothing ──────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (asked("nope"), "unknown service 'nope': no live Box lists it; known: api, jobs, web"),
+        (asked("a.b"), "'a.b' is not a name"),
+        (asked(">"), "is not a name"),
+        (asked(""), "is not a name"),
+        (asked("x" * 64), "is not a name"),
+        (asked(request_id="x" * 129), "request_id is longer than 128"),
+        (asked(config=ScaleConfig(image="nginx")), "image 'nginx' cannot be honoured"),
+        (asked(config=ScaleConfig(vcpus=5)), "vcpus must be 1 to 4"),
+        (asked(config=ScaleConfig(vcpus=0)), "vcpus must be"),
+        (asked(config=ScaleConfig(memory_mib=0)), "memory_mib must be"),
+        (asked(config=ScaleConfig(port_map=["80"])), '"host:guest"'),
+        (asked(config=ScaleConfig(port_map=["80:99999"])), '"host:guest"'),
+        (asked(config=ScaleConfig(port_map=["1:1", "2:2"])), "one entry"),
+        (asked(config=ScaleConfig(env={"A=B": "c"})), "cannot be an environment variable"),
+        (asked(config=ScaleConfig(env={"": "c"})), "cannot be an environment variable"),
+        (asked(config=ScaleConfig(env={"A": "\0"})), "cannot be an environment variable"),
+        (asked(config=ScaleConfig(env={"PORT": "80"})), "PORT is set by the Box"),
+        (asked(config=ScaleConfig(env={"BOX_SERVICE": "x"})), "set by the Box"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_the_cure_and_changes_nothing(
+    request_: Any, said: str
+) -> None:
+    state = fleet(
+        services={"web": ServiceRecord(target=1, slots=[0])}, slots={"web": {0: slot("web", 0)}}
+    )
+    verdict = decide(request_, state)
+    assert verdict.record is None
+    assert not verdict.response.accepted
+    assert said in str(verdict.response.error)
+    if request_.request.service == "web":
+        assert (verdict.response.current_replicas, verdict.response.target_replicas) == (1, 1)
+
+
+def test_a_port_in_the_environment_may_repeat_the_fixed_one() -> None:
+    config = ScaleConfig(env={"PORT": "8080"}, port_map=["8080:80"])
+    assert decide(asked(config=config), fleet()).response.accepted
+
+
+# ── one request id has one effect ────────────────────────────────────────────────────────
+
+
+def test_a_repeat_gets_the_first_answer_whatever_was_asked_in_between() -> None:
+    state = fleet()
+    first = decide(asked(replicas=3, request_id="r"), state)
+    state = after(state, first)
+    state = after(state, decide(asked(replicas=1, request_id="other"), state))
+    state = replace(state, slots={"web": {0: slot("web", 0)}})
+    again = decide(asked(replicas=3, request_id="r"), state)
+    assert again.record is None
+    assert again.response.target_replicas == 3
+    assert again.response.current_replicas == first.response.current_replicas
+    assert [info.id for info in again.response.instances] == ["web-0-box-a"]
+
+
+def test_a_capped_request_is_repeated_as_capped() -> None:
+    state = fleet(hosts={"box-a": host(room=2)})
+    first = decide(asked(replicas=9, request_id="r"), state)
+    again = decide(asked(replicas=9, request_id="r"), after(state, first))
+    assert again.response.error == first.response.error
+    assert not again.response.accepted
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        asked(replicas=4, request_id="r"),
+        asked(replicas=3, request_id="r", config=ScaleConfig(env={"A": "1"})),
+        asked(replicas=3, request_id="r", replaces=True),
+    ],
+)
+def test_the_same_id_with_another_body_is_refused(other: Any) -> None:
+    state = after(fleet(), decide(asked(replicas=3, request_id="r"), fleet()))
+    verdict = decide(other, state)
+    assert verdict.record is None
+    assert "was used for another request" in str(verdict.response.error)
+
+
+def test_the_order_of_a_map_does_not_make_another_body() -> None:
+    config = ScaleConfig(env={"A": "1", "B": "2"})
+    state = after(fleet(), decide(asked(request_id="r", config=config), fleet()))
+    turned = ScaleConfig(env={"B": "2", "A": "1"})
+    assert decide(asked(request_id="r", config=turned), state).response.accepted
+
+
+def test_the_last_64_receipts_are_kept() -> None:
+    state = fleet()
+    for number in range(70):
+        state = after(state, decide(asked(replicas=1, request_id=f"r{number}"), state))
+    kept = [receipt.request_id for receipt in state.services["web"].receipts]
+    assert kept == [f"r{number}" for number in range(6, 70)]
+
+
+def test_refusals_dry_runs_and_what_changes_nothing_without_an_id_write_nothing() -> None:
+    state = after(fleet(), decide(asked(replicas=2), fleet()))
+    assert decide(asked(replicas=2), state).record is None
+    assert decide(asked("nope", request_id="r"), state).record is None
+    dry = decide(asked(replicas=5, request_id="r", dry_run=True), state)
+    assert dry.record is None
+    assert (dry.response.accepted, dry.response.target_replicas) == (True, 5)
+    assert decide(asked(replicas=2, request_id="r"), state).record is not None  # its receipt
+
+
+# ── who goes ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_idlest_go_first_and_of_equals_the_youngest() -> None:
+    claims = {
+        0: slot("web", 0, S.BUSY, inflight=9, age=1),
+        1: slot("web", 1, S.BUSY, inflight=1, age=1),
+        2: slot("web", 2, S.BOOTING),
+        3: slot("web", 3, S.CREATING),
+        4: slot("web", 4, S.READY, inflight=1),
+        5: slot("web", 5, S.READY, age=60),
+        6: slot("web", 6, S.READY, age=5),
+        7: slot("web", 7, S.FAILED),
+    }
+    state = fleet(slots={"web": claims})
+    order = idlest(state, "web", range(9), 9)
+    assert set(order[:2]) == {7, 8}  # no living instance at all
+    assert order[2:] == [6, 5, 4, 3, 2, 1, 0]
+
+
+def test_reported_loads_beat_the_records() -> None:
+    claims = {0: slot("web", 0), 1: slot("web", 1, age=9)}
+    state = fleet(slots={"web": claims})
+    assert idlest(state, "web", [0, 1], 1) == [0]
+    load = replace(claims[0].info.health, inflight_requests=3)
+    busy = replace(state, loads={claims[0].info.id: load})
+    assert idlest(busy, "web", [0, 1], 1) == [1]
+
+
+def test_the_reply_shows_who_goes_as_draining_oldest_first() -> None:
+    claims = {n: slot("web", n, age=10 - n) for n in range(3)}
+    state = fleet(services={"web": ServiceRecord(target=3, slots=[0, 1, 2])}, slots={"web": claims})
+    response = decide(asked(replicas=1), state).response
+    assert response.current_replicas == 3
+    assert [(info.id, info.state) for info in response.instances] == [
+        ("web-0-box-a", S.READY),
+        ("web-1-box-a", S.DRAINING),
+        ("web-2-box-a", S.DRAINING),
+    ]
+
+
+def test_ended_instances_are_neither_counted_nor_listed() -> None:
+    claims = {0: slot("web", 0, S.FAILED), 1: slot("web", 1, S.STOPPED), 2: slot("web", 2)}
+    state = fleet(services={"web": ServiceRecord(target=3, slots=[0, 1, 2])}, slots={"web": claims})
+    response = decide(asked(replicas=3), state).response
+    assert response.current_replicas == 1
+    assert [info.id for info in response.instances] == ["web-2-box-a"]
+
+
+# ── config ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_null_and_empty_fields_leave_their_override() -> None:
+    state = after(fleet(), decide(asked(config=ScaleConfig(vcpus=2, env={"A": "1"})), fleet()))
+    state = after(state, decide(asked(config=ScaleConfig(memory_mib=64, image="")), state))
+    assert state.services["web"].config == ScaleConfig(vcpus=2, memory_mib=64, env={"A": "1"})
+    replaced = decide(asked(config=ScaleConfig(memory_mib=32), replaces=True), state)
+    assert replaced.record is not None
+    assert replaced.record.config == ScaleConfig(memory_mib=32)
+
+
+def test_a_config_is_refused_only_when_no_host_can_honour_it() -> None:
+    hosts = {"box-a": host(cpus=2, room=3), "box-b": host(cpus=8, room=4)}
+    verdict = decide(asked(replicas=9, config=ScaleConfig(vcpus=4)), fleet(hosts=hosts))
+    assert verdict.response.target_replicas == 4  # box-b alone
+    refused = decide(asked(config=ScaleConfig(vcpus=9)), fleet(hosts=hosts))
+    assert not refused.response.accepted
+
+
+def test_the_extra_slot_of_a_rollout_stays_until_the_target_changes() -> None:
+    record = ServiceRecord(target=2, slots=[0, 1, 2], rollout=Rollout(config="x"))
+    state = fleet(services={"web": record})
+    same = decide(asked(replicas=2, request_id="r"), state).record
+    assert same is not None
+    assert same.slots == [0, 1, 2]
+    more = decide(asked(replicas=3), state).record
+    assert more is not None
+    assert more.slots == [0, 1, 2]
+    fewer = decide(asked(replicas=1), state).record
+    assert fewer is not None
+    assert len(fewer.slots) == 1
+
+
+def test_asking_again_for_a_config_starts_its_stopped_rollout_anew() -> None:
+    config = ScaleConfig(env={"A": "1"})
+    record = ServiceRecord(target=1, slots=[0], config=config)
+    stopped = Rollout(config=record.config_id, failures=3, stopped="why")
+    state = fleet(services={"web": replace(record, rollout=stopped)})
+    assert decide(asked(replicas=1), state).record is None
+    anew = decide(asked(replicas=1, config=config), state).record
+    assert anew is not None
+    assert anew.rollout is None
+
+
+# ── all together ─────────────────────────────────────────────────────────────────────────
+
+requests = st.builds(
+    asked,
+    st.sampled_from([*SERVICES, "nope", "a.b"]),
+    st.integers(0, 12),
+    request_id=st.sampled_from(["", "r1", "r2"]),
+    config=st.sampled_from([ScaleConfig(), ScaleConfig(env={"A": "1"}), ScaleConfig(image="i")]),
+    replaces=st.booleans(),
+    dry_run=st.booleans(),
+)
+
+
+def room_for(state: FleetState, service: str) -> int:
+    """What the live hosts that can run `service` can hold."""
+    return sum(host.max_instances for host in state.offering(service).values())
+
+
+def promised(state: FleetState, service: str) -> int:
+    """The targets of `service` and of all that compete with it for hosts."""
+    rivals = {name for host in state.offering(service).values() for name in host.services}
+    return sum(record.target for name, record in state.services.items() if name in rivals)
+
+
+@given(fleets(), st.lists(requests, max_size=6))
+def test_any_run_of_requests_keeps_the_promises(state: FleetState, run: list[Any]) -> None:
+    for request in run:
+        verdict = decide(request, state)
+        service, response = request.request.service, verdict.response
+        before = state.services.get(service) or ServiceRecord()
+        assert response.request_id == request.request.request_id
+        assert response.accepted == (response.error is None)
+        assert response.current_replicas >= 0
+        oldest_first = sorted(response.instances, key=lambda info: (info.created_at, info.id))
+        assert response.instances == oldest_first
+        if verdict.record is None:
+            continue
+        record = verdict.record
+        assert not request.dry_run
+        assert record.version == before.version + 1
+        assert (
+            record.target
+            == response.target_replicas
+            <= max(before.target, request.request.replicas)
+        )
+        assert len(set(record.slots)) == len(record.slots) == record.target
+        assert record.slots == sorted(record.slots)
+        assert record.decision is not None
+        assert record.decision.at == AT
+        state = after(state, verdict, service)
+        if record.target > before.target:
+            assert promised(state, service) <= room_for(state, service)
+
+
+@given(fleets(), requests)
+def test_a_decision_is_the_same_each_time(state: FleetState, request: Any) -> None:
+    assert decide(request, state) == decide(request, state)
+
+
+@given(fleets(), st.integers(0, 12))
+def test_a_request_with_an_id_has_one_effect(state: FleetState, replicas: int) -> None:
+    request = asked("web", replicas, request_id="once")
+    first = decide(request, state)
+    if first.record is None:
+        return  # refused: nothing was kept
+    again = decide(request, after(state, first))
+    assert again.record is None
+    answer = (first.response.accepted, first.response.target_replicas, first.response.error)
+    assert (
+        again.response.accepted,
+        again.response.target_replicas,
+        again.response.error,
+    ) == answer

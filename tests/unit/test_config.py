@@ -1,0 +1,200 @@
+"""One file, the environment, flags: what wins, and how mistakes are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bridge.config import find_file, load, load_log, load_nats
+from bridge.errors import ConfigError
+
+WHOLE = """
+[box]
+name = "box-a"
+address = "127.0.0.1"
+max_instances = 20
+data_dir = "data"
+
+[services.web]
+command = ["python3", "-m", "http.server", "{port}", "--bind", "127.0.0.1"]
+probe = { http = "/" }
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "box.toml"
+    file.write_text(text)
+    return file
+
+
+def problem(tmp_path: Path, text: str, **environ: str) -> str:
+    with pytest.raises(ConfigError) as refused:
+        load(write(tmp_path, text), environ=environ)
+    return str(refused.value)
+
+
+def test_the_documented_file_is_a_whole_configuration(tmp_path: Path) -> None:
+    config = load(write(tmp_path, WHOLE), environ={})
+    assert config.box.name == "box-a"
+    assert config.data_dir == tmp_path / "data"
+    assert config.services["web"].probe.http == "/"
+    assert config.services["web"].drain_timeout == 30.0
+    assert config.nats.url == "nats://127.0.0.1:4222"
+
+
+def test_the_environment_beats_the_file_and_a_flag_beats_both(tmp_path: Path) -> None:
+    file = write(tmp_path, WHOLE)
+    environ = {"BOX_BRIDGE_MAX_INSTANCES": "7", "BOX_BRIDGE_NAME": "from-env"}
+    config = load(file, environ=environ, flags={"box": {"name": "from-flag", "address": None}})
+    assert (config.box.name, config.box.max_instances) == ("from-flag", 7)
+    assert config.box.address == "127.0.0.1"
+
+
+def test_the_name_defaults_to_the_hosts_first_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "Node-7.example.com")
+    assert load(environ={}).box.name == "node-7"
+    monkeypatch.setattr("socket.gethostname", lambda: "bad_name")
+    with pytest.raises(ConfigError, match="set name"):
+        load(environ={})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[box]\nmax_instance = 3", "did you mean `max_instances`"),
+        ("[bx]", "did you mean `box`"),
+        ("[services.web]\ncomand = []", "did you mean `command`"),
+        ('[services.web]\ncommand = ["a"]\nprobe = { htp = "/" }', "did you mean `http`"),
+        ("[services.web]\ncommand = []", "length >= 1"),
+        ("[services.web]", "`command` is missing"),
+        ('[services."a.b"]\ncommand = ["a"]', "a service name has"),
+        ('[box]\nmax_instances = "3"', "max_instances: expected `int`, got `str`"),
+        ('[box]\nports = "1"', "first-last"),
+        ('[box]\nports = "70000-70001"', "first-last"),
+        ('[box]\nports = "100-101"', "fewer than max_instances"),
+        ('[box]\nruntime = "magic"', "not known"),
+        ('[box]\nmetrics = "nowhere"', "host:port"),
+        ('[box]\nname = "A"', "subject token"),
+        ('[services.web]\ncommand = ["a"]\nprobe = { http = "x" }', "starts with '/'"),
+        ('[services.web]\ncommand = ["a"]\nprobe = { http = "/", tcp = true }', "choose one"),
+        ("[services]\nweb = 3", "expected `object`"),
+        ("box = 3", "must be a table"),
+        ("a =", "is not TOML"),
+        ('[nats]\nprefix = "a.b"', "not a name"),
+        ('[services.web]\ncommand = ["a"]\nmetadata = { a = "' + "x" * 16385 + '" }', "16 KiB"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place_and_cure(tmp_path: Path, text: str, said: str) -> None:
+    told = problem(tmp_path, text)
+    assert said in told
+    assert told.startswith((str(tmp_path), "[box]"))
+
+
+def test_a_wrong_variable_is_named(tmp_path: Path) -> None:
+    assert problem(tmp_path, WHOLE, BOX_BRIDGE_MAX_INSTANCES="x").startswith(
+        "BOX_BRIDGE_MAX_INSTANCES"
+    )
+    assert "BOX_BRIDGE_NAME" in problem(tmp_path, WHOLE, BOX_BRIDGE_NAMES="x")
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / "none.toml", environ={})
+
+
+def test_instances_do_not_inherit_the_credentials_of_the_box(tmp_path: Path) -> None:
+    environ = {
+        "PATH": "/bin",
+        "NATS_PASSWORD": "secret",
+        "BOX_BRIDGE_NAME": "box-a",
+        "NOTIFY_SOCKET": "/run/x",
+    }
+    assert load(write(tmp_path, WHOLE), environ=environ).environ == {"PATH": "/bin"}
+
+
+def test_the_file_is_found_where_it_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_file(None, environ={}) is None
+    write(tmp_path, WHOLE)
+    assert find_file(None, environ={}) == Path("box.toml")
+    assert find_file(None, environ={"BOX_BRIDGE_CONFIG": "/x"}) == Path("/x")
+    assert find_file(Path("/y"), environ={"BOX_BRIDGE_CONFIG": "/x"}) == Path("/y")
+
+
+def test_log_settings_come_from_the_environment_unless_given() -> None:
+    environ = {"BOX_BRIDGE_LOG": "debug", "BOX_BRIDGE_LOG_FORMAT": "json"}
+    assert load_log(environ=environ).level == "debug"
+    assert load_log("error", environ=environ).level == "error"
+    assert load_log(environ=environ).style == "json"
+
+
+# ── the connection ───────────────────────────────────────────────────────────────────────
+
+
+def make_context(home: Path, name: str, **values: object) -> dict[str, str]:
+    folder = home / "nats" / "context"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(values))
+    return {"XDG_CONFIG_HOME": str(home)}
+
+
+def test_nats_variables_mean_what_they_mean_to_the_nats_cli() -> None:
+    environ = {
+        "NATS_URL": "nats://a:1, nats://b:2",
+        "NATS_USER": "u",
+        "NATS_PASSWORD": "p",
+        "NATS_CREDS": "/c",
+        "NATS_NKEY": "/n",
+        "NATS_CA": "/ca",
+        "NATS_CERT": "/cert",
+        "NATS_KEY": "/key",
+    }
+    nats = load_nats(environ=environ)
+    assert nats.urls == ["nats://a:1", "nats://b:2"]
+    assert (nats.user, nats.password, nats.creds, nats.nkey) == ("u", "p", "/c", "/n")
+    assert (nats.ca, nats.cert, nats.key) == ("/ca", "/cert", "/key")
+
+
+def test_a_context_of_the_nats_cli_is_read(tmp_path: Path) -> None:
+    environ = make_context(
+        tmp_path,
+        "prod",
+        description="ours",
+        url="tls://prod:4222",
+        creds="/prod.creds",
+        nkey="",
+        inbox_prefix="_INBOX.prod",
+        tls_first=True,
+        jetstream_domain="hub",
+        color_scheme="x",
+    )
+    nats = load_nats(flags={"context": "prod"}, environ=environ)
+    assert (nats.url, nats.creds, nats.tls_first) == ("tls://prod:4222", "/prod.creds", True)
+    assert (nats.inbox_prefix, nats.domain) == ("_INBOX.prod", "hub")
+
+
+def test_a_context_counts_as_the_layer_that_names_it(tmp_path: Path) -> None:
+    environ = make_context(tmp_path, "c", url="nats://context:1", user="from-context")
+    named = {**environ, "NATS_CONTEXT": "c"}
+    assert load_nats({"url": "nats://file:1"}, environ=named).url == "nats://context:1"
+    assert load_nats(environ={**named, "NATS_URL": "nats://env:1"}).url == "nats://env:1"
+    assert load_nats({"context": "c", "url": "nats://file:1"}, environ=environ).user
+    by_flag = load_nats(flags={"context": "c"}, environ={**environ, "NATS_URL": "nats://env:1"})
+    assert by_flag.url == "nats://context:1"
+    flag = load_nats(flags={"context": "c", "url": "nats://flag:1"}, environ=environ)
+    assert flag.url == "nats://flag:1"
+
+
+def test_a_context_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
+    environ = make_context(tmp_path, "prod", url="x")
+    with pytest.raises(ConfigError, match="contexts there: prod"):
+        load_nats(flags={"context": "pord"}, environ=environ)
+    (tmp_path / "nats" / "context" / "bad.json").write_text("{")
+    with pytest.raises(ConfigError, match="is not a context"):
+        load_nats(flags={"context": "bad"}, environ=environ)

@@ -1,0 +1,154 @@
+"""Replacing instances one at a time, from any state, with one step after the other."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from bridge.box import rollout
+from bridge.box.model import FleetState, Rollout, ServiceRecord, SlotRecord
+from bridge.protocol import InstanceState, ScaleConfig
+from tests.unit.fleets import AT, fleet, host, slot
+
+NEW = ScaleConfig(env={"LEVEL": "debug"})
+OLD_ID = ServiceRecord().config_id
+NEW_ID = ServiceRecord(config=NEW).config_id
+S = InstanceState
+
+
+def rolling(
+    slots: dict[int, SlotRecord], *, target: int, room: int = 10, rollout_: Rollout | None = None
+) -> FleetState:
+    record = ServiceRecord(target=target, slots=sorted(slots), config=NEW, rollout=rollout_)
+    return fleet(hosts={"box-a": host(room=room)}, services={"web": record}, slots={"web": slots})
+
+
+def step(state: FleetState) -> ServiceRecord | None:
+    return rollout.next_step("web", state, at=AT, host="box-a")
+
+
+def old(number: int, state: InstanceState = S.READY) -> SlotRecord:
+    return slot("web", number, state, config=OLD_ID)
+
+
+def new(number: int, state: InstanceState = S.READY, *, ready: bool = True) -> SlotRecord:
+    return slot("web", number, state, config=NEW_ID, ready=ready)
+
+
+def test_the_replacement_comes_before_the_outdated_one_goes() -> None:
+    first = step(rolling({0: old(0), 1: old(1)}, target=2))
+    assert first is not None
+    assert (first.slots, first.target) == ([0, 1, 2], 2)
+    assert first.rollout == Rollout(config=NEW_ID)
+    not_ready = rolling({0: old(0), 1: old(1), 2: new(2, S.BOOTING)}, target=2)
+    assert step(not_ready) is None
+    ready = step(rolling({0: old(0), 1: old(1), 2: new(2)}, target=2))
+    assert ready is not None
+    assert len(ready.slots) == 2
+    assert 2 in ready.slots
+
+
+def test_without_room_the_old_one_goes_first() -> None:
+    state = step(rolling({0: old(0), 1: old(1)}, target=2, room=2))
+    assert state is not None
+    assert len(state.slots) == 2
+    assert 2 in state.slots
+
+
+def test_with_a_fixed_port_the_old_one_goes_first() -> None:
+    config = ScaleConfig(port_map=["8080:80"])
+    record = ServiceRecord(target=1, slots=[0], config=config)
+    state = fleet(services={"web": record}, slots={"web": {0: old(0)}})
+    after = rollout.next_step("web", state, at=AT, host="box-a")
+    assert after is not None
+    assert after.slots == [1]
+
+
+def test_nothing_is_done_where_nothing_differs() -> None:
+    assert step(rolling({0: new(0), 1: new(1)}, target=2)) is None
+    assert not rollout.under_way("web", rolling({0: new(0)}, target=1))
+    assert rollout.under_way("web", rolling({0: old(0)}, target=1))
+    assert not rollout.under_way("nope", fleet())
+
+
+def test_a_finished_rollout_is_taken_off_the_record() -> None:
+    done = step(rolling({0: new(0)}, target=1, rollout_=Rollout(config=NEW_ID)))
+    assert done is not None
+    assert done.rollout is None
+
+
+def test_an_ended_outdated_instance_is_not_waited_for() -> None:
+    assert (
+        rollout.outdated(ServiceRecord(target=1, slots=[0], config=NEW), {0: old(0, S.FAILED)})
+        == []
+    )
+
+
+def failure(state: FleetState, number: int) -> ServiceRecord | None:
+    return rollout.failed("web", state, number, "no database", at=AT, host="box-a")
+
+
+def test_three_failures_running_stop_the_rollout_visibly_and_keep_the_old_ones() -> None:
+    slots = {0: old(0), 1: old(1), 2: new(2, S.FAILED, ready=False)}
+    state = rolling(slots, target=2, rollout_=Rollout(config=NEW_ID))
+    for count in (1, 2):
+        record = failure(state, 2)
+        assert record is not None
+        assert record.rollout == Rollout(config=NEW_ID, failures=count)
+        state = replace(state, services={"web": record})
+    stopped = failure(state, 2)
+    assert stopped is not None
+    assert stopped.rollout is not None
+    assert stopped.rollout.stopped == "rollout stopped after 3 failed replacements: no database"
+    assert stopped.slots == [0, 1]
+    assert stopped.decision is not None
+    assert "no database" in str(stopped.decision.error)
+    halted = replace(state, services={"web": stopped}, slots={"web": {0: old(0), 1: old(1)}})
+    assert step(halted) is None
+    assert failure(halted, 2) is None
+    assert not rollout.under_way("web", halted)
+
+
+def test_a_replacement_that_becomes_ready_forgets_the_failures_before_it() -> None:
+    slots = {0: old(0), 1: old(1), 2: new(2)}
+    record = step(rolling(slots, target=2, rollout_=Rollout(config=NEW_ID, failures=2)))
+    assert record is not None
+    assert record.rollout == Rollout(config=NEW_ID, failures=0)
+
+
+def test_failures_outside_a_rollout_are_not_its_business() -> None:
+    assert failure(rolling({0: new(0, S.FAILED)}, target=1), 0) is None
+    assert failure(fleet(), 0) is None
+    after = rolling({0: new(0, S.FAILED)}, target=1, rollout_=Rollout(config=NEW_ID))
+    assert failure(after, 0) is None  # nothing is outdated any more
+
+
+@given(st.integers(1, 6), st.integers(1, 8))
+def test_a_rollout_replaces_each_instance_once_and_keeps_all_but_one_serving(
+    target: int, room: int
+) -> None:
+    target = min(target, room)
+    slots = {number: old(number) for number in range(target)}
+    state = rolling(slots, target=target, room=room)
+    made = 0
+    for _ in range(5 * target + 5):
+        record = step(state)
+        if record is None:
+            break
+        claims = dict(state.slots_of("web"))
+        for number in claims.keys() - set(record.slots):
+            del claims[number]  # it drained and was released
+        assert len(claims) >= target - 1
+        for number in set(record.slots) - claims.keys():
+            claims[number] = new(number)
+            made += 1
+        assert len(claims) <= room
+        state = fleet(hosts=dict(state.hosts), services={"web": record}, slots={"web": claims})
+    else:
+        raise AssertionError("the rollout does not end")
+    final = state.services["web"]
+    assert rollout.outdated(final, state.slots_of("web")) == []
+    assert len(final.slots) == final.target == target
+    assert made == target
+    assert final.rollout is None

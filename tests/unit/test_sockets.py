@@ -1,0 +1,44 @@
+"""Connections in flight, read off the kernel's own tables."""
+
+from __future__ import annotations
+
+import socket
+
+from bridge.box.runtimes.sockets import established, is_free, read_tables
+
+TABLE = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:4E20 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1
+   1: 0100007F:4E20 0100007F:A001 01 00000000:00000000 00:00000000 00000000     0        0 2
+   2: 0100007F:4E20 0100007F:A002 01 00000000:00000000 00:00000000 00000000     0        0 3
+   3: 0100007F:A001 0100007F:4E20 01 00000000:00000000 00:00000000 00000000     0        0 4
+   4: 0100007F:4E20 0100007F:A003 06 00000000:00000000 00:00000000 00000000     0        0 5
+   5: 00000000000000000000000001000000:4E20 00000000000000000000000001000000:A004 01 0:0 0:0 0 0 0
+   6: 0100007F
+"""
+
+
+def test_established_connections_count_at_the_serving_end_but_not_probes() -> None:
+    lines = TABLE.splitlines()
+    assert established(lines)[0x4E20] == 3
+    assert established(lines, without={0xA002})[0x4E20] == 2
+    assert established(lines)[1] == 0
+
+
+def test_a_real_connection_is_seen_and_a_listening_port_is_not_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert not is_free(port)
+        assert established(read_tables())[port] == 0
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            assert established(read_tables())[port] == 1
+            assert established(read_tables(), without={client.getsockname()[1]})[port] == 0
+    assert is_free(port)
+
+
+def test_an_ipv6_listener_is_seen_too() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        port = server.getsockname()[1]
+        assert not is_free(port)
+        with socket.create_connection(("::1", port)):
+            assert established(read_tables())[port] == 1
