@@ -134,16 +134,9 @@ class Box:
             await parts.start(tasks)
             self._ready.set()
             _log.info("Box %s is ready: %s", config.box.name, ", ".join(config.services))
-            await self._until_stopped(parts.streams.failed)
+            await self._stop.wait()
             _log.info("Box %s is stopping: draining its instances", config.box.name)
             await parts.stop()
-
-    async def _until_stopped(self, failed: asyncio.Future[None]) -> None:
-        async with task_scope() as tasks:
-            stopping = tasks.create_task(self._stop.wait())
-            await asyncio.wait((stopping, failed), return_when=asyncio.FIRST_COMPLETED)
-            if failed.done():
-                failed.result()
 
     def host_record(self, host_id: str) -> HostRecord:
         """What this host tells the fleet of itself."""
@@ -199,13 +192,13 @@ class _Parts:
         config, timing, host = box.config, box.config.timing, box.config.box.name
         self._connection = connection
         self._runtime = runtime
-        self.streams = Streams(connection, config)
-        restore = self.streams.restore
+        self._streams = Streams(connection, config)
+        restore = self._streams.restore
         self._fleet = Fleet(connection, timing.lease, self._touch)
         self._lease = Lease(self._fleet.hosts, host, box.host_record(host_id), timing)
         self._registry = Registry(connection, host, timing, restore)
         self._readiness = Readiness(
-            connection, self.streams, self._fleet, self._lease, self._registry
+            connection, self._streams, self._fleet, self._lease, self._registry
         )
         ledger = Ledger(self._fleet, timing.decide_timeout)
         around = Surroundings(
@@ -243,7 +236,7 @@ class _Parts:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Streams, views, strays, lease, then work; requests come last."""
         fleet = self._fleet
-        await self.streams.restore()
+        await self._streams.restore()
         for view in (fleet.services, fleet.slots, fleet.hosts):
             tasks.create_task(view.run(), name=f"view-{view.bucket}")
         await self._connection.listen(self._connection.subjects.all_stats, fleet.take_stats)
@@ -252,6 +245,7 @@ class _Parts:
             _log.warning("%s was left behind by this Box's last life; it was ended", stray)
         await self._lease.take()
         for name, work in {
+            "streams": self._streams.watch(),
             "lease": self._lease.run(),
             "registry": self._registry.run(),
             "readiness": self._readiness.run(),

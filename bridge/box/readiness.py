@@ -23,7 +23,7 @@ _LEASE_TICK: Final = 0.5  # seconds between looks at the leases
 class Streams:
     """Makes sure that the fleet's streams and buckets exist, whoever finds them missing.
 
-    `failed` is set when they exist in a way that cannot be mended here: the Box must end.
+    They may exist in a way that cannot be mended here: then the Box must end.
     """
 
     def __init__(self, connection: Connection, config: Config) -> None:
@@ -31,18 +31,25 @@ class Streams:
         self._replicas = config.nats.replicas
         self._lifetimes = topology.Lifetimes.of(config.timing)
         self._turn = asyncio.Lock()
-        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._failure: BusError | None = None
+        self._failed = asyncio.Event()
+
+    async def watch(self) -> None:
+        """Raise TopologyMismatch or StoreUnsuitable once it is found that no retry will help."""
+        await self._failed.wait()
+        assert self._failure is not None
+        raise self._failure
 
     async def restore(self) -> None:
-        """Create what is missing. Raises BusError; what no retry will mend also sets `failed`."""
+        """Create what is missing. Raises BusError; `watch` raises what no retry will mend."""
         async with self._turn:
             try:
                 created = await topology.ensure(
                     self._connection, replicas=self._replicas, lifetimes=self._lifetimes
                 )
             except (TopologyMismatch, StoreUnsuitable) as exc:
-                if not self.failed.done():
-                    self.failed.set_exception(exc)
+                self._failure = exc
+                self._failed.set()
                 raise
         if created:
             _log.info("created %s", ", ".join(created))
@@ -91,8 +98,6 @@ class Readiness:
                 try:
                     await self._streams.restore()
                     await self._lease.renew_now()
-                except (TopologyMismatch, StoreUnsuitable):
-                    raise
                 except BusError as exc:
                     _log.warning("not back yet: %s", exc)
                     await asyncio.sleep(_RETRY)

@@ -90,6 +90,7 @@ class Connection:
         self._up = asyncio.Event()
         self._lost = asyncio.Event()
         self._down_since = time.monotonic()
+        self._back_since = float("-inf")
         self._last_error = ""
         self._closing = False
 
@@ -129,6 +130,12 @@ class Connection:
     def cut_off_for(self) -> float:
         """For how many seconds there has been no connection; 0 while there is one."""
         return 0.0 if self.connected else time.monotonic() - self._down_since
+
+    def back_for(self) -> float:
+        """For how many seconds the connection has been back after an outage; infinite if there
+        was none. Others may take a little longer to come back.
+        """
+        return time.monotonic() - self._back_since
 
     async def wait_connected(self) -> None:
         """Return when there is a connection."""
@@ -298,6 +305,8 @@ class Connection:
         self._lost.clear()
         if not self._up.is_set():
             self._up.set()
+            if self._back_since == float("inf"):
+                self._back_since = time.monotonic()
             self.metrics.count("connected")
             self._tell(True)
 
@@ -307,6 +316,7 @@ class Connection:
             self._down_since = time.monotonic()
             for _, future in self._replies.values():
                 _expire(future)  # an answer published meanwhile is lost: the outcome is unknown
+            self._back_since = float("inf")  # set when it is
             if not self._closing:
                 self.metrics.count("disconnected")
                 _log.warning("cut off from NATS; reconnecting")

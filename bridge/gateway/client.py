@@ -55,6 +55,8 @@ RESEND: Final = 1.0  # seconds until an unanswered request is sent again
 _PAGE: Final = 500  # instances asked for at once
 _FIRST_LOOK: Final = 0.02  # seconds after an event: the records follow the events closely
 _POLL: Final = 1.0  # seconds between looks, at most, should no event say more
+_COMEBACK: Final = 10.0  # seconds after an outage in which Boxes may not be back yet
+_AGAIN_AFTER: Final = 0.25  # seconds before asking those again who could not answer
 _AGAIN: Final = ("Busy", "not ready")  # refusals that another moment, or another Box, may lift
 _SERVING: Final = (InstanceState.READY, InstanceState.BUSY)
 
@@ -128,7 +130,9 @@ class ScaleClient:
             capped = (response.error or "").startswith("Capped to")
             raise ScaleCapped(response) if capped else ScaleRefused(response)
         if wait and not dry_run:
-            await self._wait(service, _settled(response.target_replicas), limit, deadline, progress)
+            goal = _settled(response.target_replicas)
+            goal.all_replaced = replace_config or config is not None
+            await self._wait(service, goal, limit, deadline, progress)
         return response
 
     async def observe(self, service: str = "", *, timeout: float = 5.0) -> InstancesResponse:
@@ -191,7 +195,7 @@ class ScaleClient:
             response = decode(ScaleResponse, message.data)
             if response.accepted or not (response.error or "").startswith(_AGAIN):
                 return response
-            if not await _pause(0.25, deadline):
+            if not await _pause(_AGAIN_AFTER, deadline):
                 return response
 
     async def _page(
@@ -203,7 +207,7 @@ class ScaleClient:
             page = decode(InstancesResponse, message.data)
             if page.error is None:
                 return page
-            if not page.error.startswith(_AGAIN) or not await _pause(0.25, deadline):
+            if not page.error.startswith(_AGAIN) or not await _pause(_AGAIN_AFTER, deadline):
                 raise ScaleError(page.error)
 
     async def _ask(
@@ -227,15 +231,18 @@ class ScaleClient:
             except NoReply:
                 sent = True
             except NoResponders as exc:
-                if not sent:
+                # After an outage Boxes come back a moment later than this client may.
+                if not sent and self.connection.back_for() > _COMEBACK:
                     raise NoBoxError(subject) from exc
-                await _pause(RESEND, deadline)
+                await asyncio.sleep(min(_AGAIN_AFTER, left))
             except CutOff:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(deadline):
                         await self.connection.wait_connected()
                 if not (sent or self.connection.connected):
                     raise
+        if not sent:
+            raise NoBoxError(subject)
         raise RequestTimeout(subject, limit, request_id)
 
     # ── waiting ──────────────────────────────────────────────────────────────────────────
@@ -268,9 +275,10 @@ class ScaleClient:
                 seen = await self.observe(service)
                 if progress is not None:
                     progress(seen)
-                if goal.reached(seen):
+                notice = seen.notices.get(service, "")
+                if goal.reached(seen) and not (notice and goal.all_replaced):
                     return seen
-                if notice := seen.notices.get(service):
+                if notice:
                     raise ScaleError(f"{service}: {notice}")
                 loop = asyncio.get_running_loop()
                 if loop.time() >= deadline:
@@ -283,11 +291,15 @@ class ScaleClient:
 
 
 class _Goal:
-    """What a wait waits for: `count` is how many shall be Ready, for the error."""
+    """What a wait waits for: `count` is how many shall be Ready, for the error.
+
+    With `all_replaced` a rollout that stopped misses the goal, however many serve.
+    """
 
     def __init__(self, count: int, reached: Callable[[InstancesResponse], bool]) -> None:
         self.count = count
         self.reached = reached
+        self.all_replaced = False
 
 
 def _settled(target: int) -> _Goal:

@@ -1,0 +1,158 @@
+"""Following events: each one once, in order, whatever happens to the server or the reader."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from pathlib import Path
+
+import pytest
+
+from bridge import EventStream, Gap, InstanceEvent, InstanceState, ScaleClient
+from bridge.bus import topology
+from bridge.bus.connection import Connection
+from bridge.bus.publisher import Publisher
+from bridge.bus.server import EmbeddedServer
+from bridge.bus.store import store
+from bridge.errors import NameRefused
+from bridge.protocol import encode
+from tests.boxes import boxed
+from tests.support import ask, connect
+
+S = InstanceState
+_numbers = itertools.count(1)
+
+
+async def tell(connection: Connection, text: str, service: str = "web") -> None:
+    """Store an event that says `text`."""
+    event = InstanceEvent.transition("web-1", service, S.READY, S.READY).with_message(text)
+    headers = {"Nats-Msg-Id": f"web-1.{next(_numbers)}"}
+    await Publisher(connection, lambda: topology.ensure(connection)).publish(
+        f"box.events.{service}", encode(event), headers
+    )
+
+
+async def read(stream: EventStream, count: int) -> list[InstanceEvent | Gap]:
+    async with asyncio.timeout(15):
+        return [await anext(stream) for _ in range(count)]
+
+
+def texts(events: list[InstanceEvent | Gap]) -> list[str]:
+    return [event.message if isinstance(event, InstanceEvent) else "gap" for event in events]
+
+
+async def test_every_event_from_the_opening_on_comes_once_and_in_order(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+        await tell(connection, "before")
+        async with EventStream.open(connection) as stream:
+            for number in range(50):
+                await tell(connection, str(number))
+            assert texts(await read(stream, 50)) == [str(number) for number in range(50)]
+
+
+async def test_one_service_can_be_followed(server: EmbeddedServer) -> None:
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+        async with EventStream.open(connection, "api") as stream:
+            await tell(connection, "web 1")
+            await tell(connection, "api 1", "api")
+            await tell(connection, "web 2")
+            await tell(connection, "api 2", "api")
+            assert texts(await read(stream, 2)) == ["api 1", "api 2"]
+        with pytest.raises(NameRefused):
+            EventStream(connection, "a.b", 10)
+
+
+async def test_a_box_is_followed_through_a_whole_life(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with boxed(server, tmp_path) as (gateway, _):
+        client = ScaleClient(gateway)
+        async with client.events("web") as stream:
+            await ask(gateway, "web", 1)
+            events = await read(stream, 2)
+            await ask(gateway, "web", 0)
+            events += await read(stream, 3)
+    states = [event.to_state for event in events if isinstance(event, InstanceEvent)]
+    assert states == [S.BOOTING, S.READY, S.DRAINING, S.STOPPING, S.STOPPED]
+
+
+async def test_server_kills_lose_nothing_and_double_nothing(server: EmbeddedServer) -> None:
+    async with connect(server.url) as connection, connect(server.url) as reader:
+        await topology.ensure(connection)
+        async with EventStream.open(reader) as stream:
+            for round_ in range(3):
+                for number in range(20):
+                    await tell(connection, f"{round_}.{number}")
+                await server.kill()
+                await server.start()
+            await tell(connection, "end")
+            expected = [f"{round_}.{number}" for round_ in range(3) for number in range(20)]
+            assert texts(await read(stream, 61)) == [*expected, "end"]
+
+
+async def test_a_stream_opened_before_the_fleet_waits_for_it(server: EmbeddedServer) -> None:
+    async with connect(server.url) as connection:
+
+        async def follow() -> list[str]:
+            async with EventStream.open(connection) as stream:
+                opened.set()
+                return texts(await read(stream, 1))
+
+        opened = asyncio.Event()
+        following = asyncio.ensure_future(follow())
+        await topology.ensure(connection)
+        async with asyncio.timeout(10):
+            await opened.wait()
+        await tell(connection, "first")
+        assert await following == ["first"]
+
+
+async def test_a_slow_reader_is_told_what_it_missed(server: EmbeddedServer) -> None:
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+        async with EventStream.open(connection, backlog=5) as stream:
+            for number in range(1, 21):
+                await tell(connection, str(number))
+            await connection.flush()
+            events = await read(stream, 5)
+            assert texts(events) == ["1", "2", "3", "4", "5"]
+            [gap] = await read(stream, 1)
+            assert gap == Gap(first=6, last=20)
+            await tell(connection, "21")
+            assert texts(await read(stream, 1)) == ["21"]
+
+
+async def test_events_that_lie_about_their_service_or_are_none_are_counted_and_left_out(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+        async with EventStream.open(connection) as stream:
+            liar = InstanceEvent.transition("web-1", "web", S.READY, S.READY)
+            await store(connection, "box.events.api", encode(liar))
+            await store(connection, "box.events.api", b"nonsense")
+            await tell(connection, "good")
+            assert texts(await read(stream, 1)) == ["good"]
+        assert connection.metrics.refusals() == {
+            "events: subject and payload disagree": 1,
+            "events: malformed": 1,
+        }
+
+
+async def test_a_stream_that_is_made_anew_is_followed_from_its_start(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+        async with EventStream.open(connection) as stream:
+            for number in range(5):
+                await tell(connection, str(number))
+            await read(stream, 5)
+            await connection.jetstream.delete_stream("BOX_EVENTS")
+            await topology.ensure(connection)
+            await tell(connection, "anew")
+            assert texts(await read(stream, 1)) == ["anew"]

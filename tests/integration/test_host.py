@@ -1,0 +1,185 @@
+"""One host, one name, one directory: who may not be two, and what is left of a dead one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from bridge.box.daemon import Box
+from bridge.box.host import own_directory
+from bridge.bus import topology
+from bridge.bus.server import EmbeddedServer
+from bridge.bus.store import store
+from bridge.errors import BoxError, ConfigError, HostTaken, TopologyMismatch
+from bridge.tasks import task_scope
+from tests.boxes import boxed, gone, labelled, serving
+from tests.support import ask, box_config, connect, eventually, service_table
+
+
+async def start(box: Box) -> None:
+    """Run a Box until it is ready, and then no more; raises what keeps it from that."""
+    async with task_scope() as tasks:
+        work = tasks.create_task(box.run())
+        ready = tasks.create_task(box.wait_ready())
+        await asyncio.wait((work, ready), return_when=asyncio.FIRST_COMPLETED)
+        box.stop()
+        await work
+
+
+def test_a_directory_has_one_box_and_keeps_its_id(tmp_path: Path) -> None:
+    with (
+        own_directory(tmp_path / "data") as first,
+        pytest.raises(HostTaken, match="another Box works in"),
+        own_directory(tmp_path / "data"),
+    ):
+        raise AssertionError("two Boxes in one directory")
+    with own_directory(tmp_path / "data") as again:
+        assert again == first
+    with own_directory(tmp_path / "other") as other:
+        assert other != first
+
+
+def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BoxError, match="cannot be used"), own_directory(tmp_path / "file" / "x"):
+        raise AssertionError("there is no such directory")
+
+
+async def test_a_name_that_is_live_under_another_id_ends_the_newcomer(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with boxed(server, tmp_path) as (gateway, _):
+        (tmp_path / "elsewhere").mkdir()
+        twin = box_config(tmp_path / "elsewhere", server.url)
+        with pytest.raises(HostTaken, match="'box-a' is live under another id"):
+            await start(Box(twin))
+        assert (await ask(gateway, "web", 0)).accepted  # the first one serves on
+
+
+async def test_a_wiped_directory_waits_for_the_old_lease_to_end(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    config = box_config(tmp_path, server.url)
+    async with connect(server.url) as connection:
+        await topology.ensure(connection, lifetimes=topology.Lifetimes.of(config.timing))
+        left = b'{"host_id":"old","runtime":"process","cpus":1,"max_instances":1,"services":{}}'
+        await store(connection, "$KV.box_hosts.box-a", left)
+        async with asyncio.timeout(10):
+            await start(Box(config))
+
+
+async def test_what_a_killed_box_left_behind_is_ended_and_made_anew(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    box_config(tmp_path, server.url)  # writes box-a.toml
+    command = [sys.executable, "-m", "bridge.cli", "box", "-c", str(tmp_path / "box-a.toml")]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        async with connect(server.url) as gateway:
+
+            async def up() -> bool:
+                try:
+                    return (await ask(gateway, "web", 2)).accepted
+                except Exception:
+                    return False
+
+            await eventually(up, within=20)
+            before = await serving(gateway, "web", 2)
+            os.kill(first.pid, signal.SIGKILL)
+            first.wait()
+            root = tmp_path / "data-box-a" / "instances"
+            orphans = [pid for info in before for pid in labelled(str(root / info.id))]
+            assert len(orphans) == 2
+            async with boxed(server, tmp_path) as (_, _):
+                for pid in orphans:
+                    await gone(pid)
+                after = await serving(gateway, "web", 2)
+                assert not {info.id for info in after} & {info.id for info in before}
+    finally:
+        first.kill()
+        first.wait()
+
+
+async def test_a_stream_that_breaks_a_promise_ends_the_box_with_the_difference(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with connect(server.url) as connection:
+        await connection.jetstream.add_stream(
+            name="BOX_EVENTS", subjects=["box.events.*"], max_msgs=10
+        )
+        with pytest.raises(TopologyMismatch, match="max_msgs is 10, and must be -1"):
+            await start(Box(box_config(tmp_path, server.url)))
+
+
+async def test_a_promise_broken_during_an_outage_ends_a_running_box(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    box = Box(box_config(tmp_path, server.url))
+    with pytest.raises(TopologyMismatch, match="max_msgs is 10"):
+        async with asyncio.timeout(30), task_scope() as tasks:
+            tasks.create_task(box.run())
+            await box.wait_ready()
+            await server.kill()
+            shutil.rmtree(server.directory / "jetstream")
+            async with (  # somebody careless makes the stream meanwhile, on another port
+                EmbeddedServer(server.directory) as elsewhere,
+                connect(elsewhere.url) as connection,
+            ):
+                await connection.jetstream.add_stream(
+                    name="BOX_EVENTS", subjects=["box.events.*"], max_msgs=10
+                )
+            await server.start()
+            await asyncio.Event().wait()  # until the Box's failure ends this
+
+
+def test_what_the_runtime_cannot_honour_is_a_configuration_error(tmp_path: Path) -> None:
+    config = box_config(tmp_path, "nats://127.0.0.1:1", service_table("web", vcpus=255))
+    with pytest.raises(ConfigError, match=r"\[services.web\]: vcpus must be 1 to"):
+        Box(config)
+
+
+async def test_an_address_that_only_this_host_can_reach_is_warned_of_on_a_remote_nats(
+    server: EmbeddedServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await start(Box(box_config(tmp_path, server.url)))
+    assert "which only this host can reach" not in caplog.text
+    monkeypatch.setattr("bridge.bus.connection.Connection.is_local", False)
+    await start(Box(box_config(tmp_path, server.url)))
+    assert "instances are announced at 127.0.0.1, which only this host can reach" in caplog.text
+
+
+async def test_metrics_can_be_scraped(
+    server: EmbeddedServer, tmp_path: Path, unused_port: int
+) -> None:
+    more = f'metrics = "127.0.0.1:{unused_port}"'
+    async with boxed(server, tmp_path, more=more) as (gateway, _):
+        await ask(gateway, "web", 1)
+        await serving(gateway, "web", 1)
+        await ask(gateway, "nope", 1)
+
+        def scrape() -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{unused_port}/metrics") as page:
+                text: str = page.read().decode()
+                return text
+
+        async def told() -> bool:
+            text = await asyncio.to_thread(scrape)
+            return 'box_bridge_instances{service="web",state="ready"} 1.0' in text
+
+        await eventually(told)
+        text = await asyncio.to_thread(scrape)
+        assert 'box_bridge_requests_total{endpoint="scale",outcome="accepted"} 1.0' in text
+        assert 'box_bridge_requests_total{endpoint="scale",outcome="refused"} 1.0' in text
+        assert "box_bridge_ready 1.0" in text
+        assert "box_bridge_events_stored_total 2.0" in text
