@@ -241,10 +241,9 @@ def _context(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _anchored(table: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """A data_dir of the file is relative to the file, not to where the Box was started."""
-    if "data_dir" in table:
-        table["data_dir"] = str(directory / Path(table["data_dir"]).expanduser())
-    return table
+    """The data_dir is relative to the file, not to where the Box was started."""
+    given = Path(table.get("data_dir", BoxConfig().data_dir)).expanduser()
+    return {**table, "data_dir": str(directory / given)}
 
 
 def _named(box: BoxConfig) -> BoxConfig:

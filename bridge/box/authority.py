@@ -95,14 +95,12 @@ def living(
     """
     found = []
     for slot, record in fleet.slots_of(service).items():
-        info = record.info
+        info = fleet.latest(record)
         if info.state in ENDED:
             continue
-        state = info.state
-        if slot in leaving and state not in _LEAVING:
-            state = InstanceState.DRAINING
-        health = replace(fleet.load(info), healthy=info.health.healthy)
-        found.append(replace(info, state=state, health=health))
+        if slot in leaving and info.state not in _LEAVING:
+            info = replace(info, state=InstanceState.DRAINING)
+        found.append(info)
     return sorted(found, key=lambda info: (info.created_at, info.id))
 
 
@@ -116,8 +114,8 @@ def idlest(fleet: FleetState, service: str, slots: Iterable[int], count: int) ->
         record = claimed.get(slot)
         if record is None:
             return (0, 0, 0.0, -slot)
-        info = record.info
-        inflight = fleet.load(info).inflight_requests
+        info = fleet.latest(record)
+        inflight = info.health.inflight_requests
         return (_RANK.get(info.state, 0), inflight, -info.created_at.timestamp(), -slot)
 
     return sorted(slots, key=cost)[:count]

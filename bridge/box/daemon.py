@@ -208,6 +208,7 @@ class _Parts:
             address=config.box.address,
             idle_samples=timing.idle_samples,
             clock=box.clock,
+            see=self._fleet.see,
         )
         self._supervisor = Supervisor(
             Me(host=host, host_id=host_id),

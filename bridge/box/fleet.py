@@ -17,7 +17,7 @@ from bridge.bus.leases import Leases
 from bridge.bus.message import Message
 from bridge.bus.records import Records
 from bridge.errors import NameRefused, ProtocolError
-from bridge.protocol import HostStats, InstanceHealth, decode
+from bridge.protocol import HostStats, InstanceHealth, InstanceInfo, decode
 from bridge.subjects import last_token, parse_slot_key
 
 _log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class Fleet:
         self._unreadable: dict[str, set[int]] = {}
         self._used: dict[str, int] = {}
         self._loads: dict[str, InstanceHealth] = {}
+        self._lives: dict[str, InstanceInfo] = {}
         self._reports: dict[str, HostStats] = {}
         self._leases = Leases(lease)
         self.state = FleetState(
@@ -50,6 +51,7 @@ class Fleet:
             unreadable=self._unreadable,
             used=self._used,
             loads=self._loads,
+            lives=self._lives,
         )
         self.services = Records(
             connection, subjects.services_bucket, ServiceRecord, on_change=self._service_changed
@@ -85,6 +87,14 @@ class Fleet:
             self._drop_report(host)
         if gone:
             self._touch(None)
+
+    def see(self, info: InstanceInfo) -> None:
+        """An instance of this host as it is now, ahead of its record."""
+        self._lives[info.id] = info
+
+    def unsee(self, instance_id: str) -> None:
+        """The instance has ended, and its record says so."""
+        self._lives.pop(instance_id, None)
 
     def take_stats(self, message: Message) -> None:
         """A host's report of what its instances use; a bad one is counted and dropped."""

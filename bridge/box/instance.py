@@ -28,6 +28,7 @@ from bridge.protocol import (
     InstanceDeregistration,
     InstanceEvent,
     InstanceHealth,
+    InstanceInfo,
     InstanceRegistration,
     InstanceState,
 )
@@ -48,7 +49,7 @@ _S = InstanceState
 
 
 class Surroundings(Struct, frozen=True, kw_only=True):
-    """What all instances of one host share."""
+    """What all instances of one host share. `see` is told each change of an instance at once."""
 
     runtime: Runtime
     prober: Prober
@@ -56,6 +57,7 @@ class Surroundings(Struct, frozen=True, kw_only=True):
     address: str
     idle_samples: int
     clock: Callable[[], datetime]
+    see: Callable[[InstanceInfo], None]
 
 
 class Instance:
@@ -113,6 +115,7 @@ class Instance:
         self.life, event = lifecycle.sample(
             self.life, health, self._now(), idle_samples=self._around.idle_samples
         )
+        self._around.see(self.life.info)
         self.story.tell(self.life, event)
         return self.life.info.health
 
@@ -282,6 +285,7 @@ class Instance:
             event.to_state,
             f": {event.message}" if event.message else "",
         )
+        self._around.see(self.life.info)
         self.story.tell(self.life, event)
 
     def _register(self) -> None:

@@ -120,7 +120,8 @@ class FleetState(Struct, frozen=True, kw_only=True):
 
     `hosts` are the live ones. `slots` has the claimed slots of each service, in its set or not;
     `unreadable` those whose record cannot be read. `used` counts the slots that a host holds.
-    `loads` are the newest health reports, by instance id.
+    `loads` are the newest health reports of all hosts, `lives` this host's own instances as they
+    are, a moment ahead of their records; both by instance id.
     """
 
     services: Mapping[str, ServiceRecord] = field(default_factory=dict)
@@ -129,6 +130,7 @@ class FleetState(Struct, frozen=True, kw_only=True):
     unreadable: Mapping[str, AbstractSet[int]] = field(default_factory=dict)
     used: Mapping[str, int] = field(default_factory=dict)
     loads: Mapping[str, InstanceHealth] = field(default_factory=dict)
+    lives: Mapping[str, InstanceInfo] = field(default_factory=dict)
 
     def slots_of(self, service: str) -> Mapping[int, SlotRecord]:
         """The claimed slots of `service`."""
@@ -142,9 +144,15 @@ class FleetState(Struct, frozen=True, kw_only=True):
             if service in host.services and not host.closing
         }
 
-    def load(self, info: InstanceInfo) -> InstanceHealth:
-        """The newest health of an instance: its load if one was reported, else its record's."""
-        return self.loads.get(info.id, info.health)
+    def latest(self, record: SlotRecord) -> InstanceInfo:
+        """The instance of a slot as it is now, as far as anybody here knows."""
+        info = record.info
+        if (own := self.lives.get(info.id)) is not None:
+            return own
+        load = self.loads.get(info.id)
+        if load is None:
+            return info
+        return replace(info, health=replace(load, healthy=info.health.healthy))
 
     def free_slots(self, service: str, count: int, *, beside: AbstractSet[int]) -> list[int]:
         """The `count` lowest slots that are in no set, claimed by nobody and not `beside`."""

@@ -284,6 +284,7 @@ class Supervisor:
             if info.ready_at is None:
                 await self._count_failure(service, slot, instance.failure)
         self._teller.registry.forget(info.id)
+        self._fleet.unsee(info.id)
         self.touch(service)
 
     async def _release(self, service: str, slot: int) -> None:

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import re
 import ssl
 import time
@@ -273,7 +274,7 @@ class Connection:
             raise ConfigError("nkey", "needs nkeys: pip install 'box-bridge[nkeys]'") from exc
         except (nats.errors.Error, OSError, TimeoutError, ValueError) as exc:
             await client.close()
-            reason = self._last_error or str(exc) or "no answer in time"
+            reason = self._last_error or _told(exc)
             raise ConnectFailed(urls, reason) from exc
         client.options["max_reconnect_attempts"] = -1  # once it was there, wait for it for ever
         self._client = client
@@ -327,7 +328,7 @@ class Connection:
         self._lost.set()
 
     async def _on_error(self, exc: Exception) -> None:
-        self._last_error = str(exc).removeprefix("nats: ") or type(exc).__name__
+        self._last_error = _told(exc)
         self.metrics.count("error")
         denied = _DENIED.search(self._last_error)
         if denied is None:
@@ -369,6 +370,13 @@ class _Requests:
             raise nats.errors.NoRespondersError from exc
         except NoReply as exc:
             raise nats.errors.TimeoutError from exc
+
+
+def _told(exc: Exception) -> str:
+    """What went wrong, in as few words as tell it."""
+    if isinstance(exc, OSError) and exc.errno:
+        return os.strerror(exc.errno).lower()
+    return str(exc).removeprefix("nats: ") or type(exc).__name__
 
 
 def _expire(future: asyncio.Future[Message]) -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
+from cyclopts.validators import Number
 
 from bridge.errors import ConfigError
-from bridge.protocol import U8, U32
+from bridge.protocol import U32_MAX
 from bridge.version import VERSION
 
 _NATS = Group("Connection", sort_key=90)
 _LOG = Group("Logging", sort_key=95)
+_U8 = Number(gte=0, lte=255)
+_U32 = Number(gte=0, lte=U32_MAX)
 
 app = App(
     name="box-bridge",
@@ -109,7 +112,10 @@ Host = Annotated[_Host, Parameter(name="*")]
 def up(
     *,
     config: ConfigFile = None,
-    port: Annotated[int, Parameter(help="Where the NATS server listens; 0: any free port.")] = 4222,
+    port: Annotated[
+        int,
+        Parameter(validator=Number(gte=0, lte=65535), help="Where NATS listens; 0: any free port."),
+    ] = 4222,
     host: Host | None = None,
     prefix: Annotated[str | None, Parameter(group=_NATS, help="See `box-bridge box`.")] = None,
     logging: Logging | None = None,
@@ -151,11 +157,16 @@ def box(
 @app.command
 def scale(
     service: Annotated[str, Parameter(help="The service, as a Box's configuration names it.")],
-    replicas: Annotated[U32, Parameter(help="How many instances it shall have.")],
+    replicas: Annotated[int, Parameter(validator=_U32, help="How many instances it shall have.")],
+    /,
     *,
     image: Annotated[str | None, Parameter(help="OCI image, where the runtime has images.")] = None,
-    vcpus: Annotated[U8 | None, Parameter(help="Processors of each instance.")] = None,
-    memory_mib: Annotated[U32 | None, Parameter(help="Memory of each instance, in MiB.")] = None,
+    vcpus: Annotated[
+        int | None, Parameter(validator=_U8, help="Processors of each instance.")
+    ] = None,
+    memory_mib: Annotated[
+        int | None, Parameter(validator=_U32, help="Memory of each instance, in MiB.")
+    ] = None,
     env: Annotated[
         list[str] | None, Parameter(negative="", help="KEY=VALUE; may be given again.")
     ] = None,
@@ -172,7 +183,10 @@ def scale(
         bool, Parameter(negative="", help="Return when the instances are Ready.")
     ] = False,
     timeout: Annotated[
-        float | None, Parameter(help="Seconds for all of it. Default: 10, or 120 with --wait.")
+        float | None,
+        Parameter(
+            validator=Number(gt=0), help="Seconds for all of it. Default: 10, or 120 with --wait."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, Parameter(negative="", help="Say what would happen, change nothing.")
@@ -214,6 +228,7 @@ def scale(
 @app.command
 def ps(
     service: Annotated[str, Parameter(help="One service; all of them if left out.")] = "",
+    /,
     *,
     watch: Annotated[
         bool, Parameter(name=["--watch", "-w"], negative="", help="Keep looking, until Ctrl-C.")
@@ -230,6 +245,7 @@ def ps(
 @app.command
 def events(
     service: Annotated[str | None, Parameter(help="One service; all if left out.")] = None,
+    /,
     *,
     link: Link | None = None,
     json: Json = False,
@@ -246,6 +262,7 @@ def events(
 @app.command
 def logs(
     instance_id: Annotated[str, Parameter(help="The instance, as `ps` or an event names it.")],
+    /,
     *,
     follow: Annotated[
         bool, Parameter(name=["--follow", "-f"], negative="", help="Go on until it has ended.")

@@ -102,7 +102,7 @@ class _Demo:
                 await self._crash(client, http, endpoints)
                 await self._drain(client, http)
                 await self._scale_to_zero(client)
-                await self._chains(client)
+                await self._chains()
             async with self._step("Everything has been stopped, and nothing is left behind"):
                 left = [pid for pid in self._pids if _alive(pid)]
                 _expect(not left, f"processes {left} are still there")
@@ -208,8 +208,10 @@ class _Demo:
             seen = await client.observe()
             _expect(seen.total == 0, f"{seen.total} are left")
 
-    async def _chains(self, client: ScaleClient) -> None:
+    async def _chains(self) -> None:
         async with self._step("Every instance's events form one legal chain to its end") as found:
+            for instance_id in {event.instance_id for event in self.events}:
+                await self._event(instance_id, InstanceState.STOPPED, InstanceState.FAILED)
             lives: dict[str, InstanceState] = {}
             for event in self.events:
                 state = lives.get(event.instance_id, InstanceState.CREATING)
@@ -249,18 +251,19 @@ class _Demo:
             if not self._quiet:
                 out.print("    ", event_text(event), sep="")
 
-    async def _event(self, instance_id: str, state: InstanceState) -> InstanceEvent:
-        """The event that took the instance to `state`, once it has come."""
+    async def _event(self, instance_id: str, *states: InstanceState) -> InstanceEvent:
+        """The event that took the instance to one of `states`, once it has come."""
         try:
             async with asyncio.timeout(_PATIENCE):
                 while True:
                     for event in self.events:
-                        if event.instance_id == instance_id and event.to_state is state:
+                        if event.instance_id == instance_id and event.to_state in states:
                             return event
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError as exc:
-            raise _Unexpected(f"{instance_id} did not become {state}") from exc
+            wanted = " or ".join(map(str, states))
+            raise _Unexpected(f"{instance_id} did not become {wanted}") from exc
 
     def _say(self, text: str, end: str = "\n") -> None:
         if not self._quiet:

@@ -14,7 +14,7 @@ from bridge.box.runtimes.logs import STDERR, STDOUT, instances_dir
 from bridge.cli import DONE
 from bridge.cli.connect import configuration, connected
 from bridge.cli.output import print_json
-from bridge.errors import BridgeError, ConfigError
+from bridge.errors import BridgeError, InstanceError
 from bridge.gateway.client import ScaleClient
 from bridge.subjects import check_name
 
@@ -40,9 +40,8 @@ async def run_logs(
     root = data_dir or configuration(file, {}).data_dir
     directory = instances_dir(root) / instance_id
     if not directory.is_dir():
-        raise ConfigError(
-            instance_id, f"no logs in {directory}{await _elsewhere(instance_id, flags)}"
-        )
+        where = await _elsewhere(instance_id, flags)
+        raise InstanceError(f"{instance_id}: no logs in {directory}{where}")
     with contextlib.ExitStack() as stack, contextlib.suppress(asyncio.CancelledError):
         tails = [
             _Tail(stack.enter_context((directory / name).open("rb")), name.partition(".")[0])

@@ -23,8 +23,10 @@ COLOURS = {
     InstanceState.FAILED: "red",
 }
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False)
+_WIDE = 200  # letters a line where no terminal says otherwise: a pipe's reader wants whole words
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(value: msgspec.Struct | HostStats) -> None:
@@ -38,12 +40,12 @@ def state_text(state: InstanceState) -> Text:
     return Text(str(state), style=COLOURS[state])
 
 
-def instances_table(seen: InstancesResponse, *, title: str | None = None) -> Table:
+def instances_table(seen: InstancesResponse) -> Table:
     """The instances as `ps` shows them."""
-    table = Table(title=title, box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     for name in ("ID", "SERVICE", "STATE", "HOST", "ENDPOINT"):
         table.add_column(name, no_wrap=True)
-    for name in ("AGE", "CPU", "MEMORY", "REQUESTS"):
+    for name in ("AGE", "CPU", "MEM", "REQS"):
         table.add_column(name, justify="right", no_wrap=True)
     at = now()
     for info in seen.instances:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from rich.status import Status
+from rich.text import Text
 
 from bridge.cli import DONE, FAILED
 from bridge.cli.connect import connected
@@ -50,11 +51,8 @@ async def run_scale(
         if json:
             print_json(response)
             return DONE
-        verb = "would be" if dry_run else "is"
-        out.print(
-            f"{service}: {verb} scaled to {response.target_replicas} "
-            f"(request {response.request_id})"
-        )
+        verb = "would be scaled" if dry_run else "scaled"
+        out.print(f"{service} {verb} to {response.target_replicas} (request {response.request_id})")
         if wait and not dry_run:
             _show(await client.observe(service))
         elif response.instances:
@@ -70,7 +68,7 @@ def _not_as_asked(service: str, response: ScaleResponse, json: bool) -> int:
     if json:
         print_json(response)
     else:
-        err.print(f"[red]{service}:[/red] ", response.error, sep="", markup=False)
+        err.print(Text(f"{service}: ", style="red").append(response.error or "refused"))
     return FAILED
 
 

@@ -123,7 +123,8 @@ async def test_a_promise_broken_during_an_outage_ends_a_running_box(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     box = Box(box_config(tmp_path, server.url))
-    with pytest.raises(TopologyMismatch, match="max_msgs is 10"):
+
+    async def run_and_be_wronged() -> None:
         async with asyncio.timeout(30), task_scope() as tasks:
             tasks.create_task(box.run())
             await box.wait_ready()
@@ -138,6 +139,9 @@ async def test_a_promise_broken_during_an_outage_ends_a_running_box(
                 )
             await server.start()
             await asyncio.Event().wait()  # until the Box's failure ends this
+
+    with pytest.raises(TopologyMismatch, match="max_msgs is 10"):
+        await run_and_be_wronged()
 
 
 def test_what_the_runtime_cannot_honour_is_a_configuration_error(tmp_path: Path) -> None:

@@ -233,6 +233,15 @@ def test_reported_loads_beat_the_records() -> None:
     assert idlest(busy, "web", [0, 1], 1) == [1]
 
 
+def test_this_hosts_own_instances_are_known_ahead_of_their_records() -> None:
+    claims = {0: slot("web", 0), 1: slot("web", 1, age=9)}
+    own = replace(claims[1].info, state=S.FAILED)
+    state = replace(fleet(slots={"web": claims}), lives={own.id: own})
+    assert idlest(state, "web", [0, 1], 1) == [1]
+    response = decide(asked(replicas=1), state).response
+    assert [info.id for info in response.instances] == ["web-0-box-a"]
+
+
 def test_the_reply_shows_who_goes_as_draining_oldest_first() -> None:
     claims = {n: slot("web", n, age=10 - n) for n in range(3)}
     state = fleet(services={"web": ServiceRecord(target=3, slots=[0, 1, 2])}, slots={"web": claims})

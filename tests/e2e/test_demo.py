@@ -1,0 +1,41 @@
+"""`make demo`: the main job, each step verified; and a demo that can fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bridge.cli import demo
+from tests.e2e.test_cli import run
+
+
+async def test_the_demo_holds_in_less_than_thirty_seconds_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    told = await run("demo", "--json", cwd=tmp_path, TMPDIR=str(tmp_path))
+    assert told.code == 0
+    report = told.json
+    assert report["ok"]
+    assert len(report["steps"]) == 8
+    assert all(step["ok"] for step in report["steps"])
+    assert sum(step["seconds"] for step in report["steps"]) < 30
+    assert {event["to_state"] for event in report["events"]} >= {"Failed", "Busy", "Stopped"}
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_step_that_does_not_hold_fails_the_demo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hasty = demo._CONFIG.replace("[services.api]", "drain_timeout = 0.2\n\n[services.api]")
+    monkeypatch.setattr(demo, "_CONFIG", hasty)
+    monkeypatch.setattr(demo, "configure_logging", lambda level: None)  # it is this process's
+    assert await demo.run_demo(keep=False, json=True) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert not report["ok"]
+    *held, failed = report["steps"]
+    assert all(step["ok"] for step in held)
+    assert failed["name"].startswith("web 3 → 1 with a 4 s request on each")
+    assert not failed["ok"]
+    assert failed["found"]
