@@ -1,0 +1,42 @@
+# make demo   the main job on real input: exits 0 only if every step held
+# make test   all tests that need nothing but Python (5 minutes at most)
+# make lint   ruff, mypy and the import rules
+# make check  lint and test
+#
+# Each sets up what it needs: a .venv with pinned dependencies and a nats-server.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint check clean
+
+demo: $(READY)
+	@$(BIN)/box-bridge demo
+
+test: $(READY)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "box-bridge needs Python 3.11 or newer: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "Setting up $(VENV) ..."
+	@rm -f $(READY)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf tests/interop/js/node_modules
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,77 @@
+"""What is deployed is what is tested: the systemd unit runs a Box, and the wheel has it all."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from bridge.bus.server import EmbeddedServer
+from tests.e2e.test_cli import run, running
+from tests.support import TIMING, service_table
+
+ROOT = Path(__file__).parents[2]
+UNIT = ROOT / "deploy" / "systemd" / "box-bridge.service"
+
+
+def unit() -> configparser.SectionProxy:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(UNIT)
+    return parser["Service"]
+
+
+async def test_the_systemd_unit_starts_a_box_and_its_sigterm_drains_it(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    service = unit()
+    program, *arguments = shlex.split(service["ExecStart"])
+    assert Path(program).name == "box-bridge"
+    installed = tmp_path / "etc" / "box.toml"
+    installed.parent.mkdir()
+    installed.write_text(f'[box]\nname = "box-a"\n{TIMING}\n{service_table("web")}')
+    at = arguments.index("-c") + 1
+    assert arguments[at] == "/etc/box-bridge/box.toml"
+    arguments[at] = str(installed)
+    name, _, value = service["Environment"].partition("=")
+    state = tmp_path / "state"
+    assert value == f"/var/lib/{service['StateDirectory']}"
+    async with running(*arguments, cwd=tmp_path, NATS_URL=server.url, **{name: str(state)}) as box:
+        await box.said("Box box-a is ready")
+        assert (await run("scale", "web", 1, "--wait", "-s", server.url, cwd=tmp_path)).code == 0
+        assert (state / "instances").is_dir()
+        # KillMode=mixed: SIGTERM goes to the Box alone, and it has TimeoutStopSec to drain.
+        assert service["KillMode"] == "mixed"
+        box.process.send_signal(signal.SIGTERM)
+        assert await box.ended(within=float(service["TimeoutStopSec"])) == 0
+        await box.said("draining → stopping")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_itself_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    text = UNIT.read_text().replace("/opt/box-bridge/bin/box-bridge", "/bin/true")
+    copy = tmp_path / "box-bridge.service"
+    copy.write_text(text.replace("User=box-bridge", f"User={os.environ.get('USER', 'root')}"))
+    told = subprocess.run(["systemd-analyze", "verify", str(copy)], capture_output=True, text=True)
+    assert "box-bridge.service" not in told.stderr
+    assert told.returncode == 0
+
+
+def test_the_wheel_holds_the_server_configuration_and_the_type_marker(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
+    [wheel] = tmp_path.glob("box_bridge-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        assert {"bridge/py.typed", "bridge/cli/demo_service.py"} <= names
+        packaged = archive.read("bridge/bus/nats-server.conf")
+        assert not any(name.startswith(("tests/", "deploy/")) for name in names)
+    assert packaged == (ROOT / "deploy" / "nats" / "nats-server.conf").read_bytes()
