@@ -164,6 +164,14 @@ class Recorder:
         """The states that one instance went to."""
         return [event.to_state.value for event in self.of(instance_id)]
 
+    async def reached(self, instance_id: str, state: str) -> list[str]:
+        """The states that the instance went to, once it has gone to `state`."""
+        await eventually(
+            lambda: self.states(instance_id)[-1:] == [state],
+            what=f"{instance_id} is {state}: {self.states(instance_id)}",
+        )
+        return self.states(instance_id)
+
     def check_chains(self) -> None:
         """Every instance's events start at Creating, fit together, and are numbered 1, 2, 3 …"""
         last: dict[str, tuple[int, str]] = {}

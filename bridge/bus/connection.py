@@ -254,12 +254,18 @@ class Connection:
         """Connect a new client; raises ConnectFailed after `patience` seconds."""
         client = GuardedClient(self.metrics.count)
         urls = self.settings.urls
+        complaints: list[Exception] = []
+
+        async def on_error(exc: Exception) -> None:
+            complaints.append(exc)
+            await self._on_error(exc)
+
         try:
             async with asyncio.timeout(patience):
                 await client.connect(
                     urls,
                     name=self._name,
-                    error_cb=self._on_error,
+                    error_cb=on_error,
                     disconnected_cb=self._on_lost,
                     reconnected_cb=self._on_up,
                     closed_cb=self._on_closed,
@@ -274,8 +280,9 @@ class Connection:
             raise ConfigError("nkey", "needs nkeys: pip install 'box-bridge[nkeys]'") from exc
         except (nats.errors.Error, OSError, TimeoutError, ValueError) as exc:
             await client.close()
-            reason = self._last_error or _told(exc)
-            raise ConnectFailed(urls, reason) from exc
+            # What the server said ("Authorization Violation") tells more than that it hung up.
+            said = [item for item in complaints if not isinstance(item, OSError)]
+            raise ConnectFailed(urls, _told((said or complaints or [exc])[0])) from exc
         client.options["max_reconnect_attempts"] = -1  # once it was there, wait for it for ever
         self._client = client
         for listener in self._listeners:

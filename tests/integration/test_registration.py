@@ -41,6 +41,7 @@ async def test_an_instance_is_registered_after_ready_and_deregistered_while_it_d
         await eventually(lambda: registrations(recorder, info.id))
         await ask(gateway, "web", 0)
         await serving(gateway, "web", 0)
+        await recorder.reached(info.id, "Stopped")
         assert kinds(recorder, info.id) == [
             "Booting",
             "Ready",
@@ -153,6 +154,7 @@ async def test_events_carry_the_headers_of_the_contract(
     async with boxed(server, tmp_path) as (gateway, recorder):
         await ask(gateway, "web", 1, headers={"traceparent": trace})
         [info] = await serving(gateway, "web", 1)
+        await recorder.reached(info.id, "Ready")
         events = [m for m in recorder.messages if m.subject == "box.events.web"]
         for number, message in enumerate(events, 1):
             assert message.headers["Nats-Msg-Id"] == f"{info.id}.{number}"

@@ -31,7 +31,7 @@ async def test_the_answer_comes_at_once_and_the_instances_follow(
         found = await serving(gateway, "web", 3)
         for info in found:
             assert (await fetch(info))["instance"] == info.id
-            assert recorder.states(info.id) == ["Booting", "Ready"]
+            assert await recorder.reached(info.id, "Ready") == ["Booting", "Ready"]
             assert info.ready_at is not None
             assert info.created_at < info.ready_at
         assert found == sorted(found, key=lambda info: info.created_at)
@@ -50,7 +50,8 @@ async def test_scaling_down_ends_the_surplus_with_all_that_belongs_to_it(
         [left] = await serving(gateway, "web", 1)
         assert left.id not in going
         for instance_id in going:
-            assert recorder.states(instance_id)[2:] == ["Draining", "Stopping", "Stopped"]
+            states = await recorder.reached(instance_id, "Stopped")
+            assert states[2:] == ["Draining", "Stopping", "Stopped"]
             await gone(pids[instance_id])
         assert alive(pids[left.id])
 
@@ -66,6 +67,7 @@ async def test_a_request_in_flight_is_finished_before_its_instance_ends(
         await ask(gateway, "web", 0)
         assert (await slow)["instance"] == info.id
         await serving(gateway, "web", 0)
+        await recorder.reached(info.id, "Stopped")
         tail = recorder.of(info.id)[-3:]
         assert [event.to_state for event in tail] == [S.DRAINING, S.STOPPING, S.STOPPED]
         assert tail[1].timestamp > tail[0].timestamp
@@ -85,6 +87,7 @@ async def test_a_drain_ends_at_its_timeout_and_says_so(
         with pytest.raises(ConnectionError):
             await slow
         await serving(gateway, "web", 0)
+        await recorder.reached(info.id, "Stopped")
         messages = [event.message for event in recorder.of(info.id)]
         assert "requests still in flight after 0.3 s" in messages
 
@@ -98,6 +101,7 @@ async def test_an_instance_that_ignores_sigterm_is_killed_after_its_grace(
         [info] = await serving(gateway, "web", 1)
         await ask(gateway, "web", 0)
         await serving(gateway, "web", 0)
+        await recorder.reached(info.id, "Stopped")
         last = recorder.of(info.id)[-1]
         assert last.to_state is S.STOPPED
         assert last.message == "killed: it did not end within 0.3 s"

@@ -12,6 +12,7 @@ import pytest
 
 from bridge.bus.server import EmbeddedServer
 from tests.boxes import boxed, serving
+from tests.support import eventually
 
 JS = Path(__file__).with_name("js")
 
@@ -84,4 +85,4 @@ async def test_a_javascript_client_scales_a_service_and_reads_its_events(
         ]
         assert len(draining) == 2
         assert len(await serving(gateway, "web", 1)) == 1
-        assert len(recorder.events) == 6 + 6
+        await eventually(lambda: len(recorder.events) == 6 + 6)
