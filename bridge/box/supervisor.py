@@ -173,6 +173,8 @@ class Supervisor:
     async def _carry_out(self, service: str) -> None:
         state, now = self._fleet.state, time.monotonic()
         for action in plan(service, state, self._me, self._locals(service), now=now):
+            if self._closing:
+                return
             match action:
                 case Drain(slot=slot, reason=reason):
                     instance = self._held[service][slot].instance
@@ -212,7 +214,9 @@ class Supervisor:
 
     async def _make(self, service: str, slot: int) -> None:
         """Claim the slot for a new instance, or write it into the claim; then have it live."""
-        record = self._fleet.state.services[service]
+        record = self._fleet.state.services.get(service)
+        if record is None:
+            return  # lost meanwhile: that is no order
         config = self._workshop.services.get(service)
         if config is None or self._cannot(record):
             await self._release(service, slot)  # for a host that can
@@ -230,8 +234,12 @@ class Supervisor:
         there = slots.get(key)
         if there is None:
             revision = await slots.create(key, claim)
-        else:
+        elif self._me.holds(there.value):
             revision = await slots.update(key, claim, there.revision)
+        else:
+            return  # another host was faster
+        if self._closing:
+            return  # the claim is given up with the others
         instance = self._assemble(record, config, life, claim, slot, revision)
         before = self._held.get(service, {}).get(slot)
         held = Held(instance=instance, failures=before.failures if before else 0)
