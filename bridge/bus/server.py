@@ -3,13 +3,14 @@
 `EmbeddedServer` runs the real server, with the configuration that a fleet runs in production
 (deploy/nats/nats-server.conf). It is ready when it says so (its ports file), logs to a file (a
 pipe that nobody reads would block it), and is left behind by nobody: the kernel kills it when
-the owner dies, however the owner dies.
+the owner dies, however the owner dies. A store has one server at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import importlib.metadata
 import importlib.resources
 import os
@@ -18,9 +19,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
 
 import msgspec
 from msgspec import Struct
@@ -30,6 +32,7 @@ from bridge.errors import ConfigError, ServerNotStarted
 
 _POLL: Final = 0.01  # seconds between looks at the ports file
 _STOP_GRACE: Final = 10.0  # seconds for an orderly end before SIGKILL
+_LOCK_PATIENCE: Final = 2.0  # seconds for a server to go whose owner was killed
 
 # Runs in the child before nats-server does. PR_SET_PDEATHSIG (1) has the kernel send SIGKILL
 # (9) when the owner dies; should it have died already, the parent is another one.
@@ -117,18 +120,18 @@ class EmbeddedServer:
     async def start(self) -> None:
         """Start, and return when clients can connect. Raises ServerNotStarted, ConfigError."""
         binary = find_binary()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        ports = Path(tempfile.mkdtemp(prefix="ports-", dir=self.directory))
         resource = importlib.resources.files("bridge.bus") / "nats-server.conf"
-        try:
-            with importlib.resources.as_file(resource) as default:
-                self._spawn(binary, self._config or default, ports)
-                await self._ready(ports)
-        except BaseException:
-            await self.stop()
-            raise
-        finally:
-            shutil.rmtree(ports, ignore_errors=True)
+        async with self._locked() as lock:
+            ports = Path(tempfile.mkdtemp(prefix="ports-", dir=self.directory))
+            try:
+                with importlib.resources.as_file(resource) as default:
+                    self._spawn(binary, self._config or default, ports, lock)
+                    await self._ready(ports)
+            except BaseException:
+                await self.stop()
+                raise
+            finally:
+                shutil.rmtree(ports, ignore_errors=True)
 
     async def stop(self) -> None:
         """Stop in order, or by SIGKILL after 10 s; returns when the process is gone."""
@@ -158,7 +161,29 @@ class EmbeddedServer:
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
 
-    def _spawn(self, binary: Path, config: Path, ports: Path) -> None:
+    @contextlib.asynccontextmanager
+    async def _locked(self) -> AsyncIterator[int]:
+        """Take the directory's lock, for the server to inherit: two in one store destroy it.
+
+        The lock is held until the last process that has it open ends, which is the server.
+        """
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            lock = (self.directory / "lock").open("ab")
+        except OSError as exc:
+            raise ServerNotStarted(f"{self.directory} cannot be used: {exc.strerror}") from exc
+        with lock:
+            deadline = asyncio.get_running_loop().time() + _LOCK_PATIENCE
+            while not _flocked(lock):
+                if asyncio.get_running_loop().time() > deadline:
+                    raise ServerNotStarted(
+                        f"another one works in {self.directory}: "
+                        "stop it, or choose another data_dir"
+                    )
+                await asyncio.sleep(_POLL)
+            yield lock.fileno()
+
+    def _spawn(self, binary: Path, config: Path, ports: Path, lock: int) -> None:
         command = [str(binary), "-c", str(config), "-a", self._host, "-p", str(self._port or -1)]
         command += ["-js", "-sd", str(self.directory), "--ports_file_dir", str(ports)]
         command += ["-l", str(self.log_file)]
@@ -169,6 +194,7 @@ class EmbeddedServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            pass_fds=(lock,),
             start_new_session=True,  # a Ctrl-C is for the owner, who stops the server last
         )
 
@@ -190,6 +216,14 @@ class EmbeddedServer:
         with contextlib.suppress(OSError):
             return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-5:])
         return ""
+
+
+def _flocked(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _listening(ports: Path) -> str:

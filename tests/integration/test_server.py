@@ -118,3 +118,19 @@ def test_the_binary_can_be_chosen_and_a_wrong_choice_is_told(
     monkeypatch.setenv("NATS_SERVER_BIN", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="NATS_SERVER_BIN"):
         find_binary()
+
+
+async def test_a_store_has_one_server_at_a_time(server: EmbeddedServer) -> None:
+    with pytest.raises(ServerNotStarted, match=r"another one works in .*nats: stop it"):
+        await EmbeddedServer(server.directory).start()
+    async with connect(server.url) as connection:
+        assert connection.connected
+    await server.stop()
+    async with EmbeddedServer(server.directory) as following:
+        assert alive(following.pid)
+
+
+async def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ServerNotStarted, match="file/nats cannot be used: Not a directory"):
+        await EmbeddedServer(tmp_path / "file" / "nats").start()
