@@ -28,10 +28,11 @@ import msgspec
 from msgspec import Struct
 
 from bridge.config import server_binary
-from bridge.errors import ConfigError, ServerNotStarted
+from bridge.errors import BusError, ConfigError, ServerNotStarted
 
 _POLL: Final = 0.01  # seconds between looks at the ports file
 _STOP_GRACE: Final = 10.0  # seconds for an orderly end before SIGKILL
+_WATCH: Final = 0.5  # seconds between looks at whether the server has ended by itself
 _LOCK_PATIENCE: Final = 2.0  # seconds for a server to go whose owner was killed
 
 # Runs in the child before nats-server does. PR_SET_PDEATHSIG (1) has the kernel send SIGKILL
@@ -143,6 +144,13 @@ class EmbeddedServer:
         if not await _ended(process, _STOP_GRACE):
             process.kill()
             await _ended(process, _STOP_GRACE)
+
+    async def watch(self) -> None:
+        """Raise BusError when the server ends without having been told to."""
+        while True:
+            if self._process is not None and (code := self._process.poll()) is not None:
+                raise BusError(f"nats-server ended by itself, with {code}: see {self.log_file}")
+            await asyncio.sleep(_WATCH)
 
     async def kill(self) -> None:
         """Kill with -9; `start` brings it back on the same port with the same store."""

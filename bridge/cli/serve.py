@@ -39,7 +39,10 @@ async def run_up(
             err.print(f"NATS server: {server.url}   store and logs: {config.data_dir}")
             first = min(config.services)
             err.print(f"Try: box-bridge scale {first} 2 --wait -s {server.url}\n")
-        return await _until_signal(config)
+        # Without its server this Box can tell nobody anything, and would wait for it for ever.
+        async with task_scope() as tasks:
+            tasks.create_task(server.watch(), name="nats-server")
+            return await _until_signal(config)
 
 
 async def run_box(
@@ -67,8 +70,8 @@ async def _until_signal(config: Config) -> int:
             nonlocal signals
             signals += 1
             if signals == 1:
-                err.print("Draining; once more to end everything at once.")
                 box.stop()
+                err.print("Draining; once more to end everything at once.")
             else:
                 work.cancel()
 

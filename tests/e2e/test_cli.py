@@ -253,6 +253,26 @@ async def test_a_second_ctrl_c_ends_everything_at_once(home: Path) -> None:
         await gone(pid)
 
 
+async def test_up_ends_when_its_server_does_and_leaves_nothing_behind(home: Path) -> None:
+    async with running("up", "--port", "0", cwd=home) as up:
+        url = (await up.said(r"NATS server: (nats://\S+)"))[1]
+        await up.said("is ready")
+        assert (await run("scale", "web", 1, "--wait", "-s", url, cwd=home)).code == 0
+        [instance] = (home / "data" / "instances").iterdir()
+        assert labelled(str(instance))
+        os.kill(server_of(up.process.pid), signal.SIGKILL)
+        assert await up.ended() == 1
+        await up.said("nats-server ended by itself, with -9: see .*nats-server.log")
+    assert not labelled(str(instance))
+
+
+def server_of(pid: int) -> int:
+    """The nats-server that the process has started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    [found] = [c for c in children if Path(f"/proc/{c}/comm").read_text() == "nats-server\n"]
+    return int(found)
+
+
 async def test_what_was_asked_is_made_so_again_by_the_next_up(home: Path) -> None:
     for number in range(2):
         async with running("up", "--port", "0", cwd=home) as up:
