@@ -25,8 +25,20 @@ COLOURS = {
 
 _WIDE = 200  # letters a line where no terminal says otherwise: a pipe's reader wants whole words
 
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Out(Console):
+    def on_broken_pipe(self) -> None:
+        # rich would exit with 1 from wherever it printed; to `main` it is no failure.
+        raise BrokenPipeError
+
+
+class _Err(Console):
+    def on_broken_pipe(self) -> None:
+        self.quiet = True  # nobody reads what is said; the work goes on
+
+
+out = _Out(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
+err = _Err(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(value: msgspec.Struct | HostStats) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,20 +37,20 @@ async def run_ps(service: str, flags: Mapping[str, Any], *, watch: bool, json: b
 
 async def _watch(client: ScaleClient, service: str, json: bool) -> None:
     """Show again every second; an outage is shown, and looked past."""
-    if json:
+    with contextlib.ExitStack() as stack:
+        live = None
+        if out.is_terminal and not json:
+            live = stack.enter_context(Live(console=out, screen=True, auto_refresh=False))
+        stack.enter_context(contextlib.suppress(asyncio.CancelledError))  # Ctrl-C is how it ends
         while True:
-            print_json(await client.observe(service))
+            try:
+                seen = await client.observe(service)
+            except (BusError, ScaleError) as exc:
+                trouble = Text(str(exc), style="red")
+                live.update(trouble, refresh=True) if live else err.print(trouble)
+            else:
+                live.update(_picture(seen), refresh=True) if live else _show(seen, json)
             await asyncio.sleep(_REFRESH)
-    with Live(console=out, screen=out.is_terminal, auto_refresh=False) as live:
-        try:
-            while True:
-                try:
-                    live.update(_picture(await client.observe(service)), refresh=True)
-                except (BusError, ScaleError) as exc:
-                    live.update(Text(str(exc), style="red"), refresh=True)
-                await asyncio.sleep(_REFRESH)
-        except asyncio.CancelledError:
-            return  # Ctrl-C is how a watch ends
 
 
 def _show(seen: InstancesResponse, json: bool) -> None:
