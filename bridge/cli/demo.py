@@ -20,7 +20,7 @@ from msgspec import Struct
 from bridge.box.daemon import Box
 from bridge.box.lifecycle import NEXT
 from bridge.bus.server import EmbeddedServer
-from bridge.cli import DONE, FAILED
+from bridge.cli import DONE, FAILED, INTERRUPTED
 from bridge.cli.output import event_text, out, print_json
 from bridge.cli.timeline import timeline
 from bridge.config import load
@@ -68,10 +68,15 @@ class _Unexpected(Exception):
 async def run_demo(*, keep: bool, json: bool) -> int:
     """Run the demo; 0 only if every step was verified."""
     configure_logging("error")
+    # Its instances outlive a process that just dies: SIGTERM ends it in order, as Ctrl-C does.
+    if (task := asyncio.current_task()) is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     directory = Path(tempfile.mkdtemp(prefix="box-bridge-demo-"))
     demo = _Demo(directory, json)
     try:
         ok = await demo.run()
+    except asyncio.CancelledError:
+        return INTERRUPTED
     finally:
         if keep:
             out.print(f"Logs and store: {directory}")
@@ -232,6 +237,9 @@ class _Demo:
         problem = ""
         try:
             yield found
+        except asyncio.CancelledError:
+            problem = "interrupted"
+            raise
         except Exception as exc:  # shown, recorded, and raised as what it means here
             problem = str(exc) or type(exc).__name__
             raise _Unexpected(problem) from exc

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
 from bridge.cli import demo
-from tests.e2e.test_cli import run
+from tests.boxes import labelled
+from tests.e2e.test_cli import run, running
 
 
 async def test_the_demo_holds_in_less_than_thirty_seconds_and_leaves_nothing(
@@ -22,6 +24,22 @@ async def test_the_demo_holds_in_less_than_thirty_seconds_and_leaves_nothing(
     assert all(step["ok"] for step in report["steps"])
     assert sum(step["seconds"] for step in report["steps"]) < 30
     assert {event["to_state"] for event in report["events"]} >= {"Failed", "Busy", "Stopped"}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_demo_that_is_ended_early_leaves_nothing_and_claims_nothing(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    async with running("demo", cwd=tmp_path, TMPDIR=str(tmp_path)) as program:
+        await program.said("✓ Each endpoint answers")
+        [directory] = tmp_path.iterdir()
+        instances = [str(path) for path in (directory / "data" / "instances").iterdir()]
+        program.process.send_signal(number)
+        assert await program.ended() == 130
+    assert any(line.startswith("✗") for line in program.out)
+    assert "interrupted" in "\n".join(program.out)
+    assert not [pid for instance in instances for pid in labelled(instance)]
     assert list(tmp_path.iterdir()) == []
 
 
