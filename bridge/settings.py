@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct, field
 
@@ -128,6 +129,11 @@ class NatsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not is_name(self.prefix):
             raise ValueError(f"prefix = {self.prefix!r} is not a name of a-z, 0-9 and '-'")
+        if not self.urls or not all(map(_is_url, self.urls)):
+            raise ValueError(
+                f"url = {self.url!r} is not a NATS URL: write it as nats://host:4222, "
+                "tls://… or wss://…, several separated by commas"
+            )
 
     @property
     def urls(self) -> list[str]:
@@ -136,6 +142,15 @@ class NatsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def subjects(self) -> Subjects:
         return Subjects(prefix=self.prefix)
+
+
+def _is_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        known = parts.scheme in ("nats", "tls", "ws", "wss")
+        return known and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, or half an IPv6 address
+        return False
 
 
 class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -85,6 +85,10 @@ def test_the_name_defaults_to_the_hosts_first_label(
         ("box = 3", "must be a table"),
         ("a =", "is not TOML"),
         ('[nats]\nprefix = "a.b"', "not a name"),
+        ('[nats]\nurl = "nats://a:99999"', "is not a NATS URL"),
+        ('[nats]\nurl = "nats://[::1:4222"', "is not a NATS URL"),
+        ('[nats]\nurl = "http://a:4222"', "is not a NATS URL"),
+        ('[nats]\nurl = ","', "is not a NATS URL"),
         ('[services.web]\ncommand = ["a"]\nmetadata = { a = "' + "x" * 16385 + '" }', "16 KiB"),
     ],
 )
@@ -146,7 +150,7 @@ def make_context(home: Path, name: str, **values: object) -> dict[str, str]:
 
 def test_nats_variables_mean_what_they_mean_to_the_nats_cli() -> None:
     environ = {
-        "NATS_URL": "nats://a:1, nats://b:2",
+        "NATS_URL": "nats://a:1, b:2",
         "NATS_USER": "u",
         "NATS_PASSWORD": "p",
         "NATS_CREDS": "/c",
@@ -156,7 +160,7 @@ def test_nats_variables_mean_what_they_mean_to_the_nats_cli() -> None:
         "NATS_KEY": "/key",
     }
     nats = load_nats(environ=environ)
-    assert nats.urls == ["nats://a:1", "nats://b:2"]
+    assert nats.urls == ["nats://a:1", "b:2"]
     assert (nats.user, nats.password, nats.creds, nats.nkey) == ("u", "p", "/c", "/n")
     assert (nats.ca, nats.cert, nats.key) == ("/ca", "/cert", "/key")
 
