@@ -185,7 +185,8 @@ def scale(
     timeout: Annotated[
         float | None,
         Parameter(
-            validator=Number(gt=0), help="Seconds for all of it. Default: 10, or 120 with --wait."
+            validator=Number(gt=0, lte=86400),
+            help="Seconds for all of it. Default: 10, or 120 with --wait.",
         ),
     ] = None,
     dry_run: Annotated[

@@ -17,7 +17,7 @@ from bridge.cli.connect import configuration, require_services
 from bridge.cli.output import err
 from bridge.config import load_log
 from bridge.observe import configure_logging
-from bridge.settings import Config
+from bridge.settings import Config, NatsConfig
 from bridge.tasks import task_scope
 
 
@@ -34,7 +34,10 @@ async def run_up(
     _configure_logging(level, json)
     config = require_services(configuration(file, box, nats))
     async with EmbeddedServer(config.data_dir / "nats", port=port) as server:
-        config = replace(config, nats=replace(config.nats, url=server.url))
+        # Credentials, TLS and a domain are for other servers; this one knows none of them.
+        told = config.nats
+        own = NatsConfig(url=server.url, prefix=told.prefix, reply_prefixes=told.reply_prefixes)
+        config = replace(config, nats=own)
         if not json:
             err.print(f"NATS server: {server.url}   store and logs: {config.data_dir}")
             first = min(config.services)
