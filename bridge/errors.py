@@ -32,6 +32,7 @@ carries its data as attributes, and its message says what to do about it::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -109,12 +110,17 @@ class ServerNotStarted(BusError):
         self.log_tail = log_tail
 
 
+def without_secret(url: str) -> str:
+    """A NATS URL, or several, fit to be shown: what stands before an @ may be a password."""
+    return re.sub(r"[^/@,]+@", "***@", url)
+
+
 class ConnectFailed(BusError):
     """No NATS server took the connection. Nothing was sent."""
 
     def __init__(self, urls: Sequence[str], reason: str) -> None:
         super().__init__(
-            f"cannot connect to NATS at {', '.join(urls)}: {reason}. "
+            f"cannot connect to NATS at {', '.join(map(without_secret, urls))}: {reason}. "
             "Is the server running, and are the URL and the credentials right?"
         )
         self.urls = tuple(urls)

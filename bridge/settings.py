@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct, field
 
+from bridge.errors import without_secret
 from bridge.protocol import U8, U32
 from bridge.subjects import DEFAULT_PREFIX, Subjects, is_name
 
@@ -131,8 +132,8 @@ class NatsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(f"prefix = {self.prefix!r} is not a name of a-z, 0-9 and '-'")
         if not self.urls or not all(map(_is_url, self.urls)):
             raise ValueError(
-                f"url = {self.url!r} is not a NATS URL: write it as nats://host:4222, "
-                "tls://… or wss://…, several separated by commas"
+                f"url = {without_secret(self.url)!r} is not a NATS URL: write it as "
+                "nats://host:4222, tls://… or wss://…, several separated by commas"
             )
 
     @property

@@ -11,6 +11,7 @@ from bridge.box.daemon import offers
 from bridge.cli import DONE
 from bridge.cli.connect import configuration, require_services
 from bridge.cli.output import out, print_json
+from bridge.errors import without_secret
 from bridge.settings import BoxConfig, NatsConfig, ServiceConfig
 
 
@@ -26,7 +27,7 @@ def run_check(file: Path | None, *, json: bool) -> int:
     config = require_services(configuration(file, {}))
     offers(config)
     hidden = {key: "(set)" for key in ("password", "token") if getattr(config.nats, key)}
-    nats = replace(config.nats, **hidden)
+    nats = replace(config.nats, **hidden, url=without_secret(config.nats.url))
     if json:
         print_json(_Checked(True, config.box, nats, config.services))
         return DONE

@@ -172,6 +172,17 @@ async def test_config_check_says_what_it_comes_to(home: Path) -> None:
     assert "did you mean `max_instances`?" in wrong.err
 
 
+async def test_a_password_in_a_url_is_never_shown(home: Path) -> None:
+    url = "nats://me:secret@127.0.0.1:1,nats://s3cret@127.0.0.1:1"
+    for verb in (["ps"], ["config", "check"], ["config", "check", "--json"]):
+        told = await run(*verb, cwd=home, NATS_URL=url)
+        assert "nats://***@127.0.0.1:1" in told.out + told.err
+        assert "cret" not in told.out + told.err
+    told = await run("ps", cwd=home, NATS_URL="nats://me:secret@127.0.0.1:99999")
+    assert told.code == 2
+    assert "cret" not in told.out + told.err
+
+
 async def test_version_names_what_it_runs_on(tmp_path: Path) -> None:
     found = (await run("version", "--json", cwd=tmp_path)).json
     assert found["nats-py"].startswith("2.16")
