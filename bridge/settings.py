@@ -89,7 +89,8 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f"ports = {self.ports!r} holds {len(self.port_range)} ports, "
                 f"fewer than max_instances = {self.max_instances}"
             )
-        if self.metrics and re.fullmatch(r".+:\d{1,5}", self.metrics) is None:
+        match = re.fullmatch(r".+:(\d{1,5})", self.metrics)
+        if self.metrics and (match is None or int(match[1]) > 65535):
             raise ValueError(f'metrics = {self.metrics!r} must be "host:port"')
 
     @property

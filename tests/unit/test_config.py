@@ -78,6 +78,7 @@ def test_the_name_defaults_to_the_hosts_first_label(
         ('[box]\nports = "100-101"', "fewer than max_instances"),
         ('[box]\nruntime = "magic"', "not known"),
         ('[box]\nmetrics = "nowhere"', "host:port"),
+        ('[box]\nmetrics = "127.0.0.1:65536"', "host:port"),
         ('[box]\nname = "A"', "subject token"),
         ('[services.web]\ncommand = ["a"]\nprobe = { http = "x" }', "starts with '/'"),
         ('[services.web]\ncommand = ["a"]\nprobe = { http = "/", tcp = true }', "choose one"),
