@@ -15,6 +15,7 @@ from bridge.protocol import U8, U32
 from bridge.subjects import DEFAULT_PREFIX, Subjects, is_name
 
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
+_SUBJECT: Final = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 Seconds = Annotated[float, Meta(ge=0)]
 Interval = Annotated[float, Meta(gt=0)]
@@ -128,6 +129,12 @@ class NatsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not is_name(self.prefix):
             raise ValueError(f"prefix = {self.prefix!r} is not a name of a-z, 0-9 and '-'")
+        if _SUBJECT.fullmatch(self.inbox_prefix) is None:
+            raise ValueError(
+                f"inbox_prefix = {self.inbox_prefix!r} is not a subject like _INBOX.me"
+            )
+        if not self.urls:
+            raise ValueError(f"url = {self.url!r} names no server")
 
     @property
     def urls(self) -> list[str]:
