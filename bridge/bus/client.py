@@ -39,7 +39,7 @@ from bridge.bus.message import Handler, Message
 _log = logging.getLogger(__name__)
 
 _MAX_LINE: Final = 1024 * 1024  # an INFO line lists every server of a cluster
-_MAX_SUBJECTS: Final = 3800  # subject + reply; the server's max_control_line is 4096
+_MAX_CONTROL: Final = 3900  # bytes of a PUB line; the server's max_control_line is 4096
 _MAX_PENDING: Final = 16 * 1024 * 1024  # bytes that a server which reads slowly may owe us
 
 _GOODBYE: Final = 1.0  # seconds that a WebSocket may take to close
@@ -195,14 +195,14 @@ class GuardedClient(Client):
         size = len(block) + len(data)
         if size > self._max_payload:
             raise FrameRefused(f"{size} bytes exceed the server's max_payload {self._max_payload}")
-        if len(subject) + len(reply) > _MAX_SUBJECTS:
-            raise FrameRefused(f"a subject of {len(subject)} letters is too long")
-        if self._pending_data_size + size > _MAX_PENDING:
-            raise nats.errors.OutboundBufferLimitError
         if block:
             line = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode()
         else:
             line = f"PUB {subject} {reply} {size}\r\n".encode()
+        if len(line) > _MAX_CONTROL:  # bytes: a peer's reply subject may hold any
+            raise FrameRefused(f"subjects of {len(subject) + len(reply)} letters are too long")
+        if self._pending_data_size + size > _MAX_PENDING:
+            raise nats.errors.OutboundBufferLimitError
         self.stats["out_msgs"] += 1
         self.stats["out_bytes"] += len(data)
         self._queue(b"".join((line, block, data, b"\r\n")))

@@ -178,7 +178,10 @@ class Responder:
         verb = message.subject.split(".")[1]
         answer = self._description.answer(verb, self._infos, self._stats)
         if answer is not None:
-            self._connection.publish(message.reply, answer)
+            try:
+                self._connection.publish(message.reply, answer)
+            except BusError:  # not worth a line in the log: anybody may ask
+                self._connection.metrics.refuse("discovery", "reply not sent")
 
     def _infos(self) -> list[EndpointInfo]:
         return [

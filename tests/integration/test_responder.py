@@ -17,6 +17,7 @@ from bridge.bus.responder import MAX_BODY, Endpoint, Reply, Responder
 from bridge.bus.server import EmbeddedServer
 from bridge.errors import NoResponders
 from bridge.tasks import task_scope
+from tests.integration.test_connection import raw
 from tests.support import connect, eventually
 
 DESCRIPTION = Description(
@@ -229,3 +230,22 @@ async def test_discovery_answers_inboxes_alone_and_knows_three_verbs(
         assert leaked == []
         refusals = responder._connection.metrics.refusals()
         assert refusals == {"discovery: reply subject is not an inbox": 1}
+
+
+async def test_a_reply_subject_that_is_longer_in_bytes_than_in_letters_costs_one_reply(
+    server: EmbeddedServer,
+) -> None:
+    async with responding(server) as (_, responder, caller):
+        connection = responder._connection
+        client = connection._client
+        reply = b"_INBOX." + b"\xff" * 500 + "\N{EURO SIGN}".encode() * 1100
+        async with raw(server) as peer:
+            peer.write(b"PUB $SRV.PING %s 0\r\n\r\n" % reply)
+            peer.write(b"PUB box.scale %s 1\r\nx\r\n" % reply)
+        await eventually(lambda: len(connection.metrics.refusals()) == 2)
+        assert set(connection.metrics.refusals()) == {
+            "discovery: reply not sent",
+            "scale: reply not sent",
+        }
+        assert await ask(caller, b"x") == b"done x"
+        assert connection._client is client
