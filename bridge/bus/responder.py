@@ -27,6 +27,7 @@ from bridge.tasks import task_scope
 _log = logging.getLogger(__name__)
 
 MAX_BODY: Final = 64 * 1024  # bytes
+_MAX_HEADERS: Final = 64 * 1024  # bytes; they wait in the queue with the body
 _WORKERS: Final = 64  # requests handled at once
 _BACKLOG: Final = 4096  # requests that may wait for a worker
 
@@ -122,13 +123,8 @@ class Responder:
             reason = "reply subject is not an inbox" if message.reply else "no reply subject"
             self._count_error(endpoint, reason)
             self._connection.metrics.refuse(endpoint.name, reason)
-        elif len(message.data) > MAX_BODY:
-            size = len(message.data)
-            self._send(
-                endpoint,
-                message,
-                endpoint.refuse(f"a body of {size} bytes is too large: at most {MAX_BODY}"),
-            )
+        elif problem := _too_large(message):
+            self._send(endpoint, message, endpoint.refuse(problem))
         elif self._queue.full():
             self._send(endpoint, message, endpoint.refuse("Busy: too many requests; try again"))
         else:
@@ -212,3 +208,14 @@ class Responder:
                 )
             )
         return found
+
+
+def _too_large(message: Message) -> str:
+    """What to tell the sender of a request that takes too much room; empty if it does not."""
+    body = len(message.data)
+    headers = message.size - body
+    if body > MAX_BODY:
+        return f"a body of {body} bytes is too large: at most {MAX_BODY}"
+    if headers > _MAX_HEADERS:
+        return f"headers of {headers} bytes are too large: at most {_MAX_HEADERS}"
+    return ""

@@ -104,6 +104,13 @@ async def test_a_body_over_the_bound_never_reaches_the_handler(server: EmbeddedS
         assert await ask(caller, b"x" * MAX_BODY) == b"done " + b"x" * MAX_BODY
 
 
+async def test_headers_over_the_bound_do_not_wait_in_the_queue(server: EmbeddedServer) -> None:
+    async with responding(server) as (service, _, caller):
+        answer = await ask(caller, b"x", headers={"A": "x" * 100_000})
+        assert answer.startswith(b"headers of 1000")
+        assert service.taken == []
+
+
 async def test_replies_carry_our_headers_and_none_of_the_callers(server: EmbeddedServer) -> None:
     async with responding(server) as (_, _, caller):
         hostile = {"Nats-Rollup": "all", "KV-Operation": "PURGE", "Nats-Msg-Id": "1"}
