@@ -152,6 +152,17 @@ async def test_a_record_that_cannot_be_read_is_nobodys(server: EmbeddedServer) -
         assert refusals == {"box_slots: unreadable record": 2}
 
 
+async def test_a_record_that_was_unreadable_before_the_view_began_is_told(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as vandal:
+        await topology.ensure(vandal)
+        await store(vandal, "$KV.box_slots.web.1", b"nonsense")
+        async with views(server) as [view]:
+            assert view.told == [("web.1", None, None)]
+            assert "web.1" in view.records.unreadable
+
+
 async def test_the_store_itself_can_be_asked(server: EmbeddedServer) -> None:
     async with views(server) as [view]:
         assert await view.records.read("web.1") is None
