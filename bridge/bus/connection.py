@@ -17,10 +17,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import re
-import socket
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
@@ -33,6 +30,7 @@ from nats.nuid import NUID
 from bridge.bus.client import FrameRefused, GuardedClient
 from bridge.bus.credentials import credentials
 from bridge.bus.message import Handler, Message
+from bridge.bus.reasons import is_refusal, told
 from bridge.errors import (
     BusError,
     ConfigError,
@@ -56,16 +54,18 @@ _STEADY: Final = 1.0  # seconds after which a connection was worth making
 _RECONNECT_MAX: Final = 2.0  # seconds, at most, between clients when none proves worth it
 _WATCH_INTERVAL: Final = 1.0  # seconds between looks for a zombie client
 _NO_RESPONDERS: Final = 503
-_DENIED: Final = re.compile(r'permissions violation for publish to "(.+)"', re.IGNORECASE)
+_DENIED: Final = re.compile(
+    r'permissions violation for (publish|subscription) to "(.+?)"', re.IGNORECASE
+)
 
 Watcher = Callable[[bool], None]
 """Told True after each (re)connect, False when the connection is lost. Must not block."""
 
 
 class Listener:
-    """A subscription; `await close()` ends it."""
+    """A subscription; `await close()` ends it. `denied` says that the server refused it."""
 
-    __slots__ = ("_connection", "handler", "queue", "sid", "subject")
+    __slots__ = ("_connection", "denied", "handler", "queue", "sid", "subject")
 
     def __init__(self, connection: Connection, subject: str, queue: str, handler: Handler) -> None:
         self._connection = connection
@@ -73,6 +73,7 @@ class Listener:
         self.queue = queue
         self.handler = handler
         self.sid = 0
+        self.denied = False
 
     async def close(self) -> None:
         """End the subscription; messages on their way are dropped."""
@@ -264,7 +265,7 @@ class Connection:
 
         async def complain(exc: Exception) -> None:
             complaints.append(exc)
-            if sum(map(_is_refusal, complaints)) > len(urls):
+            if sum(map(is_refusal, complaints)) > len(urls):
                 raise exc
 
         try:
@@ -284,8 +285,8 @@ class Connection:
             self._client = client
         except Exception as exc:  # nats-py lets through what a peer can provoke
             # What the server said ("Authorization Violation") tells more than that it hung up.
-            reasons = [*filter(_is_refusal, complaints), *complaints, exc]
-            raise ConnectFailed(urls, _told(reasons[0])) from exc
+            reasons = [*filter(is_refusal, complaints), *complaints, exc]
+            raise ConnectFailed(urls, told(reasons[0])) from exc
         finally:
             if client is not self._client:
                 await client.close()
@@ -347,21 +348,25 @@ class Connection:
             _expire(future)  # an answer published meanwhile is lost: the outcome is unknown
         if not self._closing:
             self.metrics.count("disconnected")
-            reason = _told(client.last_error) if client.last_error else "no reason given"
+            reason = told(client.last_error) if client.last_error else "no reason given"
             _log.warning("cut off from NATS (%s); reconnecting", reason)
             self._tell(False)
 
     async def _on_error(self, exc: Exception) -> None:
-        said = _told(exc)
+        said = told(exc)
         self.metrics.count("error")
         denied = _DENIED.search(said)
         if denied is None:
             _log.debug("nats: %s", said)
             return
         _log.warning("nats: %s", said)
-        for subject, future in self._replies.values():
-            if subject == denied[1] and not future.done():
-                future.set_exception(NotPermitted(subject))
+        if denied[1].lower() == "publish":
+            for subject, future in self._replies.values():
+                if subject == denied[2] and not future.done():
+                    future.set_exception(NotPermitted(subject))
+        else:
+            for listener in self._listeners:
+                listener.denied |= listener.subject == denied[2]
 
     def _tell(self, up: bool) -> None:
         for watcher in list(self._watchers):
@@ -396,26 +401,6 @@ class _Requests:
             raise nats.errors.NoRespondersError from exc
         except NoReply as exc:
             raise nats.errors.TimeoutError from exc
-
-
-def _told(exc: Exception) -> str:
-    """What went wrong, in as few words as tell it."""
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"the server's certificate is refused: {exc.verify_message}"
-    if (
-        isinstance(exc, OSError)
-        and exc.errno
-        and not isinstance(exc, (socket.gaierror, ssl.SSLError))
-    ):
-        return os.strerror(exc.errno).lower()
-    return str(exc).removeprefix("nats: ") or type(exc).__name__
-
-
-def _is_refusal(exc: Exception) -> bool:
-    """Whether a server was there and said no, so that asking again is of no use."""
-    if isinstance(exc, OSError):
-        return isinstance(exc, ssl.SSLError)
-    return "empty response" not in str(exc)  # it hung up: it may be starting or stopping
 
 
 def _expire(future: asyncio.Future[Message]) -> None:

@@ -20,7 +20,7 @@ from msgspec import Struct, field
 from bridge.bus.connection import Connection, Listener
 from bridge.bus.discovery import Description, EndpointInfo, EndpointStats
 from bridge.bus.message import Message
-from bridge.errors import BusError
+from bridge.errors import BusError, NotPermitted
 from bridge.subjects import INBOXES
 from bridge.tasks import task_scope
 
@@ -101,9 +101,16 @@ class Responder:
             await asyncio.Event().wait()
 
     async def listening(self) -> None:
-        """Return when the server knows of every endpoint."""
+        """Return when the server knows of every endpoint; raises NotPermitted if it refuses one.
+
+        Discovery may be refused: the log says so.
+        """
         await self._open.wait()
         await self._connection.flush()
+        wanted = {endpoint.subject for endpoint in self._endpoints}
+        for listener in self._listeners:
+            if listener.denied and listener.subject in wanted:
+                raise NotPermitted(listener.subject, "listen on")
 
     async def stop_intake(self) -> None:
         """Take no further requests, and return when those taken are answered."""

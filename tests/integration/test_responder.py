@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,9 @@ from bridge.bus.discovery import Description
 from bridge.bus.message import Message
 from bridge.bus.responder import MAX_BODY, Endpoint, Reply, Responder
 from bridge.bus.server import EmbeddedServer
-from bridge.errors import NoResponders
+from bridge.errors import NoResponders, NotPermitted
 from bridge.tasks import task_scope
-from tests.integration.test_connection import raw
+from tests.integration.test_connection import configured, raw
 from tests.support import connect, eventually
 
 DESCRIPTION = Description(
@@ -62,7 +63,10 @@ def refusal(error: str) -> Reply:
 @asynccontextmanager
 async def responding(server: EmbeddedServer, **settings: Any) -> AsyncIterator[Any]:
     """A service, a responder that answers for it, and a caller's connection."""
-    async with connect(server.url, **settings) as connection, connect(server.url) as caller:
+    async with (
+        connect(server.url, **settings) as connection,
+        connect(server.url, **settings) as caller,
+    ):
         service = Service()
         endpoint = Endpoint(
             name="scale", subject="box.scale", queue="box", handle=service.handle, refuse=refusal
@@ -256,3 +260,14 @@ async def test_a_reply_subject_that_is_longer_in_bytes_than_in_letters_costs_one
         }
         assert await ask(caller, b"x") == b"done x"
         assert connection._client is client
+
+
+async def test_a_user_that_may_not_listen_on_an_endpoint_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    user = '{ user: u, password: p, permissions: { subscribe: { deny: "box.scale" } } }'
+    async with configured(tmp_path, f"authorization {{ users: [{user}] }}") as server:
+        with pytest.raises(NotPermitted, match=r"may not listen on box\.scale"):
+            async with responding(server, user="u", password="p"):
+                raise AssertionError("nothing would ever reach the endpoint")
+    assert 'Permissions Violation for Subscription to "box.scale"' in caplog.text
