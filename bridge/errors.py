@@ -12,7 +12,7 @@ carries its data as attributes, and its message says what to do about it::
     │   ├── ConnectFailed         no NATS server took the connection
     │   ├── CutOff                connected once, not now: nothing was sent
     │   ├── NoResponders          nobody listens on the subject: nothing was done
-    │   ├── NotPermitted          this NATS user may not send there: nothing was done
+    │   ├── NotPermitted          this NATS user may not send or listen there: nothing was done
     │   ├── NoReply               sent, not answered in time: the outcome is unknown
     │   ├── StoreRefused          JetStream refused: nothing was stored
     │   │   └── Conflict          somebody else wrote first
@@ -144,11 +144,11 @@ class NoResponders(BusError):
 
 
 class NotPermitted(BusError):
-    """NATS does not let this user send on the subject. Nothing was done."""
+    """NATS does not let this user send, or listen, on the subject. Nothing was done."""
 
-    def __init__(self, subject: str) -> None:
+    def __init__(self, subject: str, act: str = "publish on") -> None:
         super().__init__(
-            f"this NATS user may not publish on {subject}: grant it, or use other credentials"
+            f"this NATS user may not {act} {subject}: grant it, or use other credentials"
         )
         self.subject = subject
 

@@ -132,4 +132,5 @@ def configure_logging(level: str = "info", style: str = "text") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    logging.getLogger("nats").setLevel(logging.CRITICAL)  # the bus logs what matters itself
+    for name in ("nats", "stamina"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the bus logs what matters itself

@@ -17,6 +17,7 @@ from bridge.protocol import U8, U32
 from bridge.subjects import DEFAULT_PREFIX, Subjects, is_name
 
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
+_SUBJECT: Final = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 Seconds = Annotated[float, Meta(ge=0)]
 Interval = Annotated[float, Meta(gt=0)]
@@ -135,6 +136,10 @@ class NatsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"url = {without_secret(self.url)!r} is not a NATS URL: write it as "
                 "nats://host:4222, tls://… or wss://…, several separated by commas"
+            )
+        if _SUBJECT.fullmatch(self.inbox_prefix) is None:
+            raise ValueError(
+                f"inbox_prefix = {self.inbox_prefix!r} is not a subject like _INBOX.me"
             )
 
     @property

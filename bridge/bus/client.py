@@ -9,25 +9,29 @@ and JetStream stores such messages, so they come back. `GuardedClient` therefore
 - hands each message to its handler in the read loop: no queue, no task and no silent drop
   behind it. A handler's exception is counted, and the next message is read. (nats-py's own
   `subscribe` and `request` are not for use on it: see `listen`, and `Connection.request`);
-- turns everything else that goes wrong while reading into a reconnect;
+- ends with its connection, at once and for good, whatever goes wrong. nats-py would flush to the
+  peer and wait for its goodbye, for ever if that is frozen; its reconnecting dies of an exception
+  that it does not expect, and never reads a renewed credential. `Connection` makes the next client;
+- sends what is queued in order (nats-py's PING overtakes it), so that one `flush` is a barrier;
 - refuses to send what makes the server hang up: payload plus headers over ``max_payload``, or
   a control line over the server's bound;
-- refuses ``tls://`` to a server that does not require TLS (nats-py would send the credentials in
-  plaintext).
+- refuses a server that does not require TLS when the URL says ``tls://`` or TLS is set up (nats-py
+  would send the credentials in plaintext).
 
 It relies on nats-py's internals, so that dependency is pinned to one minor version.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import nats.errors
 from nats.aio.client import Client, Srv
-from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
 from bridge.bus.message import Handler, Message
@@ -35,8 +39,10 @@ from bridge.bus.message import Handler, Message
 _log = logging.getLogger(__name__)
 
 _MAX_LINE: Final = 1024 * 1024  # an INFO line lists every server of a cluster
-_MAX_SUBJECTS: Final = 3800  # subject + reply; the server's max_control_line is 4096
+_MAX_CONTROL: Final = 3900  # bytes of a PUB line; the server's max_control_line is 4096
 _MAX_PENDING: Final = 16 * 1024 * 1024  # bytes that a server which reads slowly may owe us
+
+_GOODBYE: Final = 1.0  # seconds that a WebSocket may take to close
 
 Count = Callable[[str], None]
 
@@ -107,7 +113,7 @@ class _StrictParser:
         elif op == b"PONG":
             await client._process_pong()
         elif op == b"-ERR":
-            await client._process_err(line[4:].strip().decode(errors="replace").lower())
+            await client._process_err(line[4:].strip().decode(errors="replace"))
         elif op == b"INFO":
             await client._process_info(json.loads(line[4:]))
         elif op[:3] != b"+OK":
@@ -129,31 +135,53 @@ def _parse_frame(line: bytes) -> tuple[int, bytes, bytes, int, int]:
 
 
 class GuardedClient(Client):
-    """A nats-py client that survives its peers; `count` is told what went wrong."""
+    """A nats-py client for one connection; see the module.
 
-    def __init__(self, count: Count) -> None:
+    `count` is told what went wrong, and `on_end` that the connection is gone. `known` are servers
+    of the cluster to try beside those of the URLs.
+    """
+
+    def __init__(
+        self,
+        count: Count,
+        on_end: Callable[[GuardedClient], None] = lambda client: None,
+        known: Sequence[Srv] = (),
+    ) -> None:
         super().__init__()
         self.count = count
         self.handlers: dict[int, Handler] = {}
+        self._on_end = on_end
+        self._known = known
         self._ps = _StrictParser(self)  # type: ignore[assignment]
 
     # ── sending ──────────────────────────────────────────────────────────────────────────
 
-    async def listen(self, subject: str, handler: Handler, queue: str = "") -> int:
+    def listen(self, subject: str, handler: Handler, queue: str = "") -> int:
         """Subscribe; `handler` gets each message in the read loop. Returns the subscription id."""
         self._sid += 1
-        sid = self._sid
-        self.handlers[sid] = handler
-        self._subs[sid] = sub = Subscription(self, sid, subject, queue=queue)
-        await self._send_subscribe(sub)
-        return sid
+        self.handlers[self._sid] = handler
+        self._queue(f"SUB {subject} {queue} {self._sid}\r\n".encode())
+        return self._sid
 
-    async def unlisten(self, sid: int) -> None:
+    def unlisten(self, sid: int) -> None:
         """End the subscription; messages on their way are dropped."""
         self.handlers.pop(sid, None)
-        self._remove_sub(sid)
-        if self.is_connected:
-            await self._send_unsubscribe(sid)
+        self._queue(b"UNSUB %d\r\n" % sid)
+
+    async def flush(self, timeout: float = 5.0) -> None:
+        """Return when the server has read all that was queued.
+
+        Raises nats' FlushTimeoutError, and ConnectionClosedError when the connection ends first.
+        """
+        if self.is_closed:
+            raise nats.errors.ConnectionClosedError
+        pong: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        await self._send_ping(pong)
+        try:
+            async with asyncio.timeout(timeout):
+                await pong
+        except TimeoutError as exc:
+            raise nats.errors.FlushTimeoutError from exc
 
     def publish_now(
         self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None
@@ -167,19 +195,22 @@ class GuardedClient(Client):
         size = len(block) + len(data)
         if size > self._max_payload:
             raise FrameRefused(f"{size} bytes exceed the server's max_payload {self._max_payload}")
-        if len(subject) + len(reply) > _MAX_SUBJECTS:
-            raise FrameRefused(f"a subject of {len(subject)} letters is too long")
-        if self._pending_data_size + size > _MAX_PENDING:
-            raise nats.errors.OutboundBufferLimitError
         if block:
             line = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode()
         else:
             line = f"PUB {subject} {reply} {size}\r\n".encode()
-        frame = b"".join((line, block, data, b"\r\n"))
-        self._pending.append(frame)
-        self._pending_data_size += len(frame)
+        if len(line) > _MAX_CONTROL:  # bytes: a peer's reply subject may hold any
+            raise FrameRefused(f"subjects of {len(subject) + len(reply)} letters are too long")
+        if self._pending_data_size + size > _MAX_PENDING:
+            raise nats.errors.OutboundBufferLimitError
         self.stats["out_msgs"] += 1
         self.stats["out_bytes"] += len(data)
+        self._queue(b"".join((line, block, data, b"\r\n")))
+
+    def _queue(self, frame: bytes) -> None:
+        """Have `frame` sent after all that was queued before."""
+        self._pending.append(frame)
+        self._pending_data_size += len(frame)
         if self._flush_queue is not None and self._flush_queue.empty():
             self._flush_queue.put_nowait(self._flush_done())
 
@@ -213,7 +244,71 @@ class GuardedClient(Client):
         tasks = (self._reading_task, self._flusher_task)
         return self._status == Client.CONNECTED and any(t is None or t.done() for t in tasks)
 
+    # ── ending ───────────────────────────────────────────────────────────────────────────
+
+    @property
+    def discovered(self) -> list[Srv]:
+        """The cluster's servers that this client was told of, for the next one to know."""
+        return [
+            Srv(server.uri, discovered=True, tls_name=server.tls_name)
+            for server in self._server_pool
+            if server.discovered
+        ]
+
+    def end(self, reason: Exception | None = None) -> None:
+        """Drop the connection for good, and tell so. What is still queued is not sent."""
+        if not self.is_closed:
+            self._status = Client.CLOSED
+            self._err = reason
+            self._hang_up()
+            self._on_end(self)
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        self._status = status
+        self._hang_up()
+        transport, self._transport = self._transport, None
+        if transport is not None and not isinstance(transport, TcpTransport):
+            with contextlib.suppress(OSError):  # TimeoutError is one
+                async with asyncio.timeout(_GOODBYE):
+                    await transport.wait_closed()  # type: ignore[no-untyped-call]  # else its HTTP session stays open
+        await asyncio.sleep(0)  # the loop closes an aborted socket in its next round
+
+    def _hang_up(self) -> None:
+        """Stop, without a wait for the peer: it may be frozen."""
+        for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
+        for pong in self._pongs:
+            if pong and not pong.done():
+                pong.set_exception(nats.errors.ConnectionClosedError())
+        self._pongs.clear()
+        self._pending.clear()
+        self._pending_data_size = 0
+        self._ps.reset()
+        if isinstance(self._transport, TcpTransport):
+            if self._transport._io_writer is not None:
+                self._transport._io_writer.transport.abort()
+        elif self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]
+
     # ── guards around nats-py's own steps ────────────────────────────────────────────────
+
+    async def _process_op_err(self, e: Exception) -> None:
+        self.end(e)
+
+    async def _process_err(self, err_msg: str) -> None:
+        error = nats.errors.Error(f"nats: {err_msg.strip(chr(39))}")
+        if "permissions violation" in err_msg.lower():
+            await self._error_cb(error)  # the one -ERR after which the server goes on
+        else:
+            self.end(error)
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        self._pongs.append(future)  # type: ignore[arg-type]
+        self._queue(b"PING\r\n")
+
+    async def _process_ping(self) -> None:
+        self._queue(b"PONG\r\n")
 
     async def _process_pong(self) -> None:
         if self._pongs and (future := self._pongs.pop(0)) and not future.done():
@@ -223,10 +318,15 @@ class GuardedClient(Client):
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if initial_connection and self._current_server is not None:
-            wants_tls = self._current_server.uri.scheme == "tls"
+            scheme = self._current_server.uri.scheme
+            wants_tls = scheme == "tls" or (scheme != "wss" and self.options.get("tls"))
             if wants_tls and not (info.get("tls_required") or self.options["tls_handshake_first"]):
-                raise nats.errors.Error("the URL says tls://, but the server does not require TLS")
+                raise nats.errors.Error("TLS is asked for, but the server does not require TLS")
         await super()._process_info(info, initial_connection)
+
+    def _setup_server_pool(self, connect_url: list[str]) -> None:
+        super()._setup_server_pool(connect_url)
+        self._server_pool.extend(self._known)
 
     async def _connect_to_server(self, s: Srv) -> None:
         await super()._connect_to_server(s)

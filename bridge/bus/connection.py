@@ -2,8 +2,8 @@
 
 What it promises:
 
-- A subscription made with `listen` lasts until it is closed, over reconnects and over clients
-  that the server closed for good (any ``-ERR``): those are rebuilt.
+- A subscription made with `listen` lasts until it is closed. Each connection is a new client, with
+  the credentials and certificates that are in their files by then.
 - Nothing is sent while there is no connection. nats-py would buffer a request and send it after
   reconnecting, long after its caller gave up; here the caller gets CutOff at once.
 - A request that was sent ends in an answer, NoResponders, or NoReply (the outcome is unknown),
@@ -17,9 +17,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import re
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
@@ -30,7 +28,9 @@ from nats.js import JetStreamContext
 from nats.nuid import NUID
 
 from bridge.bus.client import FrameRefused, GuardedClient
+from bridge.bus.credentials import credentials
 from bridge.bus.message import Handler, Message
+from bridge.bus.reasons import is_refusal, told
 from bridge.errors import (
     BusError,
     ConfigError,
@@ -48,18 +48,24 @@ _log = logging.getLogger(__name__)
 
 _PING_INTERVAL: Final = 2  # seconds; with two outstanding, a dead peer is noticed within 6 s
 _RECONNECT_WAIT: Final = 0.25  # seconds between attempts at one server
+_ATTEMPT: Final = 10.0  # seconds of them with one client; then credentials are read anew
+_LAST_FLUSH: Final = 2.0  # seconds for what is still queued when the connection is closed
+_STEADY: Final = 1.0  # seconds after which a connection was worth making
+_RECONNECT_MAX: Final = 2.0  # seconds, at most, between clients when none proves worth it
 _WATCH_INTERVAL: Final = 1.0  # seconds between looks for a zombie client
 _NO_RESPONDERS: Final = 503
-_DENIED: Final = re.compile(r'permissions violation for publish to "(.+)"')
+_DENIED: Final = re.compile(
+    r'permissions violation for (publish|subscription) to "(.+?)"', re.IGNORECASE
+)
 
 Watcher = Callable[[bool], None]
 """Told True after each (re)connect, False when the connection is lost. Must not block."""
 
 
 class Listener:
-    """A subscription; `await close()` ends it."""
+    """A subscription; `await close()` ends it. `denied` says that the server refused it."""
 
-    __slots__ = ("_connection", "handler", "queue", "sid", "subject")
+    __slots__ = ("_connection", "denied", "handler", "queue", "sid", "subject")
 
     def __init__(self, connection: Connection, subject: str, queue: str, handler: Handler) -> None:
         self._connection = connection
@@ -67,6 +73,7 @@ class Listener:
         self.queue = queue
         self.handler = handler
         self.sid = 0
+        self.denied = False
 
     async def close(self) -> None:
         """End the subscription; messages on their way are dropped."""
@@ -92,7 +99,6 @@ class Connection:
         self._lost = asyncio.Event()
         self._down_since = time.monotonic()
         self._back_since = float("-inf")
-        self._last_error = ""
         self._closing = False
 
     @classmethod
@@ -171,7 +177,7 @@ class Connection:
         listener = Listener(self, subject, queue, handler)
         self._listeners.add(listener)
         if not self._client.is_closed:
-            listener.sid = await self._client.listen(subject, handler, queue)
+            listener.sid = self._client.listen(subject, handler, queue)
         return listener
 
     def publish(
@@ -231,9 +237,7 @@ class Connection:
         if not self._up.is_set():
             raise CutOff(self.cut_off_for())
         try:
-            # Once is no barrier: the PING can overtake what waits in nats-py's buffer.
-            await self._client.flush(timeout=timeout)  # type: ignore[arg-type]
-            await self._client.flush(timeout=timeout)  # type: ignore[arg-type]
+            await self._client.flush(timeout)
         except nats.errors.Error as exc:
             raise NoReply("PING", timeout) from exc
 
@@ -251,100 +255,118 @@ class Connection:
     # ── staying connected ────────────────────────────────────────────────────────────────
 
     async def _connect(self, patience: float) -> None:
-        """Connect a new client; raises ConnectFailed after `patience` seconds."""
-        client = GuardedClient(self.metrics.count)
+        """Connect a new client; raises ConnectFailed after `patience` seconds, or when each server
+        has refused, and ConfigError.
+        """
         urls = self.settings.urls
+        proofs = credentials(self.settings)
         complaints: list[Exception] = []
+        client = GuardedClient(self.metrics.count, self._on_end, self._client.discovered)
 
-        async def on_error(exc: Exception) -> None:
+        async def complain(exc: Exception) -> None:
             complaints.append(exc)
-            await self._on_error(exc)
+            if sum(map(is_refusal, complaints)) > len(urls):
+                raise exc
 
         try:
             async with asyncio.timeout(patience):
                 await client.connect(
                     urls,
                     name=self._name,
-                    error_cb=on_error,
-                    disconnected_cb=self._on_lost,
-                    reconnected_cb=self._on_up,
-                    closed_cb=self._on_closed,
+                    error_cb=complain,
                     ping_interval=_PING_INTERVAL,
                     max_outstanding_pings=2,
                     reconnect_time_wait=_RECONNECT_WAIT,  # type: ignore[arg-type]
-                    max_reconnect_attempts=1,
+                    max_reconnect_attempts=-1,
                     inbox_prefix=self.settings.inbox_prefix,
-                    **_credentials(self.settings),
+                    **proofs,
                 )
-        except ImportError as exc:
-            raise ConfigError("nkey", "needs nkeys: pip install 'box-bridge[nkeys]'") from exc
-        except (nats.errors.Error, OSError, TimeoutError, ValueError) as exc:
-            await client.close()
+            client._error_cb = self._on_error
+            self._client = client
+        except Exception as exc:  # nats-py lets through what a peer can provoke
             # What the server said ("Authorization Violation") tells more than that it hung up.
-            said = [item for item in complaints if not isinstance(item, OSError)]
-            raise ConnectFailed(urls, _told((said or complaints or [exc])[0])) from exc
-        client.options["max_reconnect_attempts"] = -1  # once it was there, wait for it for ever
-        self._client = client
+            reasons = [*filter(is_refusal, complaints), *complaints, exc]
+            raise ConnectFailed(urls, told(reasons[0])) from exc
+        finally:
+            if client is not self._client:
+                await client.close()
         for listener in self._listeners:
-            listener.sid = await client.listen(listener.subject, listener.handler, listener.queue)
-        await self._on_up()
+            listener.sid = client.listen(listener.subject, listener.handler, listener.queue)
+        self._on_up()
 
     async def _keep(self) -> None:
-        """Replace a client that was closed for good, or that only looks alive."""
+        """Make a new client whenever the connection is gone, or only looks alive."""
         while True:
+            await self._end_of_client()
+            async for attempt in stamina.retry_context(
+                on=(BusError, ConfigError), attempts=None, timeout=None, wait_max=_RECONNECT_MAX
+            ):
+                with attempt:
+                    await self._renew()
+
+    async def _end_of_client(self) -> None:
+        while not self._client.is_closed:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_WATCH_INTERVAL):
                     await self._lost.wait()
             if self._client.is_zombie:
                 self.metrics.count("zombie")
-                await self._client.close()
-            if not self._client.is_closed:
-                continue
-            self.metrics.count("rebuild")
-            reason = self._client.last_error or self._last_error
-            _log.warning("NATS closed the connection (%s); making a new one", reason)
-            async for attempt in stamina.retry_context(
-                on=ConnectFailed, attempts=None, timeout=None, wait_max=5.0
-            ):
-                with attempt:
-                    await self._connect(patience=10.0)
+                self._client.end(BusError("nobody reads from it"))
 
-    async def _on_up(self) -> None:
+    async def _renew(self) -> None:
+        """Connect again; raises when that fails, be it a moment later: a server that hangs up on
+        what it is sent would else be asked again without a pause.
+        """
+        await self._client.close()
+        try:
+            await self._connect(_ATTEMPT)
+        except (ConnectFailed, ConfigError) as exc:
+            _log.warning("still cut off: %s", exc)
+            raise
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STEADY):
+                await self._lost.wait()
+        if self._client.is_closed:
+            raise CutOff(self.cut_off_for())
+
+    def _on_up(self) -> None:
         self._lost.clear()
-        if not self._up.is_set():
-            self._up.set()
-            if self._back_since == float("inf"):
-                self._back_since = time.monotonic()
-            self.metrics.count("connected")
-            self._tell(True)
+        self._up.set()
+        if self._back_since == float("inf"):
+            self._back_since = time.monotonic()
+        self.metrics.count("connected")
+        self._tell(True)
 
-    async def _on_lost(self) -> None:
-        if self._up.is_set():
-            self._up.clear()
-            self._down_since = time.monotonic()
-            for _, future in self._replies.values():
-                _expire(future)  # an answer published meanwhile is lost: the outcome is unknown
-            self._back_since = float("inf")  # set when it is
-            if not self._closing:
-                self.metrics.count("disconnected")
-                _log.warning("cut off from NATS; reconnecting")
-                self._tell(False)
-
-    async def _on_closed(self) -> None:
-        await self._on_lost()
+    def _on_end(self, client: GuardedClient) -> None:
+        if client is not self._client or not self._up.is_set():
+            return  # one that was still connecting, or is being replaced
+        self._up.clear()
         self._lost.set()
+        self._down_since = time.monotonic()
+        self._back_since = float("inf")  # set when it is
+        for _, future in self._replies.values():
+            _expire(future)  # an answer published meanwhile is lost: the outcome is unknown
+        if not self._closing:
+            self.metrics.count("disconnected")
+            reason = told(client.last_error) if client.last_error else "no reason given"
+            _log.warning("cut off from NATS (%s); reconnecting", reason)
+            self._tell(False)
 
     async def _on_error(self, exc: Exception) -> None:
-        self._last_error = _told(exc)
+        said = told(exc)
         self.metrics.count("error")
-        denied = _DENIED.search(self._last_error)
+        denied = _DENIED.search(said)
         if denied is None:
-            _log.debug("nats: %s", exc)
+            _log.debug("nats: %s", said)
             return
-        _log.warning("nats: %s", self._last_error)
-        for subject, future in self._replies.values():
-            if subject.lower() == denied[1] and not future.done():  # nats-py lowers the text
-                future.set_exception(NotPermitted(subject))
+        _log.warning("nats: %s", said)
+        if denied[1].lower() == "publish":
+            for subject, future in self._replies.values():
+                if subject == denied[2] and not future.done():
+                    future.set_exception(NotPermitted(subject))
+        else:
+            for listener in self._listeners:
+                listener.denied |= listener.subject == denied[2]
 
     def _tell(self, up: bool) -> None:
         for watcher in list(self._watchers):
@@ -354,13 +376,15 @@ class Connection:
         if listener in self._listeners:
             self._listeners.discard(listener)
             if not self._client.is_closed:
-                await self._client.unlisten(listener.sid)
+                self._client.unlisten(listener.sid)
 
     async def _close(self) -> None:
         self._closing = True
-        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-            async with asyncio.timeout(2):
-                await self._client.close()
+        if self.connected:
+            with contextlib.suppress(nats.errors.Error):
+                await self._client.flush(_LAST_FLUSH)  # what was queued is to arrive
+        self._client.end()
+        await self._client.close()
 
 
 class _Requests:
@@ -379,34 +403,6 @@ class _Requests:
             raise nats.errors.TimeoutError from exc
 
 
-def _told(exc: Exception) -> str:
-    """What went wrong, in as few words as tell it."""
-    if isinstance(exc, OSError) and exc.errno:
-        return os.strerror(exc.errno).lower()
-    return str(exc).removeprefix("nats: ") or type(exc).__name__
-
-
 def _expire(future: asyncio.Future[Message]) -> None:
     if not future.done():
         future.set_exception(TimeoutError())
-
-
-def _credentials(settings: NatsConfig) -> dict[str, Any]:
-    """nats-py's names for how this connection authenticates; raises ConfigError."""
-    given: dict[str, Any] = {
-        "user": settings.user or None,
-        "password": settings.password or None,
-        "token": settings.token or None,
-        "user_credentials": settings.creds or None,
-        "nkeys_seed": settings.nkey or None,
-        "tls_handshake_first": settings.tls_first,
-    }
-    if settings.ca or settings.cert or settings.tls_first:
-        try:
-            context = ssl.create_default_context(cafile=settings.ca or None)
-            if settings.cert:
-                context.load_cert_chain(settings.cert, settings.key or None)
-        except OSError as exc:
-            raise ConfigError("[nats] ca, cert, key", f"cannot be loaded: {exc}") from exc
-        given["tls"] = context
-    return {key: value for key, value in given.items() if value}

@@ -14,11 +14,12 @@ import contextlib
 import enum
 import logging
 import time
+from datetime import datetime
 from typing import Final, Protocol
 
 import nats.errors
 from msgspec import Struct
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamInfo
 from nats.nuid import NUID
 
 from bridge.bus.connection import Connection, Listener
@@ -84,8 +85,8 @@ def parse_position(reply: str) -> Position | None:
 class Follower:
     """Feeds `sink` from `stream` for as long as `run` runs. See the module.
 
-    `subject` filters. A stream that was re-created (its last sequence lies below the last one
-    taken) is followed from its start.
+    `subject` filters. A stream that was re-created, or has lost its end (its last sequence
+    lies below the last one taken), is followed from its start.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Follower:
         self._sink = sink
         self._start = start
         self._subject = subject
-        self._started = False
+        self._created: datetime | None = None
 
     async def run(self) -> None:
         """Follow until cancelled. Raises StoreUnsuitable where this user may not."""
@@ -141,11 +142,7 @@ class Follower:
         js = connection.jetstream
         try:
             if self._start is Start.NEXT:
-                last = (await js.stream_info(self.stream)).state.last_seq
-                if not self._started or last < self._position:
-                    # The first run starts at the end; a re-created stream is read from its start.
-                    self._position = 0 if self._started else last
-                    self._started = True
+                self._locate(await js.stream_info(self.stream))
                 run.highest = self._position
             run.listener = await connection.listen(inbox, run.handle)
             self._sink.begin()
@@ -157,6 +154,15 @@ class Follower:
         except nats.errors.Error as exc:
             raise BusError(f"{self.stream}: {exc}") from exc
         run.target(state.last_seq, empty=not state.messages)
+
+    def _locate(self, info: StreamInfo) -> None:
+        """Where to go on: at the end in the first run, in a stream made anew at its start."""
+        last = info.state.last_seq
+        if self._created is None:
+            self._position = last
+        elif info.created != self._created or last < self._position:
+            self._position = 0
+        self._created = info.created
 
     def _config(self, inbox: str, name: str) -> ConsumerConfig:
         snapshot = self._start is Start.SNAPSHOT

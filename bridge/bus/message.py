@@ -26,6 +26,11 @@ class Message:
         self._malformed = False
 
     @property
+    def size(self) -> int:
+        """The bytes of headers and payload together."""
+        return len(self._raw) + len(self.data)
+
+    @property
     def headers(self) -> Mapping[str, str]:
         """The headers; of a name given twice, the last value. See `malformed`."""
         if self._headers is None:

@@ -215,9 +215,10 @@ class Records(Generic[T]):
     def complete(self, last_seq: int) -> None:
         if self._next is not None:
             before, self._view, self._next = self._view, self._next, None
-            for key in before.records.keys() | self._view.records.keys():
+            blurred = before.unreadable.keys() ^ self._view.unreadable.keys()
+            for key in before.records.keys() | self._view.records.keys() | blurred:
                 old, new = before.records.get(key), self._view.records.get(key)
-                if old != new:
+                if old != new or key in blurred:
                     self._tell(key, old, new.value if new else None)
         self._advance(max(self._view.seq, last_seq))
         self._live.set()

@@ -20,13 +20,14 @@ from msgspec import Struct, field
 from bridge.bus.connection import Connection, Listener
 from bridge.bus.discovery import Description, EndpointInfo, EndpointStats
 from bridge.bus.message import Message
-from bridge.errors import BusError
+from bridge.errors import BusError, NotPermitted
 from bridge.subjects import INBOXES
 from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
 
 MAX_BODY: Final = 64 * 1024  # bytes
+_MAX_HEADERS: Final = 64 * 1024  # bytes; they wait in the queue with the body
 _WORKERS: Final = 64  # requests handled at once
 _BACKLOG: Final = 4096  # requests that may wait for a worker
 
@@ -100,9 +101,16 @@ class Responder:
             await asyncio.Event().wait()
 
     async def listening(self) -> None:
-        """Return when the server knows of every endpoint."""
+        """Return when the server knows of every endpoint; raises NotPermitted if it refuses one.
+
+        Discovery may be refused: the log says so.
+        """
         await self._open.wait()
         await self._connection.flush()
+        wanted = {endpoint.subject for endpoint in self._endpoints}
+        for listener in self._listeners:
+            if listener.denied and listener.subject in wanted:
+                raise NotPermitted(listener.subject, "listen on")
 
     async def stop_intake(self) -> None:
         """Take no further requests, and return when those taken are answered."""
@@ -122,13 +130,8 @@ class Responder:
             reason = "reply subject is not an inbox" if message.reply else "no reply subject"
             self._count_error(endpoint, reason)
             self._connection.metrics.refuse(endpoint.name, reason)
-        elif len(message.data) > MAX_BODY:
-            size = len(message.data)
-            self._send(
-                endpoint,
-                message,
-                endpoint.refuse(f"a body of {size} bytes is too large: at most {MAX_BODY}"),
-            )
+        elif problem := _too_large(message):
+            self._send(endpoint, message, endpoint.refuse(problem))
         elif self._queue.full():
             self._send(endpoint, message, endpoint.refuse("Busy: too many requests; try again"))
         else:
@@ -178,7 +181,10 @@ class Responder:
         verb = message.subject.split(".")[1]
         answer = self._description.answer(verb, self._infos, self._stats)
         if answer is not None:
-            self._connection.publish(message.reply, answer)
+            try:
+                self._connection.publish(message.reply, answer)
+            except BusError:  # not worth a line in the log: anybody may ask
+                self._connection.metrics.refuse("discovery", "reply not sent")
 
     def _infos(self) -> list[EndpointInfo]:
         return [
@@ -209,3 +215,14 @@ class Responder:
                 )
             )
         return found
+
+
+def _too_large(message: Message) -> str:
+    """What to tell the sender of a request that takes too much room; empty if it does not."""
+    body = len(message.data)
+    headers = message.size - body
+    if body > MAX_BODY:
+        return f"a body of {body} bytes is too large: at most {MAX_BODY}"
+    if headers > _MAX_HEADERS:
+        return f"headers of {headers} bytes are too large: at most {_MAX_HEADERS}"
+    return ""

@@ -55,14 +55,18 @@ async def store(
     """Publish into whatever stream takes `subject`, and wait until it is stored.
 
     Raises Conflict and StoreRefused (not stored), CutOff and NoResponders (not sent; no stream
-    takes the subject), NoReply (the outcome is unknown).
+    takes the subject), NoReply (the outcome is unknown; also when somebody else who hears the
+    subject answered first).
     """
     message = await connection.request(subject, data, headers=headers, timeout=timeout)
     try:
         ack = _ACK.decode(message.data)
-    except msgspec.MsgspecError as exc:
-        raise StoreRefused(subject, 0, f"not an acknowledgement: {message.data[:80]!r}") from exc
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        ack = _Ack()
     if ack.error is None:
+        if not (ack.stream and ack.seq > 0):
+            connection.metrics.refuse("store", "not an acknowledgement")
+            raise NoReply(subject, timeout)
         return Stored(ack.seq, ack.duplicate)
     code, description = ack.error.err_code, ack.error.description
     if code in _CONFLICTS:

@@ -161,7 +161,7 @@ async def ensure(
     Raises StoreUnsuitable (no JetStream, too old, not permitted), TopologyMismatch, and BusError
     for an outage. Safe to run by many at once, and again.
     """
-    level = api_level(connection)
+    level = await api_level(connection)
     wanted = streams(
         connection.subjects,
         replicas=replicas,
@@ -171,18 +171,38 @@ async def ensure(
     return [str(config.name) for config in wanted if await _ensure_stream(connection, config)]
 
 
-def api_level(connection: Connection) -> int:
-    """The server's JetStream API level; raises StoreUnsuitable if it is off or too old."""
+async def api_level(connection: Connection) -> int:
+    """JetStream's API level; raises StoreUnsuitable if it is off or too old.
+
+    The server that one is connected to need not tell: nats-server 2.11 does not, and that of a
+    leaf node has no JetStream itself. Then the account is asked.
+    """
     info = connection.server_info
-    if not info.get("jetstream"):
-        raise StoreUnsuitable(
-            "this NATS server has no JetStream: start it with `-js`, or let its cluster have it"
-        )
-    level = int(info.get("api_lvl") or 0)
+    told = info.get("api_lvl") if info.get("jetstream") else None
+    level = int(told or await _account_level(connection))
     if level < _MIN_API_LEVEL:
         version = info.get("version", "?")
         raise StoreUnsuitable(f"nats-server {version} is too old: 2.11 or newer is needed")
     return level
+
+
+async def _account_level(connection: Connection) -> int:
+    try:
+        return (await connection.jetstream.account_info()).api.level or 0
+    except (nats.errors.NoRespondersError, nats.js.errors.ServiceUnavailableError) as exc:
+        if domain := connection.settings.domain:  # behind a leaf node: it may come back
+            raise BusError(f"JetStream's domain {domain} does not answer") from exc
+        raise StoreUnsuitable(
+            "this NATS server has no JetStream: start it with `-js`, or let its cluster have it"
+        ) from exc
+    except nats.js.errors.APIError as exc:
+        if exc.err_code in _NO_JETSTREAM:
+            raise StoreUnsuitable(f"JetStream is off for this account: {exc.description}") from exc
+        raise mapped("JetStream", exc) from exc
+    except NotPermitted as exc:
+        raise StoreUnsuitable(f"JetStream cannot be asked what it can do: {exc}") from exc
+    except (nats.errors.Error, TimeoutError) as exc:
+        raise mapped("JetStream", exc) from exc
 
 
 async def _ensure_stream(connection: Connection, config: StreamConfig) -> bool:

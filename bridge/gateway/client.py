@@ -58,6 +58,8 @@ _POLL: Final = 1.0  # seconds between looks, at most, should no event say more
 _COMEBACK: Final = 10.0  # seconds after an outage in which Boxes may not be back yet
 _AGAIN_AFTER: Final = 0.25  # seconds before asking those again who could not answer
 _AGAIN: Final = ("Busy", "not ready")  # refusals that another moment, or another Box, may lift
+_EXPIRED: Final = "expired"  # what a Box says of a request that came too late
+_LOOK: Final = 5.0  # seconds for one look at the instances
 _SERVING: Final = (InstanceState.READY, InstanceState.BUSY)
 
 Progress = Callable[[InstancesResponse], None]
@@ -125,7 +127,10 @@ class ScaleClient:
         if dry_run:
             headers[DRY_RUN] = "true"
         deadline = asyncio.get_running_loop().time() + limit
-        response = await self._ask_to_scale(request, headers, deadline, limit)
+        question = _Question(
+            self._subjects.scale, encode(request), deadline, limit, headers, request.request_id
+        )
+        response = await self._ask_to_scale(question)
         if not response.accepted:
             capped = (response.error or "").startswith("Capped to")
             raise ScaleCapped(response) if capped else ScaleRefused(response)
@@ -135,7 +140,7 @@ class ScaleClient:
             await self._wait(service, goal, limit, deadline, progress)
         return response
 
-    async def observe(self, service: str = "", *, timeout: float = 5.0) -> InstancesResponse:
+    async def observe(self, service: str = "", *, timeout: float = _LOOK) -> InstancesResponse:
         """All instances of `service`, or of every service, oldest first, as they stand now.
 
         Raises NoBoxError, RequestTimeout, and ScaleError for what a Box refuses.
@@ -173,7 +178,7 @@ class ScaleClient:
     ) -> InstancesResponse:
         """Return when at least `n` instances of `service` are Ready or Busy.
 
-        Raises WaitTimeout, naming the newest failure, NoBoxError and RequestTimeout.
+        Raises WaitTimeout, naming the newest failure, and NoBoxError.
         """
         deadline = asyncio.get_running_loop().time() + timeout
 
@@ -184,66 +189,54 @@ class ScaleClient:
 
     # ── asking ───────────────────────────────────────────────────────────────────────────
 
-    async def _ask_to_scale(
-        self, request: ScaleRequest, headers: dict[str, str], deadline: float, limit: float
-    ) -> ScaleResponse:
-        subject, body = self._subjects.scale, encode(request)
+    async def _ask_to_scale(self, question: _Question) -> ScaleResponse:
         while True:
-            message = await self._ask(
-                subject, body, headers, deadline, limit, request_id=request.request_id
-            )
-            response = decode(ScaleResponse, message.data)
-            if response.accepted or not (response.error or "").startswith(_AGAIN):
+            response = decode(ScaleResponse, (await self._ask(question)).data)
+            error = response.error or ""
+            if response.accepted or not error.startswith((*_AGAIN, _EXPIRED)):
                 return response
-            if not await _pause(_AGAIN_AFTER, deadline):
+            if error.startswith(_EXPIRED) or not await _pause(_AGAIN_AFTER, question.deadline):
+                if question.unanswered:
+                    raise question.timed_out()  # no Box looked whether the first had an effect
                 return response
 
     async def _page(
         self, service: str, offset: int, deadline: float, limit: float
     ) -> InstancesResponse:
         body = encode(InstancesRequest(service=service, offset=offset, limit=_PAGE))
+        question = _Question(self._subjects.instances, body, deadline, limit)
         while True:
-            message = await self._ask(self._subjects.instances, body, {}, deadline, limit)
-            page = decode(InstancesResponse, message.data)
+            page = decode(InstancesResponse, (await self._ask(question)).data)
             if page.error is None:
                 return page
             if not page.error.startswith(_AGAIN) or not await _pause(_AGAIN_AFTER, deadline):
                 raise ScaleError(page.error)
 
-    async def _ask(
-        self,
-        subject: str,
-        body: bytes,
-        headers: dict[str, str],
-        deadline: float,
-        limit: float,
-        *,
-        request_id: str = "",
-    ) -> Message:
+    async def _ask(self, question: _Question) -> Message:
         """The answer, asked for every second until the deadline."""
+        subject, deadline = question.subject, question.deadline
         loop = asyncio.get_running_loop()
-        sent = False
         while (left := deadline - loop.time()) > 0:
             try:
                 return await self.connection.request(
-                    subject, body, headers=headers, timeout=min(RESEND, left)
+                    subject, question.body, headers=question.headers, timeout=min(RESEND, left)
                 )
             except NoReply:
-                sent = True
+                question.unanswered = True
             except NoResponders as exc:
                 # After an outage Boxes come back a moment later than this client may.
-                if not sent and self.connection.back_for() > _COMEBACK:
+                if not question.unanswered and self.connection.back_for() > _COMEBACK:
                     raise NoBoxError(subject) from exc
                 await asyncio.sleep(min(_AGAIN_AFTER, left))
             except CutOff:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(deadline):
                         await self.connection.wait_connected()
-                if not (sent or self.connection.connected):
+                if not (question.unanswered or self.connection.connected):
                     raise
-        if not sent:
+        if not question.unanswered:
             raise NoBoxError(subject)
-        raise RequestTimeout(subject, limit, request_id)
+        raise question.timed_out()
 
     # ── waiting ──────────────────────────────────────────────────────────────────────────
 
@@ -267,12 +260,16 @@ class ScaleClient:
             stirred.set()
 
         listener = await self.connection.listen(self._subjects.events(service), on_event)
-        pause = _FIRST_LOOK
+        loop = asyncio.get_running_loop()
+        pause, ready = _FIRST_LOOK, 0
         try:
-            while True:
+            while (left := deadline - loop.time()) > 0:
                 pause = _FIRST_LOOK if stirred.is_set() else min(pause * 2, _POLL)
                 stirred.clear()
-                seen = await self.observe(service)
+                try:
+                    seen = await self.observe(service, timeout=min(_LOOK, left))
+                except RequestTimeout:
+                    continue  # Boxes may come to again; the request was taken
                 if progress is not None:
                     progress(seen)
                 notice = seen.notices.get(service, "")
@@ -280,14 +277,37 @@ class ScaleClient:
                     return seen
                 if notice:
                     raise ScaleError(f"{service}: {notice}")
-                loop = asyncio.get_running_loop()
-                if loop.time() >= deadline:
-                    raise WaitTimeout(service, _serving(seen), goal.count, limit, last_failure)
+                ready = _serving(seen)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(min(deadline, loop.time() + pause)):
                         await stirred.wait()
+            raise WaitTimeout(service, ready, goal.count, limit, last_failure)
         finally:
             await listener.close()
+
+
+class _Question:
+    """What is asked, until when, and whether it was sent `unanswered`: with unknown effect."""
+
+    def __init__(
+        self,
+        subject: str,
+        body: bytes,
+        deadline: float,
+        limit: float,
+        headers: dict[str, str] | None = None,
+        request_id: str = "",
+    ) -> None:
+        self.subject = subject
+        self.body = body
+        self.deadline = deadline
+        self.headers = headers
+        self.unanswered = False
+        self._limit = limit
+        self._request_id = request_id
+
+    def timed_out(self) -> RequestTimeout:
+        return RequestTimeout(self.subject, self._limit, self._request_id)
 
 
 class _Goal:

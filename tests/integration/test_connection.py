@@ -198,7 +198,7 @@ async def test_a_client_that_the_server_closed_for_good_is_made_anew(
         await eventually(lambda: connection._client is not before)
         await connection.wait_connected()
         assert (await connection.request("echo", b"x")).data == b"x"
-        assert connection.metrics.bus.labels("rebuild")._value.get() == 1
+        assert connection.metrics.bus.labels("disconnected")._value.get() == 1
 
 
 async def test_a_client_whose_read_loop_has_ended_is_made_anew(server: EmbeddedServer) -> None:

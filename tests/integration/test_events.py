@@ -156,3 +156,9 @@ async def test_a_stream_that_is_made_anew_is_followed_from_its_start(
             await topology.ensure(connection)
             await tell(connection, "anew")
             assert texts(await read(stream, 1)) == ["anew"]
+            # Made anew, and longer than before by the time that the reader looks.
+            await connection.jetstream.delete_stream("BOX_EVENTS")
+            await topology.ensure(connection)
+            for number in range(3):
+                await tell(connection, f"again {number}")
+            assert texts(await read(stream, 3)) == [f"again {number}" for number in range(3)]

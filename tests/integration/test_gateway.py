@@ -244,6 +244,29 @@ async def test_busy_and_not_ready_are_asked_again_and_other_refusals_are_not(
             await client.scale("web", 3, timeout=0.6)
 
 
+@pytest.mark.parametrize(
+    "last", ["Busy: too many", "not ready: its view is not current", "expired at noon"]
+)
+async def test_a_refusal_that_says_nothing_of_an_unanswered_try_leaves_it_unknown(
+    server: EmbeddedServer, last: str
+) -> None:
+    async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
+        box = await FakeBox.listening(connection, None, *[answered(accepted=False, error=last)] * 9)
+        with pytest.raises(RequestTimeout, match="outcome is unknown"):
+            await client.scale("web", 3, timeout=1.5)
+        assert len(box.requests) > 1
+
+
+async def test_silence_after_the_request_was_taken_ends_the_wait_at_its_timeout(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
+        await connection.listen("box.instances", lambda message: None)
+        await FakeBox.listening(connection, answered())
+        with pytest.raises(WaitTimeout, match="0 of 3 Ready"):
+            await client.scale("web", 3, wait=True, timeout=0.5)
+
+
 async def test_a_request_that_was_never_sent_is_told_as_cut_off(server: EmbeddedServer) -> None:
     async with ScaleClient.connect(server.url) as client:
         await server.kill()

@@ -13,10 +13,11 @@ from msgspec import Struct
 
 from bridge.bus import topology
 from bridge.bus.connection import Connection
+from bridge.bus.message import Message
 from bridge.bus.records import Records
 from bridge.bus.server import EmbeddedServer
 from bridge.bus.store import store
-from bridge.errors import Conflict
+from bridge.errors import Conflict, NoReply
 from bridge.tasks import task_scope
 from tests.support import connect, eventually
 
@@ -151,6 +152,17 @@ async def test_a_record_that_cannot_be_read_is_nobodys(server: EmbeddedServer) -
         assert refusals == {"box_slots: unreadable record": 2}
 
 
+async def test_a_record_that_was_unreadable_before_the_view_began_is_told(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as vandal:
+        await topology.ensure(vandal)
+        await store(vandal, "$KV.box_slots.web.1", b"nonsense")
+        async with views(server) as [view]:
+            assert view.told == [("web.1", None, None)]
+            assert "web.1" in view.records.unreadable
+
+
 async def test_the_store_itself_can_be_asked(server: EmbeddedServer) -> None:
     async with views(server) as [view]:
         assert await view.records.read("web.1") is None
@@ -259,3 +271,19 @@ async def test_hostile_subjects_and_strangers_do_not_stop_a_view(server: Embedde
         await eventually(lambda: len(view.records.unreadable) == 2)
         assert view.values() == {"web.1": 1}
         assert view.records.live
+
+
+@pytest.mark.parametrize("answer", [b"{}", b'{"hello":1}', b"ok", b"\xff", b"null"])
+async def test_a_strangers_answer_is_no_acknowledgement(
+    server: EmbeddedServer, answer: bytes
+) -> None:
+    async with connect(server.url) as connection:
+
+        def meddle(message: Message) -> None:
+            connection.publish(message.reply, answer)
+
+        await connection.listen("subject", meddle)
+        with pytest.raises(NoReply, match="outcome is unknown"):
+            await store(connection, "subject", b"x")
+        refusals = connection.metrics.refusals()
+        assert refusals == {"store: not an acknowledgement": 1}

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from bridge.bus.discovery import Description
 from bridge.bus.message import Message
 from bridge.bus.responder import MAX_BODY, Endpoint, Reply, Responder
 from bridge.bus.server import EmbeddedServer
-from bridge.errors import NoResponders
+from bridge.errors import NoResponders, NotPermitted
 from bridge.tasks import task_scope
+from tests.integration.test_connection import configured, raw
 from tests.support import connect, eventually
 
 DESCRIPTION = Description(
@@ -61,7 +63,10 @@ def refusal(error: str) -> Reply:
 @asynccontextmanager
 async def responding(server: EmbeddedServer, **settings: Any) -> AsyncIterator[Any]:
     """A service, a responder that answers for it, and a caller's connection."""
-    async with connect(server.url, **settings) as connection, connect(server.url) as caller:
+    async with (
+        connect(server.url, **settings) as connection,
+        connect(server.url, **settings) as caller,
+    ):
         service = Service()
         endpoint = Endpoint(
             name="scale", subject="box.scale", queue="box", handle=service.handle, refuse=refusal
@@ -101,6 +106,13 @@ async def test_a_body_over_the_bound_never_reaches_the_handler(server: EmbeddedS
         assert answer == f"a body of {MAX_BODY + 1} bytes is too large: at most {MAX_BODY}".encode()
         assert service.taken == []
         assert await ask(caller, b"x" * MAX_BODY) == b"done " + b"x" * MAX_BODY
+
+
+async def test_headers_over_the_bound_do_not_wait_in_the_queue(server: EmbeddedServer) -> None:
+    async with responding(server) as (service, _, caller):
+        answer = await ask(caller, b"x", headers={"A": "x" * 100_000})
+        assert answer.startswith(b"headers of 1000")
+        assert service.taken == []
 
 
 async def test_replies_carry_our_headers_and_none_of_the_callers(server: EmbeddedServer) -> None:
@@ -229,3 +241,33 @@ async def test_discovery_answers_inboxes_alone_and_knows_three_verbs(
         assert leaked == []
         refusals = responder._connection.metrics.refusals()
         assert refusals == {"discovery: reply subject is not an inbox": 1}
+
+
+async def test_a_reply_subject_that_is_longer_in_bytes_than_in_letters_costs_one_reply(
+    server: EmbeddedServer,
+) -> None:
+    async with responding(server) as (_, responder, caller):
+        connection = responder._connection
+        client = connection._client
+        reply = b"_INBOX." + b"\xff" * 500 + "\N{EURO SIGN}".encode() * 1100
+        async with raw(server) as peer:
+            peer.write(b"PUB $SRV.PING %s 0\r\n\r\n" % reply)
+            peer.write(b"PUB box.scale %s 1\r\nx\r\n" % reply)
+        await eventually(lambda: len(connection.metrics.refusals()) == 2)
+        assert set(connection.metrics.refusals()) == {
+            "discovery: reply not sent",
+            "scale: reply not sent",
+        }
+        assert await ask(caller, b"x") == b"done x"
+        assert connection._client is client
+
+
+async def test_a_user_that_may_not_listen_on_an_endpoint_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    user = '{ user: u, password: p, permissions: { subscribe: { deny: "box.scale" } } }'
+    async with configured(tmp_path, f"authorization {{ users: [{user}] }}") as server:
+        with pytest.raises(NotPermitted, match=r"may not listen on box\.scale"):
+            async with responding(server, user="u", password="p"):
+                raise AssertionError("nothing would ever reach the endpoint")
+    assert 'Permissions Violation for Subscription to "box.scale"' in caplog.text

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
+from nats.js import JetStreamContext
+from nats.js.api import APIStats, DiscardPolicy, RetentionPolicy, StorageType
 
 from bridge.bus import topology
-from bridge.bus.server import EmbeddedServer
-from bridge.errors import StoreUnsuitable, TopologyMismatch
+from bridge.bus.server import EmbeddedServer, _listening, find_binary
+from bridge.errors import BusError, StoreUnsuitable, TopologyMismatch
 from bridge.subjects import Subjects
-from tests.support import connect
+from tests.support import connect, eventually
 
 NAMES = [
     "BOX_EVENTS",
@@ -112,19 +119,59 @@ async def test_a_stream_that_takes_our_subjects_is_named(server: EmbeddedServer)
             await topology.ensure(connection)
 
 
-@pytest.mark.parametrize(
-    ("info", "said"),
-    [
-        ({}, "no JetStream"),
-        ({"jetstream": True, "version": "2.9.0"}, "2.9.0 is too old: 2.11 or newer"),
-    ],
-)
-async def test_a_server_that_cannot_keep_the_promises_is_refused(
-    server: EmbeddedServer, info: dict[str, Any], said: str
+@asynccontextmanager
+async def without_jetstream(directory: Path, config: str = "") -> AsyncIterator[str]:
+    """A server without JetStream; yields its URL."""
+    directory.mkdir()
+    file = directory / "server.conf"
+    file.write_text(f"listen: '127.0.0.1:-1'\n{config}")
+    process = subprocess.Popen(
+        [str(find_binary()), "-c", str(file), "--ports_file_dir", str(directory)],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield await eventually(lambda: _listening(directory))
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def test_a_server_without_jetstream_is_refused(tmp_path: Path) -> None:
+    async with without_jetstream(tmp_path / "plain") as url, connect(url) as connection:
+        with pytest.raises(StoreUnsuitable, match="no JetStream"):
+            await topology.ensure(connection)
+
+
+async def test_the_jetstream_behind_a_leaf_node_is_used(tmp_path: Path, unused_port: int) -> None:
+    hub = tmp_path / "hub.conf"
+    hub.write_text(
+        f"jetstream {{ domain: hub }}\nleafnodes {{ listen: '127.0.0.1:{unused_port}' }}"
+    )
+    remote = f"leafnodes {{ remotes: [ {{ url: 'nats://127.0.0.1:{unused_port}' }} ] }}"
+    async with (
+        EmbeddedServer(tmp_path / "hub", config=hub),
+        without_jetstream(tmp_path / "leaf", remote) as url,
+        connect(url, domain="hub") as connection,
+    ):
+
+        async def ensured() -> bool:
+            with contextlib.suppress(BusError):  # until the leaf has reached its hub
+                return len(await topology.ensure(connection)) == 6
+            return False
+
+        await eventually(ensured)
+
+
+async def test_a_server_that_is_too_old_is_refused(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def old(self: JetStreamContext) -> SimpleNamespace:
+        return SimpleNamespace(api=APIStats(total=0, errors=0))
+
     async with connect(server.url) as connection:
-        connection._client._server_info = info
-        with pytest.raises(StoreUnsuitable, match=said):
+        monkeypatch.setattr(JetStreamContext, "account_info", old)
+        connection._client._server_info = {"jetstream": True, "version": "2.9.0"}
+        with pytest.raises(StoreUnsuitable, match=r"2\.9\.0 is too old: 2\.11 or newer"):
             await topology.ensure(connection)
 
 

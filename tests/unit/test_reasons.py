@@ -1,0 +1,28 @@
+"""Why a connection failed, in words, and whether another try may help."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+import nats.errors
+import pytest
+
+from bridge.bus.reasons import is_refusal, told
+
+
+@pytest.mark.parametrize(
+    ("exc", "words", "refusal"),
+    [
+        (ConnectionRefusedError(111, "Connect call failed"), "connection refused", False),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known", False),
+        (TimeoutError(), "TimeoutError", False),
+        (ssl.SSLError(1, "wrong version number"), "wrong version number", True),
+        (nats.errors.Error("nats: 'Authorization Violation'"), "Authorization Violation", True),
+        (nats.errors.Error("nats: empty response from server when expecting INFO message"),
+         "empty response", False),
+    ],
+)  # fmt: skip
+def test_a_reason_is_told_and_judged(exc: Exception, words: str, refusal: bool) -> None:
+    assert words in told(exc)
+    assert is_refusal(exc) is refusal
