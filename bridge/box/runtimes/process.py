@@ -83,6 +83,7 @@ class ProcessRuntime:
     async def start(self, handle: Handle) -> None:
         process = self._process(handle)
         process.port = self._take_port(process)
+        process.popen = None
         process.ended = asyncio.get_running_loop().create_future()
         try:
             process.popen = await asyncio.to_thread(self._spawn, process)
@@ -269,11 +270,16 @@ class ProcessRuntime:
 
     def _is_living(self, label: str) -> bool:
         process = self._processes.get(Path(label).name)
-        return process is not None and _running(process)
+        # One that is being spawned carries the label before its pid is known here.
+        return process is not None and _started(process)
+
+
+def _started(process: Process) -> bool:
+    return process.ended is not None and not process.ended.done()
 
 
 def _running(process: Process) -> bool:
-    return process.popen is not None and process.ended is not None and not process.ended.done()
+    return process.popen is not None and _started(process)
 
 
 def _signal_group(pid: int, number: int) -> None:
