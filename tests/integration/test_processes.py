@@ -12,6 +12,8 @@ import pytest
 
 from bridge.box.runtimes.base import Exit, Spec
 from bridge.box.runtimes.process import Process, ProcessRuntime
+from tests.boxes import labelled
+from tests.support import eventually
 
 
 @pytest.fixture
@@ -56,3 +58,27 @@ async def test_a_sweep_spares_an_instance_that_is_being_spawned(
         assert await runtime.sweep() == []
         swept.set()
     assert await runtime.stop(process, 5) == Exit(signal=15)
+
+
+FLUSH_SLOWLY = """
+trap 'sleep 0.3; echo flushed; exit' TERM
+echo up
+while :; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize(
+    ("grace", "said"), [(10.0, "up\nflushed\n"), (0.0, "up\n")], ids=["in-time", "too-late"]
+)
+async def test_what_a_shell_runs_has_the_grace_although_the_shell_is_gone(
+    runtime: ProcessRuntime, tmp_path: Path, grace: float, said: str
+) -> None:
+    (tmp_path / "service.sh").write_text(FLUSH_SLOWLY)
+    (tmp_path / "start.sh").write_text("/bin/sh service.sh\necho the shell was not ended\n")
+    process = await runtime.create(spec(tmp_path, "/bin/sh", "start.sh"))
+    await runtime.start(process)
+    log = process.spec.directory / "stdout.log"
+    await eventually(lambda: log.read_text() == "up\n")
+    await runtime.stop(process, grace)
+    await eventually(lambda: not labelled(str(process.spec.directory)))
+    assert log.read_text() == said
