@@ -95,6 +95,11 @@ class Instance:
         """Whether it was told to go."""
         return self._leave.is_set()
 
+    @property
+    def ended(self) -> bool:
+        """Whether its life is over; that may still be to be told."""
+        return self.life.info.state in lifecycle.ENDED
+
     def served_for(self) -> float:
         """For how many seconds it has been serving; 0 if it never did."""
         return 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
