@@ -70,13 +70,14 @@ def plan(
 ) -> list[Action]:
     """What `me` should do about `service`; `local` is what it has in which slot.
 
-    A missing record is no order: nothing is started or stopped for it.
+    A missing record is no order: nothing is started or stopped for it. Drains come first: they
+    ask for no wait, during which the record could change.
     """
     record = fleet.services.get(service)
     if record is None:
         return []
     slots = fleet.slots_of(service)
-    actions: list[Action] = []
+    actions = _unwanted(record, slots, me, local)
     for slot in record.slots:
         claim = slots.get(slot)
         if claim is not None and me.holds(claim):
@@ -85,7 +86,6 @@ def plan(
     free = [slot for slot in free if slot not in fleet.unreadable.get(service, ())]
     placed = place(service, fleet, record, free)
     actions += [Claim(slot=slot) for slot in free if placed.get(slot) == me.host]
-    actions += _unwanted(record, slots, me, local)
     return actions
 
 
