@@ -199,9 +199,20 @@ def _capacity(
     used = sum(record.target for name, record in fleet.services.items() if name in rivals)
     used += sum(len(fleet.slots_of(name)) for name in rivals & fleet.unreadable_services)
     total = sum(host.max_instances for host in able.values())
-    if all(host_port(config, host, service) for host in able.values()):
+    if _fixes_port(able, config, service):
         total = min(total, len(able) + used)
     return total, used
+
+
+def _fixes_port(hosts: Mapping[str, HostRecord], config: ScaleConfig, service: str) -> bool:
+    return all(host_port(config, host, service) for host in hosts.values())
+
+
+def _one_a_host(hosts: int, target: int) -> str:
+    return (
+        f"config: port_map fixes a host port, which one instance of each host can have: {hosts} "
+        f"can, but {target} instances are granted; ask for at most {hosts} with it"
+    )
 
 
 def host_port(config: ScaleConfig, host: HostRecord, service: str) -> int:
@@ -222,6 +233,9 @@ def _grant(
     request = asked.request
     total, used = _capacity(request.service, fleet, config, able)
     target = min(request.replicas, max(total - used, 0, record.target))
+    fixed_before = _fixes_port(able, record.config, request.service)
+    if target > len(able) and _fixes_port(able, config, request.service) and not fixed_before:
+        return refuse(request, fleet, _one_a_host(len(able), target))
     accepted = target == request.replicas
     error = None
     if not accepted:
