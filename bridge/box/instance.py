@@ -232,7 +232,7 @@ class Instance:
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.drain_timeout
-        while self._around.traffic.inflight(self._handle.port):
+        while (await self._around.traffic.inflight())[self._handle.port]:
             if loop.time() >= deadline:
                 self._note(f"requests still in flight after {self._config.drain_timeout:g} s")
                 return
