@@ -30,6 +30,7 @@ async def task_scope() -> AsyncIterator[asyncio.TaskGroup]:
                 yield group
             except Exception as exc:  # re-raised below, without the group around it
                 raised = exc
+            cancels = owner.cancelling()  # what came before now was the block's to heed
             raise _BlockEnded
     except BaseExceptionGroup as failures:
         _, rest = failures.split(_BlockEnded)

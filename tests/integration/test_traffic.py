@@ -25,23 +25,26 @@ async def test_the_loop_goes_on_while_the_tables_are_read_and_probes_do_not_coun
         yield from read_tables()
 
     monkeypatch.setattr("bridge.box.traffic.read_tables", read_while_probed)
-    connected, counted = asyncio.Barrier(3), asyncio.Event()
+    connected, counted, closed = (asyncio.Barrier(3) for _ in range(3))
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await connected.wait()
         await counted.wait()
         writer.close()
+        await writer.wait_closed()
+        await closed.wait()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server, Prober.open("127.0.0.1") as prober, asyncio.TaskGroup() as tasks:
         counting = tasks.create_task(Traffic(prober).inflight())
         assert await asyncio.to_thread(reading.wait, 10)
-        probe = tasks.create_task(prober.probe(Probe(http="/", timeout=10), port))
+        tasks.create_task(prober.probe(Probe(http="/", timeout=10), port))
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         await connected.wait()
         probing.set()
         assert (await counting)[port] == 1  # the client's; the probe's is not counted
-        counted.set()
-        await probe
+        await counted.wait()
         writer.close()
+        await writer.wait_closed()
+        await closed.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -56,6 +57,20 @@ async def test_a_timeout_that_passes_while_the_tasks_end_is_raised() -> None:
 
     with pytest.raises(TimeoutError):
         await block()
+
+
+async def test_a_cancellation_that_the_block_heeded_is_over() -> None:
+    async def block() -> str:
+        async with task_scope():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        return "went on"
+
+    async with asyncio.TaskGroup() as group:
+        work = group.create_task(block())
+        await asyncio.sleep(0)
+        work.cancel()
+    assert work.result() == "went on"
 
 
 async def test_what_the_block_or_a_single_task_raises_comes_out_bare() -> None:
