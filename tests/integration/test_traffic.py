@@ -30,6 +30,7 @@ async def test_the_loop_goes_on_while_the_tables_are_read_and_probes_do_not_coun
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await connected.wait()
         await counted.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")  # else the probe comes again
         writer.close()
         await writer.wait_closed()
         await closed.wait()
