@@ -17,8 +17,12 @@ async def task_scope() -> AsyncIterator[asyncio.TaskGroup]:
 
     When the block ends, tasks that still run are cancelled and awaited. When a task fails, the
     block is cancelled and the failure raised. The block's own exception comes out as it is, not
-    wrapped in a group, and so does the failure of a single task.
+    wrapped in a group, and so does the failure of a single task. A cancellation that arrives
+    while the tasks are being ended is raised once they have.
     """
+    owner = asyncio.current_task()
+    assert owner is not None
+    cancels = owner.cancelling()
     raised: Exception | None = None
     try:
         async with asyncio.TaskGroup() as group:
@@ -26,11 +30,14 @@ async def task_scope() -> AsyncIterator[asyncio.TaskGroup]:
                 yield group
             except Exception as exc:  # re-raised below, without the group around it
                 raised = exc
+            cancels = owner.cancelling()  # what came before now was the block's to heed
             raise _BlockEnded
     except BaseExceptionGroup as failures:
         _, rest = failures.split(_BlockEnded)
         if raised is None and rest is not None:
             raise _bare(rest) from None
+    if owner.cancelling() > cancels:  # a TaskGroup that is ending its tasks drops it
+        raise asyncio.CancelledError
     if raised is not None:
         raise raised
 

@@ -66,6 +66,8 @@ def decide(asked: Asked, fleet: FleetState) -> Verdict:
         return refuse(request, fleet, str(exc))
     if len(request.request_id) > MAX_REQUEST_ID:
         return refuse(request, fleet, f"request_id is longer than {MAX_REQUEST_ID} letters")
+    if request.service in fleet.unreadable_services:
+        return refuse(request, fleet, _unreadable(request.service, asked.host))
     record = fleet.services.get(request.service) or ServiceRecord()
     if receipt := _receipt(record, request.request_id):
         return _repeat(asked, fleet, receipt, record)
@@ -165,6 +167,13 @@ def _unknown(service: str, fleet: FleetState) -> str:
     return f"unknown service {service!r}: no live Box lists it; known: {listed or 'none'}"
 
 
+def _unreadable(service: str, host: str) -> str:
+    return (
+        f"the record of {service!r} cannot be read by Box {host}: a newer Box wrote it, or it is "
+        "damaged; bring this Box up to date, or restore the record"
+    )
+
+
 def _able(
     offering: Mapping[str, HostRecord], config: ScaleConfig
 ) -> tuple[dict[str, HostRecord], str]:
@@ -183,14 +192,27 @@ def _capacity(
 ) -> tuple[int, int]:
     """How many instances `able` could hold in all, and how many other services may take.
 
-    A fixed host port leaves room for one instance a host.
+    A fixed host port leaves room for one instance a host. What is promised to a service whose
+    record cannot be read is at least what it holds.
     """
     rivals = {name for host in able.values() for name in host.services} - {service}
     used = sum(record.target for name, record in fleet.services.items() if name in rivals)
+    used += sum(len(fleet.slots_of(name)) for name in rivals & fleet.unreadable_services)
     total = sum(host.max_instances for host in able.values())
-    if all(host_port(config, host, service) for host in able.values()):
+    if _fixes_port(able, config, service):
         total = min(total, len(able) + used)
     return total, used
+
+
+def _fixes_port(hosts: Mapping[str, HostRecord], config: ScaleConfig, service: str) -> bool:
+    return all(host_port(config, host, service) for host in hosts.values())
+
+
+def _one_a_host(hosts: int, target: int) -> str:
+    return (
+        f"config: port_map fixes a host port, which one instance of each host can have: {hosts} "
+        f"can, but {target} instances are granted; ask for at most {hosts} with it"
+    )
 
 
 def host_port(config: ScaleConfig, host: HostRecord, service: str) -> int:
@@ -211,6 +233,9 @@ def _grant(
     request = asked.request
     total, used = _capacity(request.service, fleet, config, able)
     target = min(request.replicas, max(total - used, 0, record.target))
+    fixed_before = _fixes_port(able, record.config, request.service)
+    if target > len(able) and _fixes_port(able, config, request.service) and not fixed_before:
+        return refuse(request, fleet, _one_a_host(len(able), target))
     accepted = target == request.replicas
     error = None
     if not accepted:

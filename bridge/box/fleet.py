@@ -6,6 +6,7 @@ look costs nothing and grows with nothing but what changed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ class Fleet:
         self._hosts: dict[str, HostRecord] = {}
         self._slots: dict[str, dict[int, SlotRecord]] = {}
         self._unreadable: dict[str, set[int]] = {}
+        self._unreadable_services: set[str] = set()
         self._used: dict[str, int] = {}
         self._loads: dict[str, InstanceHealth] = {}
         self._lives: dict[str, InstanceInfo] = {}
@@ -49,15 +51,24 @@ class Fleet:
             hosts=self._hosts,
             slots=self._slots,
             unreadable=self._unreadable,
+            unreadable_services=self._unreadable_services,
             used=self._used,
             loads=self._loads,
             lives=self._lives,
         )
         self.services = Records(
-            connection, subjects.services_bucket, ServiceRecord, on_change=self._service_changed
+            connection,
+            subjects.services_bucket,
+            ServiceRecord,
+            on_change=self._service_changed,
+            on_live=self._services_live,
         )
         self.slots = Records(
-            connection, subjects.slots_bucket, SlotRecord, on_change=self._slot_changed
+            connection,
+            subjects.slots_bucket,
+            SlotRecord,
+            on_change=self._slot_changed,
+            on_live=self._slots_live,
         )
         self.hosts = Records(
             connection,
@@ -127,10 +138,13 @@ class Fleet:
     def _service_changed(
         self, key: str, old: ServiceRecord | None, new: ServiceRecord | None
     ) -> None:
-        if new is None:
-            self._services.pop(key, None)
-        else:
+        self._unreadable_services.discard(key)
+        if new is not None:
             self._services[key] = new
+        else:
+            self._services.pop(key, None)
+            if key in self.services.unreadable:
+                self._unreadable_services.add(key)
         self._touch(key)
 
     def _slot_changed(self, key: str, old: SlotRecord | None, new: SlotRecord | None) -> None:
@@ -166,6 +180,21 @@ class Fleet:
         if self._hosts.get(key) != new:
             self._hosts[key] = new
             self._touch(None)
+
+    # A complete view tells of what it holds, not of what it could not read.
+
+    def _services_live(self, live: bool) -> None:
+        if live:
+            self._unreadable_services.clear()
+            self._unreadable_services.update(self.services.unreadable)
+
+    def _slots_live(self, live: bool) -> None:
+        if live:
+            self._unreadable.clear()
+            for key in self.slots.unreadable:
+                with contextlib.suppress(NameRefused):
+                    service, slot = parse_slot_key(key)
+                    self._unreadable.setdefault(service, set()).add(slot)
 
     def _hosts_live(self, live: bool) -> None:
         if live:

@@ -95,6 +95,11 @@ class Instance:
         """Whether it was told to go."""
         return self._leave.is_set()
 
+    @property
+    def ended(self) -> bool:
+        """Whether its life is over; that may still be to be told."""
+        return self.life.info.state in lifecycle.ENDED
+
     def served_for(self) -> float:
         """For how many seconds it has been serving; 0 if it never did."""
         return 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
@@ -227,7 +232,7 @@ class Instance:
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.drain_timeout
-        while self._around.traffic.inflight(self._handle.port):
+        while (await self._around.traffic.inflight())[self._handle.port]:
             if loop.time() >= deadline:
                 self._note(f"requests still in flight after {self._config.drain_timeout:g} s")
                 return

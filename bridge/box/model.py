@@ -119,7 +119,8 @@ class FleetState(Struct, frozen=True, kw_only=True):
     """All that a decision may look at. The mappings are read, never written, by deciders.
 
     `hosts` are the live ones. `slots` has the claimed slots of each service, in its set or not;
-    `unreadable` those whose record cannot be read. `used` counts the slots that a host holds.
+    `unreadable` those whose record cannot be read, `unreadable_services` the services of which
+    that is so: neither is there, but nor is it free. `used` counts the slots that a host holds.
     `loads` are the newest health reports of all hosts, `lives` this host's own instances as they
     are, a moment ahead of their records; both by instance id.
     """
@@ -128,6 +129,7 @@ class FleetState(Struct, frozen=True, kw_only=True):
     hosts: Mapping[str, HostRecord] = field(default_factory=dict)
     slots: Mapping[str, Mapping[int, SlotRecord]] = field(default_factory=dict)
     unreadable: Mapping[str, AbstractSet[int]] = field(default_factory=dict)
+    unreadable_services: AbstractSet[str] = frozenset()
     used: Mapping[str, int] = field(default_factory=dict)
     loads: Mapping[str, InstanceHealth] = field(default_factory=dict)
     lives: Mapping[str, InstanceInfo] = field(default_factory=dict)

@@ -103,7 +103,8 @@ class Story:
             self._work.clear()
             await self._send_events()
             await self._write_slot()
-            await self._send_registration()
+            if not self._events:
+                await self._send_registration()
             if not self._work.is_set():
                 self._idle.set()
 
@@ -128,8 +129,11 @@ class Story:
             self._events.popleft()
 
     async def _write_slot(self) -> None:
-        """Bring the slot's record up to the life, for as long as the slot is this host's."""
-        while self._owned and _facts(self._life.info) != self._told:
+        """Bring the slot's record up to the life, for as long as the slot is this host's.
+
+        Leaves off when another event was told meanwhile: that must be stored first.
+        """
+        while self._owned and not self._events and _facts(self._life.info) != self._told:
             life = self._life
             record = SlotRecord(
                 host=self._claim.host,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 
 from bridge.box.authority import host_port
-from bridge.box.model import FleetState, ServiceRecord, SlotRecord
+from bridge.box.model import FleetState, HostRecord, ServiceRecord, SlotRecord
 from bridge.box.runtimes.rules import refusal
 
 
@@ -70,13 +70,14 @@ def plan(
 ) -> list[Action]:
     """What `me` should do about `service`; `local` is what it has in which slot.
 
-    A missing record is no order: nothing is started or stopped for it.
+    A missing record is no order: nothing is started or stopped for it. Drains come first: they
+    ask for no wait, during which the record could change.
     """
     record = fleet.services.get(service)
     if record is None:
         return []
     slots = fleet.slots_of(service)
-    actions: list[Action] = []
+    actions = _unwanted(record, slots, me, local)
     for slot in record.slots:
         claim = slots.get(slot)
         if claim is not None and me.holds(claim):
@@ -85,7 +86,6 @@ def plan(
     free = [slot for slot in free if slot not in fleet.unreadable.get(service, ())]
     placed = place(service, fleet, record, free)
     actions += [Claim(slot=slot) for slot in free if placed.get(slot) == me.host]
-    actions += _unwanted(record, slots, me, local)
     return actions
 
 
@@ -96,17 +96,22 @@ def wake_at(local: Iterable[Local], *, now: float) -> float | None:
     )
 
 
+def able_hosts(service: str, fleet: FleetState, record: ServiceRecord) -> dict[str, HostRecord]:
+    """The hosts that can run `service` with the config of its record."""
+    return {
+        name: host
+        for name, host in fleet.offering(service).items()
+        if refusal(host.runtime, record.config, cpus=host.cpus) is None
+    }
+
+
 def place(
     service: str, fleet: FleetState, record: ServiceRecord, free: Iterable[int]
 ) -> dict[int, str]:
     """Which host should take each of the `free` slots; those for which there is no room are not
     in the result. Each goes where most room is left, of equals to the first by name.
     """
-    hosts = {
-        name: host
-        for name, host in fleet.offering(service).items()
-        if refusal(host.runtime, record.config, cpus=host.cpus) is None
-    }
+    hosts = able_hosts(service, fleet, record)
     room = {name: host.max_instances - fleet.used.get(name, 0) for name, host in hosts.items()}
     for claim in fleet.slots_of(service).values():
         host = hosts.get(claim.host)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 import aiohttp
@@ -23,7 +24,8 @@ _GOOD_BELOW: Final = 400
 class Prober:
     """Probes instances on this host; `async with Prober.open(address)`.
 
-    `ports` are the local ports from which a probe is, or has just been, under way.
+    `ports` are the local ports from which a probe is, or has just been, under way: a view that
+    knows each probe before it connects.
     """
 
     def __init__(self, address: str) -> None:
@@ -44,8 +46,8 @@ class Prober:
             yield prober
 
     @property
-    def ports(self) -> frozenset[int]:
-        return frozenset(self._sockets)
+    def ports(self) -> AbstractSet[int]:
+        return self._sockets.keys()
 
     def forget_closed(self) -> None:
         """Forget the ports of probes that are over. Call it after each load sample."""

@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, TypeVar
 
 from bridge.bus.connection import Connection
 from bridge.bus.store import store
@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 
 _RETRY: Final = 1.0  # seconds between tries at what could not be stored
 _TIMEOUT: Final = 2.0  # seconds for one registration
+_AT_ONCE: Final = 64  # registrations and withdrawals under way
+
+T = TypeVar("T")
 
 
 class Registry:
@@ -82,13 +85,9 @@ class Registry:
         pause = min(_RETRY, self._timing.registration_renew / 2)
         while True:
             await self._connection.wait_connected()
-            for deregistration in list(self._leaving.values()):
-                await self._withdraw(deregistration)
+            await _each(self._withdraw, list(self._leaving.values()))
             now = time.monotonic()
-            due = [name for name, at in self._due.items() if at <= now]
-            for instance_id in due:
-                if registration := self._registered.get(instance_id):
-                    await self._announce(registration)
+            await _each(self._renew, [name for name, at in self._due.items() if at <= now])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._anew.wait()
@@ -98,6 +97,10 @@ class Registry:
         """Renew everything now: the stream may be new, and gateways may have let go."""
         self._due = dict.fromkeys(self._registered, 0.0)
         self._anew.set()
+
+    async def _renew(self, instance_id: str) -> None:
+        if registration := self._registered.get(instance_id):
+            await self._announce(registration)
 
     async def _announce(self, registration: InstanceRegistration) -> None:
         instance_id = registration.instance_id
@@ -128,6 +131,15 @@ class Registry:
             self._connection.metrics.count("registration_retry")
             _log.warning("storing %s failed, trying again: %s", subject, exc)
             if isinstance(exc, NoResponders):
-                await self._restore()
+                with contextlib.suppress(BusError):  # what no retry will mend ends the Box itself
+                    await self._restore()
             return False
         return True
+
+
+async def _each(act: Callable[[T], Coroutine[Any, Any, None]], items: Sequence[T]) -> None:
+    """Act on all of `items`, many at once: one by one, with a far server leases would run out."""
+    for start in range(0, len(items), _AT_ONCE):
+        async with asyncio.TaskGroup() as group:
+            for item in items[start : start + _AT_ONCE]:
+                group.create_task(act(item))

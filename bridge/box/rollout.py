@@ -2,14 +2,16 @@
 
 A rollout is a walk of the service's slot set, one step a compare-and-set: add one slot beyond
 the target (it gets the new config), and once all up-to-date instances are Ready take an outdated
-slot out. With no room for an extra one, or with a fixed host port, the old one goes first. Each
-step is decided from the records alone, so that any Box can take it and a crash in between leaves
-a state from which the next step follows.
+slot out. With no room for an extra one, or with a fixed host port, the old one goes first, if it
+is on a host that can take the new one; likewise when the room went to somebody else. Each step
+is decided from the records alone, so that any Box can take it and a crash in between leaves a
+state from which the next step follows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 
 from msgspec.structs import replace
@@ -24,6 +26,7 @@ from bridge.box.model import (
     ServiceRecord,
     SlotRecord,
 )
+from bridge.box.planner import able_hosts, place
 
 
 def outdated(record: ServiceRecord, slots: Mapping[int, SlotRecord]) -> list[int]:
@@ -51,19 +54,25 @@ def next_step(service: str, fleet: FleetState, *, at: datetime, host: str) -> Se
         return _stepped(record, record.slots, None, at, host, "rollout done") if rollout else None
     if rollout is not None and rollout.stopped:
         return None
-    if not all(_serving(slots.get(slot)) for slot in set(record.slots) - set(old)):
+    members = set(record.slots)
+    waiting = {slot for slot in members - set(old) if not _serving(slots.get(slot))}
+    if waiting and not _homeless(service, fleet, record, waiting):
         return None  # the replacement made last is not Ready yet
     current = Rollout(config=record.config_id)  # with what failed before it was Ready forgotten
-    members = set(record.slots)
-    if len(members) > record.target:
+    if not waiting and len(members) > record.target:
         members -= set(idlest(fleet, service, old, 1))
         note = "rollout: an outdated instance goes"
-    elif _room(service, fleet, record):
+    elif not waiting and _room(service, fleet, record):
         members |= set(fleet.free_slots(service, 1, beside=members))
         note = "rollout: a replacement comes"
     else:
-        members -= set(idlest(fleet, service, old, 1))
-        members |= set(fleet.free_slots(service, 1, beside=set(record.slots)))
+        able = able_hosts(service, fleet, record)
+        gone = idlest(fleet, service, [slot for slot in old if slots[slot].host in able], 1)
+        if not gone:
+            return None  # nobody's end would make room
+        if len(members) == record.target:
+            members |= set(fleet.free_slots(service, 1, beside=members))
+        members -= set(gone)
         note = "rollout: one instance is replaced"
     return _stepped(record, sorted(members), current, at, host, note)
 
@@ -110,14 +119,23 @@ def _stepped(
 
 def _room(service: str, fleet: FleetState, record: ServiceRecord) -> bool:
     """Whether some host can take an extra instance beside all that is promised."""
-    offering = fleet.offering(service)
-    if any(host_port(record.config, host, service) for host in offering.values()):
+    able = able_hosts(service, fleet, record)
+    if any(host_port(record.config, host, service) for host in able.values()):
         return False
-    rivals = {name for host in offering.values() for name in host.services}
+    rivals = {name for host in able.values() for name in host.services}
     promised = sum(len(item.slots) for name, item in fleet.services.items() if name in rivals)
-    total = sum(host.max_instances for host in offering.values())
-    free = any(host.max_instances > fleet.used.get(name, 0) for name, host in offering.items())
+    total = sum(host.max_instances for host in able.values())
+    free = any(host.max_instances > fleet.used.get(name, 0) for name, host in able.items())
     return free and promised < total
+
+
+def _homeless(
+    service: str, fleet: FleetState, record: ServiceRecord, waiting: AbstractSet[int]
+) -> bool:
+    """Whether no host has room for any of the `waiting` slots, nor will soon."""
+    claims = fleet.slots_of(service)
+    draining = claims.keys() - set(record.slots)
+    return not (draining or waiting & claims.keys() or place(service, fleet, record, waiting))
 
 
 def _living(record: SlotRecord | None) -> bool:

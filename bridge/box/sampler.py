@@ -61,12 +61,13 @@ class Sampler:
     async def _sample(self) -> None:
         measured = [item for item in self._supervisor.instances() if item.handle is not None]
         usage = await self._around.runtime.usage([item.handle for item in measured if item.handle])
+        inflight = await self._around.traffic.inflight()
         report: HostStats = {}
         for instance in measured:
             handle = instance.handle
             if handle is not None:  # it may have ended while the others were measured
-                inflight = self._around.traffic.inflight(handle.port)
-                report[instance.id] = instance.sample(usage.get(instance.id), inflight)
+                requests = inflight[handle.port]
+                report[instance.id] = instance.sample(usage.get(instance.id), requests)
         self._fleet.report(self._host, report)
         with contextlib.suppress(BusError):  # at most once: the next sample tells anew
             self._connection.publish(self._connection.subjects.stats(self._host), encode(report))

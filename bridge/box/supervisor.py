@@ -89,7 +89,7 @@ class Supervisor:
     # ── what others ask ──────────────────────────────────────────────────────────────────
 
     def instances(self) -> Iterator[Instance]:
-        """The instances on this host that have not ended."""
+        """The instances on this host that have not ended, or not told so yet."""
         for slots in self._held.values():
             for held in slots.values():
                 if not held.ended:
@@ -101,19 +101,21 @@ class Supervisor:
         self._wake.set()
 
     async def close(self, reason: str) -> None:
-        """Drain every instance and start none; returns when all have ended, and their slots are
-        given up or the bus has kept them for 5 s.
+        """Drain every instance and start none; returns when all have ended, and that is told and
+        their slots are given up, or the bus has kept it for 5 s.
         """
         self._closing = reason
-        while remaining := list(self.instances()):
+        while remaining := [item for item in self.instances() if not item.ended]:
             for instance in remaining:
                 instance.leave(reason)
             await asyncio.sleep(_LOOK)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_RELEASE_PATIENCE):
-                while self._claims():
+                while any(self.instances()) or self._claims():
                     self.touch(None)
                     await asyncio.sleep(_LOOK)
+        for instance in self.instances():
+            _log.warning("%s: how it ended could not be told", instance.id)
 
     # ── the loop ─────────────────────────────────────────────────────────────────────────
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 
@@ -17,12 +18,18 @@ class Traffic:
         self._freshness = freshness
         self._counts: Counter[int] = Counter()
         self._taken = float("-inf")
+        self._turn = asyncio.Lock()
 
-    def inflight(self, port: int) -> int:
-        """The requests in flight at `port`, at most `freshness` seconds ago."""
-        now = time.monotonic()
-        if now - self._taken >= self._freshness:
-            self._counts = established(read_tables(), without=self._prober.ports)
-            self._prober.forget_closed()
-            self._taken = now
-        return self._counts[port]
+    async def inflight(self) -> Counter[int]:
+        """The requests in flight by port, at most `freshness` seconds ago."""
+        async with self._turn:
+            now = time.monotonic()
+            if now - self._taken >= self._freshness:
+                # In a thread: thousands of connections take the kernel a tenth of a second.
+                self._counts = await asyncio.to_thread(self._look)
+                self._prober.forget_closed()
+                self._taken = now
+            return self._counts
+
+    def _look(self) -> Counter[int]:
+        return established(read_tables(), without=self._prober.ports)

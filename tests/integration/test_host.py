@@ -187,3 +187,26 @@ async def test_metrics_can_be_scraped(
         assert 'box_bridge_requests_total{endpoint="scale",outcome="refused"} 1.0' in text
         assert "box_bridge_ready 1.0" in text
         assert "box_bridge_events_stored_total 2.0" in text
+
+
+async def test_a_box_that_is_stopped_while_nats_is_away_ends_its_instances_and_itself(
+    server: EmbeddedServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for patience in ("instance._TELL", "supervisor._RELEASE", "daemon._FLUSH"):
+        monkeypatch.setattr(f"bridge.box.{patience}_PATIENCE", 0.2)
+    box = Box(box_config(tmp_path, server.url))
+    async with task_scope() as tasks:
+        work = tasks.create_task(box.run())
+        await box.wait_ready()
+        async with connect(server.url) as gateway:
+            await ask(gateway, "web", 1)
+            [info] = await serving(gateway, "web", 1)
+        await server.kill()
+        box.stop()
+        async with asyncio.timeout(20):
+            await work
+    assert labelled(str(tmp_path / "data-box-a" / "instances" / info.id)) == []
+    assert f"{info.id}: how it ended could not be told" in caplog.text

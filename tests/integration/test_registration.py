@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from bridge.box.model import SlotRecord
+from bridge.box.outbox import Story
 from bridge.bus.message import Message
+from bridge.bus.records import Records
 from bridge.bus.server import EmbeddedServer
-from bridge.protocol import InstanceDeregistration, InstanceRegistration, decode
+from bridge.protocol import InstanceDeregistration, InstanceRegistration, InstanceState, decode
 from tests.boxes import boxed, fetch, serving
 from tests.support import Recorder, ask, eventually, service_table
 
@@ -54,6 +61,35 @@ async def test_an_instance_is_registered_after_ready_and_deregistered_while_it_d
         [last] = [m for m in recorder.messages if m.subject == f"box.deregister.web.{info.id}"]
         gone = decode(InstanceDeregistration, last.data)
         assert (gone.instance_id, gone.service, gone.reason) == (info.id, "web", "scaled down")
+
+
+async def test_what_happens_while_the_slot_is_written_is_told_in_order(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = asyncio.Event()
+    update, register = Records.update, Story.register
+
+    async def update_late(self: Records[Any], key: str, value: Any, revision: int) -> int:
+        if isinstance(value, SlotRecord) and value.info.state is InstanceState.BOOTING:
+            await told.wait()  # the instance is Ready, and wants to be registered
+        return await update(self, key, value, revision)
+
+    def register_and_say(self: Story, registration: InstanceRegistration) -> None:
+        register(self, registration)
+        told.set()
+
+    monkeypatch.setattr(Records, "update", update_late)
+    monkeypatch.setattr(Story, "register", register_and_say)
+    async with boxed(server, tmp_path) as (gateway, recorder):
+        await gateway.listen("$KV.box_slots.web.0", recorder.messages.append)
+        await gateway.flush()
+        await ask(gateway, "web", 1)
+        [info] = await serving(gateway, "web", 1)
+        await eventually(lambda: registrations(recorder, info.id))
+        order = [message.subject for message in recorder.messages]
+    slot, event = "$KV.box_slots.web.0", "box.events.web"
+    registration = f"box.register.web.{info.id}"
+    assert order[:6] == [slot, event, slot, event, slot, registration]
 
 
 async def test_a_registration_tells_where_and_is_repeated_as_a_lease(

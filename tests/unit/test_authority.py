@@ -84,6 +84,23 @@ def test_closing_hosts_offer_no_room() -> None:
     assert "unknown service" in str(decide(asked(), alone).response.error)
 
 
+def test_a_fixed_host_port_is_refused_for_more_instances_than_hosts() -> None:
+    fixed = ScaleConfig(port_map=["8080:80"])
+    state = fleet(services={"web": ServiceRecord(target=3, slots=[0, 1, 2])})
+    refused = decide(asked(replicas=3, config=fixed), state)
+    assert refused.record is None
+    assert "ask for at most 1 with it" in str(refused.response.error)
+    fewer = decide(asked(replicas=1, config=fixed), state)
+    assert fewer.response.accepted
+    # Where the port was fixed before, hosts have been lost: that lowers no granted target.
+    before = ServiceRecord(target=3, slots=[0, 1, 2], config=fixed)
+    lost = decide(
+        asked(replicas=3, config=ScaleConfig(env={"A": "1"})), fleet(services={"web": before})
+    )
+    assert lost.response.accepted
+    assert lost.response.target_replicas == 3
+
+
 @pytest.mark.parametrize("config", [ScaleConfig(port_map=["8080:80"]), ScaleConfig()])
 def test_a_fixed_host_port_makes_room_for_one_instance_a_host(config: ScaleConfig) -> None:
     port = 0 if config.port_map else 8080

@@ -51,6 +51,15 @@ def test_a_missing_record_is_no_order() -> None:
     assert plan("web", state, ME, {0: LIVING}, now=0) == []
 
 
+def test_drains_come_before_what_waits_for_the_bus() -> None:
+    state = fleet(
+        services={"web": web(0, 2, 3)}, slots={"web": {0: slot("web", 0), 1: slot("web", 1)}}
+    )
+    actions = plan("web", state, ME, {1: LIVING}, now=0)
+    drain = Drain(slot=1, reason="scaled down")
+    assert actions == [drain, Make(slot=0), Claim(slot=2), Claim(slot=3)]
+
+
 def test_what_is_outside_the_set_drains_and_is_released_once_it_has_ended() -> None:
     state = fleet(services={"web": web(0)}, slots={"web": {0: slot("web", 0), 1: slot("web", 1)}})
     both = {0: LIVING, 1: LIVING}

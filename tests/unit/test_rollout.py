@@ -65,6 +65,48 @@ def test_with_a_fixed_port_the_old_one_goes_first() -> None:
     assert after.slots == [1]
 
 
+def test_a_replacement_whose_room_went_to_another_service_takes_that_of_an_outdated_one() -> None:
+    first = step(rolling({0: old(0), 1: old(1)}, target=2, room=3))
+    assert first is not None
+    assert first.slots == [0, 1, 2]
+    api = ServiceRecord(target=1, slots=[0])
+    claims = {"web": {0: old(0), 1: old(1)}, "api": {0: slot("api", 0)}}
+    hosts = {"box-a": host(room=3)}
+    state = fleet(hosts=hosts, services={"web": first, "api": api}, slots=claims)
+    after = step(state)
+    assert after is not None
+    assert len(after.slots) == 2
+    assert 2 in after.slots
+    assert step(replace(state, services={"web": after, "api": api})) is None  # it drains first
+
+
+def test_slots_without_room_do_not_keep_the_others_from_being_replaced() -> None:
+    record = ServiceRecord(target=4, slots=[0, 1, 2, 3], config=NEW)  # a host has been lost
+    state = fleet(
+        hosts={"box-a": host(room=2)},
+        services={"web": record},
+        slots={"web": {0: old(0), 1: old(1)}},
+    )
+    after = step(state)
+    assert after is not None
+    assert len(after.slots) == 4
+    assert len({0, 1} & set(after.slots)) == 1
+
+
+def test_nothing_goes_first_where_its_end_makes_no_room_for_its_replacement() -> None:
+    config = ScaleConfig(vcpus=3)
+    record = ServiceRecord(target=1, slots=[0], config=config)
+    full = {"box-a": host(room=1, cpus=4), "box-b": host(room=5, cpus=2)}
+    claims = {"web": {0: slot("web", 0, on="box-b", config=OLD_ID)}, "api": {0: slot("api", 0)}}
+    api = ServiceRecord(target=1, slots=[0])
+    state = fleet(hosts=full, services={"web": record, "api": api}, slots=claims)
+    assert step(state) is None
+    free = fleet(hosts={**full, "box-a": host(room=2)}, services={"web": record}, slots=claims)
+    after = step(free)
+    assert after is not None
+    assert after.slots == [0, 1]
+
+
 def test_nothing_is_done_where_nothing_differs() -> None:
     assert step(rolling({0: new(0), 1: new(1)}, target=2)) is None
     assert not rollout.under_way("web", rolling({0: new(0)}, target=1))

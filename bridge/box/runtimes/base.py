@@ -105,7 +105,9 @@ class Runtime(Protocol):
         """Return when the instance has ended; what escaped its group `sweep` ends."""
 
     async def stop(self, handle: Handle, grace: float) -> Exit:
-        """Ask it to end, wait `grace` seconds, then end it. Returns when it has ended."""
+        """Ask it to end, with all that it started, wait `grace` seconds for that, then end what
+        is left. Returns when it has ended.
+        """
 
     async def listens(self, handle: Handle) -> bool:
         """Whether the instance itself listens on its port.

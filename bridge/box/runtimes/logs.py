@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -39,8 +40,9 @@ def prune(data_dir: Path, living: Iterable[str]) -> None:
     for directory in root.iterdir() if root.is_dir() else ():
         if directory.name not in alive and directory.is_dir():
             service = directory.name.rpartition("-")[0]
-            entry = (directory.stat().st_mtime, directory)
-            by_service.setdefault(service, []).append(entry)
+            with contextlib.suppress(FileNotFoundError):  # somebody else cleans up, too
+                entry = (directory.stat().st_mtime, directory)
+                by_service.setdefault(service, []).append(entry)
     for entries in by_service.values():
         for _, directory in sorted(entries)[:-KEPT]:
             shutil.rmtree(directory, ignore_errors=True)

@@ -28,6 +28,7 @@ from bridge.errors import InstanceError, PortTaken
 
 _WAIT_FOR_GO: Final = 'read -r _ && exec "$@" </dev/null'
 _LABEL: Final = "BOX_INSTANCE_DIR"
+_LOOK: Final = 0.05  # seconds between looks at a group that has lost its leader
 _KILL_PATIENCE: Final = 10.0  # seconds after SIGKILL; only a process stuck in the kernel lasts
 
 
@@ -38,6 +39,7 @@ class Process:
         self.spec = spec
         self.popen: subprocess.Popen[bytes] | None = None
         self.ended: asyncio.Future[Exit] | None = None
+        self.grace_ends = 0.0  # the loop's time; until then its group may end by itself
         self.cpus: set[int] = set()
         self._port = 0
 
@@ -83,6 +85,7 @@ class ProcessRuntime:
     async def start(self, handle: Handle) -> None:
         process = self._process(handle)
         process.port = self._take_port(process)
+        process.popen, process.grace_ends = None, 0.0
         process.ended = asyncio.get_running_loop().create_future()
         try:
             process.popen = await asyncio.to_thread(self._spawn, process)
@@ -104,6 +107,7 @@ class ProcessRuntime:
         process = self._process(handle)
         if process.ended is None or process.popen is None:
             return Exit()
+        process.grace_ends = asyncio.get_running_loop().time() + grace
         for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_PATIENCE)):
             if not process.ended.done():
                 _signal_group(process.pid, number)
@@ -205,13 +209,20 @@ class ProcessRuntime:
             os.sched_setaffinity(process.pid, process.cpus)
 
     def _watch(self, process: Process) -> None:
-        """Have the loop tell when the main process ends: no thread, no polling."""
+        """Have the loop tell when the main process ends, and end what it leaves in its group."""
         loop = asyncio.get_running_loop()
         pidfd = os.pidfd_open(process.pid)
 
         def on_exit() -> None:
             loop.remove_reader(pidfd)
             os.close(pidfd)
+            end_group()
+
+        def end_group() -> None:
+            # A shell that was asked to end is gone at once; what it ran may need its grace.
+            if loop.time() < process.grace_ends and _has_others(process.pid):
+                loop.call_later(_LOOK, end_group)
+                return
             assert process.popen is not None
             # While the dead leader is not reaped its group cannot be another's.
             _signal_group(process.pid, signal.SIGKILL)
@@ -269,11 +280,16 @@ class ProcessRuntime:
 
     def _is_living(self, label: str) -> bool:
         process = self._processes.get(Path(label).name)
-        return process is not None and _running(process)
+        # One that is being spawned carries the label before its pid is known here.
+        return process is not None and _started(process)
+
+
+def _started(process: Process) -> bool:
+    return process.ended is not None and not process.ended.done()
 
 
 def _running(process: Process) -> bool:
-    return process.popen is not None and process.ended is not None and not process.ended.done()
+    return process.popen is not None and _started(process)
 
 
 def _signal_group(pid: int, number: int) -> None:
@@ -286,6 +302,16 @@ def _group_of(pid: int) -> int:
         return os.getpgid(pid)
     except ProcessLookupError:
         return -1
+
+
+def _has_others(leader: int) -> bool:
+    """Whether somebody but the leader still lives in its group."""
+    for pid in psutil.pids():
+        if pid != leader and _group_of(pid) == leader:
+            with contextlib.suppress(psutil.Error):
+                if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                    return True
+    return False
 
 
 def _members(leader: int) -> Iterator[psutil.Process]:

@@ -1,0 +1,84 @@
+"""The process runtime by itself: real processes, without a Box around them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bridge.box.runtimes.base import Exit, Spec
+from bridge.box.runtimes.process import Process, ProcessRuntime
+from tests.boxes import labelled
+from tests.support import eventually
+
+
+@pytest.fixture
+async def runtime(tmp_path: Path) -> AsyncIterator[ProcessRuntime]:
+    runtime = ProcessRuntime(tmp_path, range(22000, 22100), {"PATH": "/usr/bin:/bin"})
+    yield runtime
+    await runtime.close()
+
+
+def spec(tmp_path: Path, *command: str) -> Spec:
+    return Spec(
+        instance_id="web-a",
+        service="web",
+        command=list(command),
+        cwd=str(tmp_path),
+        env={},
+        vcpus=None,
+        memory_mib=None,
+        image=None,
+        port=0,
+        directory=tmp_path / "web-a",
+    )
+
+
+async def test_a_sweep_spares_an_instance_that_is_being_spawned(
+    runtime: ProcessRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawned, swept = threading.Event(), threading.Event()
+    spawn = runtime._spawn
+
+    def wait_for_sweep(process: Process) -> subprocess.Popen[bytes]:
+        popen = spawn(process)
+        spawned.set()
+        assert swept.wait(10)
+        return popen
+
+    monkeypatch.setattr(runtime, "_spawn", wait_for_sweep)
+    process = await runtime.create(spec(tmp_path, "sleep", "60"))
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(runtime.start(process))
+        assert await asyncio.to_thread(spawned.wait, 10)
+        assert await runtime.sweep() == []
+        swept.set()
+    assert await runtime.stop(process, 5) == Exit(signal=15)
+
+
+FLUSH_SLOWLY = """
+trap 'sleep 0.3; echo flushed; exit' TERM
+echo up
+while :; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize(
+    ("grace", "said"), [(10.0, "up\nflushed\n"), (0.0, "up\n")], ids=["in-time", "too-late"]
+)
+async def test_what_a_shell_runs_has_the_grace_although_the_shell_is_gone(
+    runtime: ProcessRuntime, tmp_path: Path, grace: float, said: str
+) -> None:
+    (tmp_path / "service.sh").write_text(FLUSH_SLOWLY)
+    (tmp_path / "start.sh").write_text("/bin/sh service.sh\necho the shell was not ended\n")
+    process = await runtime.create(spec(tmp_path, "/bin/sh", "start.sh"))
+    await runtime.start(process)
+    log = process.spec.directory / "stdout.log"
+    await eventually(lambda: log.read_text() == "up\n")
+    await runtime.stop(process, grace)
+    await eventually(lambda: not labelled(str(process.spec.directory)))
+    assert log.read_text() == said

@@ -1,0 +1,88 @@
+"""The registry by itself: what keeps registrations alive, whatever the bus does."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.box.registry import Registry
+from bridge.bus import store as bus_store
+from bridge.bus import topology
+from bridge.bus.connection import Connection
+from bridge.bus.server import EmbeddedServer
+from bridge.errors import NoReply
+from bridge.protocol import InstanceRegistration, now
+from bridge.settings import Config
+from bridge.tasks import task_scope
+from tests.support import box_config, connect, eventually
+
+
+@pytest.fixture
+def config(server: EmbeddedServer, tmp_path: Path) -> Config:
+    return box_config(tmp_path, server.url)
+
+
+def registration(number: int) -> InstanceRegistration:
+    return InstanceRegistration(
+        instance_id=f"web-{number}",
+        service="web",
+        endpoint="127.0.0.1:80",
+        metadata={},
+        started_at=now(),
+    )
+
+
+async def kept(connection: Connection) -> int:
+    """How many messages the registry's stream has ever taken."""
+    return int((await connection.jetstream.stream_info("BOX_REGISTRY")).state.last_seq)
+
+
+async def test_renewals_do_not_wait_for_one_another(
+    server: EmbeddedServer, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = asyncio.Barrier(10)
+
+    async def store(*args: Any, **kwargs: Any) -> bus_store.Stored:
+        await together.wait()  # opens for ten at once
+        return await bus_store.store(*args, **kwargs)
+
+    monkeypatch.setattr("bridge.box.registry.store", store)
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+        registry = Registry(connection, "box-a", config.timing, lambda: asyncio.sleep(0))
+        async with asyncio.timeout(20), task_scope() as tasks:
+            await asyncio.gather(*(registry.register(registration(n)) for n in range(10)))
+            tasks.create_task(registry.run())
+
+            async def renewed() -> bool:
+                return await kept(connection) >= 20
+
+            await eventually(renewed)
+
+
+async def test_a_stream_that_cannot_be_restored_yet_is_tried_again(
+    server: EmbeddedServer, config: Config
+) -> None:
+    asked, there = asyncio.Event(), asyncio.Event()
+    async with connect(server.url) as connection:  # no stream is there
+
+        async def restore() -> None:
+            if not asked.is_set():
+                asked.set()
+                raise NoReply("$JS.API.STREAM.INFO.BOX_REGISTRY", 5.0)
+            await topology.ensure(connection)
+            there.set()
+
+        async def stored() -> bool:
+            return await kept(connection) > 0
+
+        registry = Registry(connection, "box-a", config.timing, restore)
+        async with asyncio.timeout(20), task_scope() as tasks:
+            await registry.register(registration(1))
+            assert asked.is_set()
+            tasks.create_task(registry.run())
+            await there.wait()
+            await eventually(stored)

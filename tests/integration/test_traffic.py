@@ -1,0 +1,51 @@
+"""Requests in flight: counted without holding anybody up, the Box's own probes left out."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from bridge.box.probes import Prober
+from bridge.box.runtimes.sockets import read_tables
+from bridge.box.traffic import Traffic
+from bridge.settings import Probe
+
+
+async def test_the_loop_goes_on_while_the_tables_are_read_and_probes_do_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading, probing = threading.Event(), threading.Event()
+
+    def read_while_probed() -> Iterator[str]:
+        reading.set()
+        assert probing.wait(10), "the loop stood still"
+        yield from read_tables()
+
+    monkeypatch.setattr("bridge.box.traffic.read_tables", read_while_probed)
+    connected, counted, closed = (asyncio.Barrier(3) for _ in range(3))
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await connected.wait()
+        await counted.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")  # else the probe comes again
+        writer.close()
+        await writer.wait_closed()
+        await closed.wait()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, Prober.open("127.0.0.1") as prober, asyncio.TaskGroup() as tasks:
+        counting = tasks.create_task(Traffic(prober).inflight())
+        assert await asyncio.to_thread(reading.wait, 10)
+        tasks.create_task(prober.probe(Probe(http="/", timeout=10), port))
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        await connected.wait()
+        probing.set()
+        assert (await counting)[port] == 1  # the client's; the probe's is not counted
+        await counted.wait()
+        writer.close()
+        await writer.wait_closed()
+        await closed.wait()

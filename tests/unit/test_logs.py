@@ -1,0 +1,40 @@
+"""The directories of ended instances: the newest stay, whoever else cleans up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bridge.box.runtimes.logs import KEPT, instances_dir, prune
+
+
+def ended(data_dir: Path, count: int) -> list[Path]:
+    found = [instances_dir(data_dir) / f"web-{number}" for number in range(count)]
+    for directory in found:
+        directory.mkdir(parents=True)
+    return found
+
+
+def test_the_newest_of_a_service_and_the_living_stay(tmp_path: Path) -> None:
+    before = ended(tmp_path, KEPT + 3)
+    prune(tmp_path, living=[before[0].name])
+    assert before[0].is_dir()
+    assert len(list(instances_dir(tmp_path).iterdir())) == KEPT + 1
+
+
+def test_a_directory_that_goes_meanwhile_is_nobodys_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended(tmp_path, 2)
+    is_dir = Path.is_dir
+
+    def look_and_remove(path: Path) -> bool:
+        there = is_dir(path)
+        if path.name == "web-1":
+            path.rmdir()
+        return there
+
+    monkeypatch.setattr(Path, "is_dir", look_and_remove)
+    prune(tmp_path, living=[])
+    assert [path.name for path in instances_dir(tmp_path).iterdir()] == ["web-0"]

@@ -1,0 +1,89 @@
+"""A block that owns tasks: how it ends, and what comes out of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from bridge.tasks import task_scope
+
+
+class _Ending:
+    """A task of a scope that, told to end, says so and takes until `may_end`."""
+
+    def __init__(self) -> None:
+        self.told = asyncio.Event()
+        self.may_end = asyncio.Event()
+
+    async def run(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.told.set()
+            await self.may_end.wait()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_cancellation_that_comes_while_the_tasks_end_is_not_lost(fails: bool) -> None:
+    ending = _Ending()
+
+    async def block() -> None:
+        async with task_scope() as tasks:
+            tasks.create_task(ending.run())
+            await asyncio.sleep(0)
+            if fails:
+                raise ValueError
+
+    async with asyncio.TaskGroup() as group:
+        work = group.create_task(block())
+        await ending.told.wait()
+        work.cancel()
+        await asyncio.sleep(0)
+        ending.may_end.set()
+    assert work.cancelled()
+
+
+async def test_a_timeout_that_passes_while_the_tasks_end_is_raised() -> None:
+    ending, loop = _Ending(), asyncio.get_running_loop()
+
+    async def block() -> None:
+        async with asyncio.timeout(None) as limit, task_scope() as tasks:
+            tasks.create_task(ending.run())
+            await asyncio.sleep(0)
+            limit.reschedule(loop.time())
+            loop.call_soon(ending.may_end.set)  # after the timeout has come
+
+    with pytest.raises(TimeoutError):
+        await block()
+
+
+async def test_a_cancellation_that_the_block_heeded_is_over() -> None:
+    async def block() -> str:
+        async with task_scope():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        return "went on"
+
+    async with asyncio.TaskGroup() as group:
+        work = group.create_task(block())
+        await asyncio.sleep(0)
+        work.cancel()
+    assert work.result() == "went on"
+
+
+async def test_what_the_block_or_a_single_task_raises_comes_out_bare() -> None:
+    async def fail() -> None:
+        raise ValueError("task")
+
+    async def outlast() -> None:
+        async with task_scope() as tasks:
+            tasks.create_task(fail())
+            await asyncio.Event().wait()
+
+    with pytest.raises(ValueError, match="block"):
+        async with task_scope():
+            raise ValueError("block")
+    with pytest.raises(ValueError, match="task"):
+        await outlast()
