@@ -31,7 +31,14 @@ from bridge.box.model import (
 )
 from bridge.box.runtimes.rules import fixed_port, refusal
 from bridge.errors import NameRefused
-from bridge.protocol import InstanceInfo, InstanceState, ScaleConfig, ScaleRequest, ScaleResponse
+from bridge.protocol import (
+    InstanceInfo,
+    InstanceState,
+    ScaleConfig,
+    ScaleRequest,
+    ScaleResponse,
+    format_time,
+)
 from bridge.subjects import check_name
 
 MAX_REQUEST_ID: Final = 128  # letters; receipts are kept, so their size is bounded
@@ -40,11 +47,15 @@ _LEAVING: Final = frozenset({InstanceState.DRAINING, InstanceState.STOPPING})
 
 
 class Asked(Struct, frozen=True, kw_only=True):
-    """A request and what came with it; `host` is the one that decides, `at` its wall clock."""
+    """A request and what came with it; `host` is the one that decides, `at` its wall clock.
+
+    From `expires_at` on the request must have no effect; None is never.
+    """
 
     request: ScaleRequest
     host: str
     at: datetime
+    expires_at: datetime | None = None
     replaces_config: bool = False
     dry_run: bool = False
     traceparent: str = ""
@@ -60,6 +71,12 @@ class Verdict(Struct, frozen=True, kw_only=True):
 def decide(asked: Asked, fleet: FleetState) -> Verdict:
     """The verdict on `asked`. Never raises on account of what the request says."""
     request = asked.request
+    if asked.expires_at is not None and asked.expires_at <= asked.at:
+        error = (
+            f"request: expired at {format_time(asked.expires_at)}: it is {format_time(asked.at)} "
+            f"at Box {asked.host}; ask anew, or set the clock"
+        )
+        return refuse(request, fleet, error)
     try:
         check_name("service", request.service)
     except NameRefused as exc:

@@ -200,7 +200,7 @@ class _Parts:
         self._readiness = Readiness(
             connection, self._streams, self._fleet, self._lease, self._registry
         )
-        ledger = Ledger(self._fleet, timing.decide_timeout)
+        ledger = Ledger(self._fleet, timing.decide_timeout, box.clock)
         around = Surroundings(
             runtime=runtime,
             prober=prober,

@@ -26,7 +26,6 @@ from bridge.protocol import (
     ScaleResponse,
     decode,
     encode,
-    format_time,
     parse_time,
 )
 from bridge.subjects import (
@@ -106,24 +105,18 @@ class Endpoints:
         """The request with what its headers say; raises ProtocolError for what they must not."""
         if message.malformed:
             raise ProtocolError("headers", "", "malformed: each must be a line `Name: value`")
-        headers, now = message.headers, self._clock()
+        headers, expires_at = message.headers, None
         if expires := headers.get(EXPIRES_AT):
             try:
-                at = parse_time(expires)
+                expires_at = parse_time(expires)
             except ProtocolError as exc:
                 raise ProtocolError("header", EXPIRES_AT, exc.problem) from exc
-            if at <= now:
-                raise ProtocolError(
-                    "request",
-                    "",
-                    f"expired at {format_time(at)}: it is {format_time(now)} at Box "
-                    f"{self._host}; ask anew, or set the clock",
-                )
         trace = headers.get(TRACEPARENT, "")
         return Asked(
             request=request,
             host=self._host,
-            at=now,
+            at=self._clock(),
+            expires_at=expires_at,
             replaces_config=_choice(headers.get(CONFIG_MODE), CONFIG_MODE, CONFIG_REPLACE),
             dry_run=_choice(headers.get(DRY_RUN), DRY_RUN, "true"),
             traceparent=trace if _TRACEPARENT.fullmatch(trace) else "",

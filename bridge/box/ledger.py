@@ -10,6 +10,9 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+
+from msgspec.structs import replace
 
 from bridge.box.authority import Asked, decide, refuse
 from bridge.box.fleet import Fleet
@@ -26,9 +29,10 @@ Amend = Callable[[FleetState], ServiceRecord | None]
 class Ledger:
     """Writes `box_services`. `patience` is for how many seconds a decision may lose races."""
 
-    def __init__(self, fleet: Fleet, patience: float) -> None:
+    def __init__(self, fleet: Fleet, patience: float, clock: Callable[[], datetime]) -> None:
         self._fleet = fleet
         self._patience = patience
+        self._clock = clock
         self._turn = asyncio.Lock()
 
     async def decide(self, asked: Asked) -> ScaleResponse | None:
@@ -40,6 +44,7 @@ class Ledger:
         request = asked.request
         try:
             async with self._my_turn() as deadline:
+                asked = replace(asked, at=self._clock())  # it may have expired in the queue
                 while True:
                     verdict = decide(asked, self._fleet.state)
                     if verdict.record is None:
@@ -70,14 +75,12 @@ class Ledger:
 
     @contextlib.asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[float]:
-        """Alone in this process until a deadline, given in the loop's time."""
-        deadline = asyncio.get_running_loop().time() + self._patience
-        async with asyncio.timeout_at(deadline):
-            await self._turn.acquire()
-        try:
-            yield deadline
-        finally:
-            self._turn.release()
+        """Alone in this process, in the order of asking, until a deadline in the loop's time.
+
+        Waiting behind this Box's own decisions is no lost race and does not count.
+        """
+        async with self._turn:
+            yield asyncio.get_running_loop().time() + self._patience
 
     async def _write(self, service: str, record: ServiceRecord, deadline: float) -> bool:
         """Whether `record` is stored; if somebody was faster, the view has caught up now.

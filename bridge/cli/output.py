@@ -66,11 +66,11 @@ def instances_table(seen: InstancesResponse) -> Table:
         if not health.healthy:
             state.append(" unhealthy", style="red")
         table.add_row(
-            info.id,
-            info.service,
+            Text(info.id),  # as text: what a peer says is no markup
+            Text(info.service),
             state,
-            seen.hosts.get(info.id, "?"),
-            info.endpoint or "–",
+            Text(seen.hosts.get(info.id, "?")),
+            Text(info.endpoint or "–"),
             age(info.created_at, at),
             "–" if health.cpu_percent is None else f"{health.cpu_percent:.0f}%",
             "–" if health.memory_bytes is None else size(health.memory_bytes),

@@ -129,12 +129,12 @@ async def test_busy_follows_the_requests_and_probes_do_not_count(
     async with boxed(server, tmp_path, table) as (gateway, recorder):
         await ask(gateway, "web", 1)
         [info] = await serving(gateway, "web", 1)
-        slow = [asyncio.ensure_future(fetch(info, "/slow?1")) for _ in range(3)]
+        slow = [asyncio.ensure_future(fetch(info, "/slow?2")) for _ in range(3)]
 
-        async def load() -> int:
-            return (await instances(gateway))[0].health.inflight_requests
+        async def all_counted() -> bool:
+            return (await instances(gateway))[0].health.inflight_requests == 3
 
-        assert await eventually(load) == 3
+        await eventually(all_counted, what="three requests are in flight")
         assert (await instances(gateway))[0].state is S.BUSY
         await asyncio.gather(*slow)
         await eventually(lambda: recorder.states(info.id)[-1] == "Ready")

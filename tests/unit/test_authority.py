@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -34,6 +35,16 @@ def test_a_request_is_desired_state_and_takes_the_lowest_free_slots() -> None:
     response = verdict.response
     assert (response.accepted, response.target_replicas, response.error) == (True, 3, None)
     assert (response.current_replicas, response.instances, response.request_id) == (0, [], "r")
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [(1, True), (0, False), (-1, False)])
+def test_a_request_that_expired_before_its_turn_has_no_effect(seconds: int, taken: bool) -> None:
+    question = replace(asked(replicas=3), expires_at=AT + timedelta(seconds=seconds))
+    verdict = decide(question, fleet())
+    assert (verdict.record is not None, verdict.response.accepted) == (taken, taken)
+    if not taken:
+        assert "expired at" in (verdict.response.error or "")
+        assert "box-a" in (verdict.response.error or "")
 
 
 def test_slots_still_claimed_or_unreadable_are_not_taken_again() -> None:
