@@ -20,6 +20,7 @@ carries its data as attributes, and its message says what to do about it::
     │   └── TopologyMismatch      a stream exists with settings that break a promise
     ├── BoxError                  a Box cannot do its work
     │   ├── HostTaken             another Box has this data_dir or this host name
+    │   ├── JournalError          the host's journal cannot be kept or read
     │   └── InstanceError         one instance could not be made or reached
     │       └── PortTaken         another process listens on the instance's port
     └── ScaleError                a scale request did not do what was asked
@@ -215,6 +216,10 @@ class BoxError(BridgeError):
 
 class HostTaken(BoxError):
     """Another Box has this data directory, or this host name on the bus."""
+
+
+class JournalError(BoxError):
+    """The host's journal cannot be kept or read."""
 
 
 class InstanceError(BoxError):

@@ -59,6 +59,14 @@ class Start(enum.Enum):
 
     SNAPSHOT = "the last message of each subject, again in each run"
     NEXT = "the next message; later runs go on where the last one ended"
+    ALL = "the first message, again in each run"
+
+
+_POLICIES: Final = {
+    Start.SNAPSHOT: DeliverPolicy.LAST_PER_SUBJECT,
+    Start.NEXT: DeliverPolicy.BY_START_SEQUENCE,
+    Start.ALL: DeliverPolicy.ALL,
+}
 
 
 class Position(Struct, frozen=True):
@@ -165,15 +173,15 @@ class Follower:
         self._created = info.created
 
     def _config(self, inbox: str, name: str) -> ConsumerConfig:
-        snapshot = self._start is Start.SNAPSHOT
+        policy = _POLICIES[self._start]
         return ConsumerConfig(
             name=name,
             deliver_subject=inbox,
             filter_subject=self._subject,
-            deliver_policy=(
-                DeliverPolicy.LAST_PER_SUBJECT if snapshot else DeliverPolicy.BY_START_SEQUENCE
+            deliver_policy=policy,
+            opt_start_seq=(
+                self._position + 1 if policy is DeliverPolicy.BY_START_SEQUENCE else None
             ),
-            opt_start_seq=None if snapshot else self._position + 1,
             ack_policy=AckPolicy.NONE,
             max_deliver=1,
             flow_control=True,

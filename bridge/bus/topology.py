@@ -186,6 +186,11 @@ async def api_level(connection: Connection) -> int:
     return level
 
 
+def has_atomic_batches(connection: Connection) -> bool:
+    """Whether the server takes atomic batches; an older one would store them one by one."""
+    return int(connection.server_info.get("api_lvl") or 0) >= _ATOMIC_API_LEVEL
+
+
 async def _account_level(connection: Connection) -> int:
     try:
         return (await connection.jetstream.account_info()).api.level or 0
