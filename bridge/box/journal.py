@@ -1,0 +1,231 @@
+"""What this host must not forget, on its own disk: its instances, and what is yet to be told.
+
+SQLite in WAL mode with ``synchronous=FULL``; one thread writes, and takes all that has gathered
+into one transaction (group commit). What it promises:
+
+- An instance's state and the event that tells of it are written in one transaction, in the order
+  of the calls; after `written` they outlive the process and the machine's power.
+- Nothing that was given to it is dropped: while the disk is full, changes wait in memory, are
+  tried again twice a second, and `problem` says why.
+- A journal that cannot be read is kept beside the new one, never deleted (`set_aside` names it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from bridge.box.journal_store import (
+    SET_ASIDE,
+    Change,
+    Entry,
+    JournalStore,
+    Pending,
+    open_store,
+)
+from bridge.box.model import ServiceRecord
+from bridge.errors import JournalError
+from bridge.protocol import InstanceEvent, encode
+
+_log = logging.getLogger(__name__)
+
+_RETRY: Final = 0.5  # seconds between tries to write to a disk that is full
+_CLOSE_PATIENCE: Final = 5.0  # seconds for the last group
+
+
+class Journal:
+    """See the module. Made by `open`; belongs to one event loop."""
+
+    def __init__(self, store: JournalStore, set_aside: str) -> None:
+        self._store = store
+        self._loop = asyncio.get_running_loop()
+        self._news = threading.Condition()
+        self._changes: list[Change] = []
+        self._closing = False
+        self._given = 0
+        self._kept = 0
+        self._moved = asyncio.Event()
+        self._failure: JournalError | None = None
+        self._problem = ""
+        self._unwritten: deque[tuple[int, datetime]] = deque()  # events: their ticket and time
+        self.set_aside = set_aside or store.facts().get(SET_ASIDE, "")
+        self.entries = store.entries()
+        self.services = store.services()
+        self.last_of_past_life = store.last_pending()
+        self.backlog = store.backlog()
+        self.untold = store.untold()
+        self.on_written: Callable[[], None] = lambda: None
+        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, path: Path) -> AsyncIterator[Journal]:
+        """The journal at `path`; one that cannot be read is set aside, and a new one begun.
+
+        Raises JournalError where none can be kept, or where a newer version wrote it.
+        """
+        store, set_aside = await asyncio.to_thread(open_store, path)
+        journal = cls(store, set_aside)
+        journal._thread.start()
+        try:
+            yield journal
+        finally:
+            await journal._close()
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────
+
+    def put(
+        self, entry: Entry, event: InstanceEvent | None = None, *, traceparent: str = ""
+    ) -> None:
+        """The instance as it is now, and the event that made it so, in one transaction."""
+        life = entry.life
+        changes: list[Change] = [
+            ("INSERT OR REPLACE INTO instances VALUES (?, ?)", (life.info.id, encode(entry)))
+        ]
+        if event is not None:
+            changes.append(
+                (
+                    "INSERT INTO outbox (instance, seq, event, traceparent) VALUES (?, ?, ?, ?)",
+                    (life.info.id, life.seq, encode(event), traceparent),
+                )
+            )
+            self.backlog += 1
+        self._give(changes)
+        if event is not None:
+            self._unwritten.append((self._given, event.timestamp))
+
+    def forget(self, instance_id: str) -> None:
+        """The instance has ended, and everybody who must know does."""
+        self._give([("DELETE FROM instances WHERE id = ?", (instance_id,))])
+
+    def sent(self, numbers: Sequence[int]) -> None:
+        """These events are stored in the stream."""
+        self.backlog -= len(numbers)
+        self._give([("DELETE FROM outbox WHERE n = ?", (n,)) for n in numbers])
+
+    def keep_service(self, name: str, record: ServiceRecord) -> None:
+        """The newest version of a service's record that was seen; an older one is ignored."""
+        known = self.services.get(name)
+        if known is not None and known.version >= record.version:
+            return
+        self.services[name] = record
+        values = (name, record.version, encode(record))
+        self._give([("INSERT OR REPLACE INTO services VALUES (?, ?, ?)", values)])
+
+    def state(self, fact: str, value: str) -> None:
+        """A fact about this host, for whoever looks while the Box cannot answer; "" removes it."""
+        self._give(
+            [("INSERT OR REPLACE INTO facts VALUES (?, ?)", (fact, value))]
+            if value
+            else [("DELETE FROM facts WHERE name = ?", (fact,))]
+        )
+
+    async def written(self) -> None:
+        """Return when everything given so far is on disk, however long that takes."""
+        ticket = self._given
+        while self._kept < ticket:
+            await self._moved.wait()
+
+    @property
+    def problem(self) -> str:
+        """Why changes cannot be written just now; empty while they can."""
+        return self._problem
+
+    @property
+    def unwritten_since(self) -> datetime | None:
+        """When the oldest event happened that is not on disk; None if all are. For any thread."""
+        try:
+            return self._unwritten[0][1]
+        except IndexError:
+            return None
+
+    async def watch(self) -> None:
+        """Raise JournalError once the journal is beyond help."""
+        while self._failure is None:
+            await self._moved.wait()
+        raise self._failure
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────
+
+    async def pending(self, after: int, limit: int) -> list[Pending]:
+        """The first `limit` events after number `after` that are yet to be told."""
+        return await asyncio.to_thread(self._store.pending, after, limit)
+
+    # ── the thread ───────────────────────────────────────────────────────────────────────
+
+    def _give(self, changes: Sequence[Change]) -> None:
+        if not changes:
+            return
+        with self._news:
+            self._changes.extend(changes)
+            self._given += len(changes)
+            self._news.notify()
+
+    def _write(self) -> None:
+        while True:
+            with self._news:
+                while not (self._changes or self._closing):
+                    self._news.wait()
+                if not self._changes:
+                    return
+                group = self._changes[:]
+            problem = self._try(group)
+            with self._news:
+                if not problem:
+                    del self._changes[: len(group)]
+                elif self._closing:
+                    return
+                else:
+                    self._news.wait(_RETRY)
+
+    def _try(self, group: Sequence[Change]) -> str:
+        """Why the group could not be written; empty if it was."""
+        problem, fatal = "", None
+        try:
+            self._store.apply(group)
+        except sqlite3.OperationalError as exc:  # full, read-only, an I/O error: may pass
+            problem = f"the journal {self._store.path} cannot be written: {exc}"
+        except sqlite3.Error as exc:
+            problem = f"the journal {self._store.path} is damaged: {exc}"
+            fatal = JournalError(problem)
+        with contextlib.suppress(RuntimeError):  # the loop has ended before the thread
+            self._loop.call_soon_threadsafe(
+                self._tell, 0 if problem else len(group), problem, fatal
+            )
+        return problem
+
+    def _tell(self, written: int, problem: str, fatal: JournalError | None) -> None:
+        if problem and problem != self._problem:
+            _log.error("%s; %d changes wait", problem, self._given - self._kept)
+        elif self._problem and not problem:
+            _log.info("the journal can be written again")
+        self._problem = problem
+        self._failure = self._failure or fatal
+        self._kept += written
+        while self._unwritten and self._unwritten[0][0] <= self._kept:
+            self._unwritten.popleft()
+        self._moved.set()
+        self._moved = asyncio.Event()
+        if written:
+            self.on_written()
+
+    async def _close(self) -> None:
+        with self._news:
+            self._closing = True
+            self._news.notify()
+        await asyncio.to_thread(self._thread.join, _CLOSE_PATIENCE)
+        lost = len(self._changes)
+        self._store.close()
+        if lost:
+            raise JournalError(
+                f"{lost} changes could not be written to {self._store.path}: "
+                f"{self._problem or 'it did not answer in time'}"
+            )

@@ -1,0 +1,265 @@
+"""The journal's file: its schema, what is read from it, and how a damaged one is set aside."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import Struct
+
+from bridge.box.lifecycle import Life
+from bridge.box.model import ServiceRecord
+from bridge.box.runtimes.identity import Identity
+from bridge.errors import JournalError, ProtocolError
+from bridge.protocol import InstanceEvent, ScaleConfig, decode
+from bridge.settings import ServiceConfig
+
+_log = logging.getLogger(__name__)
+
+_MIGRATIONS: Final = (
+    """
+    CREATE TABLE instances (id TEXT PRIMARY KEY, entry BLOB NOT NULL) STRICT;
+    CREATE TABLE outbox (
+        n INTEGER PRIMARY KEY AUTOINCREMENT,
+        instance TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        event BLOB NOT NULL,
+        traceparent TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE services (
+        name TEXT PRIMARY KEY, version INTEGER NOT NULL, record BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+    """,
+)
+"""Each brings the schema one version further; ``user_version`` counts them."""
+
+JOURNAL: Final = "journal.db"  # its name in a Box's data_dir
+
+CUT_OFF: Final = "cut_off_since"  # facts about this host, for people
+SET_ASIDE: Final = "set_aside"
+
+Change = tuple[str, tuple[Any, ...]]
+"""A statement and its values."""
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One instance: all that is needed to take it back after this process was killed.
+
+    `slot` is its slot, `config` the config_id that it was made with, `service` and `overrides`
+    what it was made from. `identity` is its process, None before one was started. `leaving` says
+    why it is to go, empty while it is not. `failures` counts those before it in its slot,
+    running.
+    """
+
+    slot: int
+    config: str
+    service: ServiceConfig
+    overrides: ScaleConfig
+    life: Life
+    identity: Identity | None = None
+    port: int = 0
+    registered: bool = False
+    leaving: str = ""
+    failures: int = 0
+
+
+class Pending(Struct, frozen=True):
+    """An event that is not known to be stored: its place in the outbox, and its Box-Seq."""
+
+    n: int
+    seq: int
+    event: InstanceEvent
+    traceparent: str
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """What a journal says of its host, for people: living instances, facts, and the backlog."""
+
+    entries: list[Entry]
+    facts: dict[str, str]
+    backlog: int
+    oldest: datetime | None
+
+
+def look(path: Path) -> Snapshot:
+    """Read the journal at `path` while its Box may be at work on it, changing nothing.
+
+    Raises JournalError if there is none, or if it cannot be read.
+    """
+    try:
+        if not path.exists():
+            raise JournalError(f"there is no journal at {path}: no Box has worked here")
+        store = JournalStore(path, readonly=True)
+        try:
+            backlog = store.pending(0, 1)
+            return Snapshot(
+                entries=list(store.entries().values()),
+                facts=store.facts(),
+                backlog=store.backlog(),
+                oldest=backlog[0].event.timestamp if backlog else None,
+            )
+        finally:
+            store.close()
+    except (sqlite3.Error, ProtocolError, OSError) as exc:
+        raise JournalError(f"the journal {path} cannot be read: {exc}") from exc
+
+
+def open_store(path: Path) -> tuple[JournalStore, str]:
+    """The store at `path`, and where the one went that could not be read, if any."""
+    set_aside = ""
+    try:
+        return _checked(path), ""
+    except (sqlite3.DatabaseError, ProtocolError) as exc:
+        if isinstance(exc, sqlite3.OperationalError):
+            raise JournalError(f"the journal {path} cannot be opened: {exc}") from exc
+        set_aside = str(_put_aside(path))
+        _log.error(
+            "the journal %s is damaged (%s): it is kept as %s, and a new one is built from what "
+            "runs on this host",
+            path,
+            exc,
+            set_aside,
+        )
+    try:
+        store = _checked(path)
+        store.apply([("INSERT OR REPLACE INTO facts VALUES (?, ?)", (SET_ASIDE, set_aside))])
+    except sqlite3.Error as exc:
+        raise JournalError(f"no journal can be kept at {path}: {exc}") from exc
+    return store, set_aside
+
+
+def _checked(path: Path) -> JournalStore:
+    """The store at `path`, found whole and brought to the newest schema."""
+    store = JournalStore(path)
+    try:
+        store.check()
+        store.migrate()
+        store.entries()  # raises for what cannot be read
+        store.services()
+        store.pending(0, 1)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _put_aside(path: Path) -> Path:
+    """Rename the journal and what belongs to it; returns its new name."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    kept = path.with_name(f"{path.name}.damaged-{stamp}")
+    for suffix in ("-wal", "-shm", ""):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(kept.with_name(kept.name + suffix))
+    return kept
+
+
+class JournalStore:
+    """The SQLite file. Used by one thread at a time, but for reads beside the writer's."""
+
+    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+        self.path = path
+        self._readonly = readonly
+        self._db = self._connect()
+        try:
+            self._reads = self._connect()
+        except sqlite3.Error:
+            self._db.close()
+            raise
+
+    def _connect(self) -> sqlite3.Connection:
+        mode = "ro" if self._readonly else "rwc"
+        if self._readonly and not self.path.with_name(f"{self.path.name}-wal").exists():
+            # No Box is at work: SQLite would make that file, or fail where it may not.
+            mode += "&immutable=1"
+        db = sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=5.0,
+        )
+        try:
+            if not self._readonly:
+                db.execute("PRAGMA journal_mode=WAL")
+                db.execute("PRAGMA synchronous=FULL")  # a commit means: on the disk
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
+
+    def check(self) -> None:
+        """Raise sqlite3.DatabaseError if the file is damaged."""
+        found = [row[0] for row in self._db.execute("PRAGMA quick_check(5)")]
+        if found != ["ok"]:
+            raise sqlite3.DatabaseError("; ".join(map(str, found)))
+
+    def migrate(self, migrations: Sequence[str] = _MIGRATIONS) -> None:
+        """Bring the schema forward. Raises JournalError if a newer version wrote it."""
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(migrations):
+            raise JournalError(
+                f"the journal {self.path} was written by a newer box-bridge (schema {version}, "
+                f"this one knows {len(migrations)}): use that version, or move the file away"
+            )
+        for number, script in enumerate(migrations[version:], start=version + 1):
+            self._db.executescript(f"BEGIN; {script}; PRAGMA user_version={number}; COMMIT;")
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """All of `changes` in one transaction, or none."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for sql, values in changes:
+                self._db.execute(sql, values)
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # a full disk has ended it already
+                self._db.execute("ROLLBACK")
+            raise
+
+    def entries(self) -> dict[str, Entry]:
+        """The instances that were not forgotten, by id."""
+        rows = self._reads.execute("SELECT id, entry FROM instances")
+        return {name: decode(Entry, entry) for name, entry in rows}
+
+    def services(self) -> dict[str, ServiceRecord]:
+        """The newest known record of each service."""
+        rows = self._reads.execute("SELECT name, record FROM services")
+        return {name: decode(ServiceRecord, record) for name, record in rows}
+
+    def facts(self) -> dict[str, str]:
+        """What `Journal.state` was told."""
+        return dict(self._reads.execute("SELECT name, value FROM facts"))
+
+    def pending(self, after: int, limit: int) -> list[Pending]:
+        """The first `limit` events after number `after`, in order."""
+        rows = self._reads.execute(
+            "SELECT n, seq, event, traceparent FROM outbox WHERE n > ? ORDER BY n LIMIT ?",
+            (after, limit),
+        )
+        return [
+            Pending(n, seq, decode(InstanceEvent, event), traceparent)
+            for n, seq, event, traceparent in rows
+        ]
+
+    def backlog(self) -> int:
+        """How many events are yet to be told."""
+        return int(self._reads.execute("SELECT count(*) FROM outbox").fetchone()[0])
+
+    def untold(self) -> set[str]:
+        """The instances with events that are yet to be told."""
+        return {row[0] for row in self._reads.execute("SELECT DISTINCT instance FROM outbox")}
+
+    def last_pending(self) -> int:
+        """The number of the newest event that is yet to be told; 0 if there is none."""
+        return int(self._reads.execute("SELECT coalesce(max(n), 0) FROM outbox").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reads.close()
+        self._db.close()

@@ -1,0 +1,250 @@
+"""The journal: what was written is there again, whatever happened to the process or the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from bridge.box import journal_store, lifecycle
+from bridge.box.journal import Journal
+from bridge.box.journal_store import Entry, look
+from bridge.box.model import ServiceRecord
+from bridge.box.runtimes.identity import Identity
+from bridge.errors import JournalError
+from bridge.protocol import InstanceEvent, InstanceState, ScaleConfig, now
+from bridge.settings import ServiceConfig
+from tests.support import eventually
+
+S = InstanceState
+
+
+def entry(name: str = "web-1", slot: int = 0) -> Entry:
+    return Entry(
+        slot=slot,
+        config="c",
+        service=ServiceConfig(command=["run", "{port}"], env={"A": "b"}),
+        overrides=ScaleConfig(memory_mib=64, port_map=["8080:80"]),
+        life=lifecycle.begin(name, "web", now()),
+        identity=Identity(pid=17, started=4, boot_id="b"),
+        port=8080,
+    )
+
+
+def stepped(before: Entry, to: InstanceState) -> tuple[Entry, InstanceEvent]:
+    life, event = lifecycle.step(before.life, to, now())
+    return replace(before, life=life), event
+
+
+async def test_what_was_written_is_there_in_the_next_life(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    first = entry()
+    second, event = stepped(first, S.BOOTING)
+    async with Journal.open(path) as journal:
+        journal.put(first)
+        journal.put(second, event, traceparent="00-x")
+        journal.keep_service("web", ServiceRecord(version=3, target=2, slots=[0, 1]))
+        await journal.written()
+    async with Journal.open(path) as journal:
+        assert journal.entries == {"web-1": second}
+        assert journal.services["web"].version == 3
+        assert journal.untold == {"web-1"}
+        [pending] = await journal.pending(0, 10)
+        assert (pending.seq, pending.event, pending.traceparent) == (1, event, "00-x")
+        assert journal.last_of_past_life == pending.n
+        journal.sent([pending.n])
+        journal.forget("web-1")
+    async with Journal.open(path) as journal:
+        assert journal.entries == {}
+        assert journal.backlog == 0
+
+
+async def test_a_number_in_the_outbox_is_never_given_twice(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    at, event = stepped(entry(), S.BOOTING)
+    async with Journal.open(path) as journal:
+        journal.put(at, event)
+        await journal.written()
+        [first] = await journal.pending(0, 10)
+        journal.sent([first.n])
+    async with Journal.open(path) as journal:
+        journal.put(at, event)
+        await journal.written()
+        [second] = await journal.pending(0, 10)
+    assert second.n > first.n
+
+
+async def test_only_the_newest_version_of_a_record_is_kept(tmp_path: Path) -> None:
+    async with Journal.open(tmp_path / "journal.db") as journal:
+        journal.keep_service("web", ServiceRecord(version=5, target=5))
+        journal.keep_service("web", ServiceRecord(version=4, target=4))
+        await journal.written()
+    async with Journal.open(tmp_path / "journal.db") as journal:
+        assert journal.services["web"].target == 5
+
+
+async def test_many_changes_at_once_share_transactions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups: list[int] = []
+    apply = journal_store.JournalStore.apply
+
+    def counted(store: journal_store.JournalStore, changes: list[journal_store.Change]) -> None:
+        groups.append(len(changes))
+        apply(store, changes)
+
+    monkeypatch.setattr(journal_store.JournalStore, "apply", counted)
+    async with Journal.open(tmp_path / "journal.db") as journal:
+        for number in range(500):
+            journal.put(entry(f"web-{number}"))
+        await journal.written()
+    assert sum(groups) == 500
+    assert len(groups) < 100
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "foreign"])
+async def test_a_damaged_journal_is_set_aside_and_a_new_one_begun(
+    tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "journal.db"
+    async with Journal.open(path) as journal:
+        for number in range(300):
+            journal.put(entry(f"web-{number}"))
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        for at in range(4096, len(data), 512):
+            data[at] ^= 0xFF
+    else:
+        data = data[: len(data) // 2] if damage == "truncated" else bytearray(b"not SQLite" * 999)
+    path.write_bytes(data)
+    async with Journal.open(path) as journal:
+        assert journal.entries == {}
+        kept = Path(journal.set_aside)
+        journal.put(entry())
+    assert kept.read_bytes() == data
+    seen = look(path)
+    assert seen.facts[journal_store.SET_ASIDE] == str(kept)
+    assert len(seen.entries) == 1
+
+
+async def test_a_journal_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    async with Journal.open(path):
+        pass
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(JournalError, match="newer box-bridge"):
+        async with Journal.open(path):
+            pass
+    assert path.exists()
+
+
+def test_an_older_schema_is_brought_forward(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    store = journal_store.JournalStore(path)
+    store.migrate(("CREATE TABLE a (x INTEGER);",))
+    store.migrate(("never run again", "ALTER TABLE a ADD COLUMN y INTEGER;"))
+    store.apply([("INSERT INTO a VALUES (1, 2)", ())])
+    assert store._db.execute("PRAGMA user_version").fetchone() == (2,)
+    store.close()
+
+
+async def test_what_cannot_be_written_waits_and_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = True
+    apply = journal_store.JournalStore.apply
+
+    def full(store: journal_store.JournalStore, changes: list[journal_store.Change]) -> None:
+        if fails:
+            raise sqlite3.OperationalError("database or disk is full")
+        apply(store, changes)
+
+    async with Journal.open(tmp_path / "journal.db") as journal:
+        monkeypatch.setattr(journal_store.JournalStore, "apply", full)
+        journal.put(entry("web-1"))
+        await eventually(lambda: "disk is full" in journal.problem, what="the disk is full")
+        journal.put(entry("web-2"))
+        fails = False
+        await journal.written()
+        assert journal.problem == ""
+    assert len(look(tmp_path / "journal.db").entries) == 2
+
+
+async def test_the_oldest_event_that_is_not_on_disk_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = True
+    apply = journal_store.JournalStore.apply
+
+    def full(store: journal_store.JournalStore, changes: list[journal_store.Change]) -> None:
+        if fails:
+            raise sqlite3.OperationalError("database or disk is full")
+        apply(store, changes)
+
+    monkeypatch.setattr(journal_store.JournalStore, "apply", full)
+    async with Journal.open(tmp_path / "journal.db") as journal:
+        journal.put(entry("web-0"))
+        assert journal.unwritten_since is None  # an intent is nobody's news
+        first, event = stepped(entry("web-1"), S.BOOTING)
+        journal.put(first, event)
+        journal.put(*stepped(first, S.READY))
+        assert journal.unwritten_since == event.timestamp
+        fails = False
+        await journal.written()
+        assert journal.unwritten_since is None
+
+
+async def test_what_is_lost_at_the_end_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(store: journal_store.JournalStore, changes: list[journal_store.Change]) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def work() -> None:
+        async with Journal.open(tmp_path / "journal.db") as journal:
+            monkeypatch.setattr(journal_store.JournalStore, "apply", full)
+            journal.put(entry())
+            await eventually(lambda: journal.problem != "", what="the disk is full")
+
+    with pytest.raises(JournalError, match=r"1 changes could not be written.*disk is full"):
+        await work()
+
+
+async def test_a_journal_that_is_damaged_while_at_work_ends_its_box(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(store: journal_store.JournalStore, changes: list[journal_store.Change]) -> None:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    async def work() -> None:
+        async with Journal.open(tmp_path / "journal.db") as journal:
+            monkeypatch.setattr(journal_store.JournalStore, "apply", broken)
+            journal.put(entry())
+            async with asyncio.timeout(10):
+                await journal.watch()
+
+    with pytest.raises(JournalError):
+        await work()
+
+
+async def test_looking_changes_nothing_whether_a_box_is_at_work_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    async with Journal.open(path) as journal:
+        journal.put(entry())
+        await journal.written()
+        beside = sorted(tmp_path.iterdir())
+        assert len(look(path).entries) == 1  # from the WAL
+        assert sorted(tmp_path.iterdir()) == beside
+    assert list(tmp_path.iterdir()) == [path]
+    assert len(look(path).entries) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_looking_for_a_journal_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="no Box has worked here"):
+        look(tmp_path / "journal.db")
