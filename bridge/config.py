@@ -22,7 +22,16 @@ from msgspec import Struct
 from msgspec.structs import asdict, fields
 
 from bridge.errors import ConfigError
-from bridge.settings import BoxConfig, Config, LogConfig, NatsConfig, Probe, ServiceConfig, Timing
+from bridge.settings import (
+    BoxConfig,
+    Config,
+    LogConfig,
+    NatsConfig,
+    NotifyConfig,
+    Probe,
+    ServiceConfig,
+    Timing,
+)
 from bridge.subjects import is_name
 
 _DEFAULT_FILE: Final = Path("box.toml")
@@ -48,7 +57,10 @@ _NATS_VARIABLES: Final = {
 }
 _BOX_VARIABLES: Final = {
     f"BOX_BRIDGE_{key.upper()}": key
-    for key in ("name", "address", "max_instances", "data_dir", "ports", "runtime", "metrics")
+    for key in (
+        *("name", "address", "max_instances", "data_dir", "ports", "runtime", "metrics"),
+        "on_exit",
+    )
 }
 _OTHER_VARIABLES: Final = ("BOX_BRIDGE_CONFIG", "BOX_BRIDGE_LOG", "BOX_BRIDGE_LOG_FORMAT")
 
@@ -125,6 +137,16 @@ def load_log(
         level=level or environ.get("BOX_BRIDGE_LOG") or "info",
         style=style or environ.get("BOX_BRIDGE_LOG_FORMAT") or "text",
     )
+
+
+def load_notify(*, environ: Mapping[str, str] = os.environ) -> NotifyConfig:
+    """What ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID`` say: sd_notify(3)."""
+    address, interval = environ.get("NOTIFY_SOCKET", ""), environ.get("WATCHDOG_USEC") or "0"
+    if not interval.isdecimal():
+        raise ConfigError("WATCHDOG_USEC", f"{interval!r} is not a number of microseconds")
+    watched = environ.get("WATCHDOG_PID") or str(os.getpid())
+    mine = bool(address) and watched == str(os.getpid())
+    return NotifyConfig(address=address, watchdog=int(interval) / 1e6 if mine else 0.0)
 
 
 def server_binary(*, environ: Mapping[str, str] = os.environ) -> tuple[str | None, str | None]:

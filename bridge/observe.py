@@ -54,6 +54,16 @@ class Metrics:
             ["service", "state"],
             registry=self.registry,
         )
+        self.backlog = Gauge(
+            "box_bridge_backlog_events",
+            "Instance events that are journaled and not yet stored in the stream.",
+            registry=self.registry,
+        )
+        self.backlog_age = Gauge(
+            "box_bridge_backlog_age_seconds",
+            "Age of the oldest of those; 0 while there is none.",
+            registry=self.registry,
+        )
         self.ready = Gauge(
             "box_bridge_ready",
             "1 while this Box answers scale requests.",

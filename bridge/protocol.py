@@ -165,7 +165,7 @@ class InstancesResponse(Struct, frozen=True, kw_only=True, gc=False):
 
     `total` counts all that match, listed or not. Beyond the contract, for who knows them:
     `rolling` are the services that are still replacing instances, `notices` sentences for people
-    about what needs attention, by service (a stopped rollout, say).
+    about what needs attention, by service (a stopped rollout, say) or by ``host <name>``.
     """
 
     total: U32

@@ -71,7 +71,11 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[box]``: this host. `ports` is the range from which instances get theirs."""
+    """``[box]``: this host. `ports` is the range from which instances get theirs.
+
+    `on_exit` says what becomes of the instances when the Box stops: ``leave`` them running for
+    its next life (what `box` does unless told otherwise), or ``drain`` them (what `up` does).
+    """
 
     name: str = ""
     address: str = "127.0.0.1"
@@ -81,8 +85,11 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     runtime: str = "process"
     labels: dict[str, str] = field(default_factory=dict)
     metrics: str = ""
+    on_exit: str = ""
 
     def __post_init__(self) -> None:
+        if self.on_exit not in ("", "leave", "drain"):
+            raise ValueError(f'on_exit = {self.on_exit!r} must be "leave" or "drain"')
         if self.runtime != "process":
             raise ValueError(f'runtime = {self.runtime!r} is not known: use "process"')
         if len(self.port_range) < self.max_instances:
@@ -195,6 +202,15 @@ class Config(Struct, frozen=True, kw_only=True):
     @property
     def data_dir(self) -> Path:
         return Path(self.box.data_dir)
+
+
+class NotifyConfig(Struct, frozen=True, kw_only=True):
+    """Where the service manager listens, "" if none does, and within how many seconds it must hear
+    from this process again and again, 0 if it need not.
+    """
+
+    address: str = ""
+    watchdog: float = 0.0
 
 
 class LogConfig(Struct, frozen=True, kw_only=True):

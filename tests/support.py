@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -14,6 +16,7 @@ from bridge.bus.message import Message
 from bridge.config import load
 from bridge.protocol import InstanceEvent, ScaleRequest, ScaleResponse, decode, encode
 from bridge.settings import Config, NatsConfig
+from bridge.tasks import task_scope
 
 SERVICE = Path(__file__).with_name("services") / "http_service.py"
 """A small HTTP server; see there for what its arguments make it do."""
@@ -95,6 +98,7 @@ def box_config(
     max_instances: int = 10,
     ports: str = "20000-21999",
     timing: str = TIMING,
+    on_exit: str = "drain",
     more: str = "",
 ) -> Config:
     """A Box's configuration, by way of a real file."""
@@ -105,6 +109,7 @@ def box_config(
 name = "{name}"
 max_instances = {max_instances}
 data_dir = "data-{name}"
+on_exit = "{on_exit}"
 ports = "{ports}"
 {more}
 
@@ -115,6 +120,40 @@ url = "{url}"
         + "\n".join(services or (service_table("web"),))
     )
     return load(file, environ={"PATH": "/usr/bin:/bin"})
+
+
+class ServiceManager:
+    """What a service manager is told, a line each: see sd_notify(3)."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    async def listen(self, inbox: socket.socket) -> None:
+        while True:
+            datagram = await asyncio.get_running_loop().sock_recv(inbox, 4096)
+            self.lines += datagram.decode().splitlines()
+
+    async def told(self, start: str) -> str:
+        """The first line that starts like this and is new, once there is one."""
+        line = await eventually(
+            lambda: next((line for line in self.lines if line.startswith(start)), None),
+            within=20,
+            what=f"{start} is told; so far: {self.lines}",
+        )
+        self.lines.remove(line)
+        return line
+
+
+@contextlib.asynccontextmanager
+async def listening(address: str) -> AsyncIterator[ServiceManager]:
+    """A service manager that listens at `address`, as NOTIFY_SOCKET has it."""
+    manager = ServiceManager()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:
+        inbox.setblocking(False)
+        inbox.bind(address.replace("@", "\0") if address.startswith("@") else address)
+        async with task_scope() as tasks:
+            tasks.create_task(manager.listen(inbox))
+            yield manager
 
 
 def connect(url: str, **settings: Any) -> Any:

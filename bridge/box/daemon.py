@@ -1,4 +1,7 @@
-"""A Box put together: what starts in which order, and what ends it."""
+"""A Box put together: what starts in which order, and what ends it.
+
+However it ends, what it had begun is in its journal: the next life on this host goes on from it.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,31 @@ from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Final
 
+from bridge.box.adoption import rebuilt
 from bridge.box.endpoints import Endpoints
 from bridge.box.fleet import Fleet
 from bridge.box.host import Lease, own_directory
 from bridge.box.instance import Surroundings
+from bridge.box.journal import Journal
+from bridge.box.journal_store import CUT_OFF, JOURNAL
 from bridge.box.ledger import Ledger
-from bridge.box.model import HostRecord, Offer
-from bridge.box.outbox import Teller
+from bridge.box.model import HostRecord, Offer, ServiceRecord
+from bridge.box.notices import Notices
+from bridge.box.outbox import Outbox
 from bridge.box.planner import Me
 from bridge.box.probes import Prober
 from bridge.box.readiness import Readiness, Streams
 from bridge.box.registry import Registry
+from bridge.box.restorer import Restorer
 from bridge.box.runtimes.base import Runtime
 from bridge.box.runtimes.logs import instances_dir
 from bridge.box.runtimes.process import ProcessRuntime
 from bridge.box.runtimes.rules import fixed_port, refusal
 from bridge.box.sampler import Sampler
+from bridge.box.story import Teller
 from bridge.box.supervisor import Supervisor, Workshop
 from bridge.box.traffic import Traffic
+from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.bus.discovery import Description
 from bridge.bus.publisher import Publisher
@@ -67,7 +77,11 @@ def cpus() -> int:
 
 
 class Box:
-    """One Box. `run` starts it, works until `stop` is called, drains, and returns."""
+    """One Box. `run` starts it and works until `stop` is called.
+
+    With ``on_exit = "drain"`` no instance outlives it, unless it is killed; else they stay, for
+    the Box's next life to take back.
+    """
 
     def __init__(
         self,
@@ -82,11 +96,12 @@ class Box:
         self._offers = offers(config)
         self._ready = asyncio.Event()
         self._stop = asyncio.Event()
+        self._parts: _Parts | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
     async def running(cls, config: Config) -> AsyncIterator[Box]:
-        """A Box that is ready, and has drained when the block is over."""
+        """A Box that is ready, and has stopped when the block is over."""
         box = cls(config)
         async with task_scope() as tasks:
             work = tasks.create_task(box.run(), name="box")
@@ -102,19 +117,20 @@ class Box:
         await self._ready.wait()
 
     def stop(self) -> None:
-        """Have `run` stop intake, drain every instance, and return."""
+        """Have `run` stop intake, drain its instances or leave them running, and return."""
         self._stop.set()
 
     async def run(self) -> None:
         """Run until `stop`. Raises what keeps the Box from doing its work.
 
-        Cancelled, it ends its instances at once.
+        Cancelled, it stops at once: instances that would have drained are killed.
         """
         config = self.config
         if config.box.metrics:
             self.metrics.serve(config.box.metrics)
         async with contextlib.AsyncExitStack() as stack:
             host_id = stack.enter_context(own_directory(config.data_dir))
+            journal = await stack.enter_async_context(Journal.open(config.data_dir / JOURNAL))
             prober = await stack.enter_async_context(Prober.open(config.box.address))
             connection = await stack.enter_async_context(
                 Connection.open(
@@ -128,15 +144,43 @@ class Box:
             runtime = ProcessRuntime(
                 instances_dir(config.data_dir), config.box.port_range, config.environ
             )
-            stack.push_async_callback(runtime.close)
+            if self.drains:
+                stack.push_async_callback(runtime.end_all)
             tasks = await stack.enter_async_context(task_scope())
-            parts = _Parts(self, connection, host_id, prober, runtime)
+            parts = self._parts = _Parts(self, connection, host_id, journal, prober, runtime)
             await parts.start(tasks)
             self._ready.set()
             _log.info("Box %s is ready: %s", config.box.name, ", ".join(config.services))
             await self._stop.wait()
-            _log.info("Box %s is stopping: draining its instances", config.box.name)
-            await parts.stop()
+            _log.info(
+                "Box %s is stopping: its instances %s",
+                config.box.name,
+                "drain" if self.drains else "keep running",
+            )
+            await parts.stop(drain=self.drains)
+
+    @property
+    def drains(self) -> bool:
+        """Whether its instances end with it."""
+        return self.config.box.on_exit == "drain"
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has been ready to answer requests, since it was started."""
+        return self._ready.is_set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stop.is_set()
+
+    def why_not(self) -> str:
+        """Why it does not answer requests just now; empty while it does."""
+        if self.stopping:
+            return "this Box is stopping"
+        if self._parts is None or not self.ready:
+            return "this Box is starting"
+        return self._parts.why_not()
 
     def host_record(self, host_id: str) -> HostRecord:
         """What this host tells the fleet of itself."""
@@ -186,20 +230,52 @@ class _Parts:
         box: Box,
         connection: Connection,
         host_id: str,
+        journal: Journal,
         prober: Prober,
         runtime: Runtime,
     ) -> None:
         config, timing, host = box.config, box.config.timing, box.config.box.name
+        self._config = config
         self._connection = connection
+        self._journal = journal
         self._runtime = runtime
+        self._me = Me(host=host, host_id=host_id)
         self._streams = Streams(connection, config)
         restore = self._streams.restore
-        self._fleet = Fleet(connection, timing.lease, self._touch)
-        self._lease = Lease(self._fleet.hosts, host, box.host_record(host_id), timing)
+        self._fleet = Fleet(connection, timing.lease, self._touch, self._saw)
+        self._restorer = Restorer(self._fleet, journal, timing.heartbeat)
+        self._lease = Lease(
+            self._fleet.hosts,
+            host,
+            box.host_record(host_id),
+            timing,
+            lambda: self._notices.all(),  # noqa: PLW0108 (made below)
+        )
         self._registry = Registry(connection, host, timing, restore)
         self._readiness = Readiness(
-            connection, self._streams, self._fleet, self._lease, self._registry
+            connection,
+            self._streams,
+            self._fleet,
+            self._lease,
+            self._registry,
+            journal,
+            self._restorer,
+            box.clock,
         )
+        self._outbox = Outbox(
+            journal,
+            Publisher(
+                connection,
+                connection.subjects.events_stream,
+                topology.Lifetimes.of(timing).duplicates,
+                box.clock,
+                restore,
+            ),
+            connection.subjects,
+            host,
+            connection.metrics,
+        )
+        self._notices = Notices(journal, self._outbox, connection.metrics, box.clock)
         ledger = Ledger(self._fleet, timing.decide_timeout, box.clock)
         around = Surroundings(
             runtime=runtime,
@@ -211,12 +287,10 @@ class _Parts:
             see=self._fleet.see,
         )
         self._supervisor = Supervisor(
-            Me(host=host, host_id=host_id),
+            self._me,
             self._fleet,
             ledger,
-            Teller(
-                connection, Publisher(connection, restore), self._fleet.slots, self._registry, host
-            ),
+            Teller(self._me, connection, journal, self._outbox, self._fleet.slots, self._registry),
             Workshop(
                 services=config.services,
                 around=around,
@@ -235,19 +309,22 @@ class _Parts:
         self._responder = Responder(connection, box.description(host_id), endpoints.all())
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Streams, views, strays, lease, then work; requests come last."""
+        """Streams, views, what the last life left, lease, then work; requests come last."""
         fleet = self._fleet
         await self._streams.restore()
         for view in (fleet.services, fleet.slots, fleet.hosts):
             tasks.create_task(view.run(), name=f"view-{view.bucket}")
         await self._connection.listen(self._connection.subjects.all_stats, fleet.take_stats)
         await self._first_view()
-        for stray in await self._runtime.sweep():
-            _log.warning("%s was left behind by this Box's last life; it was ended", stray)
+        self._journal.state(CUT_OFF, "")
+        await self._restorer.restore()
+        await self._take_back()
         await self._lease.take()
         for name, work in {
+            "journal": self._journal.watch(),
             "streams": self._streams.watch(),
             "lease": self._lease.run(),
+            "outbox": self._outbox.run(),
             "registry": self._registry.run(),
             "readiness": self._readiness.run(),
             "leases": self._readiness.judge_leases(),
@@ -258,19 +335,46 @@ class _Parts:
             tasks.create_task(work, name=name)
         await self._responder.listening()
 
-    async def stop(self) -> None:
-        """Answer what was taken, drain, tell the rest, and give the lease back."""
+    def why_not(self) -> str:
+        """Why this Box must not answer requests now; empty when it may."""
+        return self._readiness.why_not()
+
+    async def _take_back(self) -> None:
+        """Go on with the instances of this host's last life, and end what nobody knows."""
+        known = self._journal.entries
+        found = await self._runtime.found()
+        entries = await rebuilt(self._connection, self._fleet, self._me, self._config, known, found)
+        better = {entry.life.info.id: entry for entry in entries}
+        await self._supervisor.take_back({**known, **better}.values())
+        for stray in await self._runtime.sweep():
+            _log.warning("%s was left behind by this Box's last life; it was ended", stray)
+
+    async def stop(self, *, drain: bool) -> None:
+        """Answer what was taken, drain, and tell the rest; what cannot be told now, the next life
+        tells. The lease is given back only where nothing is left that runs.
+        """
         await self._responder.stop_intake()
         self._readiness.stop()
-        await self._lease.close()
-        await self._supervisor.close("its Box is stopping")
-        with contextlib.suppress(TimeoutError):
+        if drain:
+            await self._lease.close()
+            await self._supervisor.close("its Box is stopping")
+        try:
             async with asyncio.timeout(_FLUSH_PATIENCE):
+                await self._outbox.flushed()
                 await self._registry.flushed()
-        await self._lease.release()
+        except TimeoutError:
+            _log.warning(
+                "%d events are yet to be told: the next life of this Box tells them",
+                self._journal.backlog,
+            )
+        if drain:
+            await self._lease.release()
 
     def _touch(self, service: str | None) -> None:
         self._supervisor.touch(service)
+
+    def _saw(self, service: str, record: ServiceRecord | None) -> None:
+        self._restorer.saw(service, record)
 
     async def _first_view(self) -> None:
         try:

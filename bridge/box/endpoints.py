@@ -189,9 +189,15 @@ class Endpoints:
         }
 
     def _notices(self, services: list[str]) -> dict[str, str]:
-        """What needs a person's attention."""
-        records = ((service, self._fleet.state.services.get(service)) for service in services)
-        return {
+        """What needs a person's attention, by service, and by ``host <name>``."""
+        state = self._fleet.state
+        of_hosts = {
+            f"host {name}": "; ".join(host.notices)
+            for name, host in state.hosts.items()
+            if host.notices
+        }
+        records = ((service, state.services.get(service)) for service in services)
+        return of_hosts | {
             service: record.rollout.stopped
             for service, record in records
             if record is not None and record.rollout is not None and record.rollout.stopped

@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from msgspec.structs import replace
+
+from bridge.box.lifecycle import ENDED
 from bridge.box.model import FleetState, HostRecord, ServiceRecord, SlotRecord
 from bridge.bus.connection import Connection
 from bridge.bus.leases import Leases
@@ -28,30 +31,38 @@ _MAX_STATS: Final = 1024 * 1024  # bytes of one host's report
 Touch = Callable[[str | None], None]
 """Told which service needs a new plan; None means all of them. Must not block."""
 
+Saw = Callable[[str, ServiceRecord | None], None]
+"""Told of each change of a service's record; None for one that is gone. Must not block."""
+
 
 class Fleet:
     """See the module. `touch` is called when a plan may have changed."""
 
-    def __init__(self, connection: Connection, lease: float, touch: Touch) -> None:
+    def __init__(self, connection: Connection, lease: float, touch: Touch, saw: Saw) -> None:
         subjects = connection.subjects
         self._connection = connection
         self._touch = touch
+        self._saw = saw
         self._services: dict[str, ServiceRecord] = {}
         self._hosts: dict[str, HostRecord] = {}
         self._slots: dict[str, dict[int, SlotRecord]] = {}
         self._unreadable: dict[str, set[int]] = {}
         self._unreadable_services: set[str] = set()
+        self._lost: dict[str, dict[int, str]] = {}
+        self._lost_until: dict[tuple[str, int], float] = {}
         self._used: dict[str, int] = {}
         self._loads: dict[str, InstanceHealth] = {}
         self._lives: dict[str, InstanceInfo] = {}
         self._reports: dict[str, HostStats] = {}
         self._leases = Leases(lease)
+        self._lease = lease
         self.state = FleetState(
             services=self._services,
             hosts=self._hosts,
             slots=self._slots,
             unreadable=self._unreadable,
             unreadable_services=self._unreadable_services,
+            lost=self._lost,
             used=self._used,
             loads=self._loads,
             lives=self._lives,
@@ -91,7 +102,11 @@ class Fleet:
 
     def tick(self) -> None:
         """Judge the leases; call it every half second or so."""
-        gone = self._leases.tick(time.monotonic(), live=self.hosts.live)
+        now = time.monotonic()
+        for service, slot in [key for key, until in self._lost_until.items() if until <= now]:
+            self._find(service, slot)
+            self._touch(service)
+        gone = self._leases.tick(now, live=self.hosts.live)
         for host in gone:
             _log.warning("host %s is gone: its lease ran out", host)
             self._hosts.pop(host, None)
@@ -103,9 +118,12 @@ class Fleet:
         """An instance of this host as it is now, ahead of its record."""
         self._lives[info.id] = info
 
-    def unsee(self, instance_id: str) -> None:
-        """The instance has ended, and its record says so."""
-        self._lives.pop(instance_id, None)
+    def unsee(self, service: str, slot: int, instance_id: str) -> None:
+        """The instance has ended, and all is told. While the record of its slot says that it
+        lives, as until its successor's is written, this host knows better.
+        """
+        if not _says_alive(self._slots.get(service, {}).get(slot), instance_id):
+            self._lives.pop(instance_id, None)
 
     def take_stats(self, message: Message) -> None:
         """A host's report of what its instances use; a bad one is counted and dropped."""
@@ -143,8 +161,10 @@ class Fleet:
             self._services[key] = new
         else:
             self._services.pop(key, None)
-            if key in self.services.unreadable:
-                self._unreadable_services.add(key)
+        if new is None and key in self.services.unreadable:
+            self._unreadable_services.add(key)  # not lost: a newer Box wrote it
+        else:
+            self._saw(key, new)
         self._touch(key)
 
     def _slot_changed(self, key: str, old: SlotRecord | None, new: SlotRecord | None) -> None:
@@ -158,13 +178,34 @@ class Fleet:
         slots = self._slots.setdefault(service, {})
         if (before := slots.pop(slot, None)) is not None:
             self._used[before.host] -= 1
+            self._drop_ended(before.info.id, new)
+        self._find(service, slot)
         if new is not None:
             slots[slot] = new
             self._used[new.host] = self._used.get(new.host, 0) + 1
         elif key in self.slots.unreadable:
             unreadable.add(slot)
+        elif before is not None and not self.slots.was_deleted(key):
+            self._lose(service, slot, before.host)
         # Room came or went, for every service; a renewed record concerns its own alone.
         self._touch(service if old is not None and new is not None else None)
+
+    def _lose(self, service: str, slot: int, host: str) -> None:
+        """Nobody gave the claim up: the store has lost it. `host` has a lease's time to write it
+        again; it may have been started anew, and know nothing of it.
+        """
+        self._lost.setdefault(service, {})[slot] = host
+        self._lost_until[service, slot] = time.monotonic() + self._lease
+
+    def _find(self, service: str, slot: int) -> None:
+        """The slot's claim is no longer lost."""
+        if self._lost_until.pop((service, slot), None) is not None:
+            del self._lost[service][slot]
+
+    def _drop_ended(self, instance_id: str, record: SlotRecord | None) -> None:
+        life = self._lives.get(instance_id)
+        if life is not None and life.state in ENDED and not _says_alive(record, instance_id):
+            del self._lives[instance_id]
 
     def _host_changed(self, key: str, old: HostRecord | None, new: HostRecord | None) -> None:
         if new is None:
@@ -177,8 +218,8 @@ class Fleet:
                 self._touch(None)
             return
         self._leases.renew(key, time.monotonic())
-        if self._hosts.get(key) != new:
-            self._hosts[key] = new
+        before, self._hosts[key] = self._hosts.get(key), new
+        if before is None or replace(before, notices=new.notices) != new:  # plans read no notices
             self._touch(None)
 
     # A complete view tells of what it holds, not of what it could not read.
@@ -199,3 +240,7 @@ class Fleet:
     def _hosts_live(self, live: bool) -> None:
         if live:
             self._leases.rearm(time.monotonic())
+
+
+def _says_alive(record: SlotRecord | None, instance_id: str) -> bool:
+    return record is not None and record.info.id == instance_id and record.info.state not in ENDED

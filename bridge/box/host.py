@@ -9,9 +9,9 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from msgspec.structs import replace
 
@@ -23,6 +23,7 @@ from bridge.settings import Timing
 _log = logging.getLogger(__name__)
 
 _CHECK: Final = 0.1  # seconds between looks at whether another's lease has ended
+_LOCK_PATIENCE: Final = 1.0  # seconds; what a killed Box was just forking holds its lock a moment
 
 
 @contextlib.contextmanager
@@ -37,13 +38,22 @@ def own_directory(directory: Path) -> Iterator[str]:
     except OSError as exc:
         raise BoxError(f"data_dir {directory} cannot be used: {exc.strerror}") from exc
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            raise HostTaken(
-                f"another Box works in {directory}: stop it, or choose another data_dir"
-            ) from exc
+        deadline = time.monotonic() + _LOCK_PATIENCE
+        while not _locked(lock):
+            if time.monotonic() > deadline:
+                raise HostTaken(
+                    f"another Box works in {directory}: stop it, or choose another data_dir"
+                )
+            time.sleep(_CHECK)
         yield _host_id(directory / "host-id")
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _host_id(file: Path) -> str:
@@ -61,15 +71,24 @@ def _host_id(file: Path) -> str:
 
 
 class Lease:
-    """The host's own lease: `run` renews it, `held` says whether it is surely not over."""
+    """The host's own lease: `run` renews it, `held` says whether it is surely not over.
+
+    What `notices` says at each renewal goes with it.
+    """
 
     def __init__(
-        self, hosts: Records[HostRecord], name: str, record: HostRecord, timing: Timing
+        self,
+        hosts: Records[HostRecord],
+        name: str,
+        record: HostRecord,
+        timing: Timing,
+        notices: Callable[[], list[str]],
     ) -> None:
         self._hosts = hosts
         self._name = name
         self._record = record
         self._timing = timing
+        self._notices = notices
         self._renewed = float("-inf")
 
     @property
@@ -127,7 +146,7 @@ class Lease:
 
     async def _renew(self) -> None:
         started = time.monotonic()
-        await self._hosts.put(self._name, self._record)
+        await self._hosts.put(self._name, replace(self._record, notices=self._notices()))
         self._renewed = started
 
     async def _gone_or_renewed(self, revision: int) -> None:

@@ -1,8 +1,9 @@
 """One instance from its creation to its end: acts on the runtime, tells its story.
 
-The order is always: act, then tell what is so. The one exception is the end: an instance that is
-to go is withdrawn from gateways first, goes on serving until they have let go of it, then until
-its requests are done, and only then is asked to end.
+What the Box is about to do with it is on disk before it is done, and what came of it is told
+after: whenever the Box is killed, its next life can go on from what is written. An instance that
+is to go is withdrawn from gateways first, goes on serving until they have let go of it, then
+until its requests are done, and only then is asked to end.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from msgspec import Struct
 
 from bridge.box import lifecycle
 from bridge.box.lifecycle import Life
-from bridge.box.outbox import Story
 from bridge.box.probes import Prober
 from bridge.box.runtimes.base import Exit, Handle, Runtime, Spec, Usage
+from bridge.box.story import Story
 from bridge.box.traffic import Traffic
 from bridge.errors import InstanceError, PortTaken
 from bridge.protocol import (
@@ -32,7 +33,6 @@ from bridge.protocol import (
     InstanceRegistration,
     InstanceState,
 )
-from bridge.settings import ServiceConfig
 from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
@@ -61,20 +61,22 @@ class Surroundings(Struct, frozen=True, kw_only=True):
 
 
 class Instance:
-    """See the module. `run` lives its life and returns when it has ended and all is told."""
+    """See the module. `run` lives its life and returns when it has ended.
+
+    `handle` is its process if an earlier life of this Box made it.
+    """
 
     def __init__(
-        self, life: Life, spec: Spec, config: ServiceConfig, story: Story, around: Surroundings
+        self, spec: Spec, story: Story, around: Surroundings, handle: Handle | None = None
     ) -> None:
-        self.life = life
         self.story = story
         self._spec = spec
-        self._config = config
+        self._config = story.entry.service
         self._around = around
-        self._handle: Handle | None = None
+        self._handle = handle
+        self._adopted = handle is not None
         self._leave = asyncio.Event()
         self._reason = ""
-        self._registered = False
         self._ready_at: float | None = None
         self.failure = ""
 
@@ -82,23 +84,27 @@ class Instance:
 
     @property
     def id(self) -> str:
-        return self.life.info.id
+        return self.story.id
+
+    @property
+    def life(self) -> Life:
+        """The instance as its story has told it so far."""
+        return self.story.life
+
+    @property
+    def state(self) -> InstanceState:
+        return self.life.info.state
 
     @property
     def handle(self) -> Handle | None:
         """The runtime's handle while there is a load to measure."""
-        measured = self.life.info.state in (*lifecycle.SERVING, _S.DRAINING)
+        measured = self.state in (*lifecycle.SERVING, _S.DRAINING)
         return self._handle if measured else None
 
     @property
     def leaving(self) -> bool:
         """Whether it was told to go."""
         return self._leave.is_set()
-
-    @property
-    def ended(self) -> bool:
-        """Whether its life is over; that may still be to be told."""
-        return self.life.info.state in lifecycle.ENDED
 
     def served_for(self) -> float:
         """For how many seconds it has been serving; 0 if it never did."""
@@ -117,37 +123,48 @@ class Instance:
             memory_bytes=usage.memory_bytes if usage else None,
             inflight_requests=inflight,
         )
-        self.life, event = lifecycle.sample(
+        life, event = lifecycle.sample(
             self.life, health, self._now(), idle_samples=self._around.idle_samples
         )
-        self._around.see(self.life.info)
-        self.story.tell(self.life, event)
+        self.story.tell(life, event)
+        self._around.see(life.info)
         return self.life.info.health
 
     # ── the life ─────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
         """Create, boot, serve, and end. Never raises for what the instance itself does."""
-        async with task_scope() as tasks:
-            tasks.create_task(self.story.run(), name=f"story-{self.id}")
-            try:
+        if self.state in lifecycle.SERVING and self.life.info.endpoint is None:
+            self.story.tell(self._with_endpoint())  # its record was older than its last event
+        self._around.see(self.life.info)
+        try:
+            if self.state in lifecycle.ENDED:
+                self._withdraw(self.story.entry.leaving)
+            else:
                 await self._live()
-            except InstanceError as exc:
-                await self._fail(str(exc))
-            await self.story.settled()
+        except InstanceError as exc:
+            await self._fail(str(exc))
         if self._handle is not None:
             self._around.runtime.forget(self._handle)
 
     async def _live(self) -> None:
-        runtime = self._around.runtime
-        self._handle = await runtime.create(self._spec)
-        self._step(_S.BOOTING)
-        if await self._boot():
+        """From whatever state it is in to the end, one state after the other."""
+        if self._handle is None:
+            self._handle = await self._around.runtime.create(self._spec)
+        if self.state is _S.CREATING:
+            self._step(_S.BOOTING)
+        if self.state is _S.BOOTING and await self._boot():
             self._become_ready()
+        if self.state in lifecycle.SERVING:
             await self._serve()
+            self.story.leaves(self._reason)
+            self._step(_S.DRAINING, self._reason)
+        if self.state is _S.DRAINING:
             await self._drain()
-        self._step(_S.STOPPING, "" if self._registered else self._reason)
-        end = await runtime.stop(self._handle, self._config.stop_grace)
+        if self.state is not _S.STOPPING:
+            self._step(_S.STOPPING, "" if self.story.entry.registered else self._reason)
+        await self.story.written()
+        end = await self._around.runtime.stop(self._handle, self._config.stop_grace)
         self._step(_S.STOPPED, _ending(end, self._config.stop_grace))
 
     async def _boot(self) -> bool:
@@ -155,24 +172,35 @@ class Instance:
         runtime, spec = self._around.runtime, self._spec
         assert self._handle is not None
         deadline = asyncio.get_running_loop().time() + self._config.start_timeout
+        await self.story.written()
         for _ in range(_PORT_TRIES):
-            await runtime.start(self._handle)
+            if not self._adopted:
+                await runtime.start(self._handle, self.story.started)
+            self._adopted = False
             try:
-                return await self._wait_ready(deadline)
+                ready = await self._wait_ready(deadline)
             except PortTaken as exc:
                 if spec.port:
                     raise
                 await runtime.stop(self._handle, 0)
                 self._note(f"{exc}; trying another port")
+            else:
+                if ready is not None:
+                    return ready
         raise InstanceError(f"lost the race for a port {_PORT_TRIES} times running")
 
-    async def _wait_ready(self, deadline: float) -> bool:
+    async def _wait_ready(self, deadline: float) -> bool | None:
+        """Whether it became ready; None if it must be started again, for its Box was killed
+        before it let it go.
+        """
         runtime, handle = self._around.runtime, self._handle
         assert handle is not None
         loop = asyncio.get_running_loop()
         pause, problem, listening = _FIRST_PROBE, "nothing listens on its port", False
         while True:
             end = await self._until_exit_or_leave(pause)
+            if end is not None and not end.ran:
+                return None
             if end is not None:
                 await runtime.listens(handle)  # raises PortTaken if that is why it ended
                 raise InstanceError(self._epitaph(end))
@@ -190,16 +218,17 @@ class Instance:
             pause = min(pause * 1.5, _SLOWEST_PROBE)
 
     def _become_ready(self) -> None:
+        self._tell(lifecycle.step(self._with_endpoint(), _S.READY, self._now()))
+
+    def _with_endpoint(self) -> Life:
         assert self._handle is not None
-        host = self._around.address
-        shown = f"[{host}]" if ":" in host else host
-        self.life = lifecycle.serve_at(self.life, f"{shown}:{self._handle.port}")
-        self._step(_S.READY)
-        self._ready_at = time.monotonic()
-        self._register()
+        at = lifecycle.endpoint(self._around.address, self._handle.port)
+        return lifecycle.serve_at(self.life, at)
 
     async def _serve(self) -> None:
         """Return when told to leave; raises InstanceError when the instance ends by itself."""
+        self._ready_at = time.monotonic()
+        self._register()
         async with task_scope() as tasks:
             tasks.create_task(self._check_health(), name=f"health-{self.id}")
             end = await self._until_exit_or_leave(None)
@@ -223,8 +252,7 @@ class Instance:
     async def _drain(self) -> None:
         """Let gateways let go, then let requests end, but for `drain_timeout` seconds at most."""
         assert self._handle is not None
-        self._step(_S.DRAINING, self._reason)
-        self._deregister(self._reason)
+        self._withdraw(self.story.entry.leaving)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TELL_PATIENCE):
                 await self.story.settled()
@@ -263,10 +291,11 @@ class Instance:
 
     async def _fail(self, why: str) -> None:
         self.failure = why
+        self.story.leaves(why)
         self._step(_S.FAILED, why)
-        if self._registered:
-            self._deregister(why)
+        self._withdraw(why)
         if self._handle is not None:
+            await self.story.written()
             with contextlib.suppress(InstanceError):
                 await self._around.runtime.stop(self._handle, 0)
 
@@ -282,7 +311,7 @@ class Instance:
         self._tell(lifecycle.note(self.life, self._now(), message))
 
     def _tell(self, told: tuple[Life, InstanceEvent]) -> None:
-        self.life, event = told
+        life, event = told
         _log.info(
             "%s %s → %s%s",
             self.id,
@@ -290,13 +319,12 @@ class Instance:
             event.to_state,
             f": {event.message}" if event.message else "",
         )
-        self._around.see(self.life.info)
-        self.story.tell(self.life, event)
+        self.story.tell(life, event)
+        self._around.see(life.info)
 
     def _register(self) -> None:
         info = self.life.info
         assert info.endpoint is not None
-        self._registered = True
         metadata = dict(self._config.metadata)
         if not info.health.healthy:
             metadata[HEALTHY_KEY] = "false"
@@ -310,7 +338,10 @@ class Instance:
             )
         )
 
-    def _deregister(self, reason: str) -> None:
+    def _withdraw(self, reason: str) -> None:
+        """Have gateways let go of it, if they ever knew it."""
+        if not self.story.entry.registered:
+            return
         info = self.life.info
         self.story.register(
             InstanceDeregistration(

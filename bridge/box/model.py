@@ -96,7 +96,10 @@ class Offer(Struct, frozen=True, kw_only=True):
 
 
 class HostRecord(Struct, frozen=True, kw_only=True):
-    """A live host and what it can run: `box_hosts`, key ``<host>``, renewed as a lease."""
+    """A live host and what it can run: `box_hosts`, key ``<host>``, renewed as a lease.
+
+    `notices` are sentences for people about what on the host needs attention.
+    """
 
     host_id: str
     runtime: str
@@ -106,6 +109,7 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = field(default_factory=dict)
     version: str = ""
     closing: bool = False
+    notices: list[str] = field(default_factory=list)
 
 
 class HostOrder(Struct, frozen=True, kw_only=True):
@@ -120,9 +124,10 @@ class FleetState(Struct, frozen=True, kw_only=True):
 
     `hosts` are the live ones. `slots` has the claimed slots of each service, in its set or not;
     `unreadable` those whose record cannot be read, `unreadable_services` the services of which
-    that is so: neither is there, but nor is it free. `used` counts the slots that a host holds.
-    `loads` are the newest health reports of all hosts, `lives` this host's own instances as they
-    are, a moment ahead of their records; both by instance id.
+    that is so: neither is there, but nor is it free. `lost` names the host that held a slot whose
+    record the store has lost: it is that host's to claim again. `used` counts the slots that a
+    host holds. `loads` are the newest health reports of all hosts, `lives` this host's own
+    instances as they are, a moment ahead of their records; both by instance id.
     """
 
     services: Mapping[str, ServiceRecord] = field(default_factory=dict)
@@ -130,6 +135,7 @@ class FleetState(Struct, frozen=True, kw_only=True):
     slots: Mapping[str, Mapping[int, SlotRecord]] = field(default_factory=dict)
     unreadable: Mapping[str, AbstractSet[int]] = field(default_factory=dict)
     unreadable_services: AbstractSet[str] = frozenset()
+    lost: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     used: Mapping[str, int] = field(default_factory=dict)
     loads: Mapping[str, InstanceHealth] = field(default_factory=dict)
     lives: Mapping[str, InstanceInfo] = field(default_factory=dict)

@@ -30,9 +30,11 @@ class Local(Struct, frozen=True, kw_only=True):
     """What this host has in a slot: an instance that lives, leaves, or has ended.
 
     After a failure `retry_at` (monotonic seconds) is when the next instance may be made.
+    `settled` says that the end has been told, so that the slot may be given up.
     """
 
     ended: bool
+    settled: bool = True
     leaving: bool = False
     retry_at: float = 0.0
 
@@ -84,9 +86,29 @@ def plan(
             actions += _held(slot, local.get(slot), now)
     free = [slot for slot in record.slots if slot not in slots and slot not in local]
     free = [slot for slot in free if slot not in fleet.unreadable.get(service, ())]
-    placed = place(service, fleet, record, free)
+    back = _to_reclaim(service, fleet, free)
+    placed = back | place(service, fleet, record, [slot for slot in free if slot not in back])
     actions += [Claim(slot=slot) for slot in free if placed.get(slot) == me.host]
     return actions
+
+
+def remake(
+    service: str, fleet: FleetState, me: Me, local: Mapping[int, Local], *, now: float
+) -> list[int]:
+    """The slots of `me` whose instance has ended and is to be replaced, as far as was known when
+    the fleet was last seen. That much a host may do while it is cut off.
+    """
+    record = fleet.services.get(service)
+    if record is None:
+        return []
+    return [
+        slot
+        for slot, claim in fleet.slots_of(service).items()
+        if slot in record.slots
+        and me.holds(claim)
+        and slot in local
+        and _held(slot, local[slot], now)
+    ]
 
 
 def wake_at(local: Iterable[Local], *, now: float) -> float | None:
@@ -127,6 +149,14 @@ def place(
     return placed
 
 
+def _to_reclaim(service: str, fleet: FleetState, free: Iterable[int]) -> dict[int, str]:
+    """Those of the `free` slots whose claims the store has lost, and the live hosts they are of:
+    what runs there wins over a record that is missing, so nobody else takes them.
+    """
+    lost = fleet.lost.get(service, {})
+    return {slot: lost[slot] for slot in free if lost.get(slot, "") in fleet.hosts}
+
+
 def _held(slot: int, mine: Local | None, now: float) -> list[Action]:
     if mine is None or (mine.ended and mine.retry_at <= now):
         return [Make(slot=slot)]
@@ -150,6 +180,10 @@ def _unwanted(
             actions.append(Drain(slot=slot, reason=reason))
     for slot, claim in slots.items():
         there = local.get(slot)
-        if slot not in wanted and me.holds(claim) and (there is None or there.ended):
+        if (
+            slot not in wanted
+            and me.holds(claim)
+            and (there is None or (there.ended and there.settled))
+        ):
             actions.append(Release(slot=slot))
     return actions

@@ -1,17 +1,25 @@
-"""When this Box may decide and plan: connected, streams checked, views and lease current."""
+"""When this Box may decide and plan: connected, streams checked, nothing lost, views, lease and
+journal current.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from datetime import datetime
 from typing import Final
 
 from bridge.box.fleet import Fleet
 from bridge.box.host import Lease
+from bridge.box.journal import Journal
+from bridge.box.journal_store import CUT_OFF
 from bridge.box.registry import Registry
+from bridge.box.restorer import Restorer
 from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.errors import BusError, StoreUnsuitable, TopologyMismatch
+from bridge.protocol import format_time
 from bridge.settings import Config
 
 _log = logging.getLogger(__name__)
@@ -65,12 +73,19 @@ class Readiness:
         fleet: Fleet,
         lease: Lease,
         registry: Registry,
+        journal: Journal,
+        restorer: Restorer,
+        clock: Callable[[], datetime],
     ) -> None:
         self._connection = connection
         self._streams = streams
         self._fleet = fleet
         self._lease = lease
         self._registry = registry
+        self._journal = journal
+        self._restorer = restorer
+        self._clock = clock
+        restorer.on_loss = self._recheck
         self._checked = True  # the streams, since this connection was made
         self._stopping = False
         self._changed = asyncio.Event()
@@ -88,7 +103,9 @@ class Readiness:
         self._stopping = True
 
     async def run(self) -> None:
-        """After each reconnect: the streams first, then the lease, then the registrations."""
+        """After each reconnect, and when the store turns out to have lost something: the streams
+        first, then what they held, then the lease, then the registrations.
+        """
         unwatch = self._connection.watch(self._on_change)
         try:
             while True:
@@ -97,6 +114,8 @@ class Readiness:
                 self._changed.clear()
                 try:
                     await self._streams.restore()
+                    await self._fleet.wait_live()
+                    await self._restorer.restore()
                     await self._lease.renew_now()
                 except BusError as exc:
                     _log.warning("not back yet: %s", exc)
@@ -116,6 +135,10 @@ class Readiness:
             await asyncio.sleep(_LEASE_TICK)
 
     def _on_change(self, up: bool) -> None:
+        self._journal.state(CUT_OFF, "" if up else format_time(self._clock()))
+        self._recheck()
+
+    def _recheck(self) -> None:
         self._checked = False
         self._changed.set()
 
@@ -124,7 +147,9 @@ class Readiness:
             seconds = self._connection.cut_off_for()
             return f"this Box has been cut off from NATS for {seconds:.0f} s"
         if not self._checked:
-            return "this Box is checking its streams after a reconnect"
+            return "this Box is checking its streams after an outage"
         if not self._fleet.live:
             return "this Box's view of the fleet is not current"
-        return "" if self._lease.held else "this Box's own lease is not current"
+        if not self._lease.held:
+            return "this Box's own lease is not current"
+        return self._journal.problem

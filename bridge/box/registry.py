@@ -50,6 +50,7 @@ class Registry:
         self._registered: dict[str, InstanceRegistration] = {}
         self._due: dict[str, float] = {}
         self._leaving: dict[str, InstanceDeregistration] = {}
+        self._withdrawing: set[str] = set()
         self._gone: set[str] = set()
         self._anew = asyncio.Event()
         self._clear = asyncio.Event()
@@ -115,11 +116,17 @@ class Registry:
 
     async def _withdraw(self, deregistration: InstanceDeregistration) -> None:
         instance_id = deregistration.instance_id
+        if instance_id in self._withdrawing:
+            return  # on its way
         subject = self._connection.subjects.deregister(deregistration.service, instance_id)
-        if await self._store(subject, encode(deregistration), self._headers):
-            self._leaving.pop(instance_id, None)
-            if not self._leaving:
-                self._clear.set()
+        self._withdrawing.add(instance_id)
+        try:
+            if await self._store(subject, encode(deregistration), self._headers):
+                self._leaving.pop(instance_id, None)
+                if not self._leaving:
+                    self._clear.set()
+        finally:
+            self._withdrawing.discard(instance_id)
 
     async def _store(self, subject: str, data: bytes, headers: dict[str, str]) -> bool:
         """Whether it is stored; if not, `run` tries again."""

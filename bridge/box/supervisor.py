@@ -1,7 +1,8 @@
 """Making it so: plans for each service that changed, carries the plan out, owns the instances.
 
 Every instance is a task of the supervisor's; one that dies of a bug takes the Box with it.
-Claims are written before anything is made, and given up after it has ended.
+Claims are written before anything is made, and given up after it has ended and all is told. While
+the Box cannot plan, as when it is cut off, it still replaces what ends in slots that it holds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -21,12 +22,14 @@ from msgspec import Struct
 from bridge.box import lifecycle, rollout
 from bridge.box.fleet import Fleet
 from bridge.box.instance import Instance, Surroundings
+from bridge.box.journal_store import Entry
 from bridge.box.ledger import Ledger
 from bridge.box.model import FleetState, ServiceRecord, SlotRecord
-from bridge.box.outbox import Story, Teller
-from bridge.box.planner import Claim, Drain, Local, Make, Me, Release, plan, wake_at
-from bridge.box.runtimes.base import Spec
+from bridge.box.planner import Claim, Drain, Local, Make, Me, Release, plan, remake, wake_at
+from bridge.box.runtimes.base import Handle, Spec
 from bridge.box.runtimes.rules import refusal
+from bridge.box.story import Story, Teller
+from bridge.bus.records import Record
 from bridge.errors import BusError, Conflict
 from bridge.protocol import InstanceState
 from bridge.settings import ServiceConfig, Timing
@@ -43,13 +46,20 @@ _RELEASE_PATIENCE: Final = 5.0  # seconds; a claim that stays is given up with t
 _RETRY: Final = 0.25  # seconds before a plan that the bus kept from being carried out
 
 
+_BEFORE_START: Final = frozenset({InstanceState.CREATING, InstanceState.BOOTING})
+
+
 class Held(Struct):
-    """A slot of this host: the instance in it, and what follows if that has ended."""
+    """A slot of this host: the instance in it, and what follows if that has ended.
+
+    `settled` says that everybody knows of the end, so that the slot may be given up.
+    """
 
     instance: Instance
     failures: int = 0
     retry_at: float = 0.0
     ended: bool = False
+    settled: bool = False
 
 
 class Workshop(Struct, frozen=True, kw_only=True):
@@ -81,6 +91,7 @@ class Supervisor:
         self._workshop = workshop
         self._current = current
         self._held: dict[str, dict[int, Held]] = {}
+        self._taken: list[Held] = []
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
         self._closing = ""
@@ -89,11 +100,23 @@ class Supervisor:
     # ── what others ask ──────────────────────────────────────────────────────────────────
 
     def instances(self) -> Iterator[Instance]:
-        """The instances on this host that have not ended, or not told so yet."""
-        for slots in self._held.values():
-            for held in slots.values():
-                if not held.ended:
-                    yield held.instance
+        """The instances on this host that have not ended."""
+        return (held.instance for held in self._all_held() if not held.ended)
+
+    async def take_back(self, entries: Iterable[Entry]) -> None:
+        """Go on with the instances of this host's last life; call it before `run`."""
+        for entry in sorted(entries, key=lambda entry: entry.life.info.created_at):
+            info = entry.life.info
+            handle = None
+            started = entry.identity is not None or info.state not in _BEFORE_START
+            if started and info.state not in lifecycle.ENDED:
+                handle = await self._workshop.around.runtime.adopt(
+                    self._spec(entry), entry.identity, entry.port
+                )
+            held = self._hold(self._assemble(entry, None, handle), entry)
+            self._taken.append(held)
+            if info.service not in self._workshop.services:
+                held.instance.leave("its service is no longer offered on this host")
 
     def touch(self, service: str | None) -> None:
         """Have a service planned anew; None means all of them."""
@@ -101,30 +124,31 @@ class Supervisor:
         self._wake.set()
 
     async def close(self, reason: str) -> None:
-        """Drain every instance and start none; returns when all have ended, and that is told and
-        their slots are given up, or the bus has kept it for 5 s.
+        """Drain every instance and start none; returns when all have ended, and their slots are
+        given up or the bus has kept them for 5 s: the next life of this Box gives them up then.
         """
         self._closing = reason
-        while remaining := [item for item in self.instances() if not item.ended]:
+        while remaining := list(self.instances()):
             for instance in remaining:
                 instance.leave(reason)
             await asyncio.sleep(_LOOK)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_RELEASE_PATIENCE):
-                while any(self.instances()) or self._claims():
+                while self._claims() or not all(held.settled for held in self._all_held()):
                     self.touch(None)
                     await asyncio.sleep(_LOOK)
-        for instance in self.instances():
-            _log.warning("%s: how it ended could not be told", instance.id)
 
     # ── the loop ─────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
         """Plan and act until cancelled."""
         async with task_scope() as self._tasks:
+            for held in self._taken:
+                self._begin(held)
             while True:
                 await self._until_due()
                 if not self._current():
+                    self._remake()
                     await asyncio.sleep(_RETRY)
                     self._wake.set()
                     continue
@@ -149,7 +173,12 @@ class Supervisor:
 
     def _locals(self, service: str) -> dict[int, Local]:
         return {
-            slot: Local(ended=held.ended, leaving=held.instance.leaving, retry_at=held.retry_at)
+            slot: Local(
+                ended=held.ended,
+                settled=held.settled,
+                leaving=held.instance.leaving,
+                retry_at=held.retry_at,
+            )
             for slot, held in self._held.get(service, {}).items()
         }
 
@@ -174,6 +203,9 @@ class Supervisor:
 
     async def _carry_out(self, service: str) -> None:
         state, now = self._fleet.state, time.monotonic()
+        for held in self._held.get(service, {}).values():
+            if not held.ended:
+                held.instance.story.reassert()  # what runs here wins over what the store has lost
         for action in plan(service, state, self._me, self._locals(service), now=now):
             if self._closing:
                 return
@@ -186,7 +218,7 @@ class Supervisor:
                 case Release(slot=slot):
                     await self._release(service, slot)
                 case Claim(slot=slot) | Make(slot=slot):
-                    await self._make(service, slot)
+                    await self._claim(service, slot)
 
     def _claims(self, only: str | None = None) -> list[int]:
         """The slots, of one service or of all, that this host holds and in which nothing lives."""
@@ -199,13 +231,17 @@ class Supervisor:
 
     def _lives(self, service: str, slot: int) -> bool:
         held = self._held.get(service, {}).get(slot)
-        return held is not None and not held.ended
+        return held is not None and not held.settled
+
+    def _all_held(self) -> Iterator[Held]:
+        for slots in self._held.values():
+            yield from slots.values()
 
     def _forget_dead(self, service: str) -> None:
         """Ended instances in slots that are not this host's, or not wanted, are history."""
         slots = self._fleet.state.slots_of(service)
         held = self._held.get(service, {})
-        for slot in [slot for slot, item in held.items() if item.ended]:
+        for slot in [slot for slot, item in held.items() if item.settled]:
             claim = slots.get(slot)
             if claim is None or not self._me.holds(claim):
                 del held[slot]
@@ -214,88 +250,126 @@ class Supervisor:
 
     # ── acting ───────────────────────────────────────────────────────────────────────────
 
-    async def _make(self, service: str, slot: int) -> None:
-        """Claim the slot for a new instance, or write it into the claim; then have it live."""
+    def _remake(self) -> None:
+        """While no plan can be made: what this host has, it keeps alive."""
+        if self._closing:
+            return
+        for service in list(self._held):
+            local, now = self._locals(service), time.monotonic()
+            for slot in remake(service, self._fleet.state, self._me, local, now=now):
+                self._make(service, slot, None)
+
+    async def _claim(self, service: str, slot: int) -> None:
+        """Have an instance live in a slot: a free one is claimed first. The first to write wins."""
         record = self._fleet.state.services.get(service)
         if record is None:
             return  # lost meanwhile: that is no order
-        config = self._workshop.services.get(service)
-        if config is None or self._cannot(record):
+        if service not in self._workshop.services or self._cannot(record):
             await self._release(service, slot)  # for a host that can
             return
-        key = slot_key(service, slot)
-        life = lifecycle.begin(_new_id(service), service, self._now())
-        claim = SlotRecord(
-            host=self._me.host,
-            host_id=self._me.host_id,
-            config=record.config_id,
-            seq=0,
-            info=life.info,
-        )
-        slots = self._fleet.slots
+        key, slots = slot_key(service, slot), self._fleet.slots
         there = slots.get(key)
         if there is None:
-            revision = await slots.create(key, claim)
+            life = lifecycle.begin(_new_id(service), service, self._now())
+            claim = SlotRecord(
+                host=self._me.host,
+                host_id=self._me.host_id,
+                config=record.config_id,
+                seq=0,
+                info=life.info,
+            )
+            self._make(service, slot, Record(claim, await slots.create(key, claim)))
         elif self._me.holds(there.value):
-            revision = await slots.update(key, claim, there.revision)
-        else:
-            return  # another host was faster
-        if self._closing:
-            return  # the claim is given up with the others
-        instance = self._assemble(record, config, life, claim, slot, revision)
+            self._make(service, slot, None)
+
+    def _make(self, service: str, slot: int, claim: Record[SlotRecord] | None) -> None:
+        """Have a new instance live in a slot of this host; `claim` is its record if it is there
+        already, else the instance's story writes it.
+        """
+        record = self._fleet.state.services.get(service)
+        config = self._workshop.services.get(service)
+        if self._closing or record is None or config is None:
+            return  # a claim is given up with the others
         before = self._held.get(service, {}).get(slot)
-        held = Held(instance=instance, failures=before.failures if before else 0)
-        self._held.setdefault(service, {})[slot] = held
-        assert self._tasks is not None
-        self._tasks.create_task(self._live(service, slot, held), name=f"instance-{instance.id}")
+        entry = Entry(
+            slot=slot,
+            config=claim.value.config if claim else record.config_id,
+            service=config,
+            overrides=record.config,
+            life=(
+                lifecycle.Life(info=claim.value.info)
+                if claim
+                else lifecycle.begin(_new_id(service), service, self._now())
+            ),
+            failures=before.failures if before else 0,
+        )
+        self._begin(self._hold(self._assemble(entry, claim, None), entry))
 
     def _cannot(self, record: ServiceRecord) -> bool:
         me = self._fleet.state.hosts.get(self._me.host)
         return me is None or refusal(me.runtime, record.config, cpus=me.cpus) is not None
 
-    def _assemble(
-        self,
-        record: ServiceRecord,
-        config: ServiceConfig,
-        life: lifecycle.Life,
-        claim: SlotRecord,
-        slot: int,
-        revision: int,
-    ) -> Instance:
-        shop, info = self._workshop, life.info
-        spec = Spec.of(
+    def _spec(self, entry: Entry) -> Spec:
+        shop, info = self._workshop, entry.life.info
+        return Spec.of(
             info.id,
             info.service,
-            config,
-            record.config,
+            entry.service,
+            entry.overrides,
             directory=shop.instances_dir / info.id,
             cwd=shop.cwd,
         )
+
+    def _assemble(
+        self, entry: Entry, claim: Record[SlotRecord] | None, handle: Handle | None
+    ) -> Instance:
+        record = self._fleet.state.services.get(entry.life.info.service)
+        decision = record.decision if record else None
         story = Story(
             self._teller,
+            entry,
             claim,
-            slot,
-            revision,
             lost=lambda reason: instance.leave(reason),  # noqa: PLW0108 (bound below)
-            traceparent=record.decision.traceparent if record.decision else "",
+            traceparent=decision.traceparent if decision else "",
         )
-        instance = Instance(life, spec, config, story, shop.around)
+        instance = Instance(self._spec(entry), story, self._workshop.around, handle)
         return instance
 
-    async def _live(self, service: str, slot: int, held: Held) -> None:
+    def _hold(self, instance: Instance, entry: Entry) -> Held:
+        """The instance is what this host has in its slot from now on."""
+        held = Held(instance=instance, failures=entry.failures)
+        slots = self._held.setdefault(entry.life.info.service, {})
+        if (before := slots.get(entry.slot)) is not None:
+            before.instance.story.supersede()
+        slots[entry.slot] = held
+        return held
+
+    def _begin(self, held: Held) -> None:
+        assert self._tasks is not None
+        self._tasks.create_task(self._live(held), name=f"instance-{held.instance.id}")
+
+    async def _live(self, held: Held) -> None:
+        """One instance, from its intent on disk to the last that is told of it."""
         instance, timing = held.instance, self._workshop.timing
-        await instance.run()
-        info = instance.life.info
-        held.ended = True
-        if info.state is InstanceState.FAILED:
-            recovered = instance.served_for() >= timing.backoff_reset
-            held.failures = 1 if recovered else held.failures + 1
-            held.retry_at = time.monotonic() + backoff(held.failures, timing)
-            if info.ready_at is None:
-                await self._count_failure(service, slot, instance.failure)
-        self._teller.registry.forget(info.id)
-        self._fleet.unsee(info.id)
-        self.touch(service)
+        story = instance.story
+        info = story.life.info
+        async with task_scope() as tasks:
+            tasks.create_task(story.run(), name=f"story-{story.id}")
+            await story.begin()
+            await instance.run()
+            held.ended = True
+            if instance.state is InstanceState.FAILED:
+                recovered = instance.served_for() >= timing.backoff_reset
+                held.failures = 1 if recovered else held.failures + 1
+                held.retry_at = time.monotonic() + backoff(held.failures, timing)
+                if instance.failure and instance.life.info.ready_at is None:
+                    await self._count_failure(info.service, story.entry.slot, instance.failure)
+            self.touch(info.service)
+            await story.settled()
+        held.settled = True
+        story.forget()
+        self._fleet.unsee(info.service, story.entry.slot, story.id)
+        self.touch(info.service)
 
     async def _release(self, service: str, slot: int) -> None:
         key = slot_key(service, slot)

@@ -213,6 +213,7 @@ async def test_a_client_whose_read_loop_has_ended_is_made_anew(server: EmbeddedS
         assert connection.metrics.bus.labels("zombie")._value.get() == 1
 
 
+@pytest.mark.slow
 async def test_a_frozen_server_is_noticed_within_seven_seconds(server: EmbeddedServer) -> None:
     async with connect(server.url) as connection:
         server.pause()

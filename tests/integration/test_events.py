@@ -13,9 +13,9 @@ from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.bus.publisher import Publisher
 from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import store
+from bridge.bus.store import Outgoing, store
 from bridge.errors import NameRefused
-from bridge.protocol import encode
+from bridge.protocol import encode, now
 from tests.boxes import boxed
 from tests.support import ask, connect
 
@@ -26,10 +26,18 @@ _numbers = itertools.count(1)
 async def tell(connection: Connection, text: str, service: str = "web") -> None:
     """Store an event that says `text`."""
     event = InstanceEvent.transition("web-1", service, S.READY, S.READY).with_message(text)
-    headers = {"Nats-Msg-Id": f"web-1.{next(_numbers)}"}
-    await Publisher(connection, lambda: topology.ensure(connection)).publish(
-        f"box.events.{service}", encode(event), headers
+    outgoing = Outgoing(
+        subject=f"box.events.{service}",
+        data=encode(event),
+        headers={"Nats-Msg-Id": f"web-1.{next(_numbers)}"},
+        key="web-1",
+        at=event.timestamp,
     )
+
+    async def restore() -> None:
+        await topology.ensure(connection)
+
+    await Publisher(connection, "BOX_EVENTS", 60.0, now, restore).publish([outgoing])
 
 
 async def read(stream: EventStream, count: int) -> list[InstanceEvent | Gap]:

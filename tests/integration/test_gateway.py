@@ -215,6 +215,7 @@ async def test_a_silent_box_is_asked_again_every_second_and_ends_as_unknown(
         assert parse_time(expiries.pop())
 
 
+@pytest.mark.slow
 async def test_a_frozen_box_among_others_costs_a_second_and_has_one_effect(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ from bridge.bus.server import EmbeddedServer
 from bridge.bus.store import store
 from bridge.errors import BoxError, ConfigError, HostTaken, TopologyMismatch
 from bridge.tasks import task_scope
-from tests.boxes import boxed, gone, labelled, serving
+from tests.boxes import alive, boxed, gone, labelled, serving
 from tests.support import ask, box_config, connect, eventually, service_table
 
 
@@ -76,7 +76,7 @@ async def test_a_wiped_directory_waits_for_the_old_lease_to_end(
             await start(Box(config))
 
 
-async def test_what_a_killed_box_left_behind_is_ended_and_made_anew(
+async def test_what_a_killed_box_left_behind_its_next_life_takes_back(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     box_config(tmp_path, server.url)  # writes box-a.toml
@@ -96,13 +96,14 @@ async def test_what_a_killed_box_left_behind_is_ended_and_made_anew(
             os.kill(first.pid, signal.SIGKILL)
             first.wait()
             root = tmp_path / "data-box-a" / "instances"
-            orphans = [pid for info in before for pid in labelled(str(root / info.id))]
-            assert len(orphans) == 2
-            async with boxed(server, tmp_path) as (_, _):
-                for pid in orphans:
-                    await gone(pid)
+            left = [pid for info in before for pid in labelled(str(root / info.id))]
+            assert len(left) == 4  # a shim and a service each
+            async with Box.running(box_config(tmp_path, server.url)):
                 after = await serving(gateway, "web", 2)
-                assert not {info.id for info in after} & {info.id for info in before}
+                assert {info.id for info in after} == {info.id for info in before}
+                assert all(alive(pid) for pid in left)
+            for pid in left:
+                await gone(pid)
     finally:
         first.kill()
         first.wait()
@@ -209,4 +210,4 @@ async def test_a_box_that_is_stopped_while_nats_is_away_ends_its_instances_and_i
         async with asyncio.timeout(20):
             await work
     assert labelled(str(tmp_path / "data-box-a" / "instances" / info.id)) == []
-    assert f"{info.id}: how it ended could not be told" in caplog.text
+    assert "events are yet to be told: the next life of this Box tells them" in caplog.text

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bridge.box.runtimes.base import Exit, Spec
+from bridge.box.runtimes.identity import Identity
 from bridge.box.runtimes.process import Process, ProcessRuntime
 from tests.boxes import labelled
 from tests.support import eventually
@@ -20,7 +21,7 @@ from tests.support import eventually
 async def runtime(tmp_path: Path) -> AsyncIterator[ProcessRuntime]:
     runtime = ProcessRuntime(tmp_path, range(22000, 22100), {"PATH": "/usr/bin:/bin"})
     yield runtime
-    await runtime.close()
+    await runtime.end_all()
 
 
 def spec(tmp_path: Path, *command: str) -> Spec:
@@ -38,6 +39,10 @@ def spec(tmp_path: Path, *command: str) -> Spec:
     )
 
 
+async def unwritten(identity: Identity, port: int) -> None:
+    """In place of a journal: nothing is written down."""
+
+
 async def test_a_sweep_spares_an_instance_that_is_being_spawned(
     runtime: ProcessRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,7 +58,7 @@ async def test_a_sweep_spares_an_instance_that_is_being_spawned(
     monkeypatch.setattr(runtime, "_spawn", wait_for_sweep)
     process = await runtime.create(spec(tmp_path, "sleep", "60"))
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(runtime.start(process))
+        tasks.create_task(runtime.start(process, unwritten))
         assert await asyncio.to_thread(spawned.wait, 10)
         assert await runtime.sweep() == []
         swept.set()
@@ -76,7 +81,7 @@ async def test_what_a_shell_runs_has_the_grace_although_the_shell_is_gone(
     (tmp_path / "service.sh").write_text(FLUSH_SLOWLY)
     (tmp_path / "start.sh").write_text("/bin/sh service.sh\necho the shell was not ended\n")
     process = await runtime.create(spec(tmp_path, "/bin/sh", "start.sh"))
-    await runtime.start(process)
+    await runtime.start(process, unwritten)
     log = process.spec.directory / "stdout.log"
     await eventually(lambda: log.read_text() == "up\n")
     await runtime.stop(process, grace)

@@ -52,6 +52,7 @@ async def impostor(
         await asyncio.sleep(0)
 
 
+@pytest.mark.slow
 async def test_a_frozen_server_is_noticed_with_unsent_bytes_on_the_way(
     server: EmbeddedServer,
 ) -> None:

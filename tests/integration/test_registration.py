@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bridge.box.model import SlotRecord
-from bridge.box.outbox import Story
+from bridge.box.story import Story
 from bridge.bus.message import Message
 from bridge.bus.records import Records
 from bridge.bus.server import EmbeddedServer

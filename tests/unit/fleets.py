@@ -64,6 +64,7 @@ def fleet(
     services: dict[str, ServiceRecord] | None = None,
     slots: dict[str, dict[int, SlotRecord]] | None = None,
     unreadable: dict[str, set[int]] | None = None,
+    lost: dict[str, dict[int, str]] | None = None,
 ) -> FleetState:
     used: dict[str, int] = {}
     for claims in (slots or {}).values():
@@ -74,6 +75,7 @@ def fleet(
         services=services or {},
         slots=slots or {},
         unreadable=unreadable or {},
+        lost=lost or {},
         used=used,
     )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from bridge.config import find_file, load, load_log, load_nats
+from bridge.config import find_file, load, load_log, load_nats, load_notify
 from bridge.errors import ConfigError
+from bridge.settings import NotifyConfig
 
 WHOLE = """
 [box]
@@ -117,6 +119,8 @@ def test_instances_do_not_inherit_the_credentials_of_the_box(tmp_path: Path) -> 
         "NATS_PASSWORD": "secret",
         "BOX_BRIDGE_NAME": "box-a",
         "NOTIFY_SOCKET": "/run/x",
+        "WATCHDOG_USEC": "30000000",
+        "WATCHDOG_PID": "1",
     }
     assert load(write(tmp_path, WHOLE), environ=environ).environ == {"PATH": "/bin"}
 
@@ -147,6 +151,18 @@ def make_context(home: Path, name: str, **values: object) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(values))
     return {"XDG_CONFIG_HOME": str(home)}
+
+
+def test_the_watchdog_is_this_process_s_or_none() -> None:
+    told = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "1500000"}
+    assert load_notify(environ={}) == NotifyConfig()
+    assert load_notify(environ=told) == NotifyConfig(address="@x", watchdog=1.5)
+    mine = {**told, "WATCHDOG_PID": str(os.getpid())}
+    assert load_notify(environ=mine) == NotifyConfig(address="@x", watchdog=1.5)
+    others = {**told, "WATCHDOG_PID": "1"}
+    assert load_notify(environ=others) == NotifyConfig(address="@x")
+    with pytest.raises(ConfigError, match="'soon' is not a number of microseconds"):
+        load_notify(environ={**told, "WATCHDOG_USEC": "soon"})
 
 
 def test_nats_variables_mean_what_they_mean_to_the_nats_cli() -> None:

@@ -31,6 +31,16 @@ def test_a_free_slot_is_claimed_by_the_host_with_most_room_then_by_name() -> Non
     assert plan("web", state, ME, {}, now=0) == [Claim(slot=1), Claim(slot=3)]
 
 
+def test_a_slot_whose_claim_the_store_has_lost_is_left_to_its_host_while_that_lives() -> None:
+    hosts = {"box-a": host(room=2), "box-b": host(room=3)}
+    lost = {"web": {0: "box-a", 1: "box-b", 2: "box-gone"}}
+    state = fleet(hosts=hosts, services={"web": web(0, 1, 2)}, lost=lost)
+    assert plan("web", state, ME, {0: LIVING}, now=0) == []
+    assert plan("web", state, ME, {}, now=0) == [Claim(slot=0)]
+    other = Me(host="box-b", host_id="id")
+    assert plan("web", state, other, {}, now=0) == [Claim(slot=1), Claim(slot=2)]
+
+
 def test_what_there_is_no_room_for_stays_desired() -> None:
     state = fleet(hosts={"box-a": host(room=1)}, services={"web": web(0, 1, 2)})
     assert plan("web", state, ME, {}, now=0) == [Claim(slot=0)]

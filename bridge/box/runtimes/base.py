@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from msgspec import Struct
 
+from bridge.box.runtimes.identity import Identity
 from bridge.box.runtimes.rules import fixed_port
 from bridge.protocol import ScaleConfig
 from bridge.settings import ServiceConfig
@@ -59,14 +60,22 @@ class Spec(Struct, frozen=True, kw_only=True):
 
 
 class Exit(Struct, frozen=True, kw_only=True):
-    """How an instance's main process ended: its exit code, or the signal that killed it."""
+    """How an instance's main process ended: its exit code, or the signal that killed it.
 
-    code: int = 0
+    An exit code of 128 + n is taken for signal n, as shells have it. `code` None means that
+    nobody knows: it ended while its Box was away, and left no word. Without `ran` it was never
+    let go: its Box died first.
+    """
+
+    code: int | None = 0
     signal: int = 0
+    ran: bool = True
 
     def __str__(self) -> str:
         if self.signal:
             return f"killed by signal {self.signal}"
+        if self.code is None:
+            return "ended while its Box was away, its exit code unknown"
         return f"exited with code {self.code}"
 
 
@@ -75,6 +84,13 @@ class Usage(Struct, frozen=True, kw_only=True):
 
     cpu_percent: float
     memory_bytes: int
+
+
+class Found(Struct, frozen=True):
+    """A living instance as it was found on the host: its process, and where it may serve."""
+
+    identity: Identity
+    port: int
 
 
 class Handle(Protocol):
@@ -95,11 +111,23 @@ class Runtime(Protocol):
     async def create(self, spec: Spec) -> Handle:
         """Make what must be there before the start: a directory, an image."""
 
-    async def start(self, handle: Handle) -> None:
+    async def start(
+        self, handle: Handle, record: Callable[[Identity, int], Awaitable[None]]
+    ) -> None:
         """Boot it. May be called again after `stop`, and then takes another port.
 
-        Raises PortTaken if its fixed port is not free.
+        `record` is awaited with its process and port before the instance does anything, so that
+        both can be written down first. Raises PortTaken if its fixed port is not free.
         """
+
+    async def adopt(self, spec: Spec, identity: Identity | None, port: int) -> Handle:
+        """Take back an instance that an earlier life of this Box started, as it wrote down.
+
+        If that very process is no more, `watch` tells at once how it ended, where it left word.
+        """
+
+    async def found(self) -> Mapping[str, Found]:
+        """The living instances of this Box's directory, by id, whoever started them."""
 
     async def watch(self, handle: Handle) -> Exit:
         """Return when the instance has ended; what escaped its group `sweep` ends."""
@@ -130,5 +158,5 @@ class Runtime(Protocol):
     def forget(self, handle: Handle) -> None:
         """The instance has ended for good: its port is free again."""
 
-    async def close(self) -> None:
+    async def end_all(self) -> None:
         """End all that still runs, at once."""

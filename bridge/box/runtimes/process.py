@@ -2,8 +2,13 @@
 
 Each instance has a directory with its stdout and stderr in a file each (a pipe would kill it
 with the Box), a port, and a label that it carries in its environment (``BOX_INSTANCE_DIR``), by
-which strays are found. It starts as a small shell that waits for a word, so that its limits hold
-before its first instruction; should the Box die meanwhile, the shell ends without running it.
+which strays are found. It runs under a small shell, the shim, which leads its process group:
+
+- The shim waits for a word before it starts the command, so that limits hold from its first
+  instruction, and so that the Box can write down which process it is before it does anything;
+  should the Box die meanwhile, the shim ends without running it.
+- The shim outlives the Box and leaves the exit code in a file, so that an instance that ended
+  while no Box looked can still say how.
 """
 
 from __future__ import annotations
@@ -15,20 +20,33 @@ import resource
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
-from bridge.box.runtimes.base import Exit, Handle, Spec, Usage
+from bridge.box.runtimes.base import Exit, Found, Handle, Spec, Usage
+from bridge.box.runtimes.identity import Identity, identify, is_alive
 from bridge.box.runtimes.logs import STDERR, STDOUT, last_line
 from bridge.box.runtimes.sockets import is_free
 from bridge.errors import InstanceError, PortTaken
 
-_WAIT_FOR_GO: Final = 'read -r _ && exec "$@" </dev/null'
+_SHIM: Final = """
+read -r _ || { echo never >"$BOX_INSTANCE_DIR/exit"; exit 0; }
+trap : HUP INT QUIT TERM
+exec 3>&2 2>/dev/null
+(exec "$@" </dev/null 2>&3 3>&-)
+code=$?
+echo "$code" >"$BOX_INSTANCE_DIR/exit"
+exit "$code"
+"""  # its own stderr goes nowhere: "Killed" would pass for the instance's last words
+_EXIT: Final = "exit"
+_NEVER: Final = "never\n"
+_SIGNALLED: Final = 128  # a shell's code for a command that signal n killed is this plus n
 _LABEL: Final = "BOX_INSTANCE_DIR"
 _LOOK: Final = 0.05  # seconds between looks at a group that has lost its leader
+_EXEC_PATIENCE: Final = 1.0  # seconds for the shim to run the command, on a busy machine
 _KILL_PATIENCE: Final = 10.0  # seconds after SIGKILL; only a process stuck in the kernel lasts
 
 
@@ -37,8 +55,10 @@ class Process:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.popen: subprocess.Popen[bytes] | None = None
+        self.popen: subprocess.Popen[bytes] | None = None  # None as well for an adopted one
+        self.identity: Identity | None = None
         self.ended: asyncio.Future[Exit] | None = None
+        self.killed = False
         self.grace_ends = 0.0  # the loop's time; until then its group may end by itself
         self.cpus: set[int] = set()
         self._port = 0
@@ -57,7 +77,9 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The pid of the main process, which is also its group's; 0 before the start."""
+        """The pid of the shim, which is also the group's; 0 before the start."""
+        if self.identity is not None:
+            return self.identity.pid
         return self.popen.pid if self.popen else 0
 
 
@@ -82,21 +104,46 @@ class ProcessRuntime:
         process = self._processes[spec.instance_id] = Process(spec)
         return process
 
-    async def start(self, handle: Handle) -> None:
+    async def start(
+        self, handle: Handle, record: Callable[[Identity, int], Awaitable[None]]
+    ) -> None:
         process = self._process(handle)
         process.port = self._take_port(process)
-        process.popen, process.grace_ends = None, 0.0
-        process.ended = asyncio.get_running_loop().create_future()
+        process.popen, process.identity, process.grace_ends = None, None, 0.0
+        process.ended, process.killed = asyncio.get_running_loop().create_future(), False
         try:
             process.popen = await asyncio.to_thread(self._spawn, process)
+            process.identity = identify(process.popen.pid)
             self._limit(process)
             self._watch(process)
-            assert process.popen.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it has ended already: `watch` tells
-                process.popen.stdin.write(b"go\n")
-                process.popen.stdin.close()
         except OSError as exc:
             raise InstanceError(f"cannot start {process.spec.command[0]}: {exc}") from exc
+        shim = process.popen.stdin
+        assert shim is not None
+        try:
+            if process.identity is not None:
+                await record(process.identity, process.port)
+                shim.write(b"go\n")
+        finally:
+            with contextlib.suppress(BrokenPipeError):  # it has ended already: `watch` tells
+                shim.close()
+
+    async def adopt(self, spec: Spec, identity: Identity | None, port: int) -> Process:
+        process = self._processes[spec.instance_id] = Process(spec)
+        process.identity, process.port = identity, port
+        process.ended = asyncio.get_running_loop().create_future()
+        if identity is not None and is_alive(identity):
+            with contextlib.suppress(ProcessLookupError):
+                self._watch(process)
+                if spec.vcpus is not None:
+                    process.cpus = os.sched_getaffinity(identity.pid)
+                    self._cpu_use.update(process.cpus)
+        if identity is None or not is_alive(identity):
+            self._note_end(process)
+        return process
+
+    async def found(self) -> Mapping[str, Found]:
+        return await asyncio.to_thread(_shims, self._root)
 
     async def watch(self, handle: Handle) -> Exit:
         ended = self._process(handle).ended
@@ -105,16 +152,25 @@ class ProcessRuntime:
 
     async def stop(self, handle: Handle, grace: float) -> Exit:
         process = self._process(handle)
-        if process.ended is None or process.popen is None:
+        if process.ended is None:
             return Exit()
+        await self._command_runs(process)
         process.grace_ends = asyncio.get_running_loop().time() + grace
         for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_PATIENCE)):
             if not process.ended.done():
-                _signal_group(process.pid, number)
+                process.killed = number == signal.SIGKILL
+                _signal_group(process, number)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience):
                     return await asyncio.shield(process.ended)
         raise InstanceError(f"process {process.pid} does not end, not even by SIGKILL")
+
+    async def _command_runs(self, process: Process) -> None:
+        """Return when the shim runs the command: a signal before would be the shim's alone."""
+        for _ in range(round(_EXEC_PATIENCE / _LOOK)):
+            if not _running(process) or await asyncio.to_thread(_has_command, process.pid):
+                return
+            await asyncio.sleep(_LOOK)
 
     async def listens(self, handle: Handle) -> bool:
         return await asyncio.to_thread(self._listens, self._process(handle))
@@ -134,10 +190,10 @@ class ProcessRuntime:
         directory = self._process(handle).spec.directory
         return last_line(directory / STDERR) or last_line(directory / STDOUT)
 
-    async def close(self) -> None:
+    async def end_all(self) -> None:
         for process in self._processes.values():
             if _running(process):
-                _signal_group(process.pid, signal.SIGKILL)
+                _signal_group(process, signal.SIGKILL)
         self._sweep_due = True
         await self.sweep()
 
@@ -182,12 +238,13 @@ class ProcessRuntime:
             "BOX_SERVICE": spec.service,
             _LABEL: str(spec.directory),
         }
+        (spec.directory / _EXIT).unlink(missing_ok=True)
         with (
             (spec.directory / STDOUT).open("ab") as stdout,
             (spec.directory / STDERR).open("ab") as stderr,
         ):
             return subprocess.Popen(
-                ["/bin/sh", "-c", _WAIT_FOR_GO, "sh", *command],
+                ["/bin/sh", "-c", _SHIM, "sh", *command],
                 stdin=subprocess.PIPE,
                 stdout=stdout,
                 stderr=stderr,
@@ -209,7 +266,7 @@ class ProcessRuntime:
             os.sched_setaffinity(process.pid, process.cpus)
 
     def _watch(self, process: Process) -> None:
-        """Have the loop tell when the main process ends, and end what it leaves in its group."""
+        """Have the loop tell when the shim ends, and end what it leaves in its group."""
         loop = asyncio.get_running_loop()
         pidfd = os.pidfd_open(process.pid)
 
@@ -223,15 +280,20 @@ class ProcessRuntime:
             if loop.time() < process.grace_ends and _has_others(process.pid):
                 loop.call_later(_LOOK, end_group)
                 return
-            assert process.popen is not None
-            # While the dead leader is not reaped its group cannot be another's.
-            _signal_group(process.pid, signal.SIGKILL)
-            code = process.popen.wait()
-            self._sweep_due = True
-            if process.ended is not None and not process.ended.done():
-                process.ended.set_result(Exit(signal=-code) if code < 0 else Exit(code=code))
+            if process.popen is not None:
+                # While the dead leader is not reaped its group cannot be another's.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.popen.wait()
+            self._note_end(process)
 
         loop.add_reader(pidfd, on_exit)
+
+    def _note_end(self, process: Process) -> None:
+        """The shim has ended; what is left of its group, a sweep finds by its label."""
+        self._sweep_due = True
+        if process.ended is not None and not process.ended.done():
+            process.ended.set_result(_exit_of(process))
 
     # ── looking at processes; these run in a thread ──────────────────────────────────────
 
@@ -250,7 +312,7 @@ class ProcessRuntime:
         seen: dict[int, psutil.Process] = {}
         for pid in psutil.pids():
             group = _group_of(pid)
-            if group not in groups:
+            if group not in groups or pid == group:  # the shim is not the instance's own
                 continue
             with contextlib.suppress(psutil.Error):
                 # psutil measures CPU since the last look at the same object.
@@ -289,12 +351,59 @@ def _started(process: Process) -> bool:
 
 
 def _running(process: Process) -> bool:
-    return process.popen is not None and _started(process)
+    return process.pid != 0 and _started(process)
 
 
-def _signal_group(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
+def _exit_of(process: Process) -> Exit:
+    """How the instance ended: as its shim wrote, or as the shim itself did."""
+    try:
+        text = (process.spec.directory / _EXIT).read_text()
+    except OSError:
+        text = ""
+    if text == _NEVER:
+        return Exit(ran=False)
+    shim = process.popen.returncode if process.popen else None
+    if text.endswith("\n") and text.strip().isdigit():
+        code = int(text)
+    elif shim is not None and shim >= 0:
+        code = shim  # the file could not be written
+    elif shim is not None:
+        return Exit(signal=-shim)
+    else:
+        return Exit(signal=signal.SIGKILL) if process.killed else Exit(code=None)
+    killed_by = code - _SIGNALLED
+    return Exit(signal=killed_by) if 0 < killed_by < signal.NSIG else Exit(code=code)
+
+
+def _signal_group(process: Process, number: int) -> None:
+    """Only while the shim lives is the group surely its own."""
+    if process.identity is not None and is_alive(process.identity):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+
+
+def _shims(root: Path) -> dict[str, Found]:
+    """The living instances under `root`, by id: their shims lead sessions and carry the label."""
+    found = {}
+    for pid in psutil.pids():
+        if _group_of(pid) != pid:
+            continue
+        with contextlib.suppress(psutil.Error, OSError):
+            environ = psutil.Process(pid).environ()
+            label, identity = Path(environ.get(_LABEL, "")), identify(pid)
+            if label.parent == root and identity is not None:
+                port = environ.get("PORT", "")
+                found[label.name] = Found(identity, int(port) if port.isdigit() else 0)
+    return found
+
+
+def _has_command(shim: int) -> bool:
+    """Whether a child of the shim's is the command: before its exec it looks like the shim."""
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process(shim)
+        like = parent.cmdline()
+        return any(child.cmdline() != like for child in parent.children())
+    return False
 
 
 def _group_of(pid: int) -> int:

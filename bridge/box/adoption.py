@@ -1,0 +1,118 @@
+"""What a Box takes back when it starts: the instances that its last life left running.
+
+The journal says which they are. Where it was lost, the host itself does (by the label that every
+instance carries) together with the fleet's records and the stream, which has every event.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+
+from msgspec.structs import replace
+
+from bridge.box.fleet import Fleet
+from bridge.box.journal_store import Entry
+from bridge.box.lifecycle import ENDED, Life
+from bridge.box.model import SlotRecord
+from bridge.box.planner import Me
+from bridge.box.runtimes.base import Found
+from bridge.box.runtimes.identity import GONE
+from bridge.bus import history
+from bridge.bus.connection import Connection
+from bridge.bus.message import Message
+from bridge.errors import ProtocolError
+from bridge.protocol import InstanceEvent, InstanceState, ScaleConfig, decode
+from bridge.settings import Config, ServiceConfig
+from bridge.subjects import BOX_SEQ
+
+_log = logging.getLogger(__name__)
+
+
+async def rebuilt(
+    connection: Connection,
+    fleet: Fleet,
+    me: Me,
+    config: Config,
+    known: Mapping[str, Entry],
+    found: Mapping[str, Found],
+) -> list[Entry]:
+    """Entries for this host's instances of which others know more than the journal does.
+
+    `known` are the journal's, `found` what lives on this host. A claim of which no event was told
+    and in which nothing lives is none: its instance was never started. Raises BusError.
+    """
+    entries = []
+    for service, slots in fleet.state.slots.items():
+        doubtful = {
+            record.info.id: (slot, record)
+            for slot, record in slots.items()
+            if me.holds(record)
+            and record.info.state not in ENDED
+            and _is_behind(known.get(record.info.id), record, record.info.id in found)
+        }
+        if not doubtful:
+            continue
+        told = await _last_told(connection, service, doubtful.keys())
+        for name, (slot, record) in doubtful.items():
+            alive, last = found.get(name), told.get(name)
+            if record.seq == 0 and alive is None and last is None:
+                continue
+            entries.append(_entry(slot, record, last, alive, config))
+            _log.warning("the journal has lost %s: taken back from the fleet", name)
+    return entries
+
+
+def _is_behind(entry: Entry | None, record: SlotRecord, alive: bool) -> bool:
+    """Whether the journal lacks what the slot's record or the host itself says."""
+    if entry is None or record.seq > entry.life.seq:
+        return True
+    return alive and entry.identity is None
+
+
+def _entry(
+    slot: int,
+    record: SlotRecord,
+    last: tuple[int, InstanceEvent] | None,
+    alive: Found | None,
+    config: Config,
+) -> Entry:
+    """What the slot's record says, the stream's last event where that is newer, and the host."""
+    info, seq = record.info, record.seq
+    if last is not None and last[0] > seq:
+        seq, event = last
+        ready = event.to_state is InstanceState.READY and info.ready_at is None
+        info = replace(
+            info, state=event.to_state, ready_at=event.timestamp if ready else info.ready_at
+        )
+    return Entry(
+        slot=slot,
+        config=record.config,
+        service=config.services.get(info.service) or ServiceConfig(command=[info.service]),
+        overrides=ScaleConfig(),
+        life=Life(info=info, seq=seq),
+        identity=alive.identity if alive else GONE,
+        port=alive.port if alive else 0,
+        registered=info.endpoint is not None,
+    )
+
+
+async def _last_told(
+    connection: Connection, service: str, ids: AbstractSet[str]
+) -> dict[str, tuple[int, InstanceEvent]]:
+    """The last event of each of `ids` in the stream, with its Box-Seq."""
+    last: dict[str, tuple[int, InstanceEvent]] = {}
+
+    def take(message: Message) -> None:
+        try:
+            event = decode(InstanceEvent, message.data)
+        except ProtocolError:
+            return  # not an event of a Box of ours; readers of the stream count it
+        seq = message.headers.get(BOX_SEQ, "")
+        if event.instance_id in ids and seq.isdigit():
+            last[event.instance_id] = int(seq), event
+
+    subjects = connection.subjects
+    await history.read(connection, subjects.events_stream, subjects.events(service), take)
+    return last

@@ -1,0 +1,86 @@
+"""Claims that the store has lost, as a Box sees them that did not hold them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from bridge.box import lifecycle
+from bridge.box.fleet import Fleet
+from bridge.box.model import SlotRecord
+from bridge.bus import topology
+from bridge.bus.connection import Connection
+from bridge.bus.server import EmbeddedServer
+from bridge.protocol import InstanceState, now
+from bridge.tasks import task_scope
+from tests.support import connect, eventually
+
+
+def claim(host: str, instance_id: str = "web-1") -> SlotRecord:
+    info = lifecycle.begin(instance_id, "web", now()).info
+    return SlotRecord(host=host, host_id="id", config="c", seq=0, info=info)
+
+
+@asynccontextmanager
+async def watching(connection: Connection, lease: float) -> AsyncIterator[Fleet]:
+    """A live view of the fleet, in which box-b holds slot 0."""
+    await topology.ensure(connection)
+    fleet = Fleet(connection, lease, lambda service: None, lambda service, record: None)
+    async with task_scope() as tasks:
+        for view in (fleet.services, fleet.slots, fleet.hosts):
+            tasks.create_task(view.run())
+        await fleet.wait_live()
+        await fleet.slots.create("web.0", claim("box-b"))
+        yield fleet
+
+
+async def lose_store(connection: Connection, fleet: Fleet) -> None:
+    await connection.jetstream.delete_stream("KV_box_slots")
+    await topology.ensure(connection)
+    await eventually(lambda: not fleet.state.slots_of("web"), what="the loss is seen")
+
+
+async def test_a_lost_claim_is_its_hosts_until_it_is_written_again(server: EmbeddedServer) -> None:
+    async with connect(server.url) as connection, watching(connection, 60) as fleet:
+        await lose_store(connection, fleet)
+        assert fleet.state.lost["web"] == {0: "box-b"}
+        await fleet.wait_live()
+        await fleet.slots.create("web.0", claim("box-b"))
+        assert not fleet.state.lost["web"]
+
+
+async def test_a_lost_claim_that_nobody_writes_again_is_free_after_a_lease(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as connection, watching(connection, 0.5) as fleet:
+        await lose_store(connection, fleet)
+        assert fleet.state.lost["web"] == {0: "box-b"}
+
+        def free() -> bool:
+            fleet.tick()
+            return not fleet.state.lost["web"]
+
+        await eventually(free)
+
+
+async def test_a_claim_that_was_given_up_is_not_lost(server: EmbeddedServer) -> None:
+    async with connect(server.url) as connection, watching(connection, 60) as fleet:
+        await fleet.slots.delete("web.0", fleet.slots.revision("web.0"))
+        assert not fleet.state.slots_of("web")
+        assert not fleet.state.lost
+
+
+async def test_an_instance_that_ended_is_remembered_while_its_record_says_that_it_lives(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as connection, watching(connection, 60) as fleet:
+        ended, _ = lifecycle.step(
+            lifecycle.begin("web-1", "web", now()), InstanceState.FAILED, now()
+        )
+        fleet.see(ended.info)
+        fleet.unsee("web", 0, "web-1")
+        record = fleet.state.slots_of("web")[0]
+        assert fleet.state.latest(record) == ended.info
+        revision = fleet.slots.revision("web.0")
+        await fleet.slots.update("web.0", claim("box-b", "web-2"), revision)
+        assert not fleet.state.lives

@@ -1,0 +1,137 @@
+"""What needs attention on a host is told to the fleet, and by its metrics."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from bridge.box import notices
+from bridge.box.daemon import Box
+from bridge.box.fleet import Fleet
+from bridge.box.journal_store import JOURNAL, Change, JournalStore
+from bridge.box.model import HostRecord
+from bridge.bus import topology
+from bridge.bus.connection import Connection
+from bridge.bus.server import EmbeddedServer
+from bridge.protocol import InstancesRequest, InstancesResponse, decode, encode
+from bridge.tasks import task_scope
+from tests.boxes import serving
+from tests.support import ask, box_config, connect, eventually
+
+HOST = "host box-a"
+
+
+async def told(gateway: Connection, service: str = "") -> str:
+    """What `box.instances` says of the host; empty if nothing."""
+    message = await gateway.request("box.instances", encode(InstancesRequest(service=service)))
+    return decode(InstancesResponse, message.data).notices.get(HOST, "")
+
+
+async def test_a_journal_that_was_set_aside_is_told_until_somebody_removes_it(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    config = box_config(tmp_path, server.url)
+    config.data_dir.mkdir()
+    (config.data_dir / JOURNAL).write_bytes(b"not SQLite" * 999)
+    async with connect(server.url) as gateway:
+        async with Box.running(config):
+            [kept] = config.data_dir.glob(f"{JOURNAL}.damaged-*")
+            assert f"a damaged journal was set aside as {kept}" in await told(gateway)
+            assert str(kept) in await told(gateway, "web")
+        async with Box.running(config):
+            assert str(kept) in await told(gateway)  # the next life tells it as well
+            kept.unlink()
+
+            async def silent() -> bool:
+                return not await told(gateway)
+
+            await eventually(silent)
+
+
+async def test_events_that_wait_are_told_with_the_time_since_when(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notices, "_PATIENCE", 0.0)
+    config = box_config(tmp_path, server.url)
+    async with connect(server.url) as gateway, Box.running(config) as box:
+
+        def metric(name: str) -> float | None:
+            return box.metrics.registry.get_sample_value(f"box_bridge_backlog_{name}")
+
+        assert (metric("events"), metric("age_seconds")) == (0.0, 0.0)
+        stream = (await gateway.jetstream.stream_info("BOX_EVENTS")).config
+        assert stream.max_msg_size is not None
+        await gateway.jetstream.update_stream(stream, max_msg_size=1)  # it takes nothing now
+        assert (await ask(gateway, "web", 1)).accepted
+        said = await eventually(lambda: told(gateway), what="the backlog is told")
+        assert " to be told, the oldest since 20" in said
+        first = metric("age_seconds")
+        assert first
+        await eventually(lambda: (metric("age_seconds") or 0) > first)
+        await eventually(lambda: metric("events") == 2.0)
+        await gateway.jetstream.update_stream(stream, max_msg_size=-1)
+        await serving(gateway, "web", 1)
+
+        async def silent() -> bool:
+            return not await told(gateway)
+
+        await eventually(silent, within=20)
+        assert (metric("events"), metric("age_seconds")) == (0.0, 0.0)
+
+
+async def test_a_host_that_says_something_else_with_its_lease_has_nothing_planned_anew(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    record = HostRecord(host_id="x", runtime="process", cpus=1, max_instances=1, services={})
+    touched: list[str | None] = []
+    async with connect(server.url) as connection, task_scope() as tasks:
+        await topology.ensure(connection)
+        fleet = Fleet(connection, 10, touched.append, lambda *_: None)
+        tasks.create_task(fleet.hosts.run())
+        await fleet.hosts.wait_live()
+        await fleet.hosts.put("box-b", record)
+        assert touched == [None]
+        await fleet.hosts.put("box-b", replace(record, notices=["a disk is full"]))
+        assert touched == [None]
+        assert fleet.state.hosts["box-b"].notices == ["a disk is full"]
+        await fleet.hosts.put("box-b", replace(record, closing=True))
+        assert touched == [None, None]
+
+
+async def test_a_journal_that_cannot_be_written_is_told_with_the_lease(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply, full = JournalStore.apply, True
+
+    def refuse(store: JournalStore, changes: Sequence[Change]) -> None:
+        if full:
+            raise sqlite3.OperationalError("database or disk is full")
+        apply(store, changes)
+
+    config = box_config(tmp_path, server.url)
+    async with connect(server.url) as gateway, Box.running(config) as box:
+
+        async def host() -> HostRecord:
+            raw = await gateway.jetstream.get_last_msg("KV_box_hosts", "$KV.box_hosts.box-a")
+            return decode(HostRecord, raw.data or b"")
+
+        assert (await host()).notices == []
+        monkeypatch.setattr(JournalStore, "apply", refuse)
+        assert (await ask(gateway, "web", 1)).accepted
+
+        async def problem() -> bool:
+            return "cannot be written: database or disk is full" in "".join((await host()).notices)
+
+        await eventually(problem)
+        assert box.why_not().endswith("cannot be written: database or disk is full")
+        full = False
+
+        async def silent() -> bool:
+            return not (await host()).notices
+
+        await eventually(silent)
+        await serving(gateway, "web", 1)
