@@ -95,6 +95,10 @@ class _Host:
     ] = None
     max_instances: Annotated[int | None, Parameter(help="The most instances to run here.")] = None
     data_dir: Annotated[Path | None, Parameter(help="Where this Box keeps its state.")] = None
+    on_exit: Annotated[
+        Literal["leave", "drain"] | None,
+        Parameter(help="What becomes of the instances when the Box stops. Default: see above."),
+    ] = None
 
     def flags(self) -> dict[str, Any]:
         return {
@@ -102,6 +106,7 @@ class _Host:
             "address": self.address,
             "max_instances": self.max_instances,
             "data_dir": None if self.data_dir is None else str(self.data_dir),
+            "on_exit": self.on_exit,
         }
 
 
@@ -123,8 +128,9 @@ def up(
 ) -> int:
     """Run a NATS server and a Box on this machine, until Ctrl-C.
 
-    The first Ctrl-C drains the instances, a second one ends them at once. The server's store is
-    kept in the data directory, so that the next `up` goes on where this one ended.
+    The first Ctrl-C drains the instances, a second one ends them at once; with --on-exit leave
+    they keep running, and the next `up` takes them back. The server's store is kept in the data
+    directory, so that the next `up` goes on where this one ended.
     """
     from bridge.cli.serve import run_up
 
@@ -145,7 +151,9 @@ def box(
     """Run a Box on an existing NATS, until Ctrl-C or SIGTERM.
 
     The NATS server needs JetStream; deploy/nats/nats-server.conf has the settings that keep what
-    was acknowledged. The first signal drains the instances, a second one ends them at once.
+    was acknowledged. The first signal stops the Box in order, a second one at once; either way the
+    instances keep running, and the next life of the Box takes them back. With --on-exit drain the
+    first signal drains them, and a second one ends them at once.
     """
     from bridge.cli.serve import run_box
 
@@ -234,13 +242,26 @@ def ps(
     watch: Annotated[
         bool, Parameter(name=["--watch", "-w"], negative="", help="Keep looking, until Ctrl-C.")
     ] = False,
+    local: Annotated[
+        bool, Parameter(negative="", help="Ask nobody: show what this host's journal says.")
+    ] = False,
+    config: ConfigFile = None,
+    data_dir: Annotated[
+        Path | None, Parameter(help="The data directory of this host's Box, for its journal.")
+    ] = None,
     link: Link | None = None,
     json: Json = False,
 ) -> int:
-    """List the fleet's instances, oldest first, with their state, host and load."""
+    """List the fleet's instances, oldest first, with their state, host and load.
+
+    When nobody answers, and this host has the journal of a Box, that is shown: its instances, since
+    when it has been cut off, and what it has yet to tell. The exit code says 3 all the same.
+    """
+    from bridge.cli.journal import JournalView
     from bridge.cli.ps import run_ps
 
-    return asyncio.run(run_ps(service, (link or Link()).flags(), watch=watch, json=json))
+    flags, journal = (link or Link()).flags(), JournalView(config, data_dir)
+    return asyncio.run(run_ps(service, flags, journal, watch=watch, local=local, json=json))
 
 
 @app.command

@@ -37,6 +37,7 @@ _CONFIG = """
 [box]
 name = "demo"
 max_instances = 10
+on_exit = "drain"
 
 [services.web]
 command = [{command}, "{{port}}"]

@@ -1,4 +1,4 @@
-"""`ps`: the fleet's instances, once or again and again."""
+"""`ps`: the fleet's instances, once or again and again; or this host's, as its journal has them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,17 @@ from rich.text import Text
 
 from bridge.cli import DONE
 from bridge.cli.connect import connected
+from bridge.cli.journal import JournalView
 from bridge.cli.output import err, instances_table, notices, out, print_json
-from bridge.errors import BusError, ScaleError
+from bridge.errors import (
+    BusError,
+    ConfigError,
+    ConnectFailed,
+    CutOff,
+    NoBoxError,
+    RequestTimeout,
+    ScaleError,
+)
 from bridge.gateway.client import ScaleClient
 from bridge.protocol import InstancesResponse
 from bridge.subjects import check_name
@@ -22,16 +31,33 @@ from bridge.subjects import check_name
 _REFRESH = 1.0  # seconds
 
 
-async def run_ps(service: str, flags: Mapping[str, Any], *, watch: bool, json: bool) -> int:
-    """List the instances of `service`, or of all."""
+async def run_ps(
+    service: str,
+    flags: Mapping[str, Any],
+    journal: JournalView,
+    *,
+    watch: bool,
+    local: bool,
+    json: bool,
+) -> int:
+    """List the instances of `service`, or of all; as the journal has them if nobody answers."""
     if service:
         check_name("service", service)
-    async with connected(flags, "ps") as connection:
-        client = ScaleClient(connection)
+    if local:
         if watch:
-            await _watch(client, service, json)
-        else:
-            _show(await client.observe(service), json)
+            raise ConfigError("--local", "looks once: leave --watch out")
+        journal.show(service, json=json)
+        return DONE
+    try:
+        async with connected(flags, "ps") as connection:
+            client = ScaleClient(connection)
+            if watch:
+                await _watch(client, service, json)
+            else:
+                _show(await client.observe(service), json)
+    except (ConnectFailed, CutOff, NoBoxError, RequestTimeout):
+        journal.show_instead(service, json=json)
+        raise
     return DONE
 
 

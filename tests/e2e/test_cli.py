@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
+from bridge.box.journal_store import CUT_OFF, look
 from bridge.bus.server import EmbeddedServer
 from bridge.protocol import InstanceEvent, InstancesResponse, ScaleResponse, decode
 from tests.boxes import boxed, gone, labelled
-from tests.support import TIMING, eventually, service_table
+from tests.support import TIMING, eventually, listening, service_table
 
 VERBS = ["up", "box", "scale", "ps", "events", "logs", "config", "config check", "demo", "version"]
 
@@ -139,6 +140,8 @@ async def test_every_verb_has_help_that_says_what_it_does(verb: str, tmp_path: P
         (["up", "-c", "none.toml"], "none.toml: cannot be read"),
         (["config", "check"], "no service is configured"),
         (["logs", "a.b"], "is not a name"),
+        (["box", "--on-exit", "stay"], "leave"),
+        (["ps", "--local", "--watch"], "looks once"),
     ],
 )
 async def test_wrong_usage_is_told_and_exits_with_2(
@@ -155,6 +158,21 @@ async def test_no_server_is_told_and_exits_with_3(arguments: list[str], tmp_path
     assert told.code == 3
     assert "cannot connect to NATS at nats://127.0.0.1:1: connection refused" in told.err
     assert told.out == ""
+
+
+async def test_a_host_without_a_journal_says_so_when_it_alone_is_asked(tmp_path: Path) -> None:
+    told = await run("ps", "--local", cwd=tmp_path)
+    assert (told.code, told.out) == (1, "")
+    assert f"there is no journal at {tmp_path / 'data' / 'journal.db'}" in told.err
+
+
+async def test_a_journal_that_cannot_be_read_is_told_beside_the_silence(home: Path) -> None:
+    (home / "data").mkdir()
+    (home / "data" / "journal.db").write_bytes(b"not SQLite" * 999)
+    told = await run("ps", "-s", "nats://127.0.0.1:1", cwd=home)
+    assert (told.code, told.out) == (3, "")
+    assert "journal.db cannot be read: file is not a database" in told.err
+    assert "cannot connect to NATS at nats://127.0.0.1:1" in told.err
 
 
 async def test_config_check_says_what_it_comes_to(home: Path) -> None:
@@ -279,6 +297,11 @@ async def test_up_ends_when_its_server_does_and_leaves_nothing_behind(home: Path
     assert not labelled(str(instance))
 
 
+def instance_dir(home: Path, instance_id: str, data_dir: str = "data") -> str:
+    """The label of an instance's processes."""
+    return str(home / data_dir / "instances" / instance_id)
+
+
 def server_of(pid: int) -> int:
     """The nats-server that the process has started."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -314,7 +337,8 @@ async def test_a_port_that_is_taken_is_told(home: Path, server: EmbeddedServer) 
 async def test_a_box_joins_a_nats_that_is_there_and_leaves_on_sigterm(
     home: Path, server: EmbeddedServer
 ) -> None:
-    arguments = ("box", "--name", "box-z", "--data-dir", "elsewhere", "--json", "--log", "debug")
+    arguments = ["box", "--name", "box-z", "--data-dir", "elsewhere", "--on-exit", "drain"]
+    arguments += ["--json", "--log", "debug"]
     async with running(*arguments, "-s", server.url, cwd=home) as box:
         await box.said("Box box-z is ready")
         records = [json.loads(line) for line in box.err]
@@ -329,7 +353,163 @@ async def test_a_box_joins_a_nats_that_is_there_and_leaves_on_sigterm(
         assert missing.code == 1
         assert "it runs on host box-z" in missing.err
         box.process.send_signal(signal.SIGTERM)
+        await box.said("Draining; once more to end everything at once")
         assert await box.ended() == 0
+    assert not [
+        pid
+        for info in seen["instances"]
+        for pid in labelled(instance_dir(home, info["id"], "elsewhere"))
+    ]
+
+
+async def test_instances_outlive_a_box_that_is_stopped_and_its_next_life_takes_them_back(
+    home: Path, server: EmbeddedServer
+) -> None:
+    link = ("-s", server.url)
+    async with running("box", *link, cwd=home) as box:
+        await box.said("Box box-a is ready")
+        assert (await run("scale", "web", 1, "--wait", *link, cwd=home)).code == 0
+        [before] = (await run("ps", "--json", *link, cwd=home)).json["instances"]
+        pids = labelled(instance_dir(home, before["id"]))
+        assert pids
+        box.process.send_signal(signal.SIGTERM)
+        await box.said("the instances keep running; once more to end at once")
+        assert await box.ended() == 0
+    assert labelled(instance_dir(home, before["id"])) == pids
+    async with running("box", "--on-exit", "drain", *link, cwd=home) as box:
+        await box.said("Box box-a is ready")
+        [after] = (await run("ps", "--json", *link, cwd=home)).json["instances"]
+        for key in ("id", "endpoint", "ready_at", "state"):
+            assert after[key] == before[key]
+        box.process.send_signal(signal.SIGINT)
+        await box.said("ready → draining")
+        assert await box.ended() == 0
+    for pid in pids:
+        await gone(pid)
+
+
+async def test_when_nobody_answers_ps_shows_what_the_journal_of_this_host_says(
+    home: Path, server: EmbeddedServer
+) -> None:
+    link = ("-s", server.url)
+    nobody = "nobody answers on NATS; this is what the journal of this host says"
+    (home / "data").mkdir()
+    (home / "data" / "journal.db").write_bytes(b"not SQLite" * 999)
+    async with running("box", *link, cwd=home) as box:
+        await box.said("Box box-a is ready")
+        assert (await run("scale", "web", 2, "--wait", *link, cwd=home)).code == 0
+        first, second = (await run("ps", "--json", *link, cwd=home)).json["instances"]
+        calm = (await run("ps", "--json", "--local", cwd=home)).json
+        assert {info["id"] for info in calm["instances"]} == {first["id"], second["id"]}
+        assert (calm["cut_off_since"], calm["events_waiting"], calm["ended"]) == ("", 0, [])
+        await server.kill()
+        for pid in labelled(instance_dir(home, first["id"])):
+            os.kill(pid, signal.SIGKILL)
+        await box.said(f"{first['id']} ready → failed")
+
+        def written() -> bool:
+            seen = look(home / "data" / "journal.db")
+            return CUT_OFF in seen.facts and seen.backlog > 0
+
+        await eventually(written)
+        told = await run("ps", *link, cwd=home)
+        assert told.code == 3
+        assert told.out.startswith(f"{nobody} ({home / 'data' / 'journal.db'}):\n")
+        assert re.search(rf"{second['id']} .* ready .* {second['endpoint']}", told.out)
+        assert first["id"] not in told.out
+        assert re.search(r"^cut off from NATS since 20\S+Z$", told.out, re.MULTILINE)
+        waits = r"^\d+ events? waits? to be told, the oldest since 20\S+Z$"
+        assert re.search(waits, told.out, re.MULTILINE)
+        assert "a damaged journal was set aside as" in told.out
+        assert "cannot connect to NATS" in told.err
+
+        found = await run("ps", "--json", *link, cwd=home)
+        assert (found.code, len(found.out.splitlines())) == (3, 1)
+        assert second["id"] in [info["id"] for info in found.json["instances"]]
+        assert found.json["cut_off_since"].startswith("20")
+        assert found.json["events_waiting"] >= 1
+        assert found.json["waiting_since"].startswith("20")
+        assert Path(found.json["set_aside"]).exists()
+        assert (await run("ps", "nope", "--json", *link, cwd=home)).json["instances"] == []
+
+        box.process.kill()
+        await box.process.wait()
+    await server.start()
+    for pid in labelled(instance_dir(home, second["id"])):
+        os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: not labelled(instance_dir(home, second["id"])))
+    nobody_there = await run("ps", *link, cwd=home)
+    assert (nobody_there.code, nobody_there.out.startswith(nobody)) == (3, True)
+    assert "no Box answers on box.instances" in nobody_there.err
+    alone = await run("ps", "--local", "--data-dir", home / "data", cwd=home / "data")
+    assert (alone.code, alone.err) == (0, "")
+    assert alone.out.startswith("This is what the journal of this host says")
+    assert f"ended since, as no Box has noted yet: {second['id']}" in alone.out
+    for instance in (home / "data" / "instances").iterdir():  # one was made for the one that failed
+        for pid in labelled(str(instance)):
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_second_sigterm_ends_a_box_that_waits_for_the_bus_and_no_instance(
+    home: Path, server: EmbeddedServer
+) -> None:
+    link = ("-s", server.url)
+    async with running("box", *link, cwd=home) as box:
+        await box.said("Box box-a is ready")
+        assert (await run("scale", "web", 2, "--wait", *link, cwd=home)).code == 0
+        first, second = (await run("ps", "--json", *link, cwd=home)).json["instances"]
+        await server.kill()
+        for pid in labelled(instance_dir(home, first["id"])):
+            os.kill(pid, signal.SIGKILL)
+        await box.said(f"{first['id']} ready → failed")  # that waits to be told
+        pids = labelled(instance_dir(home, second["id"]))
+        box.process.send_signal(signal.SIGTERM)
+        await box.said("the instances keep running; once more to end at once")
+        box.process.send_signal(signal.SIGTERM)
+        assert await box.ended() == 130
+    assert pids
+    assert labelled(instance_dir(home, second["id"])) == pids
+    await server.start()
+    async with running("box", "--on-exit", "drain", *link, cwd=home) as box:
+        await box.said("Box box-a is ready")
+        box.process.send_signal(signal.SIGTERM)
+        assert await box.ended() == 0
+    for pid in pids:
+        await gone(pid)
+
+
+async def test_a_box_that_waits_for_nats_to_be_there_is_stopped_at_once(home: Path) -> None:
+    address = str(home / "notify")
+    link = ("-s", "nats://127.0.0.1:1")
+    async with (
+        listening(address) as manager,
+        running("box", *link, cwd=home, NOTIFY_SOCKET=address) as box,
+    ):
+        await manager.told("STATUS=this Box is starting")
+        await eventually((home / "data" / "journal.db").exists)
+        box.process.send_signal(signal.SIGTERM)
+        assert await box.ended() == 0  # it would have waited longer than this does
+        await manager.told("STOPPING=1")
+
+
+async def test_up_leaves_its_instances_running_if_it_is_told_to(home: Path) -> None:
+    async with running("up", "--port", "0", cwd=home, BOX_BRIDGE_ON_EXIT="leave") as up:
+        url = (await up.said(r"NATS server: (nats://\S+)"))[1]
+        await up.said("is ready")
+        assert (await run("scale", "web", 1, "--wait", "-s", url, cwd=home)).code == 0
+        up.process.send_signal(signal.SIGTERM)
+        await up.said("the instances keep running")
+        assert await up.ended() == 0
+    [instance] = (home / "data" / "instances").iterdir()
+    pids = labelled(str(instance))
+    assert pids
+    async with running("up", "--port", "0", cwd=home) as up:
+        await up.said("is ready")
+        up.process.send_signal(signal.SIGTERM)
+        await up.said(f"{instance.name} ready → draining")
+        assert await up.ended() == 0
+    for pid in pids:
+        await gone(pid)
 
 
 async def test_what_a_box_says_becomes_the_exit_code(home: Path, server: EmbeddedServer) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from bridge.bus.server import EmbeddedServer
+from tests.boxes import labelled
 from tests.e2e.test_cli import run, running
-from tests.support import TIMING, service_table
+from tests.support import TIMING, listening, service_table
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "box-bridge.service"
@@ -29,10 +30,14 @@ def unit() -> configparser.SectionProxy:
     return parser["Service"]
 
 
-async def test_the_systemd_unit_starts_a_box_and_its_sigterm_drains_it(
-    server: EmbeddedServer, tmp_path: Path
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+async def test_the_systemd_unit_runs_a_box_that_tells_how_it_is_and_leaves_its_instances(
+    server: EmbeddedServer, tmp_path: Path, kind: str
 ) -> None:
     service = unit()
+    assert service["Type"] == "notify"
+    address = str(tmp_path / "notify") if kind == "path" else f"@box-bridge-{os.getpid()}"
+    told = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": str(10**6 * int(service["WatchdogSec"]))}
     program, *arguments = shlex.split(service["ExecStart"])
     assert Path(program).name == "box-bridge"
     installed = tmp_path / "etc" / "box.toml"
@@ -44,15 +49,30 @@ async def test_the_systemd_unit_starts_a_box_and_its_sigterm_drains_it(
     name, _, value = service["Environment"].partition("=")
     state = tmp_path / "state"
     assert value == f"/var/lib/{service['StateDirectory']}"
-    async with running(*arguments, cwd=tmp_path, NATS_URL=server.url, **{name: str(state)}) as box:
-        await box.said("Box box-a is ready")
+    env = {"NATS_URL": server.url, name: str(state), **told}
+    async with listening(address) as manager, running(*arguments, cwd=tmp_path, **env) as box:
+        await manager.told("READY=1")
+        assert any("Box box-a is ready" in line for line in box.err)
+        await manager.told("STATUS=ready")
+        await manager.told("WATCHDOG=1")
         assert (await run("scale", "web", 1, "--wait", "-s", server.url, cwd=tmp_path)).code == 0
         assert (state / "instances").is_dir()
-        # KillMode=mixed: SIGTERM goes to the Box alone, and it has TimeoutStopSec to drain.
-        assert service["KillMode"] == "mixed"
+        [instance] = (state / "instances").iterdir()
+        pids = labelled(str(instance))
+        assert pids
+        for pid in pids:  # what is meant for the Box would make an instance speak for it
+            environ = Path(f"/proc/{pid}/environ").read_bytes()
+            assert not any(f"{variable}=".encode() in environ for variable in told)
+        # KillMode=process: SIGTERM goes to the Box alone, and nothing follows it.
+        assert service["KillMode"] == "process"
+        assert "STOPPING=1" not in manager.lines
         box.process.send_signal(signal.SIGTERM)
+        await manager.told("STOPPING=1")
+        await manager.told("STATUS=this Box is stopping")
         assert await box.ended(within=float(service["TimeoutStopSec"])) == 0
-        await box.said("draining → stopping")
+    assert labelled(str(instance)) == pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
