@@ -1,7 +1,8 @@
 # make demo   the main job on real input: exits 0 only if every step held
-# make test   all tests that need nothing but Python (5 minutes at most)
+# make test   the tests that need nothing but Python (5 minutes at most; MARK= for the slow ones, too)
 # make lint   ruff, mypy and the import rules
 # make check  lint and test
+# make soak   kills at random, then the whole history checked (10 minutes; SOAK_ARGS=--help)
 #
 # Each sets up what it needs: a .venv with pinned dependencies and a nats-server.
 
@@ -9,14 +10,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+MARK := not slow
 
-.PHONY: demo test lint check clean
+.PHONY: demo test lint check soak clean
 
 demo: $(READY)
 	@$(BIN)/box-bridge demo
 
 test: $(READY)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest $(if $(MARK),-m "$(MARK)") $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -25,6 +27,9 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 check: lint test
+
+soak: $(READY)
+	$(BIN)/python -m tests.faults.soak $(SOAK_ARGS)
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

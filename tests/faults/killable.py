@@ -1,0 +1,88 @@
+"""A Box whose death is part of a test, and what must be true whatever befell it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bridge.bus.connection import Connection
+from bridge.bus.server import EmbeddedServer
+from bridge.errors import BusError
+from tests.boxes import labelled, serving
+from tests.faults.history import History
+from tests.support import ask, box_config, connect, eventually
+
+
+class Killable:
+    """A Box in a process of its own, whose death is part of the test."""
+
+    def __init__(self, directory: Path, *command: str) -> None:
+        self.instances = directory / "data-box-a" / "instances"
+        with (directory / "box.log").open("ab") as log:
+            self.process = subprocess.Popen([sys.executable, "-m", *command], stderr=log)
+
+    async def died(self) -> None:
+        """Return when the process was killed; fails if it ended in any other way."""
+        await eventually(lambda: self.process.poll() is not None, within=20, what="the Box dies")
+        assert self.process.returncode == -signal.SIGKILL, "the fault did not fire"
+
+    async def kill(self) -> None:
+        self.process.kill()
+        await self.died()
+
+    def pids(self) -> set[int]:
+        """All processes of its instances."""
+        found = self.instances.iterdir() if self.instances.exists() else ()
+        return {pid for path in found for pid in labelled(str(path))}
+
+
+@asynccontextmanager
+async def killable(
+    server: EmbeddedServer, directory: Path, *services: str, point: str = ""
+) -> AsyncIterator[tuple[Connection, Killable]]:
+    """A Box that can be killed, or dies by itself at `point`, and a gateway's connection."""
+    box_config(directory, server.url, *services, on_exit="leave")
+    file = str(directory / "box-a.toml")
+    box = (
+        Killable(directory, "tests.faults.failing_box", file, point)
+        if point
+        else Killable(directory, "bridge.cli", "box", "-c", file)
+    )
+    try:
+        async with connect(server.url) as gateway:
+            yield gateway, box
+    finally:
+        box.process.kill()
+        box.process.wait()
+        for pid in box.pids():
+            os.kill(pid, signal.SIGKILL)
+
+
+async def scaled(gateway: Connection, replicas: int) -> None:
+    """Ask until it is acknowledged."""
+
+    async def acknowledged() -> bool:
+        try:
+            answer = await ask(gateway, "web", replicas, request_id=f"to-{replicas}", timeout=1.0)
+        except BusError:
+            return False
+        return answer.accepted
+
+    await eventually(acknowledged, within=20, what=f"scaling to {replicas} is acknowledged")
+
+
+async def check(gateway: Connection, box: Killable, replicas: int) -> History:
+    """So many serve, their chains and all others are whole, and nothing else runs."""
+    there = await serving(gateway, "web", replicas)
+    while not all(labelled(str(box.instances / info.id)) for info in there):
+        there = await serving(gateway, "web", replicas)  # one is dead, and not yet told to be
+    known = {pid for info in there for pid in labelled(str(box.instances / info.id))}
+    await eventually(lambda: box.pids() <= known, what="nothing runs that nobody knows")
+    history = await History.settled(gateway, there)
+    history.check()
+    return history

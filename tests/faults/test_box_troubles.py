@@ -1,0 +1,165 @@
+"""What befalls a Box that lives on: a full disk, a clock that is wrong, garbage, a crash loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+from datetime import timedelta
+from pathlib import Path
+
+from bridge.box.daemon import Box
+from bridge.bus.server import EmbeddedServer
+from bridge.errors import BusError
+from bridge.protocol import InstanceState, format_time, now
+from bridge.tasks import task_scope
+from tests.boxes import alive, fetch, serving
+from tests.faults.history import History
+from tests.faults.killable import check, killable, scaled
+from tests.support import ask, box_config, connect, eventually, service_table
+
+S = InstanceState
+
+
+async def test_a_full_disk_stops_new_work_alone_and_passes(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with killable(server, tmp_path) as (gateway, box):
+        await scaled(gateway, 2)
+        before = await serving(gateway, "web", 2)
+        dead, alive_one = [(await fetch(info))["pid"] for info in before]
+        journal = tmp_path / "data-box-a" / "journal.db-wal"
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        limit = journal.stat().st_size
+        assert (tmp_path / "box.log").stat().st_size < limit, "it is the journal that must fail"
+        resource.prlimit(box.process.pid, resource.RLIMIT_FSIZE, (limit, hard))
+        os.kill(dead, signal.SIGKILL)
+
+        async def refused() -> bool:
+            try:
+                answer = await ask(gateway, "web", 2, timeout=1.0)
+            except BusError:
+                return False
+            return "journal" in (answer.error or "") and "cannot be written" in (answer.error or "")
+
+        await eventually(refused, what="new work is refused, and why is said")
+        assert alive(alive_one)
+        assert box.process.poll() is None
+        resource.prlimit(box.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        history = await check(gateway, box, 2)
+        assert history.states()[before[0].id][-1] is S.FAILED
+        assert history.states()[before[1].id][-1] in (S.READY, S.BUSY)
+
+
+async def test_a_clock_that_is_set_back_an_hour_changes_no_chain(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    error = timedelta()
+    box = Box(box_config(tmp_path, server.url), clock=lambda: now() + error)
+    async with task_scope() as tasks, connect(server.url) as gateway:
+        work = tasks.create_task(box.run())
+        await box.wait_ready()
+        expiry = {"Box-Expires-At": format_time(now() + timedelta(minutes=1))}
+        assert (await ask(gateway, "web", 1, headers=expiry)).accepted
+        [info] = await serving(gateway, "web", 1)
+        error = timedelta(hours=-1)
+        os.kill((await fetch(info))["pid"], signal.SIGKILL)
+        assert (await ask(gateway, "web", 2, headers=expiry)).accepted
+        history = await History.settled(gateway, await serving(gateway, "web", 2))
+        history.check()
+        first, last = (history.events[info.id][at][1] for at in (0, -1))
+        assert last.to_state is S.FAILED
+        assert last.timestamp < first.timestamp - timedelta(minutes=50), "the fault did not fire"
+        error = timedelta(hours=1)
+        assert "set the clock" in ((await ask(gateway, "web", 3, headers=expiry)).error or "")
+        error = timedelta()
+        box.stop()
+        await work
+
+
+async def test_a_crash_loop_goes_on_as_slowly_when_the_box_is_killed(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with killable(server, tmp_path, service_table("web", "crash")) as (gateway, box):
+        await scaled(gateway, 1)
+
+        async def failures() -> int:
+            history = await History.read(gateway)
+            return sum(states[-1] is S.FAILED for states in history.states().values())
+
+        async def three() -> bool:
+            return await failures() >= 3
+
+        await eventually(three, what="three have failed")
+        await box.kill()
+        before = await failures()
+        config = box_config(tmp_path, server.url, service_table("web", "crash"))
+        async with Box.running(config):
+
+            async def more() -> bool:
+                return await failures() >= before + 2
+
+            await eventually(more, what="it is tried again")
+        history = await History.settled(gateway, [])
+        history.check()
+        ends = [told[-1][1] for told in history.events.values()]
+        failed = [event for event in ends if event.to_state is S.FAILED]
+        assert {event.message for event in failed} == {
+            "exited with code 7: no database to be found"
+        }
+        assert not box.pids()
+
+
+GARBAGE = (b"", b"\xff\xfe", b"not JSON", b"[" * 10_000, b"{}", b'{"service":"\xff"}')
+SUBJECTS = (
+    b"box.scale",
+    b"box.instances",
+    b"box.events.web",
+    b"box.events.\xff",
+    b"box.register.web.web-1",
+    b"box.register.\xff.x",
+    b"box.deregister.web.web-1",
+    b"box.health.web.web-1",
+    b"box.stats.box-a",
+    b"box.stats.\xff",
+    b"$KV.box_slots.web.0",
+    b"$KV.box_slots.web.99",
+    b"$KV.box_slots.\xff",
+    b"$KV.box_hosts.box-b",
+    b"$KV.box_services.other",
+    b"$SRV.PING",
+    b"$SRV.INFO.box",
+)
+
+
+async def test_garbage_on_every_subject_changes_nothing(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with killable(server, tmp_path) as (gateway, box):
+        await scaled(gateway, 2)
+        before = await serving(gateway, "web", 2)
+        pids = box.pids()
+        host, _, port = server.url.removeprefix("nats://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b'CONNECT {"verbose":false,"headers":true}\r\n')
+        for subject in SUBJECTS:
+            for body in GARBAGE:
+                writer.write(b"PUB %s _INBOX.x %d\r\n%s\r\n" % (subject, len(body), body))
+                head = b"NATS/1.0\r\n\xff: \xfe\r\nno colon\r\n\r\n"
+                total = len(head) + len(body)
+                writer.write(
+                    b"HPUB %s _INBOX.x %d %d\r\n%s%s\r\n" % (subject, len(head), total, head, body)
+                )
+        writer.write(b"PING\r\n")
+        while (await reader.readline()) != b"PONG\r\n":
+            pass
+        writer.close()
+        await scaled(gateway, 3)
+        history = await check(gateway, box, 3)
+        assert {info.id for info in before} <= set(history.states())
+        assert pids <= box.pids()
+        await box.kill()
+        async with Box.running(box_config(tmp_path, server.url)):
+            await check(gateway, box, 3)
+            assert pids <= box.pids()
