@@ -1,0 +1,1 @@
+"""For programs that run inside an instance: announcing themselves to gateways."""
