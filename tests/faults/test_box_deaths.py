@@ -18,7 +18,7 @@ from bridge.box.model import SlotRecord
 from bridge.bus.records import Records
 from bridge.bus.server import EmbeddedServer
 from bridge.protocol import InstanceState
-from tests.boxes import alive, fetch, serving
+from tests.boxes import alive, fetch, labelled, serving
 from tests.faults.failing_box import POINTS
 from tests.faults.history import History
 from tests.faults.killable import check, killable, scaled
@@ -76,7 +76,7 @@ async def test_what_died_while_no_box_looked_is_told_once_and_replaced(
         os.kill(pids[0], signal.SIGKILL)
         with pytest.raises(OSError):  # noqa: PT011 (whichever way the connection breaks)
             await fetch(before[1], "/exit?3")
-        await eventually(lambda: not alive(pids[1]), what="the second has exited")
+        await eventually(lambda: not box.pids(), what="both are gone, with their shims")
         async with Box.running(box_config(tmp_path, server.url)):
             history = await check(gateway, box, 2)
         ends = {name: told[-1][1] for name, told in history.events.items()}
@@ -130,7 +130,8 @@ async def test_a_lost_journal_is_rebuilt_from_the_host_and_the_fleet(
         await box.kill()
         pids = [(await fetch(info))["pid"] for info in before]
         os.kill(pids[0], signal.SIGKILL)
-        await eventually(lambda: not alive(pids[0]), what="one has died meanwhile")
+        gone = str(box.instances / before[0].id)
+        await eventually(lambda: not labelled(gone), what="one has died meanwhile, with its shim")
         journal = tmp_path / "data-box-a" / "journal.db"
         _damage(journal, damage)
         async with Box.running(box_config(tmp_path, server.url)):
