@@ -1,14 +1,8 @@
 """Instances as processes: one process group each, nothing to install.
 
-Each instance has a directory with its stdout and stderr in a file each (a pipe would kill it
-with the Box), a port, and a label that it carries in its environment (``BOX_INSTANCE_DIR``), by
-which strays are found. It runs under a small shell, the shim, which leads its process group:
-
-- The shim waits for a word before it starts the command, so that limits hold from its first
-  instruction, and so that the Box can write down which process it is before it does anything;
-  should the Box die meanwhile, the shim ends without running it.
-- The shim outlives the Box and leaves the exit code in a file, so that an instance that ended
-  while no Box looked can still say how.
+Each instance has a directory with its stdout and stderr in a file each, a port, and a label that it
+carries in its environment, by which strays are found. It runs under a shim (shim.py), which leads
+its group, outlives the Box, and leaves the exit code behind.
 """
 
 from __future__ import annotations
@@ -20,31 +14,20 @@ import resource
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psutil
 
+from bridge.box.runtimes import shim
 from bridge.box.runtimes.base import Exit, Found, Handle, Spec, Usage
+from bridge.box.runtimes.groups import group_of, has_others, members
 from bridge.box.runtimes.identity import Identity, identify, is_alive
 from bridge.box.runtimes.logs import STDERR, STDOUT, last_line
-from bridge.box.runtimes.sockets import is_free
+from bridge.box.runtimes.sockets import holder, is_free, is_listening
 from bridge.errors import InstanceError, PortTaken
 
-_SHIM: Final = """
-read -r _ || { echo never >"$BOX_INSTANCE_DIR/exit"; exit 0; }
-trap : HUP INT QUIT TERM
-exec 3>&2 2>/dev/null
-(exec "$@" </dev/null 2>&3 3>&-)
-code=$?
-echo "$code" >"$BOX_INSTANCE_DIR/exit"
-exit "$code"
-"""  # its own stderr goes nowhere: "Killed" would pass for the instance's last words
-_EXIT: Final = "exit"
-_NEVER: Final = "never\n"
-_SIGNALLED: Final = 128  # a shell's code for a command that signal n killed is this plus n
-_LABEL: Final = "BOX_INSTANCE_DIR"
 _LOOK: Final = 0.05  # seconds between looks at a group that has lost its leader
 _EXEC_PATIENCE: Final = 1.0  # seconds for the shim to run the command, on a busy machine
 _KILL_PATIENCE: Final = 10.0  # seconds after SIGKILL; only a process stuck in the kernel lasts
@@ -118,15 +101,15 @@ class ProcessRuntime:
             self._watch(process)
         except OSError as exc:
             raise InstanceError(f"cannot start {process.spec.command[0]}: {exc}") from exc
-        shim = process.popen.stdin
-        assert shim is not None
+        gate = process.popen.stdin
+        assert gate is not None
         try:
             if process.identity is not None:
                 await record(process.identity, process.port)
-                shim.write(b"go\n")
+                gate.write(b"go\n")
         finally:
             with contextlib.suppress(BrokenPipeError):  # it has ended already: `watch` tells
-                shim.close()
+                gate.close()
 
     async def adopt(self, spec: Spec, identity: Identity | None, port: int) -> Process:
         process = self._processes[spec.instance_id] = Process(spec)
@@ -143,7 +126,7 @@ class ProcessRuntime:
         return process
 
     async def found(self) -> Mapping[str, Found]:
-        return await asyncio.to_thread(_shims, self._root)
+        return await asyncio.to_thread(shim.living, self._root)
 
     async def watch(self, handle: Handle) -> Exit:
         ended = self._process(handle).ended
@@ -168,7 +151,7 @@ class ProcessRuntime:
     async def _command_runs(self, process: Process) -> None:
         """Return when the shim runs the command: a signal before would be the shim's alone."""
         for _ in range(round(_EXEC_PATIENCE / _LOOK)):
-            if not _running(process) or await asyncio.to_thread(_has_command, process.pid):
+            if not _running(process) or await asyncio.to_thread(shim.has_command, process.pid):
                 return
             await asyncio.sleep(_LOOK)
 
@@ -214,7 +197,7 @@ class ProcessRuntime:
         """
         if fixed := process.spec.port:
             if not is_free(fixed):
-                raise PortTaken(fixed, _holder(fixed))
+                raise PortTaken(fixed, holder(fixed))
             return fixed
         held = {other.port for other in self._processes.values()}
         for offset in range(len(self._ports)):
@@ -236,22 +219,8 @@ class ProcessRuntime:
             "PORT": port,
             "BOX_INSTANCE_ID": spec.instance_id,
             "BOX_SERVICE": spec.service,
-            _LABEL: str(spec.directory),
         }
-        (spec.directory / _EXIT).unlink(missing_ok=True)
-        with (
-            (spec.directory / STDOUT).open("ab") as stdout,
-            (spec.directory / STDERR).open("ab") as stderr,
-        ):
-            return subprocess.Popen(
-                ["/bin/sh", "-c", _SHIM, "sh", *command],
-                stdin=subprocess.PIPE,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=spec.cwd,
-                env=env,
-                start_new_session=True,
-            )
+        return shim.spawn(spec.directory, command, cwd=spec.cwd, env=env)
 
     def _limit(self, process: Process) -> None:
         spec = process.spec
@@ -277,7 +246,7 @@ class ProcessRuntime:
 
         def end_group() -> None:
             # A shell that was asked to end is gone at once; what it ran may need its grace.
-            if loop.time() < process.grace_ends and _has_others(process.pid):
+            if loop.time() < process.grace_ends and has_others(process.pid):
                 loop.call_later(_LOOK, end_group)
                 return
             if process.popen is not None:
@@ -293,25 +262,27 @@ class ProcessRuntime:
         """The shim has ended; what is left of its group, a sweep finds by its label."""
         self._sweep_due = True
         if process.ended is not None and not process.ended.done():
-            process.ended.set_result(_exit_of(process))
+            code = process.popen.returncode if process.popen else None
+            end = shim.read_exit(process.spec.directory, code, killed=process.killed)
+            process.ended.set_result(end)
 
     # ── looking at processes; these run in a thread ──────────────────────────────────────
 
     def _listens(self, process: Process) -> bool:
         if is_free(process.port):
             return False
-        if any(_is_listening(member, process.port) for member in _members(process.pid)):
+        if any(is_listening(member, process.port) for member in members(process.pid)):
             return True
         if is_free(process.port):
             return False  # it was somebody's for a moment only
-        raise PortTaken(process.port, _holder(process.port))
+        raise PortTaken(process.port, holder(process.port))
 
     def _usage(self, groups: Mapping[int, Process]) -> dict[str, Usage]:
         cpu: Counter[int] = Counter()
         memory: Counter[int] = Counter()
         seen: dict[int, psutil.Process] = {}
         for pid in psutil.pids():
-            group = _group_of(pid)
+            group = group_of(pid)
             if group not in groups or pid == group:  # the shim is not the instance's own
                 continue
             with contextlib.suppress(psutil.Error):
@@ -329,11 +300,11 @@ class ProcessRuntime:
     def _end_strays(self, known: set[int]) -> list[str]:
         ended = []
         for pid in psutil.pids():
-            if pid == os.getpid() or _group_of(pid) in known:
+            if pid == os.getpid() or group_of(pid) in known:
                 continue
             with contextlib.suppress(psutil.Error, OSError):
                 process = psutil.Process(pid)
-                label = process.environ().get(_LABEL, "")
+                label = process.environ().get(shim.LABEL, "")
                 # A child of a living instance that made itself a group stays with it.
                 if Path(label).parent == self._root and not self._is_living(label):
                     process.kill()
@@ -354,101 +325,8 @@ def _running(process: Process) -> bool:
     return process.pid != 0 and _started(process)
 
 
-def _exit_of(process: Process) -> Exit:
-    """How the instance ended: as its shim wrote, or as the shim itself did."""
-    try:
-        text = (process.spec.directory / _EXIT).read_text()
-    except OSError:
-        text = ""
-    if text == _NEVER:
-        return Exit(ran=False)
-    shim = process.popen.returncode if process.popen else None
-    if text.endswith("\n") and text.strip().isdigit():
-        code = int(text)
-    elif shim is not None and shim >= 0:
-        code = shim  # the file could not be written
-    elif shim is not None:
-        return Exit(signal=-shim)
-    else:
-        return Exit(signal=signal.SIGKILL) if process.killed else Exit(code=None)
-    killed_by = code - _SIGNALLED
-    return Exit(signal=killed_by) if 0 < killed_by < signal.NSIG else Exit(code=code)
-
-
 def _signal_group(process: Process, number: int) -> None:
     """Only while the shim lives is the group surely its own."""
     if process.identity is not None and is_alive(process.identity):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
-
-
-def _shims(root: Path) -> dict[str, Found]:
-    """The living instances under `root`, by id: their shims lead sessions and carry the label."""
-    found = {}
-    for pid in psutil.pids():
-        if _group_of(pid) != pid:
-            continue
-        with contextlib.suppress(psutil.Error, OSError):
-            environ = psutil.Process(pid).environ()
-            label, identity = Path(environ.get(_LABEL, "")), identify(pid)
-            if label.parent == root and identity is not None:
-                port = environ.get("PORT", "")
-                found[label.name] = Found(identity, int(port) if port.isdigit() else 0)
-    return found
-
-
-def _has_command(shim: int) -> bool:
-    """Whether a child of the shim's is the command: before its exec it looks like the shim."""
-    with contextlib.suppress(psutil.Error):
-        parent = psutil.Process(shim)
-        like = parent.cmdline()
-        return any(child.cmdline() != like for child in parent.children())
-    return False
-
-
-def _group_of(pid: int) -> int:
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return -1
-
-
-def _has_others(leader: int) -> bool:
-    """Whether somebody but the leader still lives in its group."""
-    for pid in psutil.pids():
-        if pid != leader and _group_of(pid) == leader:
-            with contextlib.suppress(psutil.Error):
-                if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                    return True
-    return False
-
-
-def _members(leader: int) -> Iterator[psutil.Process]:
-    """The leader, its group, its descendants in groups of their own: the likeliest first."""
-    with contextlib.suppress(psutil.Error):
-        yield psutil.Process(leader)
-    for pid in psutil.pids():
-        if pid != leader and _group_of(pid) == leader:
-            with contextlib.suppress(psutil.Error):
-                yield psutil.Process(pid)
-    with contextlib.suppress(psutil.Error):
-        yield from psutil.Process(leader).children(recursive=True)
-
-
-def _is_listening(process: psutil.Process, port: int) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return any(_serves(conn, port) for conn in process.net_connections(kind="tcp"))
-    return False
-
-
-def _serves(conn: Any, port: int) -> bool:
-    return bool(conn.status == psutil.CONN_LISTEN and conn.laddr and conn.laddr.port == port)
-
-
-def _holder(port: int) -> str:
-    """Who listens on `port`, for a message: a name and a pid, where we may know."""
-    with contextlib.suppress(psutil.Error, OSError):
-        for conn in psutil.net_connections(kind="tcp"):
-            if conn.pid and _serves(conn, port):
-                return f"{psutil.Process(conn.pid).name()} (pid {conn.pid})"
-    return "another process"

@@ -1,7 +1,8 @@
-"""Who is connected to which port, read off the kernel in one pass for all instances.
+"""Who is connected to which port, and who listens there.
 
-psutil's table maps each socket to its process, which means reading every descriptor of every
-process; once a second for a whole host only the ports matter.
+Connections are read off the kernel in one pass for all instances: psutil's table maps each socket
+to its process, which means reading every descriptor of every process; once a second for a whole
+host only the ports matter.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import psutil
 
 _TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _ESTABLISHED: Final = "01"
@@ -50,6 +53,26 @@ def is_free(port: int) -> bool:
             except OSError:
                 return False
     return True
+
+
+def is_listening(process: psutil.Process, port: int) -> bool:
+    """Whether that very process listens on `port`."""
+    with contextlib.suppress(psutil.Error):
+        return any(_serves(conn, port) for conn in process.net_connections(kind="tcp"))
+    return False
+
+
+def holder(port: int) -> str:
+    """Who listens on `port`, for a message: a name and a pid, where we may know."""
+    with contextlib.suppress(psutil.Error, OSError):
+        for conn in psutil.net_connections(kind="tcp"):
+            if conn.pid and _serves(conn, port):
+                return f"{psutil.Process(conn.pid).name()} (pid {conn.pid})"
+    return "another process"
+
+
+def _serves(conn: Any, port: int) -> bool:
+    return bool(conn.status == psutil.CONN_LISTEN and conn.laddr and conn.laddr.port == port)
 
 
 class _Unsupported(OSError):

@@ -1,0 +1,107 @@
+"""The small shell under which an instance runs, and which leads its process group.
+
+- It waits for a word before it starts the command, so that limits hold from the first instruction,
+  and so that the Box can write down which process it is before it does anything; should the Box die
+  meanwhile, the shim ends without running it.
+- It outlives the Box and leaves the exit code in a file, so that an instance that ended while no
+  Box looked can still say how.
+- It carries the instance's label in its environment, and so does all that the instance starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from bridge.box.runtimes.base import Exit, Found
+from bridge.box.runtimes.groups import group_of
+from bridge.box.runtimes.identity import identify
+from bridge.box.runtimes.logs import STDERR, STDOUT
+
+LABEL: Final = "BOX_INSTANCE_DIR"
+
+_SCRIPT: Final = """
+read -r _ || { echo never >"$BOX_INSTANCE_DIR/exit"; exit 0; }
+trap : HUP INT QUIT TERM
+exec 3>&2 2>/dev/null
+(exec "$@" </dev/null 2>&3 3>&-)
+code=$?
+echo "$code" >"$BOX_INSTANCE_DIR/exit"
+exit "$code"
+"""  # its own stderr goes nowhere: "Killed" would pass for the instance's last words
+_EXIT: Final = "exit"
+_NEVER: Final = "never\n"
+_SIGNALLED: Final = 128  # a shell's code for a command that signal n killed is this plus n
+
+
+def spawn(
+    directory: Path, command: Sequence[str], *, cwd: str | Path, env: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start the shim in a session of its own; a line on its stdin lets `command` go.
+
+    stdout and stderr are files in `directory`: a pipe would kill the instance with the Box. Raises
+    OSError.
+    """
+    (directory / _EXIT).unlink(missing_ok=True)
+    with (directory / STDOUT).open("ab") as stdout, (directory / STDERR).open("ab") as stderr:
+        return subprocess.Popen(
+            ["/bin/sh", "-c", _SCRIPT, "sh", *command],
+            stdin=subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            env={**env, LABEL: str(directory)},
+            start_new_session=True,
+        )
+
+
+def read_exit(directory: Path, returncode: int | None, *, killed: bool) -> Exit:
+    """How the instance ended: as its shim wrote, or as the shim itself did (`returncode`, None if
+    nobody knows; `killed` if it was we who killed it).
+    """
+    try:
+        text = (directory / _EXIT).read_text()
+    except OSError:
+        text = ""
+    if text == _NEVER:
+        return Exit(ran=False)
+    if text.endswith("\n") and text.strip().isdigit():
+        code = int(text)
+    elif returncode is None:
+        return Exit(signal=signal.SIGKILL) if killed else Exit(code=None)
+    elif returncode >= 0:
+        code = returncode  # the file could not be written
+    else:
+        return Exit(signal=-returncode)
+    killed_by = code - _SIGNALLED
+    return Exit(signal=killed_by) if 0 < killed_by < signal.NSIG else Exit(code=code)
+
+
+def living(root: Path) -> dict[str, Found]:
+    """The living instances under `root`, by id: their shims lead sessions and carry the label."""
+    found = {}
+    for pid in psutil.pids():
+        if group_of(pid) != pid:
+            continue
+        with contextlib.suppress(psutil.Error, OSError):
+            environ = psutil.Process(pid).environ()
+            label, identity = Path(environ.get(LABEL, "")), identify(pid)
+            if label.parent == root and identity is not None:
+                port = environ.get("PORT", "")
+                found[label.name] = Found(identity, int(port) if port.isdigit() else 0)
+    return found
+
+
+def has_command(pid: int) -> bool:
+    """Whether a child of the shim's is the command: before its exec it looks like the shim."""
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process(pid)
+        like = parent.cmdline()
+        return any(child.cmdline() != like for child in parent.children())
+    return False
