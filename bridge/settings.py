@@ -49,7 +49,8 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """``[services.<name>]``: how one instance of a service is made.
 
     `{port}` in `command` becomes the instance's port. Times are in seconds. `vcpus`,
-    `memory_mib`, `env` and `port_map` are the defaults that a request's config overrides.
+    `memory_mib`, `env` and `port_map` are the defaults that a request's config overrides. `needs`
+    are labels that a host must have to run it.
     """
 
     command: Annotated[list[str], Meta(min_length=1)]
@@ -60,6 +61,7 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     port_map: list[str] = field(default_factory=list)
     probe: Probe = field(default_factory=Probe)
     metadata: dict[str, str] = field(default_factory=dict)
+    needs: dict[str, str] = field(default_factory=dict)
     start_timeout: Interval = 60.0
     deregister_delay: Seconds = 1.0
     drain_timeout: Seconds = 30.0

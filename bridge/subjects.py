@@ -36,6 +36,9 @@ INSTANCES_TOTAL: Final = "Box-Instances-Total"
 MSG_TTL: Final = "Nats-TTL"
 
 
+_CORDON: Final = "cordon."
+
+
 def check_name(kind: str, value: str) -> str:
     """`value`, if it can be a subject token; raises NameRefused, naming `kind`, if not."""
     if _NAME.fullmatch(value) is None:
@@ -143,6 +146,19 @@ def parse_slot_key(key: str) -> tuple[str, int]:
     if not (is_name(service) and slot.isascii() and slot.isdigit()):
         raise NameRefused("slot key", key)
     return service, int(slot)
+
+
+def cordon_key(host: str) -> str:
+    """The key of an operator's order for a host in the admin bucket: ``cordon.<host>``."""
+    return f"{_CORDON}{check_name('host', host)}"
+
+
+def parse_cordon_key(key: str) -> str:
+    """The host of `key`; raises NameRefused if it is not the key of an order."""
+    host = key.removeprefix(_CORDON)
+    if not (key.startswith(_CORDON) and is_name(host)):
+        raise NameRefused("key of an order", key)
+    return host
 
 
 def _pair(service: str, instance_id: str) -> str:

@@ -29,7 +29,7 @@ from bridge.box.model import (
     is_empty,
     merged,
 )
-from bridge.box.runtimes.rules import fixed_port, refusal
+from bridge.box.placement import able_hosts, capacity, host_port
 from bridge.errors import NameRefused
 from bridge.protocol import (
     InstanceInfo,
@@ -88,13 +88,12 @@ def decide(asked: Asked, fleet: FleetState) -> Verdict:
     record = fleet.services.get(request.service) or ServiceRecord()
     if receipt := _receipt(record, request.request_id):
         return _repeat(asked, fleet, receipt, record)
-    offering = fleet.offering(request.service)
-    if not offering:
-        return refuse(request, fleet, _unknown(request.service, fleet))
     config = merged(record.config, request.config, replaces=asked.replaces_config)
-    able, why_not = _able(offering, config)
+    able, why_not = able_hosts(request.service, fleet, config)
     if not able:
-        return refuse(request, fleet, f"config: {why_not}")
+        if not why_not:
+            return refuse(request, fleet, _unknown(request.service, fleet))
+        return refuse(request, fleet, f"config: {why_not[max(why_not)]}")
     return _grant(asked, fleet, record, config, able)
 
 
@@ -124,14 +123,14 @@ def living(
 
 
 def idlest(fleet: FleetState, service: str, slots: Iterable[int], count: int) -> list[int]:
-    """The `count` of `slots` whose end costs least: those without a living instance, Ready with
-    fewest in flight, Creating, Booting, Busy; of equals the youngest.
+    """The `count` of `slots` whose end costs least: those without a living host or instance, Ready
+    with fewest in flight, Creating, Booting, Busy; of equals the youngest.
     """
     claimed = fleet.slots_of(service)
 
     def cost(slot: int) -> tuple[int, int, float, int]:
         record = claimed.get(slot)
-        if record is None:
+        if record is None or fleet.is_orphan(record):
             return (0, 0, 0.0, -slot)
         info = fleet.latest(record)
         inflight = info.health.inflight_requests
@@ -191,31 +190,18 @@ def _unreadable(service: str, host: str) -> str:
     )
 
 
-def _able(
-    offering: Mapping[str, HostRecord], config: ScaleConfig
-) -> tuple[dict[str, HostRecord], str]:
-    """The hosts that can honour `config`, and why the others cannot."""
-    able, why_not = {}, ""
-    for name, host in offering.items():
-        if why := refusal(host.runtime, config, cpus=host.cpus):
-            why_not = why
-        else:
-            able[name] = host
-    return able, why_not
-
-
 def _capacity(
     service: str, fleet: FleetState, config: ScaleConfig, able: Mapping[str, HostRecord]
 ) -> tuple[int, int]:
     """How many instances `able` could hold in all, and how many other services may take.
 
-    A fixed host port leaves room for one instance a host. What is promised to a service whose
-    record cannot be read is at least what it holds.
+    A fixed host port leaves room for one instance a host, a cordoned host counts for what it has.
+    What is promised to a service whose record cannot be read is at least what it holds.
     """
     rivals = {name for host in able.values() for name in host.services} - {service}
     used = sum(record.target for name, record in fleet.services.items() if name in rivals)
     used += sum(len(fleet.slots_of(name)) for name in rivals & fleet.unreadable_services)
-    total = sum(host.max_instances for host in able.values())
+    total = sum(capacity(name, host, fleet) for name, host in able.items())
     if _fixes_port(able, config, service):
         total = min(total, len(able) + used)
     return total, used
@@ -230,14 +216,6 @@ def _one_a_host(hosts: int, target: int) -> str:
         f"config: port_map fixes a host port, which one instance of each host can have: {hosts} "
         f"can, but {target} instances are granted; ask for at most {hosts} with it"
     )
-
-
-def host_port(config: ScaleConfig, host: HostRecord, service: str) -> int:
-    """The host port that an instance of `service` on `host` is bound to; 0 if to none."""
-    if config.port_map:
-        return fixed_port(config.port_map)
-    offer = host.services.get(service)
-    return offer.fixed_port if offer else 0
 
 
 def _grant(
@@ -275,6 +253,7 @@ def _grant(
         slots=slots,
         config=config,
         rollout=rollout,
+        moves=[slot for slot in record.moves if slot in slots],
         receipts=_receipts(record, asked, response),
         decision=Decision(
             at=asked.at,

@@ -21,7 +21,7 @@ from bridge.box.instance import Surroundings
 from bridge.box.journal import Journal
 from bridge.box.journal_store import CUT_OFF, JOURNAL
 from bridge.box.ledger import Ledger
-from bridge.box.model import HostRecord, Offer, ServiceRecord
+from bridge.box.model import Demand, HostRecord, Offer, ServiceRecord
 from bridge.box.notices import Notices
 from bridge.box.outbox import Outbox
 from bridge.box.planner import Me
@@ -67,8 +67,17 @@ def offers(config: Config) -> dict[str, Offer]:
         )
         if why := refusal(config.box.runtime, defaults, cpus=cpus()):
             raise ConfigError(f"[services.{name}]", why)
-        found[name] = Offer(fixed_port=fixed_port(service.port_map))
+        found[name] = Offer(
+            fixed_port=fixed_port(service.port_map),
+            needs=service.needs,
+            demand=Demand.of(service.vcpus, service.memory_mib),
+        )
     return found
+
+
+def memory_mib() -> int:
+    """The memory of this host."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 def cpus() -> int:
@@ -192,6 +201,7 @@ class Box:
             max_instances=box.max_instances,
             services=self._offers,
             labels=box.labels,
+            memory_mib=memory_mib(),
             version=VERSION,
         )
 
@@ -312,7 +322,7 @@ class _Parts:
         """Streams, views, what the last life left, lease, then work; requests come last."""
         fleet = self._fleet
         await self._streams.restore()
-        for view in (fleet.services, fleet.slots, fleet.hosts):
+        for view in fleet.views:
             tasks.create_task(view.run(), name=f"view-{view.bucket}")
         await self._connection.listen(self._connection.subjects.all_stats, fleet.take_stats)
         await self._first_view()

@@ -10,22 +10,31 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from bridge.box.lifecycle import ENDED
-from bridge.box.model import FleetState, HostRecord, ServiceRecord, SlotRecord
+from bridge.box.model import (
+    NOTHING,
+    Demand,
+    FleetState,
+    HostOrder,
+    HostRecord,
+    ServiceRecord,
+    SlotRecord,
+)
 from bridge.bus.connection import Connection
 from bridge.bus.leases import Leases
 from bridge.bus.message import Message
 from bridge.bus.records import Records
 from bridge.errors import NameRefused, ProtocolError
 from bridge.protocol import HostStats, InstanceHealth, InstanceInfo, decode
-from bridge.subjects import last_token, parse_slot_key
+from bridge.subjects import last_token, parse_cordon_key, parse_slot_key
 
 _log = logging.getLogger(__name__)
 
+_CONFIRMED: Final = 1.0  # seconds for which a direct look at a host's lease is believed
 _MAX_STATS: Final = 1024 * 1024  # bytes of one host's report
 
 Touch = Callable[[str | None], None]
@@ -50,7 +59,11 @@ class Fleet:
         self._unreadable_services: set[str] = set()
         self._lost: dict[str, dict[int, str]] = {}
         self._lost_until: dict[tuple[str, int], float] = {}
+        self._dead: set[str] = set()
+        self._confirmed: dict[str, float] = {}
+        self._orders: dict[str, HostOrder] = {}
         self._used: dict[str, int] = {}
+        self._reserved: dict[str, Demand] = {}
         self._loads: dict[str, InstanceHealth] = {}
         self._lives: dict[str, InstanceInfo] = {}
         self._reports: dict[str, HostStats] = {}
@@ -63,7 +76,10 @@ class Fleet:
             unreadable=self._unreadable,
             unreadable_services=self._unreadable_services,
             lost=self._lost,
+            dead=self._dead,
+            orders=self._orders,
             used=self._used,
+            reserved=self._reserved,
             loads=self._loads,
             lives=self._lives,
         )
@@ -88,16 +104,24 @@ class Fleet:
             on_change=self._host_changed,
             on_live=self._hosts_live,
         )
+        self.orders = Records(
+            connection, subjects.admin_bucket, HostOrder, on_change=self._order_changed
+        )
+
+    @property
+    def views(self) -> tuple[Records[Any], ...]:
+        """All that must be live for a decision; somebody has to run them."""
+        return self.services, self.slots, self.hosts, self.orders
 
     @property
     def live(self) -> bool:
         """Whether all that decisions are taken from is complete and current."""
-        return self.services.live and self.slots.live and self.hosts.live
+        return all(view.live for view in self.views)
 
     async def wait_live(self) -> None:
         """Return when `live` is True."""
         while not self.live:
-            for view in (self.services, self.slots, self.hosts):
+            for view in self.views:
                 await view.wait_live()
 
     def tick(self) -> None:
@@ -111,8 +135,27 @@ class Fleet:
             _log.warning("host %s is gone: its lease ran out", host)
             self._hosts.pop(host, None)
             self._drop_report(host)
-        if gone:
+        dead = self._leases.dead(now)
+        if gone or dead != self._dead:
+            self._dead.clear()
+            self._dead.update(dead)
             self._touch(None)
+
+    async def is_dead(self, claim: SlotRecord) -> bool:
+        """Whether the store itself says that who holds `claim` is dead: the last look before its
+        slot is taken over. An answer is good for a second. Raises BusError.
+        """
+        now = time.monotonic()
+        if not (self.live and self.state.is_orphan(claim)):
+            return False
+        if now - self._confirmed.get(claim.host, -_CONFIRMED) < _CONFIRMED:
+            return True
+        there = await self.hosts.read(claim.host)
+        if there is not None and there.host_id == claim.host_id:
+            self._leases.renew(claim.host, time.monotonic())  # the view will tell
+            return False
+        self._confirmed[claim.host] = now
+        return True
 
     def see(self, info: InstanceInfo) -> None:
         """An instance of this host as it is now, ahead of its record."""
@@ -177,18 +220,27 @@ class Fleet:
         unreadable.discard(slot)
         slots = self._slots.setdefault(service, {})
         if (before := slots.pop(slot, None)) is not None:
-            self._used[before.host] -= 1
+            self._count(before, -1)
             self._drop_ended(before.info.id, new)
         self._find(service, slot)
         if new is not None:
             slots[slot] = new
-            self._used[new.host] = self._used.get(new.host, 0) + 1
+            self._count(new, 1)
+            self._leases.expect(new.host, time.monotonic())
         elif key in self.slots.unreadable:
             unreadable.add(slot)
         elif before is not None and not self.slots.was_deleted(key):
             self._lose(service, slot, before.host)
         # Room came or went, for every service; a renewed record concerns its own alone.
         self._touch(service if old is not None and new is not None else None)
+
+    def _count(self, record: SlotRecord, times: int) -> None:
+        host = record.host
+        self._used[host] = self._used.get(host, 0) + times
+        self._reserved[host] = self._reserved.get(host, NOTHING).plus(record.demand, times)
+        if not self._used[host]:
+            del self._used[host], self._reserved[host]
+            self._leases.forget(host)
 
     def _lose(self, service: str, slot: int, host: str) -> None:
         """Nobody gave the claim up: the store has lost it. `host` has a lease's time to write it
@@ -212,7 +264,7 @@ class Fleet:
             # The view forgets a host that was released; one that vanished in a resync may
             # merely have been unable to renew: its lease decides.
             if self.hosts.get(key) is None and self.hosts.was_deleted(key):
-                self._leases.release(key)
+                self._leases.release(key, time.monotonic())
                 self._hosts.pop(key, None)
                 self._drop_report(key)
                 self._touch(None)
@@ -221,6 +273,18 @@ class Fleet:
         before, self._hosts[key] = self._hosts.get(key), new
         if before is None or replace(before, notices=new.notices) != new:  # plans read no notices
             self._touch(None)
+
+    def _order_changed(self, key: str, old: HostOrder | None, new: HostOrder | None) -> None:
+        try:
+            host = parse_cordon_key(key)
+        except NameRefused:
+            self._connection.metrics.refuse("orders", "bad key")
+            return
+        if new is None:
+            self._orders.pop(host, None)
+        else:
+            self._orders[host] = new
+        self._touch(None)
 
     # A complete view tells of what it holds, not of what it could not read.
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from bridge.box.lifecycle import Life
-from bridge.box.model import ServiceRecord
+from bridge.box.model import Demand, ServiceRecord
 from bridge.box.runtimes.identity import Identity
 from bridge.errors import JournalError, ProtocolError
 from bridge.protocol import InstanceEvent, ScaleConfig, decode
@@ -67,6 +67,12 @@ class Entry(Struct, frozen=True, kw_only=True):
     registered: bool = False
     leaving: str = ""
     failures: int = 0
+
+    @property
+    def demand(self) -> Demand:
+        """What the instance is to have of its host."""
+        usual = Demand.of(self.service.vcpus, self.service.memory_mib)
+        return Demand.of(self.overrides.vcpus, self.overrides.memory_mib, usual)
 
 
 class Pending(Struct, frozen=True):

@@ -43,6 +43,14 @@ class Decision(Struct, frozen=True, kw_only=True):
     traceparent: str = ""
 
 
+class Avoidance(Struct, frozen=True, kw_only=True):
+    """A slot is kept off a host, on which its instances kept failing, until a time."""
+
+    slot: int
+    host: str
+    until: Time
+
+
 class Rollout(Struct, frozen=True, kw_only=True):
     """Failed replacements, running, while instances change to the config `config`.
 
@@ -58,7 +66,8 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
     """The desired state of one service: `box_services`, key ``<service>``.
 
     `version` counts this service's decisions. `slots` is sorted; it has `target` members but
-    for one extra while a rollout replaces an instance.
+    for one extra while a rollout replaces an instance. `moves` are slots whose instances are to be
+    replaced on other hosts, `avoid` says where which slot must not be placed.
     """
 
     version: int = 0
@@ -66,6 +75,8 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
     slots: list[int] = field(default_factory=list)
     config: ScaleConfig = field(default_factory=ScaleConfig)
     rollout: Rollout | None = None
+    moves: list[int] = field(default_factory=list)
+    avoid: list[Avoidance] = field(default_factory=list)
     receipts: list[Receipt] = field(default_factory=list)
     decision: Decision | None = None
 
@@ -75,11 +86,37 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
         return config_id(self.config)
 
 
+class Demand(Struct, frozen=True, kw_only=True):
+    """What an instance is to have of its host: processors, and MiB of memory; 0 is no wish."""
+
+    vcpus: int = 0
+    memory_mib: int = 0
+
+    @classmethod
+    def of(cls, vcpus: int | None, memory_mib: int | None, usual: Demand | None = None) -> Demand:
+        """The values given; where there is none, the `usual` one."""
+        usual = usual or NOTHING
+        return cls(
+            vcpus=usual.vcpus if vcpus is None else vcpus,
+            memory_mib=usual.memory_mib if memory_mib is None else memory_mib,
+        )
+
+    def plus(self, other: Demand, times: int = 1) -> Demand:
+        """This and `times` the other."""
+        return Demand(
+            vcpus=self.vcpus + times * other.vcpus,
+            memory_mib=self.memory_mib + times * other.memory_mib,
+        )
+
+
+NOTHING: Final = Demand()
+
+
 class SlotRecord(Struct, frozen=True, kw_only=True):
     """Who runs a slot, and the instance in it: `box_slots`, key ``<service>.<slot>``.
 
-    `config` is the config_id that the instance was made with, `seq` the Box-Seq of its last
-    event.
+    `config` is the config_id that the instance was made with, `demand` what it has of its host,
+    `seq` the Box-Seq of its last event.
     """
 
     host: str
@@ -87,18 +124,26 @@ class SlotRecord(Struct, frozen=True, kw_only=True):
     config: str
     seq: int
     info: InstanceInfo
+    demand: Demand = NOTHING
 
 
 class Offer(Struct, frozen=True, kw_only=True):
-    """What a host says of a service it can run; `fixed_port` 0 means any port will do."""
+    """What a host says of a service it can run.
+
+    `fixed_port` 0 means any port will do. `needs` are the labels that a host must have for it.
+    `demand` is what an instance is to have unless a request's config says otherwise.
+    """
 
     fixed_port: int = 0
+    needs: dict[str, str] = field(default_factory=dict)
+    demand: Demand = NOTHING
 
 
 class HostRecord(Struct, frozen=True, kw_only=True):
     """A live host and what it can run: `box_hosts`, key ``<host>``, renewed as a lease.
 
-    `notices` are sentences for people about what on the host needs attention.
+    `memory_mib` is the memory of the host, 0 where that is not known. `notices` are sentences for
+    people about what on the host needs attention.
     """
 
     host_id: str
@@ -107,16 +152,24 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     max_instances: int
     services: dict[str, Offer]
     labels: dict[str, str] = field(default_factory=dict)
+    memory_mib: int = 0
     version: str = ""
     closing: bool = False
     notices: list[str] = field(default_factory=list)
 
 
 class HostOrder(Struct, frozen=True, kw_only=True):
-    """An operator's order for a host: `box_admin`, key ``cordon.<host>``."""
+    """An operator's order for a host: `box_admin`, key ``cordon.<host>``. While there is one, no
+    slot is placed on the host.
 
-    cordoned: bool = False
+    With `draining` the instances there are replaced on other hosts, each Ready before the old one
+    drains; with `forced` the old one goes even if there is no room for another.
+    """
+
+    draining: bool = False
+    forced: bool = False
     reason: str = ""
+    at: Time | None = None
 
 
 class FleetState(Struct, frozen=True, kw_only=True):
@@ -125,9 +178,11 @@ class FleetState(Struct, frozen=True, kw_only=True):
     `hosts` are the live ones. `slots` has the claimed slots of each service, in its set or not;
     `unreadable` those whose record cannot be read, `unreadable_services` the services of which
     that is so: neither is there, but nor is it free. `lost` names the host that held a slot whose
-    record the store has lost: it is that host's to claim again. `used` counts the slots that a
-    host holds. `loads` are the newest health reports of all hosts, `lives` this host's own
-    instances as they are, a moment ahead of their records; both by instance id.
+    record the store has lost: it is that host's to claim again. `dead` are the hosts whose slots
+    may be taken over, `orders` what operators have ordered, by host. `used` counts the slots that
+    a host holds, `reserved` sums what their instances are to have. `loads` are the newest health
+    reports of all hosts, `lives` this host's own instances as they are, a moment ahead of their
+    records; both by instance id.
     """
 
     services: Mapping[str, ServiceRecord] = field(default_factory=dict)
@@ -136,7 +191,10 @@ class FleetState(Struct, frozen=True, kw_only=True):
     unreadable: Mapping[str, AbstractSet[int]] = field(default_factory=dict)
     unreadable_services: AbstractSet[str] = frozenset()
     lost: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    dead: AbstractSet[str] = frozenset()
+    orders: Mapping[str, HostOrder] = field(default_factory=dict)
     used: Mapping[str, int] = field(default_factory=dict)
+    reserved: Mapping[str, Demand] = field(default_factory=dict)
     loads: Mapping[str, InstanceHealth] = field(default_factory=dict)
     lives: Mapping[str, InstanceInfo] = field(default_factory=dict)
 
@@ -151,6 +209,14 @@ class FleetState(Struct, frozen=True, kw_only=True):
             for name, host in self.hosts.items()
             if service in host.services and not host.closing
         }
+
+    def is_orphan(self, record: SlotRecord) -> bool:
+        """Whether who holds the slot is dead: its host, or that host's earlier self, whose data
+        directory is gone.
+        """
+        if (host := self.hosts.get(record.host)) is not None:
+            return host.host_id != record.host_id
+        return record.host in self.dead
 
     def latest(self, record: SlotRecord) -> InstanceInfo:
         """The instance of a slot as it is now, as far as anybody here knows."""

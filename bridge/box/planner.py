@@ -1,18 +1,23 @@
 """What this host should do about one service, as the fleet stands. Pure.
 
-Every Box plans from the same records and so gives the same answer to "who takes this slot": the
-host with the most free room, then the first by name. Races that remain are settled by the claim.
+Every Box plans from the same records and so gives the same answer to "who takes this slot"
+(placement.py). Races that remain are settled by the claim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from bridge.box.authority import host_port
-from bridge.box.model import FleetState, HostRecord, ServiceRecord, SlotRecord
-from bridge.box.runtimes.rules import refusal
+from bridge.box.model import Avoidance, FleetState, ServiceRecord, SlotRecord
+from bridge.box.placement import place
+
+MAX_FAILURES: Final = 5  # running, and a slot is let go where another host can try
+KEPT_OFF: Final = timedelta(minutes=10)  # of the host on which it failed
 
 
 class Me(Struct, frozen=True, kw_only=True):
@@ -29,18 +34,32 @@ class Me(Struct, frozen=True, kw_only=True):
 class Local(Struct, frozen=True, kw_only=True):
     """What this host has in a slot: an instance that lives, leaves, or has ended.
 
-    After a failure `retry_at` (monotonic seconds) is when the next instance may be made.
-    `settled` says that the end has been told, so that the slot may be given up.
+    After a failure `retry_at` (monotonic seconds) is when the next instance may be made;
+    `failures` have there been, running. `settled` says that the end has been told, so that the
+    slot may be given up.
     """
 
     ended: bool
     settled: bool = True
     leaving: bool = False
+    failures: int = 0
     retry_at: float = 0.0
 
 
 class Claim(Struct, frozen=True, kw_only=True):
-    """Claim the free `slot`, then make an instance in it."""
+    """Claim the `slot`, which is free or a dead host's, then make an instance in it."""
+
+    slot: int
+
+
+class Discard(Struct, frozen=True, kw_only=True):
+    """Withdraw the instance of a dead host and delete its claim of `slot`, which is in no set."""
+
+    slot: int
+
+
+class GiveUp(Struct, frozen=True, kw_only=True):
+    """Let another host try `slot`, in which instances keep failing here."""
 
     slot: int
 
@@ -64,13 +83,20 @@ class Release(Struct, frozen=True, kw_only=True):
     slot: int
 
 
-Action = Claim | Make | Drain | Release
+Action = Claim | Discard | GiveUp | Make | Drain | Release
 
 
 def plan(
-    service: str, fleet: FleetState, me: Me, local: Mapping[int, Local], *, now: float
+    service: str,
+    fleet: FleetState,
+    me: Me,
+    local: Mapping[int, Local],
+    *,
+    now: float,
+    at: datetime,
 ) -> list[Action]:
-    """What `me` should do about `service`; `local` is what it has in which slot.
+    """What `me` should do about `service`; `local` is what it has in which slot, `now` the
+    monotonic clock and `at` the wall's.
 
     A missing record is no order: nothing is started or stopped for it. Drains come first: they
     ask for no wait, during which the record could change.
@@ -79,17 +105,15 @@ def plan(
     if record is None:
         return []
     slots = fleet.slots_of(service)
-    actions = _unwanted(record, slots, me, local)
+    actions = _unwanted(record, fleet, me, local, slots)
     for slot in record.slots:
         claim = slots.get(slot)
-        if claim is not None and me.holds(claim):
-            actions += _held(slot, local.get(slot), now)
-    free = [slot for slot in record.slots if slot not in slots and slot not in local]
-    free = [slot for slot in free if slot not in fleet.unreadable.get(service, ())]
-    back = _to_reclaim(service, fleet, free)
-    placed = back | place(service, fleet, record, [slot for slot in free if slot not in back])
-    actions += [Claim(slot=slot) for slot in free if placed.get(slot) == me.host]
-    return actions
+        if claim is not None and me.holds(claim) and _is_due(local.get(slot), now):
+            gives_up = _keeps_failing(local.get(slot)) and _has_alternative(
+                service, fleet, record, slot, me, at
+            )
+            actions.append(GiveUp(slot=slot) if gives_up else Make(slot=slot))
+    return actions + _to_take(service, fleet, record, me, local, at)
 
 
 def remake(
@@ -104,10 +128,7 @@ def remake(
     return [
         slot
         for slot, claim in fleet.slots_of(service).items()
-        if slot in record.slots
-        and me.holds(claim)
-        and slot in local
-        and _held(slot, local[slot], now)
+        if slot in record.slots and me.holds(claim) and slot in local and _is_due(local[slot], now)
     ]
 
 
@@ -118,37 +139,6 @@ def wake_at(local: Iterable[Local], *, now: float) -> float | None:
     )
 
 
-def able_hosts(service: str, fleet: FleetState, record: ServiceRecord) -> dict[str, HostRecord]:
-    """The hosts that can run `service` with the config of its record."""
-    return {
-        name: host
-        for name, host in fleet.offering(service).items()
-        if refusal(host.runtime, record.config, cpus=host.cpus) is None
-    }
-
-
-def place(
-    service: str, fleet: FleetState, record: ServiceRecord, free: Iterable[int]
-) -> dict[int, str]:
-    """Which host should take each of the `free` slots; those for which there is no room are not
-    in the result. Each goes where most room is left, of equals to the first by name.
-    """
-    hosts = able_hosts(service, fleet, record)
-    room = {name: host.max_instances - fleet.used.get(name, 0) for name, host in hosts.items()}
-    for claim in fleet.slots_of(service).values():
-        host = hosts.get(claim.host)
-        if host is not None and host_port(record.config, host, service):
-            room[claim.host] = 0  # the port is taken
-    placed: dict[int, str] = {}
-    for slot in sorted(free):
-        best = min(room, key=lambda name: (-room[name], name), default=None)
-        if best is None or room[best] <= 0:
-            break
-        placed[slot] = best
-        room[best] = 0 if host_port(record.config, hosts[best], service) else room[best] - 1
-    return placed
-
-
 def _to_reclaim(service: str, fleet: FleetState, free: Iterable[int]) -> dict[int, str]:
     """Those of the `free` slots whose claims the store has lost, and the live hosts they are of:
     what runs there wins over a record that is missing, so nobody else takes them.
@@ -157,16 +147,66 @@ def _to_reclaim(service: str, fleet: FleetState, free: Iterable[int]) -> dict[in
     return {slot: lost[slot] for slot in free if lost.get(slot, "") in fleet.hosts}
 
 
-def _held(slot: int, mine: Local | None, now: float) -> list[Action]:
-    if mine is None or (mine.ended and mine.retry_at <= now):
-        return [Make(slot=slot)]
-    return []
+def _to_take(
+    service: str,
+    fleet: FleetState,
+    record: ServiceRecord,
+    me: Me,
+    local: Mapping[int, Local],
+    at: datetime,
+) -> list[Action]:
+    """The slots that this host should claim: free ones, and those of dead hosts."""
+    slots = fleet.slots_of(service)
+    unreadable = fleet.unreadable.get(service, ())
+    free = [
+        slot
+        for slot in record.slots
+        if (slot not in slots or fleet.is_orphan(slots[slot]))
+        and slot not in local
+        and slot not in unreadable
+    ]
+    back = _to_reclaim(service, fleet, free)
+    placed = back | place(
+        service, fleet, record, [slot for slot in free if slot not in back], at=at
+    )
+    return [Claim(slot=slot) for slot in free if placed.get(slot) == me.host]
+
+
+def _is_due(mine: Local | None, now: float) -> bool:
+    """Whether a slot of this host is to get an instance."""
+    return mine is None or (mine.ended and mine.retry_at <= now)
+
+
+def _keeps_failing(mine: Local | None) -> bool:
+    return mine is not None and mine.settled and mine.failures >= MAX_FAILURES
+
+
+def _has_alternative(
+    service: str, fleet: FleetState, record: ServiceRecord, slot: int, me: Me, at: datetime
+) -> bool:
+    """Whether another host would take the slot if this one let it go."""
+    without = replace(record, avoid=avoiding(record, slot, me.host, at))
+    return slot in place(service, fleet, without, [slot], at=at)
+
+
+def avoiding(record: ServiceRecord, slot: int, host: str, at: datetime) -> list[Avoidance]:
+    """What `record` avoids from `at` on if `slot` is to be kept off `host`."""
+    others = [
+        item for item in record.avoid if item.until > at and (item.slot, item.host) != (slot, host)
+    ]
+    return [*others, Avoidance(slot=slot, host=host, until=at + KEPT_OFF)]
 
 
 def _unwanted(
-    record: ServiceRecord, slots: Mapping[int, SlotRecord], me: Me, local: Mapping[int, Local]
+    record: ServiceRecord,
+    fleet: FleetState,
+    me: Me,
+    local: Mapping[int, Local],
+    slots: Mapping[int, SlotRecord],
 ) -> list[Action]:
-    """What runs outside the set, or in a slot that another host holds, must go."""
+    """What runs outside the set, or in a slot that another host holds, must go; so must claims in
+    which nothing lives, and those of the dead, which the first host by name deletes.
+    """
     actions: list[Action] = []
     wanted = set(record.slots)
     for slot, mine in local.items():
@@ -175,15 +215,23 @@ def _unwanted(
             if not (mine.ended or mine.leaving):
                 actions.append(Drain(slot=slot, reason=f"slot taken by {claim.host}"))
         elif slot not in wanted and not (mine.ended or mine.leaving):
-            differs = claim is not None and claim.config != record.config_id
-            reason = "replaced: its config has changed" if differs else "scaled down"
-            actions.append(Drain(slot=slot, reason=reason))
+            actions.append(Drain(slot=slot, reason=_why_gone(record, fleet, claim, me)))
+    first = min(fleet.hosts, default="") == me.host
     for slot, claim in slots.items():
+        if slot in wanted:
+            continue
         there = local.get(slot)
-        if (
-            slot not in wanted
-            and me.holds(claim)
-            and (there is None or (there.ended and there.settled))
-        ):
-            actions.append(Release(slot=slot))
+        if me.holds(claim):
+            if there is None or (there.ended and there.settled):
+                actions.append(Release(slot=slot))
+        elif first and fleet.is_orphan(claim):
+            actions.append(Discard(slot=slot))
     return actions
+
+
+def _why_gone(record: ServiceRecord, fleet: FleetState, claim: SlotRecord | None, me: Me) -> str:
+    """Why the instance of a slot outside the set goes, for its events."""
+    if claim is not None and claim.config != record.config_id:
+        return "replaced: its config has changed"
+    order = fleet.orders.get(me.host)
+    return "moved: its host is being drained" if order and order.draining else "scaled down"

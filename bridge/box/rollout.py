@@ -1,4 +1,5 @@
-"""Replacing instances whose config differs, one at a time. Pure.
+"""Replacing instances one at a time: those whose config differs, that are on a host which is being
+drained, or that are to be moved. Pure.
 
 A rollout is a walk of the service's slot set, one step a compare-and-set: add one slot beyond
 the target (it gets the new config), and once all up-to-date instances are Ready take an outdated
@@ -10,13 +11,12 @@ state from which the next step follows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 
 from msgspec.structs import replace
 
-from bridge.box.authority import host_port, idlest
+from bridge.box.authority import idlest
 from bridge.box.lifecycle import ENDED, SERVING
 from bridge.box.model import (
     MAX_FAILED_REPLACEMENTS,
@@ -26,13 +26,18 @@ from bridge.box.model import (
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.planner import able_hosts, place
+from bridge.box.placement import able_hosts, capacity, host_port, place, room
 
 
-def outdated(record: ServiceRecord, slots: Mapping[int, SlotRecord]) -> list[int]:
-    """The slots of the set whose living instance was made with another config."""
+def outdated(service: str, fleet: FleetState) -> list[int]:
+    """The slots of the set whose living instance is to be replaced."""
+    record, slots = fleet.services[service], fleet.slots_of(service)
     return [
-        slot for slot in record.slots if _living(slots.get(slot)) and _differs(record, slots[slot])
+        slot
+        for slot in record.slots
+        if _living(there := slots.get(slot))
+        and there is not None
+        and (_differs(record, there) or slot in record.moves or _drained(fleet, there))
     ]
 
 
@@ -41,22 +46,23 @@ def under_way(service: str, fleet: FleetState) -> bool:
     record = fleet.services.get(service)
     if record is None or (record.rollout is not None and record.rollout.stopped):
         return False
-    return bool(outdated(record, fleet.slots_of(service)))
+    return bool(outdated(service, fleet))
 
 
 def next_step(service: str, fleet: FleetState, *, at: datetime, host: str) -> ServiceRecord | None:
     """The service's record after the next step of its rollout; None while there is none to take."""
     record = fleet.services[service]
     slots = fleet.slots_of(service)
-    old = outdated(record, slots)
+    old = outdated(service, fleet)
     rollout = record.rollout
     if not old:
-        return _stepped(record, record.slots, None, at, host, "rollout done") if rollout else None
+        done = rollout is not None or record.moves
+        return _stepped(record, record.slots, None, at, host, "rollout done") if done else None
     if rollout is not None and rollout.stopped:
         return None
     members = set(record.slots)
-    waiting = {slot for slot in members - set(old) if not _serving(slots.get(slot))}
-    if waiting and not _homeless(service, fleet, record, waiting):
+    waiting = {slot for slot in members - set(old) if not _serving(fleet, slots.get(slot))}
+    if waiting and not _homeless(service, fleet, record, waiting, at):
         return None  # the replacement made last is not Ready yet
     current = Rollout(config=record.config_id)  # with what failed before it was Ready forgotten
     if not waiting and len(members) > record.target:
@@ -66,8 +72,8 @@ def next_step(service: str, fleet: FleetState, *, at: datetime, host: str) -> Se
         members |= set(fleet.free_slots(service, 1, beside=members))
         note = "rollout: a replacement comes"
     else:
-        able = able_hosts(service, fleet, record)
-        gone = idlest(fleet, service, [slot for slot in old if slots[slot].host in able], 1)
+        makes_room = [slot for slot in old if _makes_room(service, fleet, slots[slot])]
+        gone = idlest(fleet, service, makes_room, 1)
         if not gone:
             return None  # nobody's end would make room
         if len(members) == record.target:
@@ -86,7 +92,7 @@ def failed(
     record = fleet.services.get(service)
     if record is None or record.rollout is None or record.rollout.stopped:
         return None
-    if slot not in record.slots or not outdated(record, fleet.slots_of(service)):
+    if slot not in record.slots or not outdated(service, fleet):
         return None
     failures = record.rollout.failures + 1
     if failures < MAX_FAILED_REPLACEMENTS:
@@ -113,37 +119,60 @@ def _stepped(
         version=record.version + 1,
         slots=slots,
         rollout=rollout,
+        moves=[slot for slot in record.moves if slot in slots and rollout is not None],
         decision=Decision(at=at, host=host, replicas=record.target, error=note),
     )
 
 
 def _room(service: str, fleet: FleetState, record: ServiceRecord) -> bool:
     """Whether some host can take an extra instance beside all that is promised."""
-    able = able_hosts(service, fleet, record)
+    able, _ = able_hosts(service, fleet, record.config)
     if any(host_port(record.config, host, service) for host in able.values()):
         return False
     rivals = {name for host in able.values() for name in host.services}
     promised = sum(len(item.slots) for name, item in fleet.services.items() if name in rivals)
-    total = sum(host.max_instances for host in able.values())
-    free = any(host.max_instances > fleet.used.get(name, 0) for name, host in able.items())
+    total = sum(capacity(name, host, fleet) for name, host in able.items())
+    free = any(room(name, host, fleet) > 0 for name, host in able.items())
     return free and promised < total
 
 
+def _makes_room(service: str, fleet: FleetState, claim: SlotRecord) -> bool:
+    """Whether the end of the instance lets another be made: not on a host that takes none, unless
+    it was ordered to be emptied all the same.
+    """
+    able, _ = able_hosts(service, fleet, fleet.services[service].config)
+    order = fleet.orders.get(claim.host)
+    return order.forced if order is not None and order.draining else claim.host in able
+
+
+def _drained(fleet: FleetState, claim: SlotRecord) -> bool:
+    order = fleet.orders.get(claim.host)
+    return order is not None and order.draining
+
+
 def _homeless(
-    service: str, fleet: FleetState, record: ServiceRecord, waiting: AbstractSet[int]
+    service: str,
+    fleet: FleetState,
+    record: ServiceRecord,
+    waiting: AbstractSet[int],
+    at: datetime,
 ) -> bool:
     """Whether no host has room for any of the `waiting` slots, nor will soon."""
-    claims = fleet.slots_of(service)
+    claims = {
+        slot: claim for slot, claim in fleet.slots_of(service).items() if not fleet.is_orphan(claim)
+    }
     draining = claims.keys() - set(record.slots)
-    return not (draining or waiting & claims.keys() or place(service, fleet, record, waiting))
+    return not (
+        draining or waiting & claims.keys() or place(service, fleet, record, waiting, at=at)
+    )
 
 
 def _living(record: SlotRecord | None) -> bool:
     return record is not None and record.info.state not in ENDED
 
 
-def _serving(record: SlotRecord | None) -> bool:
-    return record is not None and record.info.state in SERVING
+def _serving(fleet: FleetState, record: SlotRecord | None) -> bool:
+    return record is not None and record.info.state in SERVING and not fleet.is_orphan(record)
 
 
 def _differs(record: ServiceRecord, slot: SlotRecord) -> bool:

@@ -197,6 +197,7 @@ class Story:
                 config=self.entry.config,
                 seq=life.seq,
                 info=life.info,
+                demand=self.entry.demand,
             )
             try:
                 await teller.connection.wait_connected()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
@@ -20,14 +19,27 @@ from typing import Final
 from msgspec import Struct
 
 from bridge.box import lifecycle, rollout
+from bridge.box.claims import Claims
 from bridge.box.fleet import Fleet
 from bridge.box.instance import Instance, Surroundings
 from bridge.box.journal_store import Entry
 from bridge.box.ledger import Ledger
 from bridge.box.model import FleetState, ServiceRecord, SlotRecord
-from bridge.box.planner import Claim, Drain, Local, Make, Me, Release, plan, remake, wake_at
+from bridge.box.planner import (
+    Action,
+    Claim,
+    Discard,
+    Drain,
+    GiveUp,
+    Local,
+    Make,
+    Me,
+    Release,
+    plan,
+    remake,
+    wake_at,
+)
 from bridge.box.runtimes.base import Handle, Spec
-from bridge.box.runtimes.rules import refusal
 from bridge.box.story import Story, Teller
 from bridge.bus.records import Record
 from bridge.errors import BusError, Conflict
@@ -38,8 +50,6 @@ from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
 
-_ID_LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # none that people mix up
-_ID_LENGTH: Final = 10  # 50 bits: ids are never reused
 _TICK: Final = 5.0  # seconds after which every service is planned anew, changed or not
 _LOOK: Final = 0.05  # seconds between looks while closing
 _RELEASE_PATIENCE: Final = 5.0  # seconds; a claim that stays is given up with the host's lease
@@ -89,6 +99,9 @@ class Supervisor:
         self._ledger = ledger
         self._teller = teller
         self._workshop = workshop
+        self._claims = Claims(
+            me, fleet, ledger, teller.registry, workshop.services, workshop.around.clock
+        )
         self._current = current
         self._held: dict[str, dict[int, Held]] = {}
         self._taken: list[Held] = []
@@ -134,7 +147,7 @@ class Supervisor:
             await asyncio.sleep(_LOOK)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_RELEASE_PATIENCE):
-                while self._claims() or not all(held.settled for held in self._all_held()):
+                while self._vacant() or not all(held.settled for held in self._all_held()):
                     self.touch(None)
                     await asyncio.sleep(_LOOK)
 
@@ -177,6 +190,7 @@ class Supervisor:
                 ended=held.ended,
                 settled=held.settled,
                 leaving=held.instance.leaving,
+                failures=held.failures if held.ended else 0,
                 retry_at=held.retry_at,
             )
             for slot, held in self._held.get(service, {}).items()
@@ -186,8 +200,8 @@ class Supervisor:
         """Carry out the plan for one service. What the bus prevents is tried again."""
         try:
             if self._closing:
-                for slot in self._claims(service):
-                    await self._release(service, slot)
+                for slot in self._vacant(service):
+                    await self._claims.release(service, slot)
             else:
                 await self._carry_out(service)
                 await self._roll(service)
@@ -206,21 +220,32 @@ class Supervisor:
         for held in self._held.get(service, {}).values():
             if not held.ended:
                 held.instance.story.reassert()  # what runs here wins over what the store has lost
-        for action in plan(service, state, self._me, self._locals(service), now=now):
+        local = self._locals(service)
+        for action in plan(service, state, self._me, local, now=now, at=self._now()):
             if self._closing:
                 return
-            match action:
-                case Drain(slot=slot, reason=reason):
-                    instance = self._held[service][slot].instance
-                    decision = state.services[service].decision
-                    instance.story.traceparent = decision.traceparent if decision else ""
-                    instance.leave(reason)
-                case Release(slot=slot):
-                    await self._release(service, slot)
-                case Claim(slot=slot) | Make(slot=slot):
-                    await self._claim(service, slot)
+            await self._act(service, action)
 
-    def _claims(self, only: str | None = None) -> list[int]:
+    async def _act(self, service: str, action: Action) -> None:
+        match action:
+            case Drain(slot=slot, reason=reason):
+                instance = self._held[service][slot].instance
+                decision = self._fleet.state.services[service].decision
+                instance.story.traceparent = decision.traceparent if decision else ""
+                instance.leave(reason)
+            case Release(slot=slot):
+                await self._claims.release(service, slot)
+            case Discard(slot=slot):
+                await self._claims.discard(service, slot)
+            case GiveUp(slot=slot):
+                await self._claims.give_up(service, slot)
+            case Claim(slot=slot):
+                if claim := await self._claims.take(service, slot):
+                    self._make(service, slot, claim)
+            case Make(slot=slot):
+                await self._make_again(service, slot)
+
+    def _vacant(self, only: str | None = None) -> list[int]:
         """The slots, of one service or of all, that this host holds and in which nothing lives."""
         return [
             slot
@@ -259,28 +284,16 @@ class Supervisor:
             for slot in remake(service, self._fleet.state, self._me, local, now=now):
                 self._make(service, slot, None)
 
-    async def _claim(self, service: str, slot: int) -> None:
-        """Have an instance live in a slot: a free one is claimed first. The first to write wins."""
+    async def _make_again(self, service: str, slot: int) -> None:
+        """Have an instance live in a slot of this host's."""
         record = self._fleet.state.services.get(service)
-        if record is None:
-            return  # lost meanwhile: that is no order
-        if service not in self._workshop.services or self._cannot(record):
-            await self._release(service, slot)  # for a host that can
-            return
-        key, slots = slot_key(service, slot), self._fleet.slots
-        there = slots.get(key)
-        if there is None:
-            life = lifecycle.begin(_new_id(service), service, self._now())
-            claim = SlotRecord(
-                host=self._me.host,
-                host_id=self._me.host_id,
-                config=record.config_id,
-                seq=0,
-                info=life.info,
-            )
-            self._make(service, slot, Record(claim, await slots.create(key, claim)))
-        elif self._me.holds(there.value):
+        there = self._fleet.slots.get(slot_key(service, slot))
+        if record is None or there is None or not self._me.holds(there.value):
+            return  # the plan is older than the records
+        if self._claims.can_make(service, record):
             self._make(service, slot, None)
+        else:
+            await self._claims.release(service, slot)  # for a host that can
 
     def _make(self, service: str, slot: int, claim: Record[SlotRecord] | None) -> None:
         """Have a new instance live in a slot of this host; `claim` is its record if it is there
@@ -297,17 +310,11 @@ class Supervisor:
             service=config,
             overrides=record.config,
             life=(
-                lifecycle.Life(info=claim.value.info)
-                if claim
-                else lifecycle.begin(_new_id(service), service, self._now())
+                lifecycle.Life(info=claim.value.info) if claim else self._claims.new_life(service)
             ),
             failures=before.failures if before else 0,
         )
         self._begin(self._hold(self._assemble(entry, claim, None), entry))
-
-    def _cannot(self, record: ServiceRecord) -> bool:
-        me = self._fleet.state.hosts.get(self._me.host)
-        return me is None or refusal(me.runtime, record.config, cpus=me.cpus) is not None
 
     def _spec(self, entry: Entry) -> Spec:
         shop, info = self._workshop, entry.life.info
@@ -371,12 +378,6 @@ class Supervisor:
         self._fleet.unsee(info.service, story.entry.slot, story.id)
         self.touch(info.service)
 
-    async def _release(self, service: str, slot: int) -> None:
-        key = slot_key(service, slot)
-        record = self._fleet.slots.get(key)
-        if record is not None:
-            await self._fleet.slots.delete(key, record.revision)
-
     # ── rollouts ─────────────────────────────────────────────────────────────────────────
 
     async def _roll(self, service: str) -> None:
@@ -407,9 +408,3 @@ class Supervisor:
 def backoff(failures: int, timing: Timing) -> float:
     """Seconds to wait before the next instance after `failures` running: doubling, bounded."""
     return min(timing.backoff_first * 2.0 ** min(failures - 1, 30), timing.backoff_max)
-
-
-def _new_id(service: str) -> str:
-    """``<service>-<random>``; it must be a subject token itself, so a long name is cut."""
-    letters = "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
-    return f"{service[: 63 - _ID_LENGTH - 1].rstrip('-')}-{letters}"

@@ -27,7 +27,7 @@ async def watching(connection: Connection, lease: float) -> AsyncIterator[Fleet]
     await topology.ensure(connection)
     fleet = Fleet(connection, lease, lambda service: None, lambda service, record: None)
     async with task_scope() as tasks:
-        for view in (fleet.services, fleet.slots, fleet.hosts):
+        for view in fleet.views:
             tasks.create_task(view.run())
         await fleet.wait_live()
         await fleet.slots.create("web.0", claim("box-b"))

@@ -39,7 +39,7 @@ def test_a_stall_of_the_own_loop_condemns_nobody() -> None:
 def test_a_released_lease_is_over_and_nobody_is_told() -> None:
     leases = Leases(10)
     leases.renew("a", 0)
-    leases.release("a")
-    leases.release("a")
+    leases.release("a", 0)
+    leases.release("a", 0)
     assert leases.holders == set()
     assert leases.tick(1, live=True) == []

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bridge.box.model import FleetState, HostRecord, ServiceRecord
-from bridge.box.planner import Claim, Drain, Local, Make, Me, Release, place, plan, wake_at
+from bridge.box.placement import place
+from bridge.box.planner import Claim, Drain, Local, Make, Me, Release, plan, wake_at
 from bridge.protocol import InstanceState, ScaleConfig
-from tests.unit.fleets import fleet, fleets, host, slot
+from tests.unit.fleets import AT, fleet, fleets, host, slot
 
 ME = Me(host="box-a", host_id="id")
 LIVING, ENDED = Local(ended=False), Local(ended=True)
@@ -26,24 +27,24 @@ def web(*slots: int, target: int | None = None, config: ScaleConfig | None = Non
 def test_a_free_slot_is_claimed_by_the_host_with_most_room_then_by_name() -> None:
     hosts = {"box-a": host(room=2), "box-b": host(room=3)}
     state = fleet(hosts=hosts, services={"web": web(0, 1, 2, 3)})
-    placed = place("web", state, state.services["web"], [0, 1, 2, 3])
+    placed = place("web", state, state.services["web"], [0, 1, 2, 3], at=AT)
     assert placed == {0: "box-b", 1: "box-a", 2: "box-b", 3: "box-a"}
-    assert plan("web", state, ME, {}, now=0) == [Claim(slot=1), Claim(slot=3)]
+    assert plan("web", state, ME, {}, now=0, at=AT) == [Claim(slot=1), Claim(slot=3)]
 
 
 def test_a_slot_whose_claim_the_store_has_lost_is_left_to_its_host_while_that_lives() -> None:
     hosts = {"box-a": host(room=2), "box-b": host(room=3)}
     lost = {"web": {0: "box-a", 1: "box-b", 2: "box-gone"}}
     state = fleet(hosts=hosts, services={"web": web(0, 1, 2)}, lost=lost)
-    assert plan("web", state, ME, {0: LIVING}, now=0) == []
-    assert plan("web", state, ME, {}, now=0) == [Claim(slot=0)]
+    assert plan("web", state, ME, {0: LIVING}, now=0, at=AT) == []
+    assert plan("web", state, ME, {}, now=0, at=AT) == [Claim(slot=0)]
     other = Me(host="box-b", host_id="id")
-    assert plan("web", state, other, {}, now=0) == [Claim(slot=1), Claim(slot=2)]
+    assert plan("web", state, other, {}, now=0, at=AT) == [Claim(slot=1), Claim(slot=2)]
 
 
 def test_what_there_is_no_room_for_stays_desired() -> None:
     state = fleet(hosts={"box-a": host(room=1)}, services={"web": web(0, 1, 2)})
-    assert plan("web", state, ME, {}, now=0) == [Claim(slot=0)]
+    assert plan("web", state, ME, {}, now=0, at=AT) == [Claim(slot=0)]
 
 
 def test_room_that_draining_instances_hold_is_not_room_yet() -> None:
@@ -53,19 +54,19 @@ def test_room_that_draining_instances_hold_is_not_room_yet() -> None:
         slots={"web": {0: slot("web", 0, InstanceState.DRAINING)}},
     )
     draining = {0: Local(ended=False, leaving=True)}
-    assert plan("web", state, ME, draining, now=0) == []
+    assert plan("web", state, ME, draining, now=0, at=AT) == []
 
 
 def test_a_missing_record_is_no_order() -> None:
     state = fleet(slots={"web": {0: slot("web", 0)}})
-    assert plan("web", state, ME, {0: LIVING}, now=0) == []
+    assert plan("web", state, ME, {0: LIVING}, now=0, at=AT) == []
 
 
 def test_drains_come_before_what_waits_for_the_bus() -> None:
     state = fleet(
         services={"web": web(0, 2, 3)}, slots={"web": {0: slot("web", 0), 1: slot("web", 1)}}
     )
-    actions = plan("web", state, ME, {1: LIVING}, now=0)
+    actions = plan("web", state, ME, {1: LIVING}, now=0, at=AT)
     drain = Drain(slot=1, reason="scaled down")
     assert actions == [drain, Make(slot=0), Claim(slot=2), Claim(slot=3)]
 
@@ -73,46 +74,46 @@ def test_drains_come_before_what_waits_for_the_bus() -> None:
 def test_what_is_outside_the_set_drains_and_is_released_once_it_has_ended() -> None:
     state = fleet(services={"web": web(0)}, slots={"web": {0: slot("web", 0), 1: slot("web", 1)}})
     both = {0: LIVING, 1: LIVING}
-    assert plan("web", state, ME, both, now=0) == [Drain(slot=1, reason="scaled down")]
+    assert plan("web", state, ME, both, now=0, at=AT) == [Drain(slot=1, reason="scaled down")]
     leaving = {0: LIVING, 1: Local(ended=False, leaving=True)}
-    assert plan("web", state, ME, leaving, now=0) == []
-    assert plan("web", state, ME, {0: LIVING, 1: ENDED}, now=0) == [Release(slot=1)]
-    assert plan("web", state, ME, {0: LIVING}, now=0) == [Release(slot=1)]
+    assert plan("web", state, ME, leaving, now=0, at=AT) == []
+    assert plan("web", state, ME, {0: LIVING, 1: ENDED}, now=0, at=AT) == [Release(slot=1)]
+    assert plan("web", state, ME, {0: LIVING}, now=0, at=AT) == [Release(slot=1)]
 
 
 def test_an_ended_instance_is_made_again_when_its_backoff_has_passed() -> None:
     state = fleet(services={"web": web(0)}, slots={"web": {0: slot("web", 0)}})
     failed = {0: Local(ended=True, retry_at=5.0)}
-    assert plan("web", state, ME, failed, now=4.9) == []
+    assert plan("web", state, ME, failed, now=4.9, at=AT) == []
     assert wake_at(failed.values(), now=4.9) == 5.0
-    assert plan("web", state, ME, failed, now=5.0) == [Make(slot=0)]
+    assert plan("web", state, ME, failed, now=5.0, at=AT) == [Make(slot=0)]
     assert wake_at(failed.values(), now=5.0) is None
 
 
 def test_a_claim_of_this_host_without_an_instance_gets_one() -> None:
     state = fleet(services={"web": web(0)}, slots={"web": {0: slot("web", 0)}})
-    assert plan("web", state, ME, {}, now=0) == [Make(slot=0)]
+    assert plan("web", state, ME, {}, now=0, at=AT) == [Make(slot=0)]
 
 
 def test_what_another_host_holds_is_left_alone_and_yielded_to() -> None:
     state = fleet(services={"web": web(0)}, slots={"web": {0: slot("web", 0, on="box-b")}})
-    assert plan("web", state, ME, {}, now=0) == []
-    assert plan("web", state, ME, {0: LIVING}, now=0) == [
+    assert plan("web", state, ME, {}, now=0, at=AT) == []
+    assert plan("web", state, ME, {0: LIVING}, now=0, at=AT) == [
         Drain(slot=0, reason="slot taken by box-b")
     ]
     stranger = Me(host="box-b", host_id="another id")
-    assert plan("web", state, stranger, {}, now=0) == []
+    assert plan("web", state, stranger, {}, now=0, at=AT) == []
 
 
 def test_an_unreadable_claim_is_nobodys_to_take() -> None:
     state = fleet(services={"web": web(0)}, unreadable={"web": {0}})
-    assert plan("web", state, ME, {}, now=0) == []
+    assert plan("web", state, ME, {}, now=0, at=AT) == []
 
 
 def test_hosts_that_cannot_honour_the_config_are_not_chosen() -> None:
     hosts = {"box-a": host(cpus=2, room=9), "box-b": host(cpus=8, room=1)}
     record = web(0, 1, config=ScaleConfig(vcpus=4))
-    assert place("web", fleet(hosts=hosts, services={"web": record}), record, [0, 1]) == {
+    assert place("web", fleet(hosts=hosts, services={"web": record}), record, [0, 1], at=AT) == {
         0: "box-b"
     }
 
@@ -121,24 +122,26 @@ def test_a_fixed_port_takes_one_slot_a_host_and_waits_for_the_old_one_to_go() ->
     hosts = {"box-a": host(fixed_port=8080), "box-b": host(fixed_port=8080)}
     record = web(0, 1, 2)
     state = fleet(hosts=hosts, services={"web": record})
-    assert place("web", state, record, [0, 1, 2]) == {0: "box-a", 1: "box-b"}
+    assert place("web", state, record, [0, 1, 2], at=AT) == {0: "box-a", 1: "box-b"}
     held = fleet(
         hosts=hosts,
         services={"web": record},
         slots={"web": {9: slot("web", 9, InstanceState.DRAINING)}},
     )
-    assert place("web", held, record, [0]) == {0: "box-b"}
+    assert place("web", held, record, [0], at=AT) == {0: "box-b"}
 
 
 def test_closing_hosts_are_given_nothing() -> None:
     state = fleet(hosts={"box-a": host(closing=True)}, services={"web": web(0)})
-    assert plan("web", state, ME, {}, now=0) == []
+    assert plan("web", state, ME, {}, now=0, at=AT) == []
 
 
 def test_a_slot_that_differs_says_so_when_it_goes() -> None:
     record = web(1, config=ScaleConfig(env={"A": "1"}))
     state = fleet(services={"web": record}, slots={"web": {0: slot("web", 0)}})
-    [action] = [a for a in plan("web", state, ME, {0: LIVING}, now=0) if isinstance(a, Drain)]
+    [action] = [
+        a for a in plan("web", state, ME, {0: LIVING}, now=0, at=AT) if isinstance(a, Drain)
+    ]
     assert action.reason == "replaced: its config has changed"
 
 
@@ -157,7 +160,7 @@ def test_all_hosts_together_place_each_slot_once_and_never_beyond_their_room(
     for name, there in state.hosts.items():
         mine = [
             action.slot
-            for action in plan(service, state, Me(host=name, host_id="other"), {}, now=0)
+            for action in plan(service, state, Me(host=name, host_id="other"), {}, now=0, at=AT)
             if isinstance(action, Claim)
         ]
         assert len(mine) <= max(0, there.max_instances - state.used.get(name, 0))
@@ -181,7 +184,7 @@ def test_plans_converge_on_one_host(state: FleetState, target: int) -> None:
     local = dict.fromkeys(mine, LIVING)
     for _ in range(4):
         now = fleet(hosts=alone, services={"web": record}, slots={"web": mine})
-        for action in plan("web", now, ME, local, now=0):
+        for action in plan("web", now, ME, local, now=0, at=AT):
             match action:
                 case Claim(slot=number) | Make(slot=number):
                     mine[number] = slot("web", number)
@@ -193,4 +196,4 @@ def test_plans_converge_on_one_host(state: FleetState, target: int) -> None:
                     del local[number]
     assert sorted(mine) == sorted(local) == list(range(target))
     settled = fleet(hosts=alone, services={"web": record}, slots={"web": mine})
-    assert plan("web", settled, ME, local, now=0) == []
+    assert plan("web", settled, ME, local, now=0, at=AT) == []

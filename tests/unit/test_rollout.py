@@ -121,10 +121,9 @@ def test_a_finished_rollout_is_taken_off_the_record() -> None:
 
 
 def test_an_ended_outdated_instance_is_not_waited_for() -> None:
-    assert (
-        rollout.outdated(ServiceRecord(target=1, slots=[0], config=NEW), {0: old(0, S.FAILED)})
-        == []
-    )
+    record = ServiceRecord(target=1, slots=[0], config=NEW)
+    state = fleet(services={"web": record}, slots={"web": {0: old(0, S.FAILED)}})
+    assert rollout.outdated("web", state) == []
 
 
 def failure(state: FleetState, number: int) -> ServiceRecord | None:
@@ -190,7 +189,7 @@ def test_a_rollout_replaces_each_instance_once_and_keeps_all_but_one_serving(
     else:
         raise AssertionError("the rollout does not end")
     final = state.services["web"]
-    assert rollout.outdated(final, state.slots_of("web")) == []
+    assert rollout.outdated("web", state) == []
     assert len(final.slots) == final.target == target
     assert made == target
     assert final.rollout is None

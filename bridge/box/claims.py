@@ -1,0 +1,147 @@
+"""This host's claims on slots: taking free ones, those of the dead, and giving its own up.
+
+Each is one compare-and-set, so the first to write wins. What is taken from a dead host is withdrawn
+from gateways by whoever took it, and by nobody else.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Container
+from datetime import datetime
+from typing import Final
+
+from msgspec.structs import replace
+
+from bridge.box import lifecycle
+from bridge.box.fleet import Fleet
+from bridge.box.ledger import Ledger
+from bridge.box.model import Decision, FleetState, ServiceRecord, SlotRecord
+from bridge.box.placement import demand, unfit
+from bridge.box.planner import Me, avoiding
+from bridge.box.registry import Registry
+from bridge.bus.records import Record
+from bridge.protocol import InstanceDeregistration
+from bridge.subjects import slot_key
+
+_log = logging.getLogger(__name__)
+
+_ID_LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # none that people mix up
+_ID_LENGTH: Final = 10  # 50 bits: ids are never reused
+
+
+class Claims:
+    """Writes the slot records of `me`. `services` are those that this host can make.
+
+    What is raised is what `Records` raises: Conflict when somebody was faster, other BusErrors.
+    """
+
+    def __init__(
+        self,
+        me: Me,
+        fleet: Fleet,
+        ledger: Ledger,
+        registry: Registry,
+        services: Container[str],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._me = me
+        self._fleet = fleet
+        self._ledger = ledger
+        self._registry = registry
+        self._services = services
+        self._clock = clock
+
+    def can_make(self, service: str, record: ServiceRecord) -> bool:
+        """Whether this host can run the service as its record has it now."""
+        me = self._fleet.state.hosts.get(self._me.host)
+        if me is None or service not in self._services or service not in me.services:
+            return False
+        return not unfit(service, me, record.config)
+
+    async def take(self, service: str, slot: int) -> Record[SlotRecord] | None:
+        """Claim a slot that is free, or a dead host's. None if there is nothing to do any more."""
+        record = self._fleet.state.services.get(service)
+        if record is None or not self.can_make(service, record):
+            return None
+        key, slots = slot_key(service, slot), self._fleet.slots
+        claim = self._claim(service, record)
+        if slots.get(key) is None:
+            return Record(claim, await slots.create(key, claim))
+        lost = await self._of_the_dead(service, slot)
+        if lost is None:
+            return None
+        claimed = Record(claim, await slots.update(key, claim, lost.revision))
+        await self._withdraw(service, lost.value)
+        return claimed
+
+    async def discard(self, service: str, slot: int) -> None:
+        """Delete a dead host's claim of a slot that is in no set."""
+        lost = await self._of_the_dead(service, slot)
+        if lost is not None:
+            await self._fleet.slots.delete(slot_key(service, slot), lost.revision)
+            await self._withdraw(service, lost.value)
+
+    async def release(self, service: str, slot: int) -> None:
+        """Delete the claim of a slot in which nothing lives."""
+        key = slot_key(service, slot)
+        record = self._fleet.slots.get(key)
+        if record is not None:
+            await self._fleet.slots.delete(key, record.revision)
+
+    async def give_up(self, service: str, slot: int) -> None:
+        """Let another host try a slot in which instances keep failing here."""
+        me = self._me.host
+
+        def kept_off(fleet: FleetState) -> ServiceRecord | None:
+            record = fleet.services.get(service)
+            if record is None or slot not in record.slots:
+                return None
+            at = self._clock()
+            note = f"slot {slot} keeps failing on {me}: another host tries"
+            return replace(
+                record,
+                version=record.version + 1,
+                avoid=avoiding(record, slot, me, at),
+                decision=Decision(at=at, host=me, replicas=record.target, error=note),
+            )
+
+        if await self._ledger.amend(service, kept_off):
+            _log.warning("%s fails again and again here: let go", slot_key(service, slot))
+            await self.release(service, slot)
+
+    def new_life(self, service: str) -> lifecycle.Life:
+        """A life that begins now, with an id that no other instance has had."""
+        return lifecycle.begin(_new_id(service), service, self._clock())
+
+    def _claim(self, service: str, record: ServiceRecord) -> SlotRecord:
+        """A claim of this host's, with a new instance in it."""
+        return SlotRecord(
+            host=self._me.host,
+            host_id=self._me.host_id,
+            config=record.config_id,
+            seq=0,
+            info=self.new_life(service).info,
+            demand=demand(record.config, self._fleet.state.hosts[self._me.host], service),
+        )
+
+    async def _of_the_dead(self, service: str, slot: int) -> Record[SlotRecord] | None:
+        """The claim of `slot`, if who holds it is surely dead."""
+        there = self._fleet.slots.get(slot_key(service, slot))
+        if there is None or not await self._fleet.is_dead(there.value):
+            return None
+        return there
+
+    async def _withdraw(self, service: str, lost: SlotRecord) -> None:
+        _log.warning("host %s is lost, and %s with it", lost.host, lost.info.id)
+        reason = f"host {lost.host} lost"
+        await self._registry.deregister(
+            InstanceDeregistration(instance_id=lost.info.id, service=service, reason=reason)
+        )
+
+
+def _new_id(service: str) -> str:
+    """``<service>-<random>``; it must be a subject token itself, so a long name is cut."""
+    letters = "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
+    return f"{service[: 63 - _ID_LENGTH - 1].rstrip('-')}-{letters}"
