@@ -21,10 +21,17 @@ from tests.support import ask, box_config, connect, eventually
 class Killable:
     """A Box in a process of its own, whose death is part of the test."""
 
-    def __init__(self, directory: Path, *command: str) -> None:
-        self.instances = directory / "data-box-a" / "instances"
-        with (directory / "box.log").open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", *command], stderr=log)
+    def __init__(self, directory: Path, *command: str, name: str = "box-a") -> None:
+        self.name = name
+        self.instances = directory / f"data-{name}" / "instances"
+        self._command = [sys.executable, "-m", *command]
+        self._log = directory / f"{name}.log"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(self._command, stderr=log)
 
     async def died(self) -> None:
         """Return when the process was killed; fails if it ended in any other way."""
@@ -34,6 +41,13 @@ class Killable:
     async def kill(self) -> None:
         self.process.kill()
         await self.died()
+
+    def end(self) -> None:
+        """Kill it with all its instances."""
+        self.process.kill()
+        self.process.wait()
+        for pid in self.pids():
+            os.kill(pid, signal.SIGKILL)
 
     def pids(self) -> set[int]:
         """All processes of its instances."""
@@ -57,10 +71,7 @@ async def killable(
         async with connect(server.url) as gateway:
             yield gateway, box
     finally:
-        box.process.kill()
-        box.process.wait()
-        for pid in box.pids():
-            os.kill(pid, signal.SIGKILL)
+        box.end()
 
 
 async def scaled(gateway: Connection, replicas: int) -> None:

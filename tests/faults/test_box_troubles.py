@@ -32,7 +32,7 @@ async def test_a_full_disk_stops_new_work_alone_and_passes(
         journal = tmp_path / "data-box-a" / "journal.db-wal"
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         limit = journal.stat().st_size
-        assert (tmp_path / "box.log").stat().st_size < limit, "it is the journal that must fail"
+        assert (tmp_path / "box-a.log").stat().st_size < limit, "it is the journal that must fail"
         resource.prlimit(box.process.pid, resource.RLIMIT_FSIZE, (limit, hard))
         os.kill(dead, signal.SIGKILL)
 

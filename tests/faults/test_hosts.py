@@ -1,0 +1,161 @@
+"""What a fleet survives of its hosts: one that dies, one that freezes, one that comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from nats.js.errors import NotFoundError
+
+from bridge.bus.connection import Connection
+from bridge.bus.server import EmbeddedServer
+from bridge.gateway.client import ScaleClient
+from bridge.protocol import (
+    InstanceDeregistration,
+    InstanceInfo,
+    InstanceState,
+    decode,
+)
+from tests.boxes import labelled, serving
+from tests.faults.history import History
+from tests.faults.killable import Killable, scaled
+from tests.support import Recorder, box_config, connect, eventually
+
+S = InstanceState
+HOSTS = ("box-a", "box-b", "box-c", "box-d", "box-e")
+LEASE = 3  # seconds, as the tests have it
+
+
+@asynccontextmanager
+async def fleet(
+    server: EmbeddedServer, directory: Path, names: tuple[str, ...], *services: str
+) -> AsyncIterator[tuple[Connection, dict[str, Killable]]]:
+    """Boxes, each a process of its own, and a gateway's connection."""
+    boxes = {}
+    for number, name in enumerate(names):
+        ports = f"{20000 + 100 * number}-{20099 + 100 * number}"
+        box_config(directory, server.url, *services, name=name, ports=ports, on_exit="leave")
+        file = str(directory / f"{name}.toml")
+        boxes[name] = Killable(directory, "bridge.cli", "box", "-c", file, name=name)
+    try:
+        async with connect(server.url) as gateway:
+            await eventually(
+                lambda: _hosts(gateway, len(names)), within=30, what="all Boxes are there"
+            )
+            yield gateway, boxes
+    finally:
+        for box in boxes.values():
+            box.end()
+
+
+async def _hosts(gateway: Connection, count: int) -> bool:
+    with contextlib.suppress(NotFoundError):
+        info = await gateway.jetstream.stream_info("KV_box_hosts")
+        return info.state.messages == count
+    return False
+
+
+async def placed(gateway: Connection, service: str = "web") -> dict[str, str]:
+    """Which instance is on which host."""
+    return dict((await ScaleClient(gateway).observe(service)).hosts)
+
+
+def running(boxes: dict[str, Killable]) -> Counter[str]:
+    """How many process groups carry each instance's label."""
+    found: Counter[str] = Counter()
+    for box in boxes.values():
+        for path in box.instances.iterdir() if box.instances.exists() else ():
+            found[path.name] += bool(labelled(str(path)))
+    return +found
+
+
+async def settled(
+    gateway: Connection, boxes: dict[str, Killable], count: int
+) -> list[InstanceInfo]:
+    """So many serve, and these are all that run."""
+
+    async def so() -> list[InstanceInfo] | None:
+        there = await serving(gateway, "web", count)
+        return there if set(running(boxes)) == {info.id for info in there} else None
+
+    return await eventually(so, within=20, what=f"{count} serve and nothing else runs")
+
+
+@pytest.mark.slow
+async def test_the_slots_of_a_killed_host_run_elsewhere_and_nothing_runs_twice_when_it_returns(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with fleet(server, tmp_path, HOSTS) as (gateway, boxes):
+        recorder = await Recorder.listening(gateway)
+        await scaled(gateway, 20)
+        await settled(gateway, boxes, 20)
+        before = await placed(gateway)
+        assert Counter(before.values()) == dict.fromkeys(HOSTS, 4), "spread over the hosts"
+        victim = boxes["box-c"]
+        lost = {name for name, host in before.items() if host == "box-c"}
+        await victim.kill()
+
+        async def elsewhere() -> bool:
+            now = await placed(gateway)
+            return len(now) == 20 and "box-c" not in now.values()
+
+        await eventually(elsewhere, within=LEASE + 5, what="its slots run elsewhere")
+        await serving(gateway, "web", 20)
+        after = await placed(gateway)
+        assert {name: after[name] for name in before.keys() - lost} == {
+            name: host for name, host in before.items() if name not in lost
+        }, "nothing else moved"
+        withdrawn = _withdrawn(recorder)
+        assert {name: withdrawn[name] for name in lost} == dict.fromkeys(lost, "host box-c lost")
+        victim.start()
+        there = await settled(gateway, boxes, 20)
+        assert not lost & {info.id for info in there}
+        history = await History.settled(gateway, there)
+        history.check()
+        for name in lost:
+            assert history.states()[name][-1] is S.STOPPED
+            assert any("taken by" in event.message for _, event in history.events[name])
+
+
+def _withdrawn(recorder: Recorder) -> dict[str, str]:
+    """The reason of each deregistration."""
+    told = [
+        decode(InstanceDeregistration, message.data)
+        for message in recorder.messages
+        if message.subject.startswith("box.deregister.")
+    ]
+    return {one.instance_id: one.reason for one in told}
+
+
+@pytest.mark.slow
+async def test_a_host_that_was_frozen_beyond_its_lease_yields_what_was_taken_over(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with fleet(server, tmp_path, HOSTS[:3]) as (gateway, boxes):
+        await scaled(gateway, 6)
+        before = await placed_when_serving(gateway, 6)
+        boxes["box-b"].process.send_signal(signal.SIGSTOP)
+        try:
+
+            async def elsewhere() -> bool:
+                now = await placed(gateway)
+                return len(now) == 6 and "box-b" not in now.values()
+
+            await eventually(elsewhere, within=LEASE + 5, what="its slots run elsewhere")
+        finally:
+            boxes["box-b"].process.send_signal(signal.SIGCONT)
+        there = await settled(gateway, boxes, 6)
+        history = await History.settled(gateway, there)
+        history.check()
+        kept = {name for name, host in before.items() if host != "box-b"}
+        assert kept <= {info.id for info in there}
+
+
+async def placed_when_serving(gateway: Connection, count: int) -> dict[str, str]:
+    await serving(gateway, "web", count)
+    return await placed(gateway)
