@@ -50,7 +50,8 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     `{port}` in `command` becomes the instance's port. Times are in seconds. `vcpus`,
     `memory_mib`, `env` and `port_map` are the defaults that a request's config overrides. `needs`
-    are labels that a host must have to run it.
+    are labels that a host must have to run it. With `fence` its instances end before the lease of
+    a host that is cut off, so that what takes their slots over never runs beside them.
     """
 
     command: Annotated[list[str], Meta(min_length=1)]
@@ -62,6 +63,7 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     probe: Probe = field(default_factory=Probe)
     metadata: dict[str, str] = field(default_factory=dict)
     needs: dict[str, str] = field(default_factory=dict)
+    fence: bool = False
     start_timeout: Interval = 60.0
     deregister_delay: Seconds = 1.0
     drain_timeout: Seconds = 30.0

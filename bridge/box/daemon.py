@@ -15,6 +15,7 @@ from typing import Final
 
 from bridge.box.adoption import rebuilt
 from bridge.box.endpoints import Endpoints
+from bridge.box.fence import FENCE_NEEDS, Fence
 from bridge.box.fleet import Fleet
 from bridge.box.host import Lease, own_directory
 from bridge.box.instance import Surroundings
@@ -67,6 +68,11 @@ def offers(config: Config) -> dict[str, Offer]:
         )
         if why := refusal(config.box.runtime, defaults, cpus=cpus()):
             raise ConfigError(f"[services.{name}]", why)
+        if service.fence and config.timing.lease - config.timing.heartbeat < FENCE_NEEDS:
+            raise ConfigError(
+                f"[services.{name}]",
+                f"fence = true needs a lease that is {FENCE_NEEDS:g} s longer than the heartbeat",
+            )
         found[name] = Offer(
             fixed_port=fixed_port(service.port_map),
             needs=service.needs,
@@ -260,6 +266,7 @@ class _Parts:
             box.host_record(host_id),
             timing,
             lambda: self._notices.all(),  # noqa: PLW0108 (made below)
+            fence := Fence(config.data_dir / "fence"),
         )
         self._registry = Registry(connection, host, timing, restore)
         self._readiness = Readiness(
@@ -306,6 +313,7 @@ class _Parts:
                 around=around,
                 instances_dir=instances_dir(config.data_dir),
                 cwd=config.directory,
+                fence=fence.path,
                 timing=timing,
             ),
             self._readiness.may_plan,

@@ -15,6 +15,7 @@ from typing import IO, Final
 
 from msgspec.structs import replace
 
+from bridge.box.fence import Fence
 from bridge.box.model import HostRecord
 from bridge.bus.records import Records
 from bridge.errors import BoxError, BusError, HostTaken
@@ -73,7 +74,7 @@ def _host_id(file: Path) -> str:
 class Lease:
     """The host's own lease: `run` renews it, `held` says whether it is surely not over.
 
-    What `notices` says at each renewal goes with it.
+    What `notices` says at each renewal goes with it, and `fence` is extended.
     """
 
     def __init__(
@@ -83,12 +84,14 @@ class Lease:
         record: HostRecord,
         timing: Timing,
         notices: Callable[[], list[str]],
+        fence: Fence,
     ) -> None:
         self._hosts = hosts
         self._name = name
         self._record = record
         self._timing = timing
         self._notices = notices
+        self._fence = fence
         self._renewed = float("-inf")
 
     @property
@@ -148,6 +151,7 @@ class Lease:
         started = time.monotonic()
         await self._hosts.put(self._name, replace(self._record, notices=self._notices()))
         self._renewed = started
+        self._fence.extend(self._timing.lease - (time.monotonic() - started))
 
     async def _gone_or_renewed(self, revision: int) -> None:
         """Wait for news of the name: the view does not tell what expires, so ask now and then."""

@@ -79,6 +79,7 @@ class Workshop(Struct, frozen=True, kw_only=True):
     around: Surroundings
     instances_dir: Path
     cwd: Path
+    fence: Path
     timing: Timing
 
 
@@ -276,10 +277,13 @@ class Supervisor:
     # ── acting ───────────────────────────────────────────────────────────────────────────
 
     def _remake(self) -> None:
-        """While no plan can be made: what this host has, it keeps alive."""
+        """While no plan can be made: what this host has, it keeps alive, but for what is fenced."""
         if self._closing:
             return
-        for service in list(self._held):
+        services = self._workshop.services
+        for service in [name for name in self._held if name in services]:
+            if services[service].fence:
+                continue
             local, now = self._locals(service), time.monotonic()
             for slot in remake(service, self._fleet.state, self._me, local, now=now):
                 self._make(service, slot, None)
@@ -325,6 +329,7 @@ class Supervisor:
             entry.overrides,
             directory=shop.instances_dir / info.id,
             cwd=shop.cwd,
+            fence=shop.fence,
         )
 
     def _assemble(

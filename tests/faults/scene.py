@@ -36,11 +36,11 @@ class Scene:
     @classmethod
     @asynccontextmanager
     async def of(
-        cls, server: EmbeddedServer, tmp_path: Path, url: str = "", **settings: Any
+        cls, server: EmbeddedServer, tmp_path: Path, url: str = "", *services: str, **settings: Any
     ) -> AsyncIterator[Scene]:
         """A Box that reaches the server at `url`, by way of a proxy, say."""
         async with connect(server.url) as gateway:
-            config = box_config(tmp_path, url or server.url, **settings)
+            config = box_config(tmp_path, url or server.url, *services, **settings)
             async with Box.running(config) as box:
                 yield cls(server, gateway, box)
 

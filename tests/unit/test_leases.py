@@ -43,3 +43,66 @@ def test_a_released_lease_is_over_and_nobody_is_told() -> None:
     leases.release("a", 0)
     assert leases.holders == set()
     assert leases.tick(1, live=True) == []
+
+
+def watched(*holders: str) -> Leases:
+    """An observer that has heard of all `holders` once a second for longer than a lease."""
+    leases = Leases(10)
+    for now in range(21):
+        for holder in holders:
+            leases.renew(holder, now)
+        leases.tick(now, live=True)
+    return leases
+
+
+def hear(leases: Leases, holders: str, first: int, last: int) -> None:
+    for now in range(first, last):
+        for holder in holders:
+            leases.renew(holder, now)
+        leases.tick(now, live=True)
+
+
+def test_one_of_many_that_vanishes_is_dead_when_its_lease_is_over() -> None:
+    leases = watched("a", "b", "c")
+    hear(leases, "ab", 21, 30)
+    assert leases.dead(29) == set()
+    hear(leases, "ab", 30, 31)
+    assert leases.dead(30) == {"c"}
+    leases.renew("c", 31)
+    assert leases.dead(31) == set()
+
+
+def test_half_of_all_vanishing_at_once_are_given_a_lease_more() -> None:
+    leases = watched("a", "b", "c", "d")
+    hear(leases, "a", 21, 23)
+    leases.renew("b", 22)  # they do not fall silent in the same second
+    hear(leases, "a", 23, 40)
+    assert leases.holders == {"a"}
+    assert leases.dead(39) == set(), "a lease after the first of them is not over"
+    hear(leases, "a", 40, 41)
+    assert leases.dead(40) == {"b", "c", "d"}
+
+
+def test_nobody_is_dead_before_a_whole_lease_was_watched() -> None:
+    leases = Leases(10)
+    leases.expect("gone", 0)
+    for now in range(10):
+        leases.renew("a", now)
+        assert leases.tick(now, live=True) == []
+        assert leases.dead(now) == set()
+    leases.renew("a", 10)
+    assert leases.tick(10, live=True) == ["gone"]
+    assert leases.dead(10) == {"gone"}
+    leases.tick(11, live=False)
+    assert leases.dead(11) == set(), "nothing is seen"
+    leases.rearm(12)
+    leases.tick(12, live=True)
+    assert leases.dead(13) == set(), "the watch has begun anew"
+
+
+def test_who_gave_its_lease_back_did_not_vanish() -> None:
+    leases = watched("a", "b", "c", "d")
+    leases.release("c", 21)
+    leases.release("d", 21)
+    hear(leases, "ab", 21, 22)
+    assert leases.dead(21) == {"c", "d"}

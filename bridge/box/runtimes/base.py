@@ -17,7 +17,8 @@ from bridge.settings import ServiceConfig
 class Spec(Struct, frozen=True, kw_only=True):
     """All that makes one instance: a service's configuration with a request's overrides.
 
-    `port` 0 means any of the Box's range. `directory` is the instance's own.
+    `port` 0 means any of the Box's range. `directory` is the instance's own. `fence` is the file
+    that says until when it may live (see bridge.box.fence), None for as long as it likes.
     """
 
     instance_id: str
@@ -30,6 +31,7 @@ class Spec(Struct, frozen=True, kw_only=True):
     image: str | None
     port: int
     directory: Path
+    fence: Path | None = None
 
     @classmethod
     def of(
@@ -41,6 +43,7 @@ class Spec(Struct, frozen=True, kw_only=True):
         *,
         directory: Path,
         cwd: Path,
+        fence: Path | None = None,
     ) -> Spec:
         """The spec of one instance; a relative `cwd` of the service starts at `cwd`."""
         return cls(
@@ -56,6 +59,7 @@ class Spec(Struct, frozen=True, kw_only=True):
             image=overrides.image or None,
             port=fixed_port(overrides.port_map or config.port_map),
             directory=directory,
+            fence=fence if config.fence else None,
         )
 
 
@@ -64,14 +68,17 @@ class Exit(Struct, frozen=True, kw_only=True):
 
     An exit code of 128 + n is taken for signal n, as shells have it. `code` None means that
     nobody knows: it ended while its Box was away, and left no word. Without `ran` it was never
-    let go: its Box died first.
+    let go: its Box died first. With `fenced` it was ended because its host's lease was to end.
     """
 
     code: int | None = 0
     signal: int = 0
     ran: bool = True
+    fenced: bool = False
 
     def __str__(self) -> str:
+        if self.fenced:
+            return "fenced: its host was cut off until its lease was to end"
         if self.signal:
             return f"killed by signal {self.signal}"
         if self.code is None:

@@ -220,7 +220,7 @@ class ProcessRuntime:
             "BOX_INSTANCE_ID": spec.instance_id,
             "BOX_SERVICE": spec.service,
         }
-        return shim.spawn(spec.directory, command, cwd=spec.cwd, env=env)
+        return shim.spawn(spec.directory, command, cwd=spec.cwd, env=env, fence=spec.fence)
 
     def _limit(self, process: Process) -> None:
         spec = process.spec

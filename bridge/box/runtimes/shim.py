@@ -5,6 +5,7 @@
   meanwhile, the shim ends without running it.
 - It outlives the Box and leaves the exit code in a file, so that an instance that ended while no
   Box looked can still say how.
+- It ends a fenced instance before the lease of its host does.
 - It carries the instance's label in its environment, and so does all that the instance starts.
 """
 
@@ -30,18 +31,34 @@ _SCRIPT: Final = """
 read -r _ || { echo never >"$BOX_INSTANCE_DIR/exit"; exit 0; }
 trap : HUP INT QUIT TERM
 exec 3>&2 2>/dev/null
+if [ -n "$BOX_FENCE" ]; then
+  (trap "" HUP INT QUIT TERM
+  while sleep 0.5; do
+    read -r now _ </proc/uptime
+    read -r until <"$BOX_FENCE" || until=0
+    [ "${now%.*}" -lt "$until" ] || { echo fenced >"$BOX_INSTANCE_DIR/exit"; kill -KILL 0; }
+  done) 3>&- </dev/null &
+  fence=$!
+fi
 (exec "$@" </dev/null 2>&3 3>&-)
 code=$?
+[ -z "$fence" ] || kill -KILL "$fence"
 echo "$code" >"$BOX_INSTANCE_DIR/exit"
 exit "$code"
 """  # its own stderr goes nowhere: "Killed" would pass for the instance's last words
 _EXIT: Final = "exit"
 _NEVER: Final = "never\n"
+_FENCED: Final = "fenced\n"
 _SIGNALLED: Final = 128  # a shell's code for a command that signal n killed is this plus n
 
 
 def spawn(
-    directory: Path, command: Sequence[str], *, cwd: str | Path, env: Mapping[str, str]
+    directory: Path,
+    command: Sequence[str],
+    *,
+    cwd: str | Path,
+    env: Mapping[str, str],
+    fence: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start the shim in a session of its own; a line on its stdin lets `command` go.
 
@@ -56,7 +73,7 @@ def spawn(
             stdout=stdout,
             stderr=stderr,
             cwd=cwd,
-            env={**env, LABEL: str(directory)},
+            env={**env, LABEL: str(directory), **({"BOX_FENCE": str(fence)} if fence else {})},
             start_new_session=True,
         )
 
@@ -71,6 +88,8 @@ def read_exit(directory: Path, returncode: int | None, *, killed: bool) -> Exit:
         text = ""
     if text == _NEVER:
         return Exit(ran=False)
+    if text == _FENCED:
+        return Exit(signal=signal.SIGKILL, fenced=True)
     if text.endswith("\n") and text.strip().isdigit():
         code = int(text)
     elif returncode is None:
