@@ -38,6 +38,7 @@ from bridge.box.sampler import Sampler
 from bridge.box.story import Teller
 from bridge.box.supervisor import Supervisor, Workshop
 from bridge.box.traffic import Traffic
+from bridge.box.withdrawals import Withdrawals
 from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.bus.discovery import Description
@@ -343,6 +344,7 @@ class _Parts:
             "streams": self._streams.watch(),
             "lease": self._lease.run(),
             "outbox": self._outbox.run(),
+            "withdrawals": Withdrawals(self._connection, self._supervisor.withdraw).run(),
             "registry": self._registry.run(),
             "readiness": self._readiness.run(),
             "leases": self._readiness.judge_leases(),

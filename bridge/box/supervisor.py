@@ -18,13 +18,13 @@ from typing import Final
 
 from msgspec import Struct
 
-from bridge.box import lifecycle, rollout
+from bridge.box import lifecycle
 from bridge.box.claims import Claims
 from bridge.box.fleet import Fleet
 from bridge.box.instance import Instance, Surroundings
 from bridge.box.journal_store import Entry
 from bridge.box.ledger import Ledger
-from bridge.box.model import FleetState, ServiceRecord, SlotRecord
+from bridge.box.model import SlotRecord
 from bridge.box.planner import (
     Action,
     Claim,
@@ -39,6 +39,7 @@ from bridge.box.planner import (
     remake,
     wake_at,
 )
+from bridge.box.rollouts import Rollouts
 from bridge.box.runtimes.base import Handle, Spec
 from bridge.box.story import Story, Teller
 from bridge.bus.records import Record
@@ -103,8 +104,10 @@ class Supervisor:
         self._claims = Claims(
             me, fleet, ledger, teller.registry, workshop.services, workshop.around.clock
         )
+        self._rollouts = Rollouts(me.host, fleet, ledger, workshop.around.clock)
         self._current = current
         self._held: dict[str, dict[int, Held]] = {}
+        self._by_id: dict[str, Held] = {}
         self._taken: list[Held] = []
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
@@ -136,6 +139,14 @@ class Supervisor:
         """Have a service planned anew; None means all of them."""
         self._dirty |= self._all_services() if service is None else {service}
         self._wake.set()
+
+    def withdraw(self, instance_id: str) -> None:
+        """An instance was withdrawn from gateways: if it lives on this host it has to be replaced,
+        for its id never comes back.
+        """
+        held = self._by_id.get(instance_id)
+        if held is not None and not held.ended:
+            held.instance.leave("withdrawn by another host, which held this one to be lost")
 
     async def close(self, reason: str) -> None:
         """Drain every instance and start none; returns when all have ended, and their slots are
@@ -205,7 +216,7 @@ class Supervisor:
                     await self._claims.release(service, slot)
             else:
                 await self._carry_out(service)
-                await self._roll(service)
+                await self._rollouts.step(service)
         except Conflict as exc:
             _log.debug("%s: somebody was faster: %s", service, exc)
             self.touch(service)  # the view will tell who; plan again then
@@ -353,7 +364,7 @@ class Supervisor:
         slots = self._held.setdefault(entry.life.info.service, {})
         if (before := slots.get(entry.slot)) is not None:
             before.instance.story.supersede()
-        slots[entry.slot] = held
+        slots[entry.slot] = self._by_id[instance.id] = held
         return held
 
     def _begin(self, held: Held) -> None:
@@ -375,36 +386,14 @@ class Supervisor:
                 held.failures = 1 if recovered else held.failures + 1
                 held.retry_at = time.monotonic() + backoff(held.failures, timing)
                 if instance.failure and instance.life.info.ready_at is None:
-                    await self._count_failure(info.service, story.entry.slot, instance.failure)
+                    await self._rollouts.failed(info.service, story.entry.slot, instance.failure)
             self.touch(info.service)
             await story.settled()
         held.settled = True
+        self._by_id.pop(story.id, None)
         story.forget()
         self._fleet.unsee(info.service, story.entry.slot, story.id)
         self.touch(info.service)
-
-    # ── rollouts ─────────────────────────────────────────────────────────────────────────
-
-    async def _roll(self, service: str) -> None:
-        """Take the next step of a rollout, if this host is the one to take it."""
-        state = self._fleet.state
-        if (
-            service not in state.services
-            or min(state.offering(service), default="") != self._me.host
-        ):
-            return
-
-        def step(fleet: FleetState) -> ServiceRecord | None:
-            return rollout.next_step(service, fleet, at=self._now(), host=self._me.host)
-
-        if step(state) is not None:
-            await self._ledger.amend(service, step)
-
-    async def _count_failure(self, service: str, slot: int, why: str) -> None:
-        def failed(fleet: FleetState) -> ServiceRecord | None:
-            return rollout.failed(service, fleet, slot, why, at=self._now(), host=self._me.host)
-
-        await self._ledger.amend(service, failed)
 
     def _now(self) -> datetime:
         return self._workshop.around.clock()

@@ -15,7 +15,14 @@ from bridge.box.story import Story
 from bridge.bus.message import Message
 from bridge.bus.records import Records
 from bridge.bus.server import EmbeddedServer
-from bridge.protocol import InstanceDeregistration, InstanceRegistration, InstanceState, decode
+from bridge.bus.store import store
+from bridge.protocol import (
+    InstanceDeregistration,
+    InstanceRegistration,
+    InstanceState,
+    decode,
+    encode,
+)
 from tests.boxes import boxed, fetch, serving
 from tests.support import Recorder, ask, eventually, service_table
 
@@ -199,3 +206,21 @@ async def test_events_carry_the_headers_of_the_contract(
             assert message.headers["traceparent"] == trace
         stored = (await gateway.jetstream.stream_info("BOX_EVENTS")).state.messages
         assert stored == len(events) == 2
+
+
+async def test_what_another_withdrew_is_replaced_for_its_id_never_comes_back(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with boxed(server, tmp_path) as (gateway, recorder):
+        await ask(gateway, "web", 1)
+        [info] = await serving(gateway, "web", 1)
+        lost = InstanceDeregistration(instance_id=info.id, service="web", reason="host lost")
+        await store(gateway, f"box.deregister.web.{info.id}", encode(lost))
+
+        async def replaced() -> bool:
+            [there] = await serving(gateway, "web", 1)
+            return there.id != info.id
+
+        await eventually(replaced, what="another serves in its place")
+        await recorder.reached(info.id, "Stopped")
+        assert any("withdrawn" in event.message for event in recorder.of(info.id))
