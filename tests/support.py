@@ -100,6 +100,7 @@ def box_config(
     timing: str = TIMING,
     on_exit: str = "drain",
     more: str = "",
+    replicas: int = 1,
 ) -> Config:
     """A Box's configuration, by way of a real file."""
     file = directory / f"{name}.toml"
@@ -115,6 +116,7 @@ ports = "{ports}"
 
 [nats]
 url = "{url}"
+replicas = {replicas}
 {timing}
 """
         + "\n".join(services or (service_table("web"),))

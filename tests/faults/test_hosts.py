@@ -2,95 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from nats.js.errors import NotFoundError
 
 from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
-from bridge.gateway.client import ScaleClient
 from bridge.protocol import (
     InstanceDeregistration,
-    InstanceInfo,
     InstanceState,
     decode,
 )
-from tests.boxes import labelled, serving
+from tests.boxes import serving
 from tests.faults.history import History
-from tests.faults.killable import Killable, scaled
-from tests.support import Recorder, box_config, connect, eventually
+from tests.faults.hosts import fleet, placed, settled
+from tests.faults.killable import scaled
+from tests.support import Recorder, eventually
 
 S = InstanceState
 HOSTS = ("box-a", "box-b", "box-c", "box-d", "box-e")
 LEASE = 3  # seconds, as the tests have it
 
 
-@asynccontextmanager
-async def fleet(
-    server: EmbeddedServer, directory: Path, names: tuple[str, ...], *services: str
-) -> AsyncIterator[tuple[Connection, dict[str, Killable]]]:
-    """Boxes, each a process of its own, and a gateway's connection."""
-    boxes = {}
-    for number, name in enumerate(names):
-        ports = f"{20000 + 100 * number}-{20099 + 100 * number}"
-        box_config(directory, server.url, *services, name=name, ports=ports, on_exit="leave")
-        file = str(directory / f"{name}.toml")
-        boxes[name] = Killable(directory, "bridge.cli", "box", "-c", file, name=name)
-    try:
-        async with connect(server.url) as gateway:
-            await eventually(
-                lambda: _hosts(gateway, len(names)), within=30, what="all Boxes are there"
-            )
-            yield gateway, boxes
-    finally:
-        for box in boxes.values():
-            box.end()
-
-
-async def _hosts(gateway: Connection, count: int) -> bool:
-    with contextlib.suppress(NotFoundError):
-        info = await gateway.jetstream.stream_info("KV_box_hosts")
-        return info.state.messages == count
-    return False
-
-
-async def placed(gateway: Connection, service: str = "web") -> dict[str, str]:
-    """Which instance is on which host."""
-    return dict((await ScaleClient(gateway).observe(service)).hosts)
-
-
-def running(boxes: dict[str, Killable]) -> Counter[str]:
-    """How many process groups carry each instance's label."""
-    found: Counter[str] = Counter()
-    for box in boxes.values():
-        for path in box.instances.iterdir() if box.instances.exists() else ():
-            found[path.name] += bool(labelled(str(path)))
-    return +found
-
-
-async def settled(
-    gateway: Connection, boxes: dict[str, Killable], count: int
-) -> list[InstanceInfo]:
-    """So many serve, and these are all that run."""
-
-    async def so() -> list[InstanceInfo] | None:
-        there = await serving(gateway, "web", count)
-        return there if set(running(boxes)) == {info.id for info in there} else None
-
-    return await eventually(so, within=20, what=f"{count} serve and nothing else runs")
-
-
 @pytest.mark.slow
 async def test_the_slots_of_a_killed_host_run_elsewhere_and_nothing_runs_twice_when_it_returns(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    async with fleet(server, tmp_path, HOSTS) as (gateway, boxes):
+    async with fleet(server.url, tmp_path, HOSTS) as (gateway, boxes):
         recorder = await Recorder.listening(gateway)
         await scaled(gateway, 20)
         await settled(gateway, boxes, 20)
@@ -136,7 +76,7 @@ def _withdrawn(recorder: Recorder) -> dict[str, str]:
 async def test_a_host_that_was_frozen_beyond_its_lease_yields_what_was_taken_over(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    async with fleet(server, tmp_path, HOSTS[:3]) as (gateway, boxes):
+    async with fleet(server.url, tmp_path, HOSTS[:3]) as (gateway, boxes):
         await scaled(gateway, 6)
         before = await placed_when_serving(gateway, 6)
         boxes["box-b"].process.send_signal(signal.SIGSTOP)

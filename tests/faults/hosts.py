@@ -1,0 +1,74 @@
+"""A fleet of Boxes, each a process of its own, and what runs on which."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from nats.js.errors import NotFoundError
+
+from bridge.bus.connection import Connection
+from bridge.gateway.client import ScaleClient
+from bridge.protocol import InstanceInfo
+from tests.boxes import labelled, serving
+from tests.faults.killable import Killable
+from tests.support import box_config, connect, eventually
+
+
+@asynccontextmanager
+async def fleet(
+    url: str, directory: Path, names: tuple[str, ...], *services: str, **settings: Any
+) -> AsyncIterator[tuple[Connection, dict[str, Killable]]]:
+    """Boxes, each a process of its own, and a gateway's connection."""
+    boxes = {}
+    for number, name in enumerate(names):
+        ports = f"{20000 + 100 * number}-{20099 + 100 * number}"
+        box_config(directory, url, *services, name=name, ports=ports, on_exit="leave", **settings)
+        file = str(directory / f"{name}.toml")
+        boxes[name] = Killable(directory, "bridge.cli", "box", "-c", file, name=name)
+    try:
+        async with connect(url) as gateway:
+            await eventually(
+                lambda: _hosts(gateway, len(names)), within=30, what="all Boxes are there"
+            )
+            yield gateway, boxes
+    finally:
+        for box in boxes.values():
+            box.end()
+
+
+async def _hosts(gateway: Connection, count: int) -> bool:
+    with contextlib.suppress(NotFoundError):
+        info = await gateway.jetstream.stream_info("KV_box_hosts")
+        return info.state.messages == count
+    return False
+
+
+async def placed(gateway: Connection, service: str = "web") -> dict[str, str]:
+    """Which instance is on which host."""
+    return dict((await ScaleClient(gateway).observe(service)).hosts)
+
+
+def running(boxes: dict[str, Killable]) -> Counter[str]:
+    """How many process groups carry each instance's label."""
+    found: Counter[str] = Counter()
+    for box in boxes.values():
+        for path in box.instances.iterdir() if box.instances.exists() else ():
+            found[path.name] += bool(labelled(str(path)))
+    return +found
+
+
+async def settled(
+    gateway: Connection, boxes: dict[str, Killable], count: int
+) -> list[InstanceInfo]:
+    """So many serve, and these are all that run."""
+
+    async def so() -> list[InstanceInfo] | None:
+        there = await serving(gateway, "web", count)
+        return there if set(running(boxes)) == {info.id for info in there} else None
+
+    return await eventually(so, within=20, what=f"{count} serve and nothing else runs")
