@@ -1,0 +1,127 @@
+"""Many Boxes and many requests at once: one owner a slot, one effect a request, no room twice."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from bridge.box.claims import Claims
+from bridge.box.daemon import Box
+from bridge.box.model import ServiceRecord
+from bridge.bus import history
+from bridge.bus.connection import Connection
+from bridge.bus.message import Message
+from bridge.bus.records import Record
+from bridge.bus.server import EmbeddedServer
+from bridge.errors import Conflict, NoReply
+from bridge.protocol import ScaleResponse, decode
+from bridge.subjects import last_token
+from tests.boxes import serving
+from tests.faults.hosts import fleet, settled
+from tests.support import ask, box_config, connect, service_table
+
+pytestmark = pytest.mark.slow
+
+SERVICES = [f"s{number}" for number in range(10)]
+CAPACITY = 3 * 10  # three Boxes of ten
+
+
+async def test_two_hundred_requests_at_the_edge_of_capacity_never_promise_the_same_room_twice(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    tables = [service_table(name) for name in SERVICES]
+    async with fleet(server.url, tmp_path, ("box-a", "box-b", "box-c"), *tables) as (gateway, _):
+        answers = await asyncio.gather(
+            *(
+                _asked(gateway, SERVICES[number % 10], number % 7, f"r{number}")
+                for number in range(200)
+            )
+        )
+        revisions: list[tuple[str, ServiceRecord]] = []
+
+        def take(message: Message) -> None:
+            revisions.append((last_token(message.subject), decode(ServiceRecord, message.data)))
+
+        await history.read(gateway, "KV_box_services", ">", take)
+        now: dict[str, ServiceRecord] = {}
+        decided: dict[str, ServiceRecord] = {}
+        promised: list[int] = []
+        for service, record in revisions:
+            before = now.get(service)
+            assert record.version == (before.version if before else 0) + 1, "written over"
+            now[service] = record
+            promised.append(sum(item.target for item in now.values()))
+            assert promised[-1] <= CAPACITY
+            if record.decision and record.decision.request_id:
+                assert record.decision.request_id not in decided, "it had two effects"
+                decided[record.decision.request_id] = record
+        for number, answer in enumerate(answers):
+            assert answer.accepted or (answer.error or "").startswith("Capped")
+            written = decided[f"r{number}"]
+            assert written.target == answer.target_replicas, "told what was written"
+        assert max(promised) == CAPACITY, "the edge was never met"
+        assert any(not answer.accepted for answer in answers)
+
+
+async def _asked(gateway: Connection, service: str, replicas: int, name: str) -> ScaleResponse:
+    """The answer, asked for until there is one that is final."""
+    while True:
+        try:
+            answer = await ask(gateway, service, replicas, request_id=name)
+        except NoReply:
+            continue
+        if not (answer.error or "").startswith(("Busy", "not ready")):
+            return answer
+
+
+async def test_one_request_sent_to_all_boxes_has_one_effect_and_one_reply(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    names = ("box-a", "box-b", "box-c")
+    async with fleet(server.url, tmp_path, names) as (gateway, boxes):
+        answers = await asyncio.gather(*(_asked(gateway, "web", 4, "same") for _ in range(30)))
+        assert {(a.accepted, a.target_replicas, a.current_replicas) for a in answers} == {
+            (True, 4, 0)
+        }
+        message = await gateway.jetstream.get_last_msg("KV_box_services", "$KV.box_services.web")
+        record = decode(ServiceRecord, message.data or b"")
+        assert record.version == 1
+        assert [receipt.request_id for receipt in record.receipts] == ["same"]
+        await settled(gateway, boxes, 4)
+
+
+def _claims(box: Box) -> Claims:
+    """For claiming past the planner, which has every Box but one leave a slot alone."""
+    assert box._parts is not None
+    return box._parts._supervisor._claims
+
+
+async def test_twenty_boxes_that_race_for_one_slot_have_one_winner(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    configs = [
+        box_config(
+            tmp_path,
+            server.url,
+            name=f"box-{number}",
+            ports=f"{20000 + 20 * number}-{20019 + 20 * number}",
+        )
+        for number in range(20)
+    ]
+    boxes = [Box(config) for config in configs]
+    async with connect(server.url) as gateway, asyncio.TaskGroup() as tasks:
+        work = [tasks.create_task(box.run()) for box in boxes]
+        await asyncio.gather(*(box.wait_ready() for box in boxes))
+        await ask(gateway, "web", 1)
+        await serving(gateway, "web", 1)
+        outcomes = await asyncio.gather(
+            *(_claims(box).take("web", 7) for box in boxes), return_exceptions=True
+        )
+        won = [outcome for outcome in outcomes if isinstance(outcome, Record)]
+        assert len(won) == 1
+        assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 19
+        for box in boxes:
+            box.stop()
+        await asyncio.gather(*work)
