@@ -19,7 +19,7 @@ from bridge.box.journal_store import CUT_OFF, look
 from bridge.bus.server import EmbeddedServer
 from bridge.protocol import InstanceEvent, InstancesResponse, ScaleResponse, decode
 from tests.boxes import boxed, gone, labelled
-from tests.support import TIMING, eventually, listening, service_table
+from tests.support import PORTS, TIMING, eventually, listening, service_table
 
 VERBS = ["up", "box", "scale", "ps", "events", "logs", "config", "config check", "demo", "version"]
 
@@ -106,7 +106,8 @@ async def running(*arguments: object, cwd: Path, **env: str) -> AsyncIterator[Ru
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A directory with a box.toml, as a user would have it."""
-    text = f'[box]\nname = "box-a"\nmax_instances = 5\n{TIMING}\n{service_table("web")}'
+    box = f'[box]\nname = "box-a"\nmax_instances = 5\nports = "{PORTS}"\n'
+    text = f"{box}{TIMING}\n{service_table('web')}"
     (tmp_path / "box.toml").write_text(text)
     return tmp_path
 
