@@ -52,9 +52,11 @@ class RouteFeed:
         services: frozenset[str] | None,
         lease: float,
         changed: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.book = book
         self.services = services
+        self.clock = clock
         self.metrics = connection.metrics
         self._connection = connection
         self._lease = lease
@@ -79,7 +81,7 @@ class RouteFeed:
         pause = min(_TICK, self._lease / 10)
         while True:
             await asyncio.sleep(pause)
-            kept = self.book.tick(time.monotonic(), live=self.live)
+            kept = self.book.tick(self.clock(), live=self.live)
             if kept:
                 self.metrics.count("leases_held_over")
                 names = ", ".join(sorted(instance_id for _, instance_id in kept)[:5])
@@ -128,7 +130,7 @@ class RouteFeed:
         except ProtocolError:
             self.metrics.refuse("health", "malformed")
             return
-        self.book.report((service, instance_id), health, time.monotonic())
+        self.book.report((service, instance_id), health, self.clock())
         self.flush()
 
     def _take_stats(self, message: Message) -> None:
@@ -140,7 +142,7 @@ class RouteFeed:
         except ProtocolError:
             self.metrics.refuse("stats", "malformed")
             return
-        self.book.sample(last_token(message.subject), stats, time.monotonic())
+        self.book.sample(last_token(message.subject), stats, self.clock())
         self.flush()
 
 
@@ -185,7 +187,7 @@ class _Registry:
             self._refuse("malformed")
 
     def complete(self, last_seq: int) -> None:
-        book, now = self._feed.book, time.monotonic()
+        book, now = self._feed.book, self._feed.clock()
         snapshot, self._snapshot = self._snapshot or {}, None
         server_ns = self.follower.began_ns
         if server_ns < book.newest_ns - _CLOCK_SLACK:
@@ -209,7 +211,7 @@ class _Registry:
         if refusal := _refusal(registration, key):
             self._refuse(refusal)
         elif self._snapshot is None:
-            self._put(registration, time_ns, host, time.monotonic())
+            self._put(registration, time_ns, host, self._feed.clock())
             self._feed.flush()
         elif len(self._snapshot) < LIMIT or key in self._snapshot:
             self._snapshot[key] = registration, time_ns, host
@@ -233,7 +235,7 @@ class _Registry:
             self._refuse(_DISAGREE)
             return
         reason = f"deregistered: {gone.reason}" if gone.reason else "deregistered"
-        self._feed.book.withdraw(key, reason, time.monotonic())
+        self._feed.book.withdraw(key, reason, self._feed.clock())
         self._feed.flush()
 
     def _refuse(self, reason: str) -> None:
@@ -272,7 +274,7 @@ class _Events:
         known = box_seq.isascii() and box_seq.isdigit() and len(box_seq) <= _SEQ_DIGITS
         if not is_name(event.instance_id):
             feed.metrics.refuse("events", "instance_id")
-        elif not feed.book.event(event, int(box_seq) if known else 0, time.monotonic()):
+        elif not feed.book.event(event, int(box_seq) if known else 0, feed.clock()):
             feed.metrics.refuse("events", "no Box-Seq")
         feed.flush()
 

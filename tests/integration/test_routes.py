@@ -295,12 +295,14 @@ async def test_an_outage_empties_nothing_and_the_table_says_how_stale_it_is(
         await server.kill()
         await eventually(lambda: table.stale_for() > 1.2)  # more than a lease
         assert names(table) == ["web-1", "web-2"]
+        mended = asyncio.get_running_loop().time()
         await server.start()  # without the registry, which lived in its memory
         await gateway.wait_connected()
         await topology.ensure(gateway)
         await eventually(lambda: table.stale_for() == 0.0)
         assert names(table) == ["web-1", "web-2"]  # absence withdraws nothing …
         await becomes(table)  # … but for the lease, that runs anew
+        assert asyncio.get_running_loop().time() - mended > SHORT.registration_ttl
 
 
 async def test_what_happened_during_an_outage_is_known_right_after(

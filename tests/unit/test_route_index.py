@@ -79,3 +79,5 @@ def test_a_deleted_route_leaves_the_others_where_they_can_be_found() -> None:
     made.delete("web", "c")
     assert made.of("web") == (route("b"),)
     assert made.count("web") == 1
+    made.put(route("d"))
+    assert made.of("web") == (route("b"), route("d"))
