@@ -54,7 +54,7 @@ class Fleet:
         self._loads: dict[str, InstanceHealth] = {}
         self._lives: dict[str, InstanceInfo] = {}
         self._reports: dict[str, HostStats] = {}
-        self._leases = Leases(lease)
+        self._leases = Leases[str](lease)
         self._lease = lease
         self.state = FleetState(
             services=self._services,

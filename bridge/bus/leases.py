@@ -7,30 +7,33 @@ stall of the own loop, arms all deadlines anew.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from collections.abc import Set as AbstractSet
-from typing import Final
+from typing import Final, Generic, TypeVar
+
+H = TypeVar("H", bound=Hashable)
 
 STALL: Final = 1.5  # seconds between two ticks that say the own loop stood still
 
 
-class Leases:
+class Leases(Generic[H]):
     """Leases of `lease` seconds; `now` is always a monotonic time in seconds."""
 
     def __init__(self, lease: float) -> None:
         self._lease = lease
-        self._deadlines: dict[str, float] = {}
+        self._deadlines: dict[H, float] = {}
         self._last_tick: float | None = None
 
     @property
-    def holders(self) -> AbstractSet[str]:
+    def holders(self) -> AbstractSet[H]:
         """Who is held to be alive."""
         return self._deadlines.keys()
 
-    def renew(self, holder: str, now: float) -> None:
+    def renew(self, holder: H, now: float) -> None:
         """`holder` has just been heard of."""
         self._deadlines[holder] = now + self._lease
 
-    def release(self, holder: str) -> None:
+    def release(self, holder: H) -> None:
         """`holder` gave its lease back."""
         self._deadlines.pop(holder, None)
 
@@ -39,7 +42,11 @@ class Leases:
         for holder in self._deadlines:
             self._deadlines[holder] = now + self._lease
 
-    def tick(self, now: float, *, live: bool) -> list[str]:
+    def due(self, by: float) -> list[H]:
+        """The holders whose lease will have run out by then."""
+        return [holder for holder, deadline in self._deadlines.items() if deadline <= by]
+
+    def tick(self, now: float, *, live: bool) -> list[H]:
         """The holders whose lease has just run out; they are forgotten. Call it every second."""
         stalled = self._last_tick is not None and now - self._last_tick > STALL
         self._last_tick = now
@@ -47,7 +54,7 @@ class Leases:
             return []
         if stalled:
             self.rearm(now)
-        gone = [holder for holder, deadline in self._deadlines.items() if deadline <= now]
+        gone = self.due(now)
         for holder in gone:
             del self._deadlines[holder]
         return gone

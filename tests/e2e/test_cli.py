@@ -21,7 +21,8 @@ from bridge.protocol import InstanceEvent, InstancesResponse, ScaleResponse, dec
 from tests.boxes import boxed, gone, labelled
 from tests.support import PORTS, TIMING, eventually, listening, service_table
 
-VERBS = ["up", "box", "scale", "ps", "events", "logs", "config", "config check", "demo", "version"]
+VERBS = ["up", "box", "scale", "ps", "events", "routes", "logs", "config", "config check", "demo"]
+VERBS += ["version"]
 
 
 class Finished:
@@ -153,7 +154,9 @@ async def test_wrong_usage_is_told_and_exits_with_2(
     assert said in told.err
 
 
-@pytest.mark.parametrize("arguments", [["scale", "web", "1"], ["ps"], ["events"], ["ps", "--json"]])
+@pytest.mark.parametrize(
+    "arguments", [["scale", "web", "1"], ["ps"], ["events"], ["routes"], ["ps", "--json"]]
+)
 async def test_no_server_is_told_and_exits_with_3(arguments: list[str], tmp_path: Path) -> None:
     told = await run(*arguments, "-s", "nats://127.0.0.1:1", cwd=tmp_path)
     assert told.code == 3

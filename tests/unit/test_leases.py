@@ -6,7 +6,7 @@ from bridge.bus.leases import Leases
 
 
 def test_a_lease_that_is_not_renewed_runs_out_once() -> None:
-    leases = Leases(10)
+    leases = Leases[str](10)
     leases.renew("a", 0)
     leases.renew("b", 0)
     for now in range(1, 10):
@@ -18,7 +18,7 @@ def test_a_lease_that_is_not_renewed_runs_out_once() -> None:
 
 
 def test_no_deadline_is_judged_while_nothing_can_be_heard() -> None:
-    leases = Leases(10)
+    leases = Leases[str](10)
     leases.renew("a", 0)
     assert [leases.tick(now, live=False) for now in range(1, 30)] == [[]] * 29
     leases.rearm(29)  # heard again: the view is complete
@@ -27,7 +27,7 @@ def test_no_deadline_is_judged_while_nothing_can_be_heard() -> None:
 
 
 def test_a_stall_of_the_own_loop_condemns_nobody() -> None:
-    leases = Leases(10)
+    leases = Leases[str](10)
     leases.renew("a", 0)
     assert leases.tick(1, live=True) == []
     assert leases.tick(60, live=True) == []  # this process stood still; "a" may well have renewed
@@ -37,7 +37,7 @@ def test_a_stall_of_the_own_loop_condemns_nobody() -> None:
 
 
 def test_a_released_lease_is_over_and_nobody_is_told() -> None:
-    leases = Leases(10)
+    leases = Leases[str](10)
     leases.renew("a", 0)
     leases.release("a")
     leases.release("a")
