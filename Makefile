@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MARK := not slow
+WORKERS := auto
 
 .PHONY: demo test lint check soak clean
 
@@ -18,7 +19,7 @@ demo: $(READY)
 	@$(BIN)/box-bridge demo
 
 test: $(READY)
-	$(BIN)/pytest $(if $(MARK),-m "$(MARK)") $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) --maxprocesses 4 $(if $(MARK),-m "$(MARK)") $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

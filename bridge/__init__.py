@@ -14,6 +14,7 @@ from bridge.errors import (
     ConnectFailed,
     CutOff,
     NoBoxError,
+    NoRoute,
     ProtocolError,
     RequestTimeout,
     ScaleCapped,
@@ -39,12 +40,15 @@ if TYPE_CHECKING:
     from bridge.bus.connection import Connection
     from bridge.gateway.client import ScaleClient
     from bridge.gateway.events import EventStream, Gap
+    from bridge.gateway.route import Delete, Put, Resync, Route
+    from bridge.gateway.routes import RouteTable
 
 __all__ = [
     "BridgeError",
     "ConnectFailed",
     "Connection",
     "CutOff",
+    "Delete",
     "EventStream",
     "Gap",
     "InstanceDeregistration",
@@ -54,8 +58,13 @@ __all__ = [
     "InstanceRegistration",
     "InstanceState",
     "NoBoxError",
+    "NoRoute",
     "ProtocolError",
+    "Put",
     "RequestTimeout",
+    "Resync",
+    "Route",
+    "RouteTable",
     "ScaleCapped",
     "ScaleClient",
     "ScaleConfig",
@@ -70,8 +79,13 @@ __all__ = [
 
 _LAZY = {
     "Connection": "bridge.bus.connection",
+    "Delete": "bridge.gateway.route",
     "EventStream": "bridge.gateway.events",
     "Gap": "bridge.gateway.events",
+    "Put": "bridge.gateway.route",
+    "Resync": "bridge.gateway.route",
+    "Route": "bridge.gateway.route",
+    "RouteTable": "bridge.gateway.routes",
     "ScaleClient": "bridge.gateway.client",
 }
 

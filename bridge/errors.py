@@ -23,6 +23,7 @@ carries its data as attributes, and its message says what to do about it::
     │   ├── JournalError          the host's journal cannot be kept or read
     │   └── InstanceError         one instance could not be made or reached
     │       └── PortTaken         another process listens on the instance's port
+    ├── NoRoute                   no instance of the service takes traffic
     └── ScaleError                a scale request did not do what was asked
         ├── NoBoxError            nobody answers on the scale subject
         ├── RequestTimeout        asked, no answer: the outcome is unknown
@@ -233,6 +234,25 @@ class PortTaken(InstanceError):
         super().__init__(f"port {port} is taken by {holder}")
         self.port = port
         self.holder = holder
+
+
+# ── routes ───────────────────────────────────────────────────────────────────────────────
+
+
+class NoRoute(BridgeError):
+    """No instance of `service` takes traffic, as far as the route table knows.
+
+    `stale_for` is for how many seconds the table has not been current; 0 if it is.
+    """
+
+    def __init__(self, service: str, stale_for: float = 0.0) -> None:
+        stale = f"; cut off from NATS for {stale_for:.1f} s" if stale_for else ""
+        super().__init__(
+            f"no instance of {service} takes traffic{stale}: "
+            f"see `box-bridge ps {service}`, or wait with wait_ready()"
+        )
+        self.service = service
+        self.stale_for = stale_for
 
 
 # ── a scale request ──────────────────────────────────────────────────────────────────────

@@ -88,13 +88,24 @@ class Subjects(Struct, frozen=True, kw_only=True):
     def all_registrations(self) -> tuple[str, str]:
         return f"{self.prefix}.register.*.*", f"{self.prefix}.deregister.*.*"
 
+    def registry_of(self, service: str) -> str:
+        """The registrations and deregistrations of one service, as a filter."""
+        return f"{self.prefix}.*.{check_name('service', service)}.*"
+
     def register(self, service: str, instance_id: str) -> str:
         return f"{self.prefix}.register.{_pair(service, instance_id)}"
 
     def deregister(self, service: str, instance_id: str) -> str:
         return f"{self.prefix}.deregister.{_pair(service, instance_id)}"
 
-    # Loads.
+    # Health and loads.
+
+    @property
+    def all_health(self) -> str:
+        return f"{self.prefix}.health.*.*"
+
+    def health(self, service: str, instance_id: str) -> str:
+        return f"{self.prefix}.health.{_pair(service, instance_id)}"
 
     @property
     def all_stats(self) -> str:
@@ -133,6 +144,16 @@ class Subjects(Struct, frozen=True, kw_only=True):
 def last_token(subject: str) -> str:
     """What follows the last dot: the service of an event, the host of a stats message."""
     return subject.rpartition(".")[2]
+
+
+def parse_instance_subject(subject: str) -> tuple[str, str, str]:
+    """What `subject` is about (``register``, ``health``, …), the service and the instance id;
+    raises NameRefused if those are no names.
+    """
+    parts = subject.split(".")
+    if len(parts) != 4 or not (is_name(parts[2]) and is_name(parts[3])):
+        raise NameRefused("subject", subject)
+    return parts[1], parts[2], parts[3]
 
 
 def slot_key(service: str, slot: int) -> str:

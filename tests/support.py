@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -78,6 +79,10 @@ def _toml(value: object) -> str:
     return str(value)
 
 
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+FIRST_PORT = 20000 + 1500 * WORKER  # tests that run side by side take no ports from one another
+PORTS = f"{FIRST_PORT}-{FIRST_PORT + 1499}"
+
 TIMING = """
 [timing]
 sample = 0.1
@@ -96,7 +101,7 @@ def box_config(
     *services: str,
     name: str = "box-a",
     max_instances: int = 10,
-    ports: str = "20000-21999",
+    ports: str = PORTS,
     timing: str = TIMING,
     on_exit: str = "drain",
     more: str = "",

@@ -25,7 +25,7 @@ from bridge.box.model import (
     SlotRecord,
 )
 from bridge.bus.connection import Connection
-from bridge.bus.leases import Leases
+from bridge.bus.leases import WatchedLeases
 from bridge.bus.message import Message
 from bridge.bus.records import Records
 from bridge.errors import NameRefused, ProtocolError
@@ -67,7 +67,7 @@ class Fleet:
         self._loads: dict[str, InstanceHealth] = {}
         self._lives: dict[str, InstanceInfo] = {}
         self._reports: dict[str, HostStats] = {}
-        self._leases = Leases(lease)
+        self._leases = WatchedLeases[str](lease)
         self._lease = lease
         self.state = FleetState(
             services=self._services,
@@ -264,7 +264,7 @@ class Fleet:
             # The view forgets a host that was released; one that vanished in a resync may
             # merely have been unable to renew: its lease decides.
             if self.hosts.get(key) is None and self.hosts.was_deleted(key):
-                self._leases.release(key, time.monotonic())
+                self._leases.release(key)
                 self._hosts.pop(key, None)
                 self._drop_report(key)
                 self._touch(None)

@@ -33,6 +33,7 @@ from bridge.protocol import (
     InstanceRegistration,
     InstanceState,
 )
+from bridge.registration import HEALTHY_KEY
 from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
@@ -42,8 +43,6 @@ _FIRST_PROBE: Final = 0.05  # seconds; probes before Ready come slower and slowe
 _SLOWEST_PROBE: Final = 0.5
 _TELL_PATIENCE: Final = 5.0  # seconds to wait for an outage of the bus before draining goes on
 _LOOK: Final = 0.1  # seconds between looks at the requests in flight while draining
-
-HEALTHY_KEY: Final = "box-healthy"
 
 _S = InstanceState
 

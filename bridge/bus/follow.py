@@ -94,7 +94,9 @@ class Follower:
     """Feeds `sink` from `stream` for as long as `run` runs. See the module.
 
     `subject` filters. A stream that was re-created, or has lost its end (its last sequence
-    lies below the last one taken), is followed from its start.
+    lies below the last one taken), is followed from its start. `began_ns` is when the current run
+    began, by the clock that stamps the messages; `current_until`, by the own monotonic clock, when
+    the last run that was complete proved itself for the last time.
     """
 
     def __init__(
@@ -107,6 +109,8 @@ class Follower:
         subject: str = ">",
     ) -> None:
         self.stream = stream
+        self.began_ns = 0
+        self.current_until = time.monotonic()
         self._position = 0
         self._connection = connection
         self._sink = sink
@@ -135,6 +139,7 @@ class Follower:
                 finally:
                     run.over = True
                     self._position = run.highest or self._position
+                    self.current_until = run.current_until or self.current_until
                     self._sink.lost()
                     if run.listener is not None:
                         await run.listener.close()
@@ -154,7 +159,8 @@ class Follower:
                 run.highest = self._position
             run.listener = await connection.listen(inbox, run.handle)
             self._sink.begin()
-            await js.add_consumer(self.stream, self._config(inbox, run.name))
+            made = await js.add_consumer(self.stream, self._config(inbox, run.name))
+            self.began_ns = int(made.created.timestamp() * 1e9)
             # Read after the consumer exists: all up to here comes through it.
             state = (await js.stream_info(self.stream)).state
         except NotPermitted as exc:
@@ -222,6 +228,11 @@ class _Run:
 
     def silence(self) -> float:
         return time.monotonic() - self._heard
+
+    @property
+    def current_until(self) -> float:
+        """When the run, once complete, was last heard of; 0 if it never was complete."""
+        return self._heard if self._complete else 0.0
 
     def target(self, last: int, *, empty: bool) -> None:
         """All up to the stream sequence `last` must come before the run is complete."""

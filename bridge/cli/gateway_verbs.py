@@ -133,6 +133,32 @@ def events(
     return asyncio.run(run_events(service, (link or Link()).flags(), json=json))
 
 
+def routes(
+    service: Annotated[str | None, Parameter(help="One service; all if left out.")] = None,
+    /,
+    *,
+    watch: Annotated[
+        bool,
+        Parameter(name=["--watch", "-w"], negative="", help="Go on with what changes."),
+    ] = False,
+    link: Link | None = None,
+    json: Json = False,
+) -> int:
+    """List the endpoints that take traffic, as a gateway's route table has them.
+
+    With --watch each change follows, with the reason why a route is gone, until Ctrl-C. With --json
+    a line is the whole table ("change": "resync"), one route ("put"), or one that is gone
+    ("delete"); --json alone prints the first of them. For example:
+
+        box-bridge routes web
+        box-bridge routes --watch
+        box-bridge routes web --json | jq -r '.routes[].endpoint'
+    """
+    from bridge.cli.routes import run_routes
+
+    return asyncio.run(run_routes(service, (link or Link()).flags(), watch=watch, json=json))
+
+
 def _pairs(given: list[str] | None) -> dict[str, str]:
     pairs = {}
     for item in given or ():

@@ -19,9 +19,10 @@ from bridge.box.journal_store import CUT_OFF, look
 from bridge.bus.server import EmbeddedServer
 from bridge.protocol import InstanceEvent, InstancesResponse, ScaleResponse, decode
 from tests.boxes import boxed, gone, labelled
-from tests.support import TIMING, eventually, listening, service_table
+from tests.support import PORTS, TIMING, eventually, listening, service_table
 
-VERBS = ["up", "box", "scale", "ps", "events", "logs", "config", "config check", "demo", "version"]
+VERBS = ["up", "box", "scale", "ps", "events", "routes", "logs", "config", "config check", "demo"]
+VERBS += ["version"]
 
 
 class Finished:
@@ -106,7 +107,8 @@ async def running(*arguments: object, cwd: Path, **env: str) -> AsyncIterator[Ru
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A directory with a box.toml, as a user would have it."""
-    text = f'[box]\nname = "box-a"\nmax_instances = 5\n{TIMING}\n{service_table("web")}'
+    box = f'[box]\nname = "box-a"\nmax_instances = 5\nports = "{PORTS}"\n'
+    text = f"{box}{TIMING}\n{service_table('web')}"
     (tmp_path / "box.toml").write_text(text)
     return tmp_path
 
@@ -152,7 +154,9 @@ async def test_wrong_usage_is_told_and_exits_with_2(
     assert said in told.err
 
 
-@pytest.mark.parametrize("arguments", [["scale", "web", "1"], ["ps"], ["events"], ["ps", "--json"]])
+@pytest.mark.parametrize(
+    "arguments", [["scale", "web", "1"], ["ps"], ["events"], ["routes"], ["ps", "--json"]]
+)
 async def test_no_server_is_told_and_exits_with_3(arguments: list[str], tmp_path: Path) -> None:
     told = await run(*arguments, "-s", "nats://127.0.0.1:1", cwd=tmp_path)
     assert told.code == 3

@@ -20,7 +20,7 @@ from tests.boxes import serving
 from tests.faults.history import read_history, states
 from tests.faults.proxy import FaultyProxy
 from tests.faults.scene import BACK, S, Scene, pids
-from tests.support import box_config, eventually
+from tests.support import FIRST_PORT, box_config, eventually
 
 pytestmark = pytest.mark.slow
 
@@ -279,7 +279,13 @@ async def test_a_request_that_was_held_up_beyond_its_time_has_no_effect(
 async def test_boxes_that_lose_their_store_together_keep_what_each_of_them_runs(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    other = box_config(tmp_path, server.url, name="box-b", max_instances=12, ports="22000-23999")
+    other = box_config(
+        tmp_path,
+        server.url,
+        name="box-b",
+        max_instances=12,
+        ports=f"{FIRST_PORT + 500}-{FIRST_PORT + 999}",
+    )
     async with Scene.of(server, tmp_path) as scene, Box.running(other):
         infos = await scene.scale(6, "first")
         before, record = await pids(infos), await service_record(scene)

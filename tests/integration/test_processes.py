@@ -14,12 +14,14 @@ from bridge.box.runtimes.base import Exit, Spec
 from bridge.box.runtimes.identity import Identity
 from bridge.box.runtimes.process import Process, ProcessRuntime
 from tests.boxes import labelled
-from tests.support import eventually
+from tests.support import FIRST_PORT, eventually
 
 
 @pytest.fixture
 async def runtime(tmp_path: Path) -> AsyncIterator[ProcessRuntime]:
-    runtime = ProcessRuntime(tmp_path, range(22000, 22100), {"PATH": "/usr/bin:/bin"})
+    runtime = ProcessRuntime(
+        tmp_path, range(FIRST_PORT, FIRST_PORT + 100), {"PATH": "/usr/bin:/bin"}
+    )
     yield runtime
     await runtime.end_all()
 

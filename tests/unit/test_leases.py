@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bridge.bus.leases import Leases
+from bridge.bus.leases import WatchedLeases
 
 
 def test_a_lease_that_is_not_renewed_runs_out_once() -> None:
-    leases = Leases(10)
+    leases = WatchedLeases[str](10)
     leases.renew("a", 0)
     leases.renew("b", 0)
     for now in range(1, 10):
@@ -18,7 +18,7 @@ def test_a_lease_that_is_not_renewed_runs_out_once() -> None:
 
 
 def test_no_deadline_is_judged_while_nothing_can_be_heard() -> None:
-    leases = Leases(10)
+    leases = WatchedLeases[str](10)
     leases.renew("a", 0)
     assert [leases.tick(now, live=False) for now in range(1, 30)] == [[]] * 29
     leases.rearm(29)  # heard again: the view is complete
@@ -27,7 +27,7 @@ def test_no_deadline_is_judged_while_nothing_can_be_heard() -> None:
 
 
 def test_a_stall_of_the_own_loop_condemns_nobody() -> None:
-    leases = Leases(10)
+    leases = WatchedLeases[str](10)
     leases.renew("a", 0)
     assert leases.tick(1, live=True) == []
     assert leases.tick(60, live=True) == []  # this process stood still; "a" may well have renewed
@@ -37,17 +37,17 @@ def test_a_stall_of_the_own_loop_condemns_nobody() -> None:
 
 
 def test_a_released_lease_is_over_and_nobody_is_told() -> None:
-    leases = Leases(10)
+    leases = WatchedLeases[str](10)
     leases.renew("a", 0)
-    leases.release("a", 0)
-    leases.release("a", 0)
+    leases.release("a")
+    leases.release("a")
     assert leases.holders == set()
     assert leases.tick(1, live=True) == []
 
 
-def watched(*holders: str) -> Leases:
+def watched(*holders: str) -> WatchedLeases[str]:
     """An observer that has heard of all `holders` once a second for longer than a lease."""
-    leases = Leases(10)
+    leases = WatchedLeases[str](10)
     for now in range(21):
         for holder in holders:
             leases.renew(holder, now)
@@ -55,7 +55,7 @@ def watched(*holders: str) -> Leases:
     return leases
 
 
-def hear(leases: Leases, holders: str, first: int, last: int) -> None:
+def hear(leases: WatchedLeases[str], holders: str, first: int, last: int) -> None:
     for now in range(first, last):
         for holder in holders:
             leases.renew(holder, now)
@@ -84,7 +84,7 @@ def test_half_of_all_vanishing_at_once_are_given_a_lease_more() -> None:
 
 
 def test_nobody_is_dead_before_a_whole_lease_was_watched() -> None:
-    leases = Leases(10)
+    leases = WatchedLeases[str](10)
     leases.expect("gone", 0)
     for now in range(10):
         leases.renew("a", now)
@@ -102,7 +102,7 @@ def test_nobody_is_dead_before_a_whole_lease_was_watched() -> None:
 
 def test_who_gave_its_lease_back_did_not_vanish() -> None:
     leases = watched("a", "b", "c", "d")
-    leases.release("c", 21)
-    leases.release("d", 21)
+    leases.release("c")
+    leases.release("d")
     hear(leases, "ab", 21, 22)
     assert leases.dead(21) == {"c", "d"}

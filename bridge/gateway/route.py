@@ -1,0 +1,145 @@
+"""Routes, what is told of their changes, and an index of them that costs the same at any size.
+
+Pure: who picks brings the chance, who reads brings the queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from msgspec import Struct
+
+from bridge.protocol import InstanceState, Time
+
+Key = tuple[str, str]
+"""A service and an instance id."""
+
+Chance = Callable[[int], int]
+"""A random number from 0 up to, but not, the one given: `random.randrange`."""
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    """An instance that takes traffic at `endpoint` (``host:port``, IPv6 in brackets).
+
+    `state` is Ready or Busy, as the last event said; `host` the Box's, "" where none was told.
+    `metadata` and `started_at` are as registered.
+    """
+
+    service: str
+    instance_id: str
+    endpoint: str
+    state: InstanceState
+    host: str
+    metadata: dict[str, str]
+    started_at: Time
+
+    @property
+    def key(self) -> Key:
+        """What no two routes of a table have in common."""
+        return self.service, self.instance_id
+
+
+class Put(Struct, frozen=True, kw_only=True, tag="put", tag_field="change"):
+    """`route` takes traffic, or is no longer as it was."""
+
+    seq: int
+    route: Route
+
+
+class Delete(Struct, frozen=True, kw_only=True, tag="delete", tag_field="change"):
+    """An instance takes no traffic any more; `reason` says why, for people."""
+
+    seq: int
+    service: str
+    instance_id: str
+    reason: str
+
+
+class Resync(Struct, frozen=True, kw_only=True, tag="resync", tag_field="change"):
+    """The whole table as it stood after change `seq`: forget all that was told before."""
+
+    seq: int
+    routes: tuple[Route, ...]
+
+
+Change = Put | Delete | Resync
+
+
+class RouteIndex:
+    """The routes by service. A put, a delete and a look at the n-th cost the same at any size."""
+
+    def __init__(self) -> None:
+        self._services: dict[str, _Service] = {}
+
+    def __iter__(self) -> Iterator[Route]:
+        for service in self._services.values():
+            yield from service.routes
+
+    def __len__(self) -> int:
+        return sum(len(service.routes) for service in self._services.values())
+
+    def get(self, service: str, instance_id: str) -> Route | None:
+        """The route of one instance, if it has one."""
+        found = self._services.get(service)
+        place = None if found is None else found.places.get(instance_id)
+        return None if found is None or place is None else found.routes[place]
+
+    def of(self, service: str) -> tuple[Route, ...]:
+        """The routes of one service; put together anew only after they changed."""
+        found = self._services.get(service)
+        if found is None:
+            return ()
+        if found.shown is None:
+            found.shown = tuple(found.routes)
+        return found.shown
+
+    def count(self, service: str) -> int:
+        """How many routes a service has."""
+        found = self._services.get(service)
+        return 0 if found is None else len(found.routes)
+
+    def put(self, route: Route) -> None:
+        """Add a route, or replace that of the same instance."""
+        service = self._services.setdefault(route.service, _Service())
+        place = service.places.setdefault(route.instance_id, len(service.routes))
+        service.shown = None
+        if place < len(service.routes):
+            service.routes[place] = route
+        else:
+            service.routes.append(route)
+
+    def delete(self, service_name: str, instance_id: str) -> None:
+        """Remove the route of an instance, which must have one."""
+        service = self._services[service_name]
+        place = service.places.pop(instance_id)
+        last = service.routes.pop()
+        service.shown = None
+        if last.instance_id != instance_id:  # the last one moves into the gap
+            service.routes[place] = last
+            service.places[last.instance_id] = place
+        if not service.routes:
+            del self._services[service_name]
+
+    def pick(self, service: str, chance: Chance, inflight: Mapping[Key, int]) -> Route | None:
+        """Of two routes that `chance` chose the one with fewer in flight; None if there is none."""
+        found = self._services.get(service)
+        if found is None:
+            return None
+        routes = found.routes
+        first = chance(len(routes))
+        if len(routes) == 1:
+            return routes[first]
+        second = chance(len(routes) - 1)
+        one, other = routes[first], routes[second + (second >= first)]
+        return other if inflight.get(other.key, 0) < inflight.get(one.key, 0) else one
+
+
+class _Service:
+    """`places` says where in `routes` an instance's is; `shown` is what readers last got."""
+
+    __slots__ = ("places", "routes", "shown")
+
+    def __init__(self) -> None:
+        self.routes: list[Route] = []
+        self.places: dict[str, int] = {}
+        self.shown: tuple[Route, ...] | None = None

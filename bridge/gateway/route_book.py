@@ -1,0 +1,387 @@
+"""What the bus says of instances, merged into who takes traffic. Pure: times are arguments.
+
+The same messages give the same routes in whatever order, and however often, they come:
+
+- An id that was withdrawn (deregistered, or Draining and beyond by its events) never comes back.
+- Of several registrations of one id the newest by the server's time stands; only a newer one
+  renews the lease.
+- Of the events of one id the one with the highest `Box-Seq` says the state, and the health note
+  with the highest says the health.
+
+An instance has a route while it is registered and its lease runs, is Ready or Busy (a registration
+alone counts as Ready), and nobody calls it unhealthy: not its metadata, not its events, not its own
+reports, nor, where it sends none, those of its host. Reports are of the moment: the last one
+counts, until it is as old as a lease.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Final
+
+from bridge.bus.leases import Leases
+from bridge.gateway.route import Change, Delete, Key, Put, Route, RouteIndex
+from bridge.protocol import (
+    HostStats,
+    InstanceEvent,
+    InstanceHealth,
+    InstanceRegistration,
+    InstanceState,
+)
+from bridge.registration import HEALTHY_KEY
+
+MEMORY: Final = 600.0  # seconds that what has no lease is remembered, as the registry remembers it
+LIMIT: Final = 100_000  # instances that are registered, and as many that are remembered
+FLAPS: Final = 5  # changes of health …
+FLAP_SPAN: Final = 60.0  # … within so many seconds …
+FLAP_PAUSE: Final = 60.0  # … keep an instance out for so many more
+MASS: Final = 3  # leases, at least, and half of them all: too many to run out at once
+
+_SERVING: Final = (InstanceState.READY, InstanceState.BUSY)
+_LEAVING: Final = (
+    InstanceState.DRAINING,
+    InstanceState.STOPPING,
+    InstanceState.STOPPED,
+    InstanceState.FAILED,
+)
+_DAMPED: Final = "its health changed too often"
+
+
+class _Instance:
+    """What is known of one id of one service."""
+
+    __slots__ = (
+        "damped_until",
+        "flips",
+        "healthy",
+        "host",
+        "key",
+        "note",
+        "registration",
+        "said",
+        "said_at",
+        "sampled_bad",
+        "seen",
+        "state",
+        "time_ns",
+        "withdrawn",
+    )
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.withdrawn = ""  # why, once it is
+        self.registration: InstanceRegistration | None = None  # while its lease runs
+        self.time_ns = 0  # of the newest registration, by the server
+        self.host = ""
+        self.seen = (0, "")  # Box-Seq and state of the last event
+        self.state = InstanceState.READY
+        self.note = (0, False)  # Box-Seq of the last note on its health; whether it said unhealthy
+        self.said = True  # what it reports itself …
+        self.said_at: float | None = None  # … and when it did, unless that is too long ago
+        self.sampled_bad: float | None = None  # when its host last called it unhealthy
+        self.healthy: bool | None = None  # all in all; None before it was registered
+        self.flips: deque[float] | None = None  # when that changed, the last times
+        self.damped_until = 0.0
+
+    def obstacle(self) -> str:
+        """Why it takes no traffic, damping aside; "" if it does."""
+        if self.withdrawn:
+            return self.withdrawn
+        if self.registration is None:
+            return "its registration was not renewed"
+        if self.state not in _SERVING:
+            return f"it is {self.state}"
+        return "" if self.healthy else "it is unhealthy"
+
+    def judge(self) -> bool:
+        """Whether it is healthy, by all that is known."""
+        metadata = {} if self.registration is None else self.registration.metadata
+        reported = self.said if self.said_at is not None else self.sampled_bad is None
+        return reported and not self.note[1] and metadata.get(HEALTHY_KEY) != "false"
+
+    def outdates(self, registration: InstanceRegistration, time_ns: int, host: str) -> bool:
+        """Whether the registration that is known is the newer one, or the same."""
+        if time_ns != self.time_ns or self.registration is None:
+            return time_ns <= self.time_ns
+        return _content(registration, host) <= _content(self.registration, self.host)
+
+
+class RouteBook:
+    """See the module. `lease` in seconds; `now` is always a monotonic time in seconds.
+
+    `routes` is always current; `news` holds what changed since the last `take_news`.
+    """
+
+    def __init__(self, lease: float, *, limit: int = LIMIT) -> None:
+        self.routes = RouteIndex()
+        self.newest_ns = 0
+        self.seq = 0
+        self.held_over: set[Key] = set()
+        self._lease = lease
+        self._limit = limit
+        self._leases: Leases[Key] = Leases(lease)
+        self._leased: dict[Key, _Instance] = {}
+        self._rest: OrderedDict[Key, tuple[float, _Instance]] = OrderedDict()
+        self._services: dict[str, set[str]] = {}
+        self._reporting: dict[Key, _Instance] = {}
+        self._damped: dict[Key, _Instance] = {}
+        self.news: list[Change] = []
+
+    # ── what the bus says ────────────────────────────────────────────────────────────────
+
+    def register(
+        self,
+        registration: InstanceRegistration,
+        time_ns: int,
+        now: float,
+        *,
+        host: str = "",
+        age: float = 0.0,
+    ) -> bool:
+        """An instance announces itself, or renews its lease, of which `age` seconds are over.
+
+        `time_ns` is the server's. Returns False when there is no room for it.
+        """
+        self.newest_ns = max(self.newest_ns, time_ns)
+        key = registration.service, registration.instance_id
+        instance = self._leased.get(key)
+        if instance is None:
+            instance = self._known(key, now)
+            if instance.withdrawn:
+                return True
+            if len(self._leased) >= self._limit:
+                return False
+        if instance.outdates(registration, time_ns, host):
+            return True
+        instance.time_ns = time_ns
+        self._leases.renew(key, now - age)
+        self.held_over.discard(key)
+        if registration != instance.registration or host != instance.host:
+            instance.registration, instance.host = registration, host
+            self._rest.pop(key, None)
+            self._leased[key] = instance
+            self._settle(instance, now)
+        return True
+
+    def withdraw(self, key: Key, reason: str, now: float) -> None:
+        """An instance takes no traffic any more, for good."""
+        instance = self._known(key, now)
+        if not instance.withdrawn:
+            instance.withdrawn = reason
+            self._settle(instance, now)
+            instance.registration = None
+            self._leases.release(key)
+            self.held_over.discard(key)
+            for group in (self._leased, self._reporting, self._damped):
+                group.pop(key, None)
+            self._remember(instance, now)
+
+    def event(self, event: InstanceEvent, seq: int, now: float) -> bool:
+        """A step or a note, with its `Box-Seq`. Returns False for one that has none (0) and would
+        need it: what withdraws for good does not.
+        """
+        if event.to_state in _LEAVING:
+            reason = f"it is {event.to_state}"
+            if event.message:
+                reason += f": {event.message}"
+            self.withdraw((event.service, event.instance_id), reason, now)
+            return True
+        if seq < 1:
+            return False
+        instance = self._known((event.service, event.instance_id), now)
+        if (seen := (seq, event.to_state.value)) > instance.seen:
+            instance.seen, instance.state = seen, event.to_state
+        word = event.message.partition(":")[0]
+        if event.from_state is event.to_state and word in ("healthy", "unhealthy"):
+            instance.note = max(instance.note, (seq, word == "unhealthy"))
+        self._settle(instance, now)
+        return True
+
+    def report(self, key: Key, health: InstanceHealth, now: float) -> None:
+        """What an instance says of itself."""
+        instance = self._known(key, now)
+        if instance.withdrawn:
+            return
+        news = instance.said_at is None or instance.said is not health.healthy
+        instance.said, instance.said_at = health.healthy, now
+        self._reporting[key] = instance
+        if news:
+            self._settle(instance, now)
+
+    def sample(self, host: str, stats: HostStats, now: float) -> None:
+        """What a host says of its instances: not of those that were registered by another."""
+        for instance_id, health in stats.items():
+            for service in self._services.get(instance_id, ()):
+                instance = self._leased.get((service, instance_id))
+                if instance is None or instance.host not in ("", host):
+                    continue
+                if not health.healthy:
+                    instance.sampled_bad = now
+                    self._reporting[instance.key] = instance
+                elif instance.sampled_bad is None:
+                    continue
+                else:
+                    instance.sampled_bad = None
+                self._settle(instance, now)
+
+    # ── time ─────────────────────────────────────────────────────────────────────────────
+
+    def rearm(self, now: float) -> None:
+        """Nothing could be heard until now: every lease runs anew."""
+        self._leases.rearm(now)
+        self.held_over.clear()
+        for instance in self._reporting.values():
+            instance.said_at = now if instance.said_at is not None else None
+            instance.sampled_bad = now if instance.sampled_bad is not None else None
+
+    def forget_times(self) -> None:
+        """The server's clock went back: what it stamps from now on is newer than all before."""
+        self.newest_ns = 0
+        for instance in self._leased.values():
+            instance.time_ns = 0
+        for _, instance in self._rest.values():
+            instance.time_ns = 0
+
+    def tick(self, now: float, *, live: bool) -> list[Key]:
+        """Let time pass; call it every second or more often, `live` while all can be heard.
+
+        Returns those whose lease has run out and who are kept for another one, because half of all
+        leases, and three at least, would run out at once.
+        """
+        gone = self._leases.tick(now, live=live)
+        kept = self._held_over(gone, now) if gone else []
+        for key in gone:
+            if key not in self.held_over:
+                self._expire(key, now)
+        if live:
+            self._pass_reports(now)
+        for key in [key for key, each in self._damped.items() if each.damped_until <= now]:
+            self._settle(self._damped.pop(key), now)
+        while self._rest and next(iter(self._rest.values()))[0] <= now - MEMORY:
+            self._forget_oldest()
+        return kept
+
+    def take_news(self) -> list[Change]:
+        """What has changed since the last call."""
+        news, self.news = self.news, []
+        return news
+
+    # ── inside ───────────────────────────────────────────────────────────────────────────
+
+    def _held_over(self, gone: list[Key], now: float) -> list[Key]:
+        """Those of `gone` that get another lease; a second time nobody does.
+
+        Renewals are spread over a third of a lease, so that whoever is two thirds late counts as
+        running out with them.
+        """
+        late = {*gone, *self._leases.due(now + self._lease / 3)} | self.held_over
+        again = [key for key in gone if key in self.held_over]
+        self.held_over.difference_update(again)
+        if len(late) < MASS or 2 * len(late) < len(self._leased):
+            return []
+        kept = [key for key in gone if key not in again]
+        for key in kept:
+            self._leases.renew(key, now)
+        self.held_over.update(kept)
+        return kept
+
+    def _expire(self, key: Key, now: float) -> None:
+        instance = self._leased.pop(key)
+        instance.registration = None
+        self._settle(instance, now)
+        self._remember(instance, now)
+
+    def _pass_reports(self, now: float) -> None:
+        old = now - self._lease
+        for key, instance in list(self._reporting.items()):
+            if instance.said_at is not None and instance.said_at <= old:
+                instance.said_at = None
+                self._settle(instance, now)
+            if instance.sampled_bad is not None and instance.sampled_bad <= old:
+                instance.sampled_bad = None
+                self._settle(instance, now)
+            if instance.said_at is None and instance.sampled_bad is None:
+                del self._reporting[key]
+
+    def _known(self, key: Key, now: float) -> _Instance:
+        """What is known of an instance; of one that has no lease it is remembered from now on."""
+        instance = self._leased.get(key)
+        if instance is not None:
+            return instance
+        found = self._rest.get(key)
+        instance = _Instance(key) if found is None else found[1]
+        if found is None:
+            service, instance_id = key
+            self._services.setdefault(instance_id, set()).add(service)
+        self._remember(instance, now)
+        return instance
+
+    def _remember(self, instance: _Instance, now: float) -> None:
+        """Keep one that has no lease, and let go of who was not heard of for longest."""
+        self._rest[instance.key] = now, instance
+        self._rest.move_to_end(instance.key)
+        if len(self._rest) > self._limit:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        key, _ = self._rest.popitem(last=False)
+        self._damped.pop(key, None)
+        self._reporting.pop(key, None)
+        service, instance_id = key
+        self._services[instance_id].discard(service)
+        if not self._services[instance_id]:
+            del self._services[instance_id]
+
+    def _settle(self, instance: _Instance, now: float) -> None:
+        """Bring the route of one instance up to what is known of it."""
+        if instance.registration is not None:
+            before_that, instance.healthy = instance.healthy, instance.judge()
+            if before_that is not None and instance.healthy is not before_that:
+                self._count_flip(instance, now)
+        why = instance.obstacle() or (_DAMPED if instance.damped_until > now else "")
+        route = None if why else _route(instance)
+        before = self.routes.get(*instance.key)
+        if route == before:
+            return
+        self.seq += 1
+        service, instance_id = instance.key
+        if route is None:
+            self.routes.delete(service, instance_id)
+            self.news.append(
+                Delete(seq=self.seq, service=service, instance_id=instance_id, reason=why)
+            )
+        else:
+            self.routes.put(route)
+            self.news.append(Put(seq=self.seq, route=route))
+
+    def _count_flip(self, instance: _Instance, now: float) -> None:
+        if instance.flips is None:
+            instance.flips = deque(maxlen=FLAPS)
+        flips = instance.flips
+        flips.append(now)
+        if len(flips) == FLAPS and now - flips[0] <= FLAP_SPAN:
+            instance.damped_until = now + FLAP_PAUSE
+            self._damped[instance.key] = instance
+
+
+def _content(
+    registration: InstanceRegistration, host: str
+) -> tuple[str, str, str, list[tuple[str, str]]]:
+    """Something to go by for two registrations of the same moment."""
+    started = registration.started_at.isoformat()
+    return started, registration.endpoint, host, sorted(registration.metadata.items())
+
+
+def _route(instance: _Instance) -> Route:
+    registration = instance.registration
+    assert registration is not None
+    service, instance_id = instance.key
+    return Route(
+        service=service,
+        instance_id=instance_id,
+        endpoint=registration.endpoint,
+        state=instance.state,
+        host=instance.host,
+        metadata=registration.metadata,
+        started_at=registration.started_at,
+    )
