@@ -33,6 +33,7 @@ for verb in (
     gateway_verbs.scale,
     gateway_verbs.ps,
     gateway_verbs.events,
+    gateway_verbs.timeline,
 ):
     app.command(verb)
 config_app.command(host_verbs.check)

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from bridge.cli.flags import ConfigFile, Json, Link
+from bridge.cli.flags import ConfigFile, Json, Link, seconds_ago
 from bridge.errors import ConfigError
 from bridge.protocol import U32_MAX
 
@@ -131,6 +131,58 @@ def events(
     from bridge.cli.events import run_events
 
     return asyncio.run(run_events(service, (link or Link()).flags(), json=json))
+
+
+def timeline(
+    service: Annotated[str, Parameter(help="The service whose instances are drawn.")],
+    /,
+    *,
+    since: Annotated[
+        str, Parameter(help="How far back: 90s, 10m, 2h, 7d, or all that is stored.")
+    ] = "1h",
+    svg: Annotated[
+        Path | None, Parameter(help="Write the picture into this file, as SVG, to share it.")
+    ] = None,
+    rows: Annotated[
+        int,
+        Parameter(validator=Number(gte=1, lte=1000), help="The most instances to draw."),
+    ] = 50,
+    width: Annotated[
+        int | None,
+        Parameter(
+            validator=Number(gte=20, lte=1000),
+            help="Letters that the bars may take. Default: the terminal's, 120 in all at most.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float,
+        Parameter(validator=Number(gt=0, lte=86400), help="Seconds for reading the events."),
+    ] = 60.0,
+    link: Link | None = None,
+    json: Json = False,
+) -> int:
+    """Draw what became of a service's instances, a bar for each, from the events that are stored.
+
+    Those that live run to the right edge, which is now; the latest failures are told beneath. Of
+    more instances than --rows those that ended first are left out. For example:
+
+        box-bridge timeline web
+        box-bridge timeline web --since 2h --svg incident.svg
+    """
+    from bridge.cli.timeline import run_timeline
+
+    return asyncio.run(
+        run_timeline(
+            service,
+            (link or Link()).flags(),
+            since=seconds_ago("--since", since),
+            rows=rows,
+            width=width,
+            file=svg,
+            timeout=timeout,
+            json=json,
+        )
+    )
 
 
 def _pairs(given: list[str] | None) -> dict[str, str]:
