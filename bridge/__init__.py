@@ -37,14 +37,19 @@ from bridge.protocol import (
 
 if TYPE_CHECKING:
     from bridge.bus.connection import Connection
+    from bridge.bus.follow import Checkpoint, Reset, Start
     from bridge.gateway.client import ScaleClient
+    from bridge.gateway.durable import Delivery, DurableEvents
     from bridge.gateway.events import EventStream, Gap
 
 __all__ = [
     "BridgeError",
+    "Checkpoint",
     "ConnectFailed",
     "Connection",
     "CutOff",
+    "Delivery",
+    "DurableEvents",
     "EventStream",
     "Gap",
     "InstanceDeregistration",
@@ -56,6 +61,7 @@ __all__ = [
     "NoBoxError",
     "ProtocolError",
     "RequestTimeout",
+    "Reset",
     "ScaleCapped",
     "ScaleClient",
     "ScaleConfig",
@@ -63,15 +69,21 @@ __all__ = [
     "ScaleRefused",
     "ScaleRequest",
     "ScaleResponse",
+    "Start",
     "WaitTimeout",
     "decode",
     "encode",
 ]
 
 _LAZY = {
+    "Checkpoint": "bridge.bus.follow",
     "Connection": "bridge.bus.connection",
+    "Delivery": "bridge.gateway.durable",
+    "DurableEvents": "bridge.gateway.durable",
     "EventStream": "bridge.gateway.events",
     "Gap": "bridge.gateway.events",
+    "Reset": "bridge.bus.follow",
+    "Start": "bridge.bus.follow",
     "ScaleClient": "bridge.gateway.client",
 }
 

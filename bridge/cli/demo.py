@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from bridge.box.daemon import Box
 from bridge.box.lifecycle import NEXT
+from bridge.bus.follow import Reset
 from bridge.bus.server import EmbeddedServer
 from bridge.cli import DONE, FAILED, INTERRUPTED
 from bridge.cli.bars import bars
@@ -257,7 +258,7 @@ class _Demo:
             if said:
                 self._say(f"  [bright_black]{said}[/bright_black]")
 
-    def _take(self, event: InstanceEvent | Gap) -> None:
+    def _take(self, event: InstanceEvent | Gap | Reset) -> None:
         if isinstance(event, InstanceEvent):
             self.events.append(event)
             self._news.set()

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+from bridge.bus.follow import Reset
 from bridge.cli import DONE
 from bridge.cli.connect import connected
 from bridge.cli.output import err, event_text, out, print_json
@@ -23,6 +24,8 @@ async def run_events(service: str | None, flags: Mapping[str, Any], *, json: boo
                 async for event in events:
                     if isinstance(event, Gap):
                         err.print(f"too slow: missed stream sequences {event.first}–{event.last}")
+                    elif isinstance(event, Reset):
+                        err.print(f"stream {event.reason}: goes on with sequence {event.next}")
                     elif json:
                         print_json(event)
                     else:
