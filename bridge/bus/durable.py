@@ -266,3 +266,18 @@ def _floor(info: ConsumerInfo) -> int:
 def _delivered(info: ConsumerInfo) -> int:
     """The highest stream sequence that was handed to anybody."""
     return info.delivered.stream_seq if info.delivered else 0
+
+
+async def outstanding(connection: Connection, stream: str, name: str) -> int:
+    """How many messages workers of the durable hold, or held when they ended; 0 if it is not there.
+
+    Raises StoreUnsuitable where this user may not ask, and BusError for an outage.
+    """
+    try:
+        return (await connection.jetstream.consumer_info(stream, name)).num_ack_pending or 0
+    except nats.js.errors.NotFoundError:
+        return 0
+    except NotPermitted as exc:
+        raise StoreUnsuitable(f"durable {name} cannot be looked at: {exc}") from exc
+    except (nats.errors.Error, TimeoutError) as exc:
+        raise mapped(f"{stream}: durable {name}", exc) from exc

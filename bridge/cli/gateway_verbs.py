@@ -9,9 +9,9 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from bridge.cli.flags import ConfigFile, Json, Link, seconds_ago
+from bridge.cli.flags import ConfigFile, Json, Link, Logging, seconds_ago
 from bridge.errors import ConfigError
-from bridge.protocol import U32_MAX
+from bridge.protocol import U32_MAX, InstanceState
 
 _U8 = Number(gte=0, lte=255)
 _U32 = Number(gte=0, lte=U32_MAX)
@@ -183,6 +183,62 @@ def timeline(
             json=json,
         )
     )
+
+
+def relay(
+    *service: Annotated[str, Parameter(help="The services whose events are sent; all if none.")],
+    to: Annotated[str, Parameter(help="The http:// or https:// URL that takes the events.")],
+    durable: Annotated[
+        str, Parameter(help="The name under which NATS remembers what was sent.")
+    ] = "relay",
+    state: Annotated[
+        list[InstanceState] | None,
+        Parameter(negative="", help="Only events that go to this state; may be given again."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        Parameter(help="Where a new durable begins: 10m, 2h, 7d ago, or all. Default: now."),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        Parameter(negative="", help="NAME=VALUE, or NAME=@FILE for a secret; may be given again."),
+    ] = None,
+    timeout: Annotated[
+        float, Parameter(validator=Number(gt=0, lte=600), help="Seconds for each request.")
+    ] = 10.0,
+    max_attempts: Annotated[
+        int,
+        Parameter(validator=Number(gte=1, lte=1_000_000), help="Then an event is a dead letter."),
+    ] = 20,
+    link: Link | None = None,
+    logging: Logging | None = None,
+    json: Json = False,
+) -> int:
+    """Send what happens to instances to an HTTP endpoint, as CloudEvents, until Ctrl-C.
+
+    Each event is posted until it was taken (2xx), in order for each instance, over restarts of the
+    relay, of NATS and of the receiver. What the receiver refuses (4xx), or fails to take too often,
+    is kept as a dead letter on <prefix>.dead.<durable>. One relay runs under a name. For example:
+
+        box-bridge relay --to https://example.com/events
+        box-bridge relay web --to https://example.com/events --durable alerts --state Failed
+        box-bridge relay --to https://example.com/events --header Authorization=@/run/secrets/token
+    """
+    from bridge.cli.relay import read_headers, run_relay, start_of
+    from bridge.gateway.relay import RelayConfig
+
+    config = RelayConfig(
+        url=to,
+        durable=durable,
+        services=service,
+        states=tuple(state or ()),
+        headers=read_headers(header),
+        timeout=timeout,
+        max_attempts=max_attempts,
+        start=start_of(since),
+    )
+    level = (logging or Logging()).log
+    return asyncio.run(run_relay(config, (link or Link()).flags(), level=level, json=json))
 
 
 def _pairs(given: list[str] | None) -> dict[str, str]:

@@ -62,6 +62,11 @@ class Delivery:
         self._position = position
 
     @property
+    def data(self) -> bytes:
+        """Its payload as it came, fields that nobody here knows among them."""
+        return self._message.data
+
+    @property
     def seq(self) -> int:
         """Its sequence in the stream."""
         return self._position.stream_seq
