@@ -148,6 +148,8 @@ def check(url: str, headers: Mapping[str, str]) -> None:
         right = False
     if not right or not url.isprintable() or " " in url:
         raise ConfigError("--to", "that is not a URL such as https://example.com/events")
+    if "@" in urlsplit(url).netloc and "authorization" in map(str.lower, headers):
+        raise ConfigError("--to", "it has a user already: leave out the Authorization header")
     for name, value in headers.items():
         if _TOKEN.fullmatch(name) is None:
             raise ConfigError("--header", f"{name!r} is not a header's name")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import ssl
 import subprocess
@@ -138,6 +139,7 @@ async def test_a_relay_that_is_killed_is_continued_by_the_next_one(
         assert letter.headers["Box-Dead-Id"] == "web-3.7"
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 async def test_a_certificate_that_cannot_be_verified_gets_nothing(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

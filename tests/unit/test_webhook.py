@@ -77,5 +77,11 @@ def test_a_header_that_cannot_be_is_refused_without_showing_it(name: str, value:
     assert "cret" not in str(refused.value)
 
 
+def test_there_is_one_authorization_at_most() -> None:
+    check("https://me:pw@example.com/", {"X-A": "b"})
+    with pytest.raises(ConfigError, match="leave out the Authorization header"):
+        check("https://me:pw@example.com/", {"authorization": "Bearer b"})
+
+
 def test_what_a_url_hides_is_not_shown() -> None:
     assert shown("https://me:pw@example.com:8443/in?token=x#y") == "https://example.com:8443/in"
