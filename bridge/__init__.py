@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from bridge.gateway.client import ScaleClient
     from bridge.gateway.durable import Delivery, DurableEvents
     from bridge.gateway.events import EventStream, Gap
+    from bridge.gateway.hub import EventHub
 
 __all__ = [
     "BridgeError",
@@ -50,6 +51,7 @@ __all__ = [
     "CutOff",
     "Delivery",
     "DurableEvents",
+    "EventHub",
     "EventStream",
     "Gap",
     "InstanceDeregistration",
@@ -80,6 +82,7 @@ _LAZY = {
     "Connection": "bridge.bus.connection",
     "Delivery": "bridge.gateway.durable",
     "DurableEvents": "bridge.gateway.durable",
+    "EventHub": "bridge.gateway.hub",
     "EventStream": "bridge.gateway.events",
     "Gap": "bridge.gateway.events",
     "Reset": "bridge.bus.follow",

@@ -10,6 +10,7 @@ from bridge.bus.connection import Connection
 from bridge.bus.publisher import Publisher
 from bridge.bus.store import Outgoing
 from bridge.protocol import InstanceEvent, InstanceState, encode, now
+from tests.support import eventually
 
 S = InstanceState
 _numbers = itertools.count(1)
@@ -54,6 +55,20 @@ async def store_all(connection: Connection, messages: Iterable[Outgoing]) -> Non
     rest = iter(messages)
     while part := list(itertools.islice(rest, 1000)):
         await publisher.publish(part)
+
+
+async def age_out(connection: Connection) -> None:
+    """Have the stream let go of all that it holds, as by age."""
+    js = connection.jetstream
+    config = (await js.stream_info("BOX_EVENTS")).config
+    old = config.duplicate_window
+    await js.update_stream(config.evolve(max_age=0.2, duplicate_window=0.1))
+
+    async def empty() -> bool:
+        return (await js.stream_info("BOX_EVENTS")).state.messages == 0
+
+    await eventually(empty, what="all has aged out")
+    await js.update_stream(config.evolve(max_age=config.max_age, duplicate_window=old))
 
 
 def texts(items: Iterable[object]) -> list[str]:

@@ -24,7 +24,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, StreamInfo
 from bridge.bus.connection import Connection
 from bridge.bus.follow import Begin, Position, Reset, begin_at, filters, find_reset, parse_position
 from bridge.bus.message import Message
-from bridge.bus.store import mapped
+from bridge.bus.store import api_subject, mapped
 from bridge.errors import BusError, DurableMismatch, NotPermitted, StoreUnsuitable
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _SILENCE: Final = 2.2  # seconds without message or sign: two were missed
 _CHECK: Final = 0.25  # seconds between looks at the silence
 _RETRY: Final = 0.25  # seconds before another try to get at the durable
 _EXPIRES: Final = 30.0  # seconds that a request for messages lasts
-_FLOOR: Final = 2.0  # seconds between looks at how far all workers have come
+LOOK: Final = 2.0  # seconds between looks at how far all workers have come
 _MAX_PENDING: Final = 10_000  # messages that all workers together may have unacknowledged
 _NS: Final = 1_000_000_000
 
@@ -54,12 +54,16 @@ class Taker(Protocol):
     def tick(self) -> None:
         """Called every 0.25 s, for what has run out."""
 
+    def looked(self, unhandled: int) -> None:
+        """How many messages no worker has handled yet, now and then."""
+
 
 class DurableConsumer:
     """Feeds `taker` for as long as `run` runs. See the module.
 
     `start` is where the durable begins when there is none of this `name` yet. `ack_wait` is after
-    how many seconds without an answer a message comes again.
+    how many seconds without an answer a message comes again. Every `look` seconds it looks at how
+    far all workers have come.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class DurableConsumer:
         subjects: Sequence[str],
         start: Begin,
         ack_wait: float,
+        look: float = LOOK,
     ) -> None:
         self.stream = stream
         self.name = name
@@ -81,6 +86,7 @@ class DurableConsumer:
         self._subjects = subjects
         self._start = start
         self._ack_wait = ack_wait
+        self._look_every = look
         self._created: datetime | None = None
         self._floor: int | None = None
         self._broken = asyncio.Event()
@@ -124,9 +130,8 @@ class DurableConsumer:
             "expires": int(_EXPIRES * _NS),
             "idle_heartbeat": int(_HEARTBEAT * _NS),
         }
-        domain = self._connection.settings.domain
-        prefix = f"$JS.{domain}.API" if domain else "$JS.API"
-        subject = f"{prefix}.CONSUMER.MSG.NEXT.{self.stream}.{self.name}"
+        call = f"CONSUMER.MSG.NEXT.{self.stream}.{self.name}"
+        subject = api_subject(self._connection, call)
         try:
             self._connection.publish(subject, json.dumps(body).encode(), reply=self._inbox)
         except BusError:
@@ -161,6 +166,7 @@ class DurableConsumer:
         self._floor = _floor(found)
         if reset is not None:
             self._taker.reset(reset)
+        self._taker.looked(_unhandled(found))
 
     async def _found(self) -> ConsumerInfo | None:
         """The durable, if there is one; raises DurableMismatch where it is not one like ours."""
@@ -221,7 +227,7 @@ class DurableConsumer:
                 self._taker.tick()
                 if self._asked and time.monotonic() - self._heard > _SILENCE:
                     return
-                if time.monotonic() - looked > _FLOOR:
+                if time.monotonic() - looked > self._look_every:
                     looked = time.monotonic()
                     await self._look()
         finally:
@@ -235,6 +241,7 @@ class DurableConsumer:
         except (nats.errors.Error, TimeoutError) as exc:
             raise mapped(self.name, exc) from exc
         self._floor = max(self._floor or 0, _floor(info))
+        self._taker.looked(_unhandled(info))
 
     def _handle(self, message: Message) -> None:
         self._heard = time.monotonic()
@@ -266,6 +273,10 @@ def _floor(info: ConsumerInfo) -> int:
 def _delivered(info: ConsumerInfo) -> int:
     """The highest stream sequence that was handed to anybody."""
     return info.delivered.stream_seq if info.delivered else 0
+
+
+def _unhandled(info: ConsumerInfo) -> int:
+    return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
 
 async def outstanding(connection: Connection, stream: str, name: str) -> int:

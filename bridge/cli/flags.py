@@ -8,8 +8,6 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from bridge.errors import ConfigError
-
 NATS_GROUP = Group("Connection", sort_key=90)
 LOG_GROUP = Group("Logging", sort_key=95)
 
@@ -61,22 +59,6 @@ ConfigFile = Annotated[
     ),
 ]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
-
-
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def seconds_ago(flag: str, text: str) -> float | None:
-    """The seconds that a flag like ``90s``, ``10m``, ``2h`` or ``7d`` says; None for ``all``.
-
-    Raises ConfigError, naming the flag, for anything else.
-    """
-    if text == "all":
-        return None
-    number, unit = text[:-1], text[-1:]
-    if unit not in _UNITS or not (number.isascii() and number.isdigit() and len(number) <= 6):
-        raise ConfigError(flag, f"{text!r} is not a time such as 90s, 10m, 2h, 7d, nor `all`")
-    return int(number) * _UNITS[unit]
 
 
 @dataclass

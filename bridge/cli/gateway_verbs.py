@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from bridge.cli.flags import ConfigFile, Json, Link, Logging, seconds_ago
+from bridge.cli.flags import ConfigFile, Json, Link, Logging
 from bridge.errors import ConfigError
 from bridge.protocol import U32_MAX, InstanceState
 
@@ -118,19 +118,42 @@ def ps(
 
 
 def events(
-    service: Annotated[str | None, Parameter(help="One service; all if left out.")] = None,
-    /,
-    *,
+    *service: Annotated[str, Parameter(help="Only these services; all if left out.")],
+    since: Annotated[
+        str | None,
+        Parameter(help="Also what was stored since: 90s, 10m, 2h, 7d, a stream sequence, or all."),
+    ] = None,
+    state: Annotated[
+        list[InstanceState] | None,
+        Parameter(negative="", help="Only events that go to this state; may be given again."),
+    ] = None,
+    durable: Annotated[
+        str | None,
+        Parameter(help="A name that lasts: the next run with it goes on where this one ended."),
+    ] = None,
+    follow: Annotated[bool, Parameter(help="Wait for what is to come, until Ctrl-C.")] = True,
     link: Link | None = None,
     json: Json = False,
 ) -> int:
-    """Show what happens to instances as it happens, until Ctrl-C.
+    """Show what happens to instances as it happens, or what has happened, until Ctrl-C.
 
-    With --json each line is one InstanceEvent of the wire contract.
+    With --json each line is one InstanceEvent of the wire contract. What is missing (too slow, or
+    no longer kept) is told on stderr. For example:
+
+        box-bridge events web api --since 10m
+        box-bridge events --since all --no-follow --state Failed
+        box-bridge events --durable mailer --json | ./mail-each
+
+    With --durable an event is acknowledged when it has been printed. A new name begins at --since,
+    or at the first event kept; several runs with one name at a time share the events. --no-follow
+    ends when all that is stored has been shown; without --since that is all that is kept.
     """
-    from bridge.cli.events import run_events
+    from bridge.cli.events import Asked, run_events
 
-    return asyncio.run(run_events(service, (link or Link()).flags(), json=json))
+    asked = Asked(
+        services=list(service) or None, states=state, since=since, durable=durable, follow=follow
+    )
+    return asyncio.run(run_events(asked, (link or Link()).flags(), json=json))
 
 
 def timeline(
@@ -175,7 +198,7 @@ def timeline(
         run_timeline(
             service,
             (link or Link()).flags(),
-            since=seconds_ago("--since", since),
+            since=since,
             rows=rows,
             width=width,
             file=svg,
@@ -197,7 +220,9 @@ def relay(
     ] = None,
     since: Annotated[
         str | None,
-        Parameter(help="Where a new durable begins: 10m, 2h, 7d ago, or all. Default: now."),
+        Parameter(
+            help="Where a new durable begins: 10m, 2h, 7d ago, a sequence, or all. Default: now."
+        ),
     ] = None,
     header: Annotated[
         list[str] | None,

@@ -14,7 +14,7 @@ from rich.text import Text
 from bridge.bus.follow import Begin, Start
 from bridge.cli import DONE, INTERRUPTED
 from bridge.cli.connect import connected
-from bridge.cli.flags import seconds_ago
+from bridge.cli.events import parse_since
 from bridge.cli.output import err, print_json
 from bridge.config import load_log
 from bridge.errors import ConfigError
@@ -78,8 +78,8 @@ def start_of(since: str | None) -> Begin:
     """Where a new durable begins; raises ConfigError for what is no time."""
     if since is None:
         return Start.NOW
-    seconds = seconds_ago("--since", since)
-    return Start.FIRST if seconds is None else now() - timedelta(seconds=seconds)
+    begin = parse_since(since)
+    return now() - begin if isinstance(begin, timedelta) else begin
 
 
 def _as_text(notice: Notice) -> None:

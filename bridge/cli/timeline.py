@@ -10,18 +10,18 @@ from typing import Any
 from rich.text import Text
 
 from bridge.bus import history
-from bridge.bus.connection import Connection
-from bridge.bus.follow import parse_position
 from bridge.bus.message import Message
 from bridge.cli import DONE
 from bridge.cli.bars import bars
 from bridge.cli.connect import connected
+from bridge.cli.events import parse_since
 from bridge.cli.lives import Lives, Picture
 from bridge.cli.output import err, out, print_json
 from bridge.cli.timeline_svg import svg
-from bridge.errors import ConfigError, ProtocolError
-from bridge.protocol import InstanceEvent, decode, now
-from bridge.subjects import is_name, last_token
+from bridge.errors import ConfigError
+from bridge.gateway.event_filter import read_event
+from bridge.protocol import now
+from bridge.subjects import is_name
 
 _NARROW = 20  # letters of a bar, at least
 
@@ -30,22 +30,35 @@ async def run_timeline(
     service: str,
     flags: Mapping[str, Any],
     *,
-    since: float | None,
+    since: str,
     rows: int,
     width: int | None,
     file: Path | None,
     timeout: float,
     json: bool,
 ) -> int:
-    """Draw the last `since` seconds (None: all that is stored), into `file` if there is one."""
-    begin = None if since is None else now() - timedelta(seconds=since)
+    """Draw what was stored since ``10m`` ago, say, or ``all``; into `file` if there is one."""
+    ago = parse_since(since)
+    if isinstance(ago, int):
+        raise ConfigError(
+            "--since", f"{since!r} is a sequence; say how long ago, as in 10m, or all"
+        )
+    begin = now() - ago if isinstance(ago, timedelta) else None
     lives = Lives(since=begin, most=rows)
     async with connected(flags, "timeline") as connection:
-        reader = _Reader(connection, lives)
+        metrics = connection.metrics
+
+        def take(message: Message) -> None:
+            event = read_event(message, metrics)
+            if event is not None and is_name(event.instance_id):
+                lives.take(event)
+            elif event is not None:
+                metrics.refuse("events", "not a name")
+
         stream = connection.subjects.events_stream
         subject = connection.subjects.events(service)
-        await history.read(connection, stream, subject, reader.take, timeout=timeout)
-        refused = connection.metrics.refusals()
+        await history.read(connection, stream, subject, take, timeout=timeout)
+        refused = metrics.refusals()
     picture = lives.picture(now())
     if refused:
         err.print(Text(f"left out: {', '.join(f'{n} {why}' for why, n in refused.items())}"))
@@ -58,32 +71,6 @@ async def run_timeline(
     else:
         err.print(Text(f"{file}: {len(picture.lives)} instances of {service}"))
     return DONE
-
-
-class _Reader:
-    """Takes each message once: after an outage the reading begins anew."""
-
-    def __init__(self, connection: Connection, lives: Lives) -> None:
-        self._metrics = connection.metrics
-        self._lives = lives
-        self._last = 0
-
-    def take(self, message: Message) -> None:
-        position = parse_position(message.reply)
-        if position is None or position.stream_seq <= self._last:
-            return
-        self._last = position.stream_seq
-        try:
-            event = decode(InstanceEvent, message.data)
-        except ProtocolError:
-            self._metrics.refuse("events", "malformed")
-            return
-        if event.service != last_token(message.subject):
-            self._metrics.refuse("events", "subject and payload disagree")
-        elif not is_name(event.instance_id):
-            self._metrics.refuse("events", "not a name")
-        else:
-            self._lives.take(event)
 
 
 def _print(picture: Picture, width: int | None) -> None:

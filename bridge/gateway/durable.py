@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import Final, Self
 
 from bridge.bus.connection import Connection
-from bridge.bus.durable import DurableConsumer
+from bridge.bus.durable import LOOK, DurableConsumer
 from bridge.bus.follow import Begin, Position, Reset, Start
 from bridge.bus.message import Message
 from bridge.errors import BusError, ConfigError
@@ -149,6 +149,7 @@ class DurableEvents:
         start: Begin,
         ack_wait: float,
         max_unacked: int,
+        follow: bool,
     ) -> None:
         if not (ack_wait > 0 and max_unacked > 0):
             raise ConfigError(f"durable {name}", "ack_wait and max_unacked must be above 0")
@@ -156,6 +157,8 @@ class DurableEvents:
         self._wanted = wanted
         self._ack_wait = ack_wait
         self._max_unacked = max_unacked
+        self._follow = follow
+        self._ended = False
         self._waiting: deque[Delivery | Reset] = deque()
         self._held: OrderedDict[int, tuple[float, Delivery]] = OrderedDict()
         self._done: OrderedDict[tuple[str, int], None] = OrderedDict()
@@ -168,6 +171,7 @@ class DurableEvents:
             subjects=wanted.subjects(connection.subjects),
             start=start,
             ack_wait=ack_wait,
+            look=LOOK if follow else 0.0,
         )
 
     @classmethod
@@ -182,13 +186,15 @@ class DurableEvents:
         start: Begin = Start.FIRST,
         ack_wait: float = ACK_WAIT,
         max_unacked: int = MAX_UNACKED,
+        follow: bool = True,
     ) -> AsyncIterator[DurableEvents]:
         """Work under `name`, which is made where there is none yet, and then begins at `start`.
 
         Events that go to other `states` are acknowledged unseen. At most `max_unacked` events are
         with this worker at once, so fewer share the work more evenly; one that was not answered
-        within `ack_wait` seconds counts no more. The workers of a name agree on service, states and
-        `ack_wait` (the last one to say is heard).
+        within `ack_wait` seconds counts no more. Without `follow` the iteration ends when all that
+        is stored has been handled, by whatever worker. The workers of a name agree on service,
+        states and `ack_wait` (the last one to say is heard).
 
         Raises DurableMismatch for a durable that reads other services, NameRefused for names that
         cannot be, StoreUnsuitable where this user may not. Waits for a stream that does not exist
@@ -202,6 +208,7 @@ class DurableEvents:
             start=start,
             ack_wait=ack_wait,
             max_unacked=max_unacked,
+            follow=follow,
         )
         try:
             async with task_scope() as tasks:
@@ -217,6 +224,8 @@ class DurableEvents:
     async def __anext__(self) -> Delivery | Reset:
         while True:
             while not self._waiting:
+                if self._ended:
+                    raise StopAsyncIteration
                 self._arrived.clear()
                 await self._arrived.wait()
             delivery = self._waiting.popleft()
@@ -293,6 +302,11 @@ class DurableEvents:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(delivery)
             self.consumer.ask()
+
+    def looked(self, unhandled: int) -> None:
+        if not (self._follow or unhandled):
+            self._ended = True
+            self._arrived.set()
 
     def _pass(self, delivery: Delivery) -> None:
         """Acknowledge once more what was handled here."""

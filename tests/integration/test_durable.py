@@ -17,7 +17,7 @@ from bridge.errors import BusError, ConfigError, DurableMismatch, NameRefused
 from bridge.protocol import encode
 from bridge.tasks import task_scope
 from tests.support import connect, eventually
-from tests.telling import note, outgoing, store_all, tell
+from tests.telling import age_out, note, outgoing, store_all, tell
 
 S = InstanceState
 
@@ -296,17 +296,3 @@ async def test_events_that_aged_out_before_they_were_handled_are_told(
         assert (reset.reason, reset.next) == ("trimmed", 5)
         assert reset.expected in (2, 3)  # "b" may have been on its way to the worker that ended
         assert await handle(durable, 1) == ["e"]
-
-
-async def age_out(connection: Connection) -> None:
-    """Have the stream let go of all that it holds, as by age."""
-    js = connection.jetstream
-    config = (await js.stream_info("BOX_EVENTS")).config
-    old = config.duplicate_window
-    await js.update_stream(config.evolve(max_age=0.2, duplicate_window=0.1))
-
-    async def empty() -> bool:
-        return (await js.stream_info("BOX_EVENTS")).state.messages == 0
-
-    await eventually(empty, what="all has aged out")
-    await js.update_stream(config.evolve(max_age=config.max_age, duplicate_window=old))
