@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from bridge.gateway.durable import Delivery, DurableEvents
     from bridge.gateway.events import EventStream, Gap
     from bridge.gateway.hub import EventHub
+    from bridge.gateway.relay import Relay, RelayConfig
 
 __all__ = [
     "BridgeError",
@@ -62,6 +63,8 @@ __all__ = [
     "InstanceState",
     "NoBoxError",
     "ProtocolError",
+    "Relay",
+    "RelayConfig",
     "RequestTimeout",
     "Reset",
     "ScaleCapped",
@@ -87,6 +90,8 @@ _LAZY = {
     "Gap": "bridge.gateway.events",
     "Reset": "bridge.bus.follow",
     "Start": "bridge.bus.follow",
+    "Relay": "bridge.gateway.relay",
+    "RelayConfig": "bridge.gateway.relay",
     "ScaleClient": "bridge.gateway.client",
 }
 

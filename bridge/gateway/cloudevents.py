@@ -22,11 +22,12 @@ _PLAIN: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def event_id(event: InstanceEvent, box_seq: int) -> str:
+def event_id(event: InstanceEvent, box_seq: int, seq: int) -> str:
     """``<instance_id>.<box_seq>``: together with the source it names this event and no other, so
-    that a receiver can drop what comes again.
+    that a receiver can drop what comes again. What no Box has numbered (`box_seq` 0) is named by
+    its sequence in the stream, ``<instance_id>.stream-<seq>``.
     """
-    return f"{event.instance_id}.{box_seq}"
+    return f"{event.instance_id}.{box_seq or f'stream-{seq}'}"
 
 
 def event_type(event: InstanceEvent) -> str:
@@ -36,7 +37,7 @@ def event_type(event: InstanceEvent) -> str:
 
 
 def ce_headers(
-    event: InstanceEvent, *, box_seq: int, host: str, traceparent: str = ""
+    event: InstanceEvent, *, box_seq: int, seq: int, host: str, traceparent: str = ""
 ) -> dict[str, str]:
     """The headers of the request whose body is the event's JSON.
 
@@ -45,7 +46,7 @@ def ce_headers(
     """
     attributes = {
         "specversion": "1.0",
-        "id": event_id(event, box_seq),
+        "id": event_id(event, box_seq, seq),
         "source": f"/box/{quote(host, safe='')}" if host else "/box",  # a URI reference
         "type": event_type(event),
         "subject": event.instance_id,

@@ -221,6 +221,7 @@ class Relay:
             headers = ce_headers(
                 delivery.event,
                 box_seq=delivery.box_seq,
+                seq=delivery.seq,
                 host=delivery.host,
                 traceparent=delivery.headers.get(TRACEPARENT, ""),
             )

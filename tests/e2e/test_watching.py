@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import signal
 from pathlib import Path
 from xml.etree import ElementTree
@@ -206,3 +207,18 @@ async def test_a_relay_that_waits_for_its_stream_can_be_ended(
             relay.process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(10):
                 assert await relay.ended() == 0
+
+
+async def test_the_systemd_unit_runs_a_relay(server: EmbeddedServer, tmp_path: Path) -> None:
+    unit = Path(__file__).parents[2] / "deploy" / "systemd" / "box-bridge-relay.service"
+    [line] = [line for line in unit.read_text().splitlines() if line.startswith("ExecStart=")]
+    flags = "--durable alerts --state Failed"
+    line = line.replace("${RELAY_TO}", "http://127.0.0.1:9/").replace("$RELAY_FLAGS", flags)
+    program, *arguments = shlex.split(line.removeprefix("ExecStart="))
+    assert Path(program).name == "box-bridge"
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+    async with running(*arguments, cwd=tmp_path, NATS_URL=server.url) as relay:
+        await relay.said("as durable alerts")
+        relay.process.send_signal(signal.SIGTERM)
+        assert await relay.ended() == 0

@@ -21,7 +21,7 @@ def event(from_state: S = S.BOOTING, to_state: S = S.READY) -> InstanceEvent:
 
 
 def test_an_event_has_the_attributes_of_a_cloud_event() -> None:
-    assert ce_headers(event(), box_seq=2, host="box-a") == {
+    assert ce_headers(event(), box_seq=2, seq=9, host="box-a") == {
         "Content-Type": "application/json",
         "ce-specversion": "1.0",
         "ce-id": "web-1.2",
@@ -33,22 +33,28 @@ def test_an_event_has_the_attributes_of_a_cloud_event() -> None:
 
 
 def test_a_note_is_no_change_of_state() -> None:
-    headers = ce_headers(event(S.READY, S.READY), box_seq=3, host="")
+    headers = ce_headers(event(S.READY, S.READY), box_seq=3, seq=9, host="")
     assert headers["ce-type"] == "dev.box-bridge.instance.note"
     assert headers["ce-source"] == "/box"
 
 
+def test_what_no_box_has_numbered_has_an_id_of_its_own_too() -> None:
+    assert ce_headers(event(), box_seq=0, seq=9, host="")["ce-id"] == "web-1.stream-9"
+
+
 @pytest.mark.parametrize("state", [state for state in S if state is not S.READY])
 def test_each_state_has_a_type_of_its_own(state: S) -> None:
-    headers = ce_headers(event(S.READY, state), box_seq=1, host="box-a")
+    headers = ce_headers(event(S.READY, state), box_seq=1, seq=9, host="box-a")
     assert headers["ce-type"] == f"dev.box-bridge.instance.{state.value.lower()}"
 
 
 def test_a_trace_goes_on_and_what_is_none_does_not() -> None:
-    headers = ce_headers(event(), box_seq=2, host="box-a", traceparent=TRACE)
+    headers = ce_headers(event(), box_seq=2, seq=9, host="box-a", traceparent=TRACE)
     assert headers["traceparent"] == headers["ce-traceparent"] == TRACE
     for wrong in ("", "x", TRACE.upper(), TRACE + "\r\nX-Evil: 1", TRACE + "-"):
-        assert "traceparent" not in ce_headers(event(), box_seq=2, host="box-a", traceparent=wrong)
+        assert "traceparent" not in ce_headers(
+            event(), box_seq=2, seq=9, host="box-a", traceparent=wrong
+        )
 
 
 def test_a_header_value_is_encoded_as_the_binding_shows() -> None:
@@ -67,7 +73,7 @@ def test_any_text_survives_as_a_header_value(text: str) -> None:
 
 @given(host=st.text(), trace=st.text())
 def test_what_a_box_says_of_itself_cannot_break_out_of_a_header(host: str, trace: str) -> None:
-    headers = ce_headers(event(), box_seq=1, host=host, traceparent=trace)
+    headers = ce_headers(event(), box_seq=1, seq=9, host=host, traceparent=trace)
     assert all(value.isascii() and value.isprintable() for value in headers.values())
 
 
