@@ -19,6 +19,7 @@ from typing import Final, Protocol
 
 import nats.errors
 import nats.js.errors
+from msgspec.structs import replace
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, StreamInfo
 
 from bridge.bus.connection import Connection
@@ -89,6 +90,7 @@ class DurableConsumer:
         self._look_every = look
         self._created: datetime | None = None
         self._floor: int | None = None
+        self._taken = 0
         self._broken = asyncio.Event()
         self._inbox = ""
         self._asked = 0
@@ -165,6 +167,7 @@ class DurableConsumer:
         self._created = info.created
         self._floor = _floor(found)
         if reset is not None:
+            self._taken = 0
             self._taker.reset(reset)
         self._taker.looked(_unhandled(found))
 
@@ -193,7 +196,12 @@ class DurableConsumer:
             floor = _floor(found)
         else:
             floor = self._start - 1 if isinstance(self._start, int) else None
-        return None if floor is None else find_reset(floor, self._created, info)
+        if self._taken > info.state.last_seq:
+            floor = self._taken  # it has lost its end: what was to come next is not what comes
+        reset = None if floor is None else find_reset(floor, self._created, info)
+        if found is not None and reset is not None and reset.reason == "recreated":
+            return replace(reset, next=_floor(found) + 1)  # another worker was first to make it
+        return reset
 
     def _config(self, reset: Reset | None) -> ConsumerConfig:
         start = self._start
@@ -253,6 +261,7 @@ class DurableConsumer:
             self._connection.metrics.refuse("stream", "not from the consumer")
             return
         self._asked = max(0, self._asked - 1)
+        self._taken = max(self._taken, position.stream_seq)
         self._taker.take(message, position)
         self.ask()
 
