@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -90,4 +92,7 @@ def _as_text(notice: Notice) -> None:
 
 
 def _as_json(notice: Notice) -> None:
-    print_json(notice)
+    try:
+        print_json(notice)
+    except BrokenPipeError:  # nobody reads what is said; the work goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,6 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from bridge.bus import history
+from bridge.bus.connection import Connection
 from bridge.bus.message import Message
 from bridge.cli import DONE
 from bridge.cli.bars import bars
@@ -43,22 +44,9 @@ async def run_timeline(
         raise ConfigError(
             "--since", f"{since!r} is a sequence; say how long ago, as in 10m, or all"
         )
-    begin = now() - ago if isinstance(ago, timedelta) else None
-    lives = Lives(since=begin, most=rows)
+    lives = Lives(since=now() - ago if isinstance(ago, timedelta) else None, most=rows)
     async with connected(flags, "timeline") as connection:
-        metrics = connection.metrics
-
-        def take(message: Message) -> None:
-            event = read_event(message, metrics)
-            if event is not None and is_name(event.instance_id):
-                lives.take(event)
-            elif event is not None:
-                metrics.refuse("events", "not a name")
-
-        stream = connection.subjects.events_stream
-        subject = connection.subjects.events(service)
-        await history.read(connection, stream, subject, take, timeout=timeout)
-        refused = metrics.refusals()
+        refused = await _read(connection, service, lives, timeout)
     picture = lives.picture(now())
     if refused:
         err.print(Text(f"left out: {', '.join(f'{n} {why}' for why, n in refused.items())}"))
@@ -71,6 +59,24 @@ async def run_timeline(
     else:
         err.print(Text(f"{file}: {len(picture.lives)} instances of {service}"))
     return DONE
+
+
+async def _read(
+    connection: Connection, service: str, lives: Lives, timeout: float
+) -> Mapping[str, int]:
+    """All that is stored of the service; what was refused of it, and how often."""
+    metrics, subjects = connection.metrics, connection.subjects
+
+    def take(message: Message) -> None:
+        event = read_event(message, metrics)
+        if event is not None and is_name(event.instance_id):
+            lives.take(event)
+        elif event is not None:
+            metrics.refuse("events", "not a name")
+
+    subject = subjects.events(service)
+    await history.read(connection, subjects.events_stream, subject, take, timeout=timeout)
+    return metrics.refusals()
 
 
 def _print(picture: Picture, width: int | None) -> None:

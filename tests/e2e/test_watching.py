@@ -16,7 +16,7 @@ from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
 from bridge.bus.store import store
 from bridge.protocol import InstanceEvent, InstanceState, encode
-from tests.e2e.test_cli import run, running
+from tests.e2e.test_cli import run, running, spawn
 from tests.receiver import receiving, tell
 from tests.support import connect, eventually
 
@@ -190,6 +190,31 @@ async def test_a_relay_tells_programs_in_json(server: EmbeddedServer, tmp_path: 
         notices = [json.loads(line) for line in relay.out]
         assert [notice["what"] for notice in notices] == ["started", "dead_letter", "stopped"]
         assert notices[-1]["counts"] == {"delivered": 0, "retried": 0, "dead": 1, "left": 0}
+
+
+async def test_a_relay_works_on_when_its_reader_leaves(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with connect(server.url) as connection, receiving(lambda request: 410) as receiver:
+        await topology.ensure(connection)
+        arguments = ("relay", "--to", receiver.url, "--json", "-s", server.url)
+        program = await spawn(*arguments, cwd=tmp_path)
+        try:
+            assert program.stdout is not None
+            assert program.stderr is not None
+            assert b'"started"' in await program.stdout.readline()
+            program._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
+            for number in (1, 2):
+                await tell(connection, "web-1", number)
+                await eventually(lambda: len(receiver.requests) == number)  # noqa: B023
+            program.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(20):
+                assert await program.wait() == 0
+            assert await program.stderr.read() == b""
+        finally:
+            if program.returncode is None:
+                program.kill()
+                await program.wait()
 
 
 async def test_a_relay_that_waits_for_its_stream_can_be_ended(
