@@ -236,7 +236,7 @@ class DurableEvents:
                 continue
             held = self._held.get(delivery.seq)
             if held is None or held[1] is not delivery:
-                continue  # it waited too long, and comes again
+                continue  # it was given back or dropped in its earlier delivery
             if held[0] - time.monotonic() < self._ack_wait / 2:
                 self._send(delivery, _WORKING)
                 self.hold(delivery)
@@ -283,6 +283,8 @@ class DurableEvents:
         if not self._wanted.takes(event) or self._is_done(delivery):
             self._send(delivery, _ACK)
             return
+        if delivery.seq in self._held:
+            self._unqueue(self._held[delivery.seq][1])  # it comes again: this one is in its stead
         self.hold(delivery)
         self._waiting.append(delivery)
         self._arrived.set()
@@ -299,9 +301,12 @@ class DurableEvents:
             if deadline > now:
                 return
             del self._held[seq]
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(delivery)
+            self._unqueue(delivery)
             self.consumer.ask()
+
+    def _unqueue(self, delivery: Delivery) -> None:
+        with contextlib.suppress(ValueError):  # it has been handed out
+            self._waiting.remove(delivery)
 
     def looked(self, unhandled: int) -> None:
         if not (self._follow or unhandled):

@@ -114,11 +114,40 @@ async def test_what_is_not_answered_in_time_comes_again_unless_it_is_being_worke
                     await asyncio.sleep(0.1)
 
             tasks.create_task(work())
-            again = await take(durable)
-        assert (again.seq, again.attempt) == (left.seq, 2)
-        await again.ack()
+            second, third = await take(durable), await take(durable)
+        assert [(it.seq, it.attempt) for it in (second, third)] == [(left.seq, 2), (left.seq, 3)]
+        assert durable.room() == 0  # both are in hand
+        await third.ack()
         await kept.ack()
     assert await unhandled(connection) == 0
+
+
+async def test_a_worker_that_takes_nothing_holds_each_event_once(connection: Connection) -> None:
+    await tell(connection, "a", "b")
+    async with DurableEvents.open(connection, "mail", ack_wait=0.3) as durable:
+
+        async def delivered() -> int:
+            info = await connection.jetstream.consumer_info("BOX_EVENTS", "mail")
+            return info.delivered.consumer_seq if info.delivered else 0
+
+        async def often() -> bool:
+            return await delivered() >= 8
+
+        await eventually(often, what="both have come four times")
+        assert len(durable._waiting) <= 2
+        assert sorted(await handle(durable, 2)) == ["a", "b"]
+
+
+async def test_what_is_dropped_is_not_handed_out_though_it_came_again_meanwhile(
+    connection: Connection,
+) -> None:
+    await tell(connection, "late")
+    async with DurableEvents.open(connection, "mail", ack_wait=0.5) as durable:
+        late = await take(durable)
+        await eventually(lambda: durable._waiting, what="it has come again")
+        await late.drop("too late")
+        await tell(connection, "end")
+        assert await handle(durable, 1) == ["end"]
 
 
 async def test_an_event_is_handed_out_once_though_it_is_stored_or_delivered_twice(

@@ -77,15 +77,20 @@ async def test_each_message_is_decoded_once(
 async def test_a_slow_consumer_gets_a_gap_and_delays_nobody(connection: Connection) -> None:
     async with EventHub.open(connection, backlog=8) as hub:
         slow, slower, quick = hub.subscribe(), hub.subscribe(backlog=3), hub.subscribe()
-        for number in range(1, 21):
+        for number in range(1, 16):
             await tell(connection, str(number))
             assert texts(await read(quick, 1)) == [str(number)]
+        near = hub.subscribe(backlog=3)
+        await tell(connection, *map(str, range(16, 21)))
+        assert texts(await read(quick, 5)) == ["16", "17", "18", "19", "20"]
         assert (await read(slow, 1)) == [Gap(first=1, last=12)]
         assert texts(await read(slow, 8)) == [str(number) for number in range(13, 21)]
         assert (await read(slower, 1)) == [Gap(first=1, last=17)]
         assert texts(await read(slower, 3)) == ["18", "19", "20"]
+        assert (await read(near, 1)) == [Gap(first=16, last=17)]
+        assert texts(await read(near, 3)) == ["18", "19", "20"]
         await tell(connection, "21")
-        for events in (slow, slower, quick):
+        for events in (slow, slower, near, quick):
             assert texts(await read(events, 1)) == ["21"]
 
 
@@ -138,6 +143,22 @@ async def test_a_stream_made_anew_is_told_to_all_and_to_those_behind_too(
             Gap(first=1, last=5),
         ]
         assert texts(await read(slow, 5)) == ["5", "6", "7", "8", "9"]
+
+
+async def test_a_consumer_that_waits_is_told_that_the_hub_is_closed(
+    connection: Connection,
+) -> None:
+    waiting = asyncio.Event()
+
+    async def consume(events: HubEvents) -> list[Told]:
+        waiting.set()
+        return [event async for event in events]
+
+    async with asyncio.timeout(10), task_scope() as tasks:
+        async with EventHub.open(connection) as hub:
+            consumer = tasks.create_task(consume(hub.subscribe()))
+            await waiting.wait()
+        assert await consumer == []
 
 
 async def test_iterations_end_with_the_hub_or_their_own_block(connection: Connection) -> None:
