@@ -34,6 +34,8 @@ for verb in (
     gateway_verbs.ps,
     gateway_verbs.events,
     gateway_verbs.routes,
+    gateway_verbs.timeline,
+    gateway_verbs.relay,
 ):
     app.command(verb)
 config_app.command(host_verbs.check)

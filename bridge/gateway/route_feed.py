@@ -157,7 +157,7 @@ class _Registry:
         subjects = connection.subjects
         subject = ">" if service is None else subjects.registry_of(service)
         self.live = asyncio.Event()
-        self.follower = Follower(connection, subjects.registry_stream, self, subject=subject)
+        self.follower = Follower(connection, subjects.registry_stream, self, subjects=[subject])
         self._feed = feed
         self._lease = lease
         self._first = True
@@ -250,7 +250,7 @@ class _Events:
         subject = subjects.all_events if service is None else subjects.events(service)
         self.live = asyncio.Event()
         self.follower = Follower(
-            connection, subjects.events_stream, self, start=Start.NEXT, subject=subject
+            connection, subjects.events_stream, self, start=Start.NOW, subjects=[subject]
         )
         self._feed = feed
 
