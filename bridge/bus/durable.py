@@ -23,7 +23,16 @@ from msgspec.structs import replace
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, StreamInfo
 
 from bridge.bus.connection import Connection
-from bridge.bus.follow import Begin, Position, Reset, begin_at, filters, find_reset, parse_position
+from bridge.bus.follow import (
+    Begin,
+    Checkpoint,
+    Position,
+    Reset,
+    begin_at,
+    filters,
+    find_reset,
+    parse_position,
+)
 from bridge.bus.message import Message
 from bridge.bus.store import api_subject, mapped
 from bridge.errors import BusError, DurableMismatch, NotPermitted, StoreUnsuitable
@@ -190,15 +199,16 @@ class DurableConsumer:
 
     def _missed(self, found: ConsumerInfo | None, info: StreamInfo) -> Reset | None:
         """What was missed, as far as this process or the durable knows how far it had come."""
-        if self._floor is not None:
-            floor: int | None = max(self._floor, _floor(found) if found else 0)
-        elif found is not None:
-            floor = _floor(found)
-        else:
-            floor = self._start - 1 if isinstance(self._start, int) else None
+        floor, created = self._floor, self._created
+        if found is not None:
+            floor = max(floor or 0, _floor(found))
+        elif floor is None and isinstance(self._start, int):
+            floor = self._start - 1
+        elif floor is None and isinstance(self._start, Checkpoint):
+            floor, created = self._start.position, self._start.created
         if self._taken > info.state.last_seq:
             floor = self._taken  # it has lost its end: what was to come next is not what comes
-        reset = None if floor is None else find_reset(floor, self._created, info)
+        reset = None if floor is None else find_reset(floor, created, info)
         if found is not None and reset is not None and reset.reason == "recreated":
             return replace(reset, next=_floor(found) + 1)  # another worker was first to make it
         return reset

@@ -200,11 +200,10 @@ class DurableEvents:
         cannot be, StoreUnsuitable where this user may not. Waits for a stream that does not exist
         yet. What is held unhandled at the end of the block goes to the other workers at once.
         """
-        wanted = EventFilter.of(service, states)
         durable = cls(
             connection,
             name,
-            wanted,
+            EventFilter.of(service, states),
             start=start,
             ack_wait=ack_wait,
             max_unacked=max_unacked,

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bridge import Delivery, DurableEvents, InstanceState, Reset, Start
+from bridge import Checkpoint, Delivery, DurableEvents, EventStream, InstanceState, Reset, Start
 from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
 from bridge.bus.store import store
 from bridge.errors import BusError, ConfigError, DurableMismatch, NameRefused
-from bridge.protocol import encode
+from bridge.protocol import encode, now
 from bridge.tasks import task_scope
 from tests.support import connect, eventually
 from tests.telling import age_out, note, outgoing, store_all, tell
@@ -224,6 +224,20 @@ async def test_a_new_durable_begins_where_it_is_told_to(connection: Connection) 
     await tell(connection, *"abc")
     async with DurableEvents.open(connection, "third", start=3) as durable:
         assert await handle(durable, 1) == ["c"]
+    async with EventStream.open(connection) as stream:
+        created = stream.checkpoint.created
+    for checkpoint, expected in (
+        (Checkpoint(position=2, created=created), ["c"]),
+        (Checkpoint(position=2, created=now()), ["Reset", "a", "b", "c"]),  # of another stream
+    ):
+        name = f"after-{len(expected)}"
+        async with DurableEvents.open(connection, name, start=checkpoint, follow=False) as durable:
+            got = []
+            async for item in durable:
+                if isinstance(item, Delivery):
+                    await item.ack()
+                got.append(item.event.message if isinstance(item, Delivery) else "Reset")
+            assert got == expected
     async with DurableEvents.open(connection, "new", start=Start.NOW) as durable:
         await tell(connection, "d")
         assert await handle(durable, 1) == ["d"]
