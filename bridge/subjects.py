@@ -94,6 +94,13 @@ class Subjects(Struct, frozen=True, kw_only=True):
     # Loads.
 
     @property
+    def all_health(self) -> str:
+        return f"{self.prefix}.health.*.*"
+
+    def health(self, service: str, instance_id: str) -> str:
+        return f"{self.prefix}.health.{_pair(service, instance_id)}"
+
+    @property
     def all_stats(self) -> str:
         return f"{self.prefix}.stats.*"
 
