@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from bridge.bus.connection import Connection
     from bridge.gateway.client import ScaleClient
     from bridge.gateway.events import EventStream, Gap
+    from bridge.instance.registration import Registration, register
 
 __all__ = [
     "BridgeError",
@@ -55,6 +56,7 @@ __all__ = [
     "InstanceState",
     "NoBoxError",
     "ProtocolError",
+    "Registration",
     "RequestTimeout",
     "ScaleCapped",
     "ScaleClient",
@@ -66,13 +68,16 @@ __all__ = [
     "WaitTimeout",
     "decode",
     "encode",
+    "register",
 ]
 
 _LAZY = {
     "Connection": "bridge.bus.connection",
     "EventStream": "bridge.gateway.events",
     "Gap": "bridge.gateway.events",
+    "Registration": "bridge.instance.registration",
     "ScaleClient": "bridge.gateway.client",
+    "register": "bridge.instance.registration",
 }
 
 
