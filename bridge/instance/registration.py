@@ -207,7 +207,9 @@ async def register(
     raised: the registration is made good by itself.
     """
     box = load_instance()
-    told = _registration(box, service, endpoint, metadata, instance_id)
+    told = identify(
+        box, service=service, endpoint=endpoint, metadata=metadata, instance_id=instance_id
+    )
     of_box = told.instance_id == box.instance_id
     if deregister_delay is None:
         deregister_delay = 0.0 if of_box else _DELAY
@@ -228,14 +230,18 @@ async def register(
             await registration.withdraw("it has ended")
 
 
-def _registration(
+def identify(
     box: InstanceConfig,
-    service: str | None,
-    endpoint: str | None,
-    metadata: Mapping[str, str] | None,
-    instance_id: str | None,
+    *,
+    service: str | None = None,
+    endpoint: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    instance_id: str | None = None,
 ) -> InstanceRegistration:
-    """What is to be told, from the arguments and from what the Box has handed this process."""
+    """What is to be told, from the arguments and from what `box` has handed this process.
+
+    Raises ConfigError and ProtocolError as `register` does.
+    """
     service = check_name("service", service or box.service or _missing("service", "BOX_SERVICE"))
     mine = service == box.service  # a process may serve others besides
     if endpoint is None:

@@ -22,6 +22,7 @@ from tests.boxes import boxed, gone, labelled
 from tests.support import TIMING, eventually, listening, service_table
 
 VERBS = ["up", "box", "scale", "ps", "events", "logs", "config", "config check", "demo", "version"]
+VERBS += ["register"]
 
 
 class Finished:

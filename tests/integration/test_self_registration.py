@@ -159,12 +159,12 @@ async def test_what_an_instance_reports_makes_it_busy_and_ready_whatever_is_coun
     async with boxed(server, tmp_path, SELF) as (gateway, recorder):
         info = await scaled(gateway)
         await say(gateway, info, inflight=5, cpu_percent=77.0, memory_bytes=12345)
-        busy = await becomes(gateway, state=S.BUSY)
+        busy = await becomes(gateway, state=S.BUSY, inflight_requests=5)
         assert busy.health == InstanceHealth(
             cpu_percent=77.0, memory_bytes=12345, inflight_requests=5
         )
         await say(gateway, info, inflight=0)
-        await becomes(gateway, state=S.READY)
+        await recorder.reached(info.id, "Ready")
         assert recorder.states(info.id) == ["Booting", "Ready", "Busy", "Ready"]
 
 
