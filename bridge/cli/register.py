@@ -83,7 +83,8 @@ async def run_register(wanted: Wanted, flags: Mapping[str, Any]) -> int:
                 instance_id=told.instance_id,
                 connection=connection,
             ) as registration:
-                _say(f"{told.instance_id} is registered at {told.endpoint}")
+                whose = " by its Box" if under_box and box.announced else ""
+                _say(f"{told.instance_id} is registered{whose} at {told.endpoint}")
                 await _watch(child, registration, prober, probe)
                 await registration.withdraw(child.reason)
             _say(f"{told.instance_id} is withdrawn: {child.reason}")

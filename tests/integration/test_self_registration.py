@@ -113,10 +113,32 @@ async def test_one_that_never_got_ready_is_withdrawn_too_for_it_may_have_spoken(
         [info] = await eventually(lambda: instances(gateway, "web"))
         await recorder.reached(info.id, "Booting")
         await ask(gateway, "web", 0)
-        assert await recorder.reached(info.id, "Stopped") == ["Booting", "Stopping", "Stopped"]
-        assert recorder.of(info.id)[1].message == "scaled down"
+        states = await recorder.reached(info.id, "Stopped")
+        assert states[-3:] == ["Booting", "Stopping", "Stopped"]
+        assert recorder.of(info.id)[-2].message == "scaled down"
         await eventually(lambda: told(recorder, "deregister", info.id))
         assert not told(recorder, "register", info.id)
+
+
+async def test_it_stays_registered_while_its_box_is_away_and_is_withdrawn_by_the_next_one(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    config = box_config(tmp_path, server.url, SELF, on_exit="leave")
+    async with connect(server.url) as gateway:
+        recorder = await Recorder.listening(gateway)
+        async with Box.running(config):
+            info = await scaled(gateway)
+            await eventually(lambda: told(recorder, "register", info.id))
+        before = len(told(recorder, "register", info.id))
+        await eventually(lambda: len(told(recorder, "register", info.id)) >= before + 2)
+        assert not told(recorder, "deregister", info.id)
+        async with Box.running(config):
+            assert (await scaled(gateway)).id == info.id
+            await ask(gateway, "web", 0)
+            [gone] = await eventually(lambda: told(recorder, "deregister", info.id))
+            assert decode(InstanceDeregistration, gone.data).reason == "scaled down"
+            await recorder.reached(info.id, "Stopped")
+        recorder.check_chains()
 
 
 async def test_the_same_program_only_reports_where_its_box_registers_it(
@@ -163,9 +185,9 @@ async def test_what_an_instance_reports_makes_it_busy_and_ready_whatever_is_coun
         assert busy.health == InstanceHealth(
             cpu_percent=77.0, memory_bytes=12345, inflight_requests=5
         )
+        await recorder.reached(info.id, "Busy")
         await say(gateway, info, inflight=0)
-        await recorder.reached(info.id, "Ready")
-        assert recorder.states(info.id) == ["Booting", "Ready", "Busy", "Ready"]
+        assert (await recorder.reached(info.id, "Ready"))[-3:] == ["Ready", "Busy", "Ready"]
 
 
 async def test_cpu_and_memory_that_it_does_not_report_are_measured(
