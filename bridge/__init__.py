@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from bridge.gateway.relay import Relay, RelayConfig
     from bridge.gateway.route import Delete, Put, Resync, Route
     from bridge.gateway.routes import RouteTable
+    from bridge.instance.registration import Registration, register
 
 __all__ = [
     "BridgeError",
@@ -69,6 +70,7 @@ __all__ = [
     "NoRoute",
     "ProtocolError",
     "Put",
+    "Registration",
     "Relay",
     "RelayConfig",
     "RequestTimeout",
@@ -87,6 +89,7 @@ __all__ = [
     "WaitTimeout",
     "decode",
     "encode",
+    "register",
 ]
 
 _LAZY = {
@@ -99,6 +102,7 @@ _LAZY = {
     "EventStream": "bridge.gateway.events",
     "Gap": "bridge.gateway.events",
     "Put": "bridge.gateway.route",
+    "Registration": "bridge.instance.registration",
     "Relay": "bridge.gateway.relay",
     "RelayConfig": "bridge.gateway.relay",
     "Reset": "bridge.bus.follow",
@@ -107,6 +111,7 @@ _LAZY = {
     "RouteTable": "bridge.gateway.routes",
     "ScaleClient": "bridge.gateway.client",
     "Start": "bridge.bus.follow",
+    "register": "bridge.instance.registration",
 }
 
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from bridge.box.adoption import rebuilt
 from bridge.box.endpoints import Endpoints
+from bridge.box.environment import handed
 from bridge.box.fleet import Fleet
 from bridge.box.host import Lease, own_directory
 from bridge.box.instance import Surroundings
@@ -27,7 +28,7 @@ from bridge.box.outbox import Outbox
 from bridge.box.planner import Me
 from bridge.box.probes import Prober
 from bridge.box.readiness import Readiness, Streams
-from bridge.box.registry import Registry
+from bridge.box.reports import FRESH_SAMPLES, Reports
 from bridge.box.restorer import Restorer
 from bridge.box.runtimes.base import Runtime
 from bridge.box.runtimes.logs import instances_dir
@@ -41,6 +42,7 @@ from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.bus.discovery import Description
 from bridge.bus.publisher import Publisher
+from bridge.bus.registry import Registry
 from bridge.bus.responder import Responder
 from bridge.errors import BusError, ConfigError
 from bridge.observe import Metrics
@@ -142,7 +144,9 @@ class Box:
             )
             self._warn_of_address(connection)
             runtime = ProcessRuntime(
-                instances_dir(config.data_dir), config.box.port_range, config.environ
+                instances_dir(config.data_dir),
+                config.box.port_range,
+                config.environ | handed(config),
             )
             if self.drains:
                 stack.push_async_callback(runtime.end_all)
@@ -276,11 +280,18 @@ class _Parts:
             connection.metrics,
         )
         self._notices = Notices(journal, self._outbox, connection.metrics, box.clock)
+        self._reports = Reports(
+            connection.metrics,
+            self._fleet.state.lives,
+            self._fleet.state.loads,
+            FRESH_SAMPLES * timing.sample,
+        )
         ledger = Ledger(self._fleet, timing.decide_timeout, box.clock)
         around = Surroundings(
             runtime=runtime,
             prober=prober,
             traffic=Traffic(prober),
+            reports=self._reports,
             address=config.box.address,
             idle_samples=timing.idle_samples,
             clock=box.clock,
@@ -314,7 +325,9 @@ class _Parts:
         await self._streams.restore()
         for view in (fleet.services, fleet.slots, fleet.hosts):
             tasks.create_task(view.run(), name=f"view-{view.bucket}")
-        await self._connection.listen(self._connection.subjects.all_stats, fleet.take_stats)
+        subjects = self._connection.subjects
+        await self._connection.listen(subjects.all_stats, fleet.take_stats)
+        await self._connection.listen(subjects.all_health, self._reports.take)
         await self._first_view()
         self._journal.state(CUT_OFF, "")
         await self._restorer.restore()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
@@ -31,6 +30,7 @@ from bridge.box.runtimes.rules import refusal
 from bridge.box.story import Story, Teller
 from bridge.bus.records import Record
 from bridge.errors import BusError, Conflict
+from bridge.ids import new_id
 from bridge.protocol import InstanceState
 from bridge.settings import ServiceConfig, Timing
 from bridge.subjects import slot_key
@@ -38,8 +38,6 @@ from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
 
-_ID_LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # none that people mix up
-_ID_LENGTH: Final = 10  # 50 bits: ids are never reused
 _TICK: Final = 5.0  # seconds after which every service is planned anew, changed or not
 _LOOK: Final = 0.05  # seconds between looks while closing
 _RELEASE_PATIENCE: Final = 5.0  # seconds; a claim that stays is given up with the host's lease
@@ -270,7 +268,7 @@ class Supervisor:
         key, slots = slot_key(service, slot), self._fleet.slots
         there = slots.get(key)
         if there is None:
-            life = lifecycle.begin(_new_id(service), service, self._now())
+            life = lifecycle.begin(new_id(service), service, self._now())
             claim = SlotRecord(
                 host=self._me.host,
                 host_id=self._me.host_id,
@@ -299,7 +297,7 @@ class Supervisor:
             life=(
                 lifecycle.Life(info=claim.value.info)
                 if claim
-                else lifecycle.begin(_new_id(service), service, self._now())
+                else lifecycle.begin(new_id(service), service, self._now())
             ),
             failures=before.failures if before else 0,
         )
@@ -407,9 +405,3 @@ class Supervisor:
 def backoff(failures: int, timing: Timing) -> float:
     """Seconds to wait before the next instance after `failures` running: doubling, bounded."""
     return min(timing.backoff_first * 2.0 ** min(failures - 1, 30), timing.backoff_max)
-
-
-def _new_id(service: str) -> str:
-    """``<service>-<random>``; it must be a subject token itself, so a long name is cut."""
-    letters = "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
-    return f"{service[: 63 - _ID_LENGTH - 1].rstrip('-')}-{letters}"

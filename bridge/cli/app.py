@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cyclopts import App
 
-from bridge.cli import gateway_verbs, host_verbs
+from bridge.cli import gateway_verbs, host_verbs, instance_verbs
 from bridge.version import VERSION
 
 app = App(
@@ -36,6 +36,7 @@ for verb in (
     gateway_verbs.routes,
     gateway_verbs.timeline,
     gateway_verbs.relay,
+    instance_verbs.register,
 ):
     app.command(verb)
 config_app.command(host_verbs.check)

@@ -9,8 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from bridge.cli.flags import ConfigFile, Json, Link, Logging
-from bridge.errors import ConfigError
+from bridge.cli.flags import ConfigFile, Json, Link, Logging, pairs
 from bridge.protocol import U32_MAX, InstanceState
 
 _U8 = Number(gte=0, lte=255)
@@ -70,7 +69,11 @@ def scale(
     from bridge.protocol import ScaleConfig
 
     overrides = ScaleConfig(
-        image=image, vcpus=vcpus, memory_mib=memory_mib, env=_pairs(env), port_map=port or []
+        image=image,
+        vcpus=vcpus,
+        memory_mib=memory_mib,
+        env=pairs("--env", env),
+        port_map=port or [],
     )
     return asyncio.run(
         run_scale(
@@ -290,13 +293,3 @@ def routes(
     from bridge.cli.routes import run_routes
 
     return asyncio.run(run_routes(service, (link or Link()).flags(), watch=watch, json=json))
-
-
-def _pairs(given: list[str] | None) -> dict[str, str]:
-    pairs = {}
-    for item in given or ():
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise ConfigError("--env", f"{item!r} must be KEY=VALUE")
-        pairs[key] = value
-    return pairs

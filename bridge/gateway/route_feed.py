@@ -26,7 +26,7 @@ from bridge.protocol import (
     InstanceRegistration,
     decode,
 )
-from bridge.registration import check_endpoint, check_metadata
+from bridge.registration import check_endpoint, check_health, check_metadata
 from bridge.subjects import BOX_HOST, BOX_SEQ, is_name, last_token, parse_instance_subject
 
 _log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class RouteFeed:
             self.metrics.refuse("health", "too large")
             return
         try:
-            health = decode(InstanceHealth, message.data)
+            health = check_health(decode(InstanceHealth, message.data))
         except ProtocolError:
             self.metrics.refuse("health", "malformed")
             return
