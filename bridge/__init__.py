@@ -38,17 +38,26 @@ from bridge.protocol import (
 
 if TYPE_CHECKING:
     from bridge.bus.connection import Connection
+    from bridge.bus.follow import Checkpoint, Reset, Start
     from bridge.gateway.client import ScaleClient
+    from bridge.gateway.durable import Delivery, DurableEvents
     from bridge.gateway.events import EventStream, Gap
+    from bridge.gateway.hub import EventHub
+    from bridge.gateway.relay import Relay, RelayConfig
     from bridge.gateway.route import Delete, Put, Resync, Route
     from bridge.gateway.routes import RouteTable
+    from bridge.instance.registration import Registration, register
 
 __all__ = [
     "BridgeError",
+    "Checkpoint",
     "ConnectFailed",
     "Connection",
     "CutOff",
     "Delete",
+    "Delivery",
+    "DurableEvents",
+    "EventHub",
     "EventStream",
     "Gap",
     "InstanceDeregistration",
@@ -61,7 +70,11 @@ __all__ = [
     "NoRoute",
     "ProtocolError",
     "Put",
+    "Registration",
+    "Relay",
+    "RelayConfig",
     "RequestTimeout",
+    "Reset",
     "Resync",
     "Route",
     "RouteTable",
@@ -72,21 +85,33 @@ __all__ = [
     "ScaleRefused",
     "ScaleRequest",
     "ScaleResponse",
+    "Start",
     "WaitTimeout",
     "decode",
     "encode",
+    "register",
 ]
 
 _LAZY = {
+    "Checkpoint": "bridge.bus.follow",
     "Connection": "bridge.bus.connection",
     "Delete": "bridge.gateway.route",
+    "Delivery": "bridge.gateway.durable",
+    "DurableEvents": "bridge.gateway.durable",
+    "EventHub": "bridge.gateway.hub",
     "EventStream": "bridge.gateway.events",
     "Gap": "bridge.gateway.events",
     "Put": "bridge.gateway.route",
+    "Registration": "bridge.instance.registration",
+    "Relay": "bridge.gateway.relay",
+    "RelayConfig": "bridge.gateway.relay",
+    "Reset": "bridge.bus.follow",
     "Resync": "bridge.gateway.route",
     "Route": "bridge.gateway.route",
     "RouteTable": "bridge.gateway.routes",
     "ScaleClient": "bridge.gateway.client",
+    "Start": "bridge.bus.follow",
+    "register": "bridge.instance.registration",
 }
 
 

@@ -25,6 +25,7 @@ from bridge.errors import ConfigError
 from bridge.settings import (
     BoxConfig,
     Config,
+    InstanceConfig,
     LogConfig,
     NatsConfig,
     NotifyConfig,
@@ -147,6 +148,48 @@ def load_notify(*, environ: Mapping[str, str] = os.environ) -> NotifyConfig:
     watched = environ.get("WATCHDOG_PID") or str(os.getpid())
     mine = bool(address) and watched == str(os.getpid())
     return NotifyConfig(address=address, watchdog=int(interval) / 1e6 if mine else 0.0)
+
+
+# What a Box hands its instances, beside NATS_URL, NATS_CA and BOX_BRIDGE_PREFIX.
+INSTANCE_ID: Final = "BOX_INSTANCE_ID"
+SERVICE: Final = "BOX_SERVICE"
+PORT: Final = "PORT"
+HOST: Final = "BOX_HOST"
+ADDRESS: Final = "BOX_ADDRESS"
+METADATA: Final = "BOX_METADATA"
+REGISTRATION: Final = "BOX_REGISTRATION"
+
+
+def load_instance(*, environ: Mapping[str, str] = os.environ) -> InstanceConfig:
+    """What the Box that made this process has handed it. Raises ConfigError for what is no such
+    thing; a ``PORT`` that is no number counts only where there is a Box.
+    """
+    port = environ.get(PORT) or "0"
+    instance_id = environ.get(INSTANCE_ID, "")
+    if not (port.isdecimal() and int(port) <= 65535):
+        if instance_id:
+            raise ConfigError(PORT, f"{port!r} is not a port")
+        port = "0"
+    try:
+        metadata = msgspec.json.decode(environ.get(METADATA) or "{}", type=dict[str, str])
+    except msgspec.MsgspecError as exc:
+        raise ConfigError(METADATA, f"must be a JSON object of strings: {exc}") from exc
+    return InstanceConfig(
+        instance_id=instance_id,
+        service=environ.get(SERVICE, ""),
+        host=environ.get(HOST, ""),
+        address=environ.get(ADDRESS, ""),
+        port=int(port),
+        metadata=metadata,
+        announced=bool(instance_id) and environ.get(REGISTRATION) == "box",
+    )
+
+
+def child_environment(
+    instance: Mapping[str, str], *, environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """The environment of a program that this process runs as an instance."""
+    return {**environ, **instance}
 
 
 def server_binary(*, environ: Mapping[str, str] = os.environ) -> tuple[str | None, str | None]:

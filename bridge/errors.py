@@ -17,7 +17,8 @@ carries its data as attributes, and its message says what to do about it::
     │   ├── StoreRefused          JetStream refused: nothing was stored
     │   │   └── Conflict          somebody else wrote first
     │   ├── StoreUnsuitable       JetStream is off, too old or not permitted
-    │   └── TopologyMismatch      a stream exists with settings that break a promise
+    │   ├── TopologyMismatch      a stream exists with settings that break a promise
+    │   └── DurableMismatch       a durable of this name exists, and is not what was asked for
     ├── BoxError                  a Box cannot do its work
     │   ├── HostTaken             another Box has this data_dir or this host name
     │   ├── JournalError          the host's journal cannot be kept or read
@@ -206,6 +207,21 @@ class TopologyMismatch(BusError):
         )
         self.stream = stream
         self.differences = tuple(differences)
+
+
+class DurableMismatch(BusError):
+    """A durable of this name exists, and is not what was asked for. Nothing was changed.
+
+    `name` is its name, `problem` what differs.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(
+            f"durable {name} exists: {problem}. Use another name, ask for the same, or delete it "
+            "with `nats consumer rm`, which forgets how far it has come."
+        )
+        self.name = name
+        self.problem = problem
 
 
 # ── a Box ────────────────────────────────────────────────────────────────────────────────

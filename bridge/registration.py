@@ -1,47 +1,78 @@
-"""What a registration may say: one rule for who announces an instance and for who routes to it.
+"""What a registration may say, whoever makes it: a Box, an instance, or a stranger. Pure.
 
-A Box, an instance that registers itself, and a gateway that hears of either hold a registration
-against the same two checks, so that nothing is announced that nobody would take. Pure.
+Gateways connect to an endpoint and keep the metadata in memory, so both are checked by who sends
+them and by who reads them, with the same rules.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Final
 
 from bridge.errors import ProtocolError
-
-HEALTHY_KEY: Final = "box-healthy"
-"""The metadata's key that says ``false`` while the instance is unhealthy."""
+from bridge.protocol import InstanceHealth
 
 MAX_METADATA: Final = 16 * 1024
-"""Bytes of keys and values together, in UTF-8."""
+"""Bytes of UTF-8, keys and values together."""
 
-_TYPE: Final = "InstanceRegistration"
-_ENDPOINT: Final = re.compile(r"(?:\[([^\[\]]+)\]|([A-Za-z0-9._-]{1,253})):([0-9]{1,5})")
+HEALTHY_KEY: Final = "box-healthy"
+"""In the metadata of an instance that takes no traffic just now: ``box-healthy=false``."""
+
+_ENDPOINT: Final = re.compile(r"(?:\[([^\[\]]+)\]|[A-Za-z0-9._-]{1,253}):([1-9][0-9]{0,4})")
+_MAX_PORT: Final = 65535
+_MAX_CPU: Final = 1e5  # percent of one core: a thousand cores
 
 
 def check_endpoint(value: str) -> str:
-    """`value`, if it is ``host:port`` with a name, an IPv4 or a bracketed IPv6 address, and a port
-    from 1 to 65535; raises ProtocolError if not.
+    """`value`, if it is ``host:port`` with a name, an IPv4 or a bracketed IPv6 address; raises
+    ProtocolError.
     """
     match = _ENDPOINT.fullmatch(value)
-    if match is None or not 1 <= int(match[3]) <= 65535:
-        raise ProtocolError(_TYPE, "endpoint", f"{value[:80]!r} is not host:port")
-    if match[1] is not None:
-        try:
-            ipaddress.IPv6Address(match[1])
-        except ValueError as exc:
-            problem = f"{value[:80]!r} has no IPv6 address in its brackets"
-            raise ProtocolError(_TYPE, "endpoint", problem) from exc
+    if match is None or int(match[2]) > _MAX_PORT or not _is_address(match[1]):
+        raise ProtocolError(
+            "InstanceRegistration",
+            "endpoint",
+            f'{value[:80]!r} is not "host:port", like 10.0.0.5:8080 or [fd00::5]:8080',
+        )
     return value
 
 
-def check_metadata(value: Mapping[str, str]) -> Mapping[str, str]:
-    """`value`, if it is no larger than 16 KiB; raises ProtocolError if it is."""
-    size = sum(len(key.encode()) + len(item.encode()) for key, item in value.items())
+def _is_address(bracketed: str | None) -> bool:
+    """Whether what stands in brackets, if anything does, is an IPv6 address."""
+    with contextlib.suppress(ValueError):
+        return bracketed is None or bool(ipaddress.IPv6Address(bracketed))
+    return False
+
+
+def check_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """`metadata`, if it is not larger than 16 KiB; raises ProtocolError."""
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items())
     if size > MAX_METADATA:
-        raise ProtocolError(_TYPE, "metadata", f"{size} bytes are more than {MAX_METADATA}")
-    return value
+        raise ProtocolError(
+            "InstanceRegistration", "metadata", f"{size} bytes is larger than 16 KiB"
+        )
+    return metadata
+
+
+def check_health(health: InstanceHealth) -> InstanceHealth:
+    """`health`, if it can be true of an instance; raises ProtocolError. The wire itself takes any
+    number for the CPU.
+    """
+    cpu = health.cpu_percent
+    if cpu is not None and not 0 <= cpu <= _MAX_CPU:
+        raise ProtocolError("InstanceHealth", "cpu_percent", f"{cpu:g} is not 0 to {_MAX_CPU:g}")
+    return health
+
+
+def endpoint_of(host: str, port: int) -> str:
+    """``host:port``, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split_endpoint(endpoint: str) -> tuple[str, int]:
+    """The host, without brackets, and the port of an endpoint; raises ProtocolError."""
+    host, _, port = check_endpoint(endpoint).rpartition(":")
+    return host.strip("[]"), int(port)

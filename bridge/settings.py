@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct, field
 
-from bridge.errors import without_secret
+from bridge.errors import ProtocolError, without_secret
 from bridge.protocol import U8, U32
+from bridge.registration import check_metadata
 from bridge.subjects import DEFAULT_PREFIX, Subjects, is_name
 
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
@@ -52,6 +53,7 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     `memory_mib`, `env` and `port_map` are the defaults that a request's config overrides. `needs`
     are labels that a host must have to run it. With `fence` its instances end before the lease of
     a host that is cut off, so that what takes their slots over never runs beside them.
+    `registration` says who announces an instance to gateways: its ``box``, or it``self``.
     """
 
     command: Annotated[list[str], Meta(min_length=1)]
@@ -64,14 +66,19 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     metadata: dict[str, str] = field(default_factory=dict)
     needs: dict[str, str] = field(default_factory=dict)
     fence: bool = False
+    registration: str = "box"
     start_timeout: Interval = 60.0
     deregister_delay: Seconds = 1.0
     drain_timeout: Seconds = 30.0
     stop_grace: Seconds = 10.0
 
     def __post_init__(self) -> None:
-        if sum(len(key) + len(value) for key, value in self.metadata.items()) > 16 * 1024:
-            raise ValueError("metadata is larger than 16 KiB")
+        if self.registration not in ("box", "self"):
+            raise ValueError(f'registration = {self.registration!r} must be "box" or "self"')
+        try:
+            check_metadata(self.metadata)
+        except ProtocolError as exc:
+            raise ValueError(f"metadata: {exc.problem}") from exc
 
 
 class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -206,6 +213,22 @@ class Config(Struct, frozen=True, kw_only=True):
     @property
     def data_dir(self) -> Path:
         return Path(self.box.data_dir)
+
+
+class InstanceConfig(Struct, frozen=True, kw_only=True):
+    """What a Box hands an instance, by way of its environment; empty outside of any Box.
+
+    `host` is the Box's name, `address` where gateways reach this host. `announced` says that the
+    Box registers the instance, which then must not do so itself.
+    """
+
+    instance_id: str = ""
+    service: str = ""
+    host: str = ""
+    address: str = ""
+    port: int = 0
+    metadata: dict[str, str] = field(default_factory=dict)
+    announced: bool = False
 
 
 class NotifyConfig(Struct, frozen=True, kw_only=True):

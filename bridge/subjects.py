@@ -114,6 +114,15 @@ class Subjects(Struct, frozen=True, kw_only=True):
     def stats(self, host: str) -> str:
         return f"{self.prefix}.stats.{check_name('host', host)}"
 
+    # Dead letters.
+
+    @property
+    def all_dead(self) -> str:
+        return f"{self.prefix}.dead.*"
+
+    def dead(self, durable: str) -> str:
+        return f"{self.prefix}.dead.{check_name('durable', durable)}"
+
     # Streams and buckets.
 
     @property
@@ -123,6 +132,10 @@ class Subjects(Struct, frozen=True, kw_only=True):
     @property
     def registry_stream(self) -> str:
         return f"{self.prefix.upper()}_REGISTRY"
+
+    @property
+    def dead_stream(self) -> str:
+        return f"{self.prefix.upper()}_DEAD"
 
     @property
     def services_bucket(self) -> str:

@@ -7,10 +7,8 @@ from gateways by whoever took it, and by nobody else.
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable, Container
 from datetime import datetime
-from typing import Final
 
 from msgspec.structs import replace
 
@@ -20,15 +18,13 @@ from bridge.box.ledger import Ledger
 from bridge.box.model import Decision, FleetState, ServiceRecord, SlotRecord
 from bridge.box.placement import demand, unfit
 from bridge.box.planner import Me, avoiding
-from bridge.box.registry import Registry
 from bridge.bus.records import Record
+from bridge.bus.registry import Registry
+from bridge.ids import new_id
 from bridge.protocol import InstanceDeregistration
 from bridge.subjects import slot_key
 
 _log = logging.getLogger(__name__)
-
-_ID_LETTERS: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # none that people mix up
-_ID_LENGTH: Final = 10  # 50 bits: ids are never reused
 
 
 class Claims:
@@ -113,7 +109,7 @@ class Claims:
 
     def new_life(self, service: str) -> lifecycle.Life:
         """A life that begins now, with an id that no other instance has had."""
-        return lifecycle.begin(_new_id(service), service, self._clock())
+        return lifecycle.begin(new_id(service), service, self._clock())
 
     def _claim(self, service: str, record: ServiceRecord) -> SlotRecord:
         """A claim of this host's, with a new instance in it."""
@@ -139,9 +135,3 @@ class Claims:
         await self._registry.deregister(
             InstanceDeregistration(instance_id=lost.info.id, service=service, reason=reason)
         )
-
-
-def _new_id(service: str) -> str:
-    """``<service>-<random>``; it must be a subject token itself, so a long name is cut."""
-    letters = "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
-    return f"{service[: 63 - _ID_LENGTH - 1].rstrip('-')}-{letters}"

@@ -8,32 +8,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Final
 
 from bridge.box.adoption import rebuilt
 from bridge.box.endpoints import Endpoints
-from bridge.box.fence import FENCE_NEEDS, Fence
+from bridge.box.environment import handed
+from bridge.box.fence import Fence
 from bridge.box.fleet import Fleet
 from bridge.box.host import Lease, own_directory
 from bridge.box.instance import Surroundings
 from bridge.box.journal import Journal
 from bridge.box.journal_store import CUT_OFF, JOURNAL
 from bridge.box.ledger import Ledger
-from bridge.box.model import Demand, HostRecord, Offer, ServiceRecord
+from bridge.box.model import ServiceRecord
 from bridge.box.notices import Notices
+from bridge.box.offers import host_record, offers
 from bridge.box.outbox import Outbox
 from bridge.box.planner import Me
 from bridge.box.probes import Prober
 from bridge.box.readiness import Readiness, Streams
-from bridge.box.registry import Registry
+from bridge.box.reports import FRESH_SAMPLES, Reports
 from bridge.box.restorer import Restorer
 from bridge.box.runtimes.base import Runtime
 from bridge.box.runtimes.logs import instances_dir
 from bridge.box.runtimes.process import ProcessRuntime
-from bridge.box.runtimes.rules import fixed_port, refusal
 from bridge.box.sampler import Sampler
 from bridge.box.story import Teller
 from bridge.box.supervisor import Supervisor, Workshop
@@ -43,10 +43,11 @@ from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.bus.discovery import Description
 from bridge.bus.publisher import Publisher
+from bridge.bus.registry import Registry
 from bridge.bus.responder import Responder
-from bridge.errors import BusError, ConfigError
+from bridge.errors import BusError
 from bridge.observe import Metrics
-from bridge.protocol import ScaleConfig, format_time, now
+from bridge.protocol import format_time, now
 from bridge.settings import Config
 from bridge.tasks import task_scope
 from bridge.version import VERSION
@@ -55,41 +56,6 @@ _log = logging.getLogger(__name__)
 
 _PATIENCE: Final = 30.0  # seconds for the first connection, and for the first complete view
 _FLUSH_PATIENCE: Final = 5.0  # seconds for the last withdrawals when stopping
-
-
-def offers(config: Config) -> dict[str, Offer]:
-    """What this host offers to run. Raises ConfigError for what its runtime cannot honour."""
-    found = {}
-    for name, service in config.services.items():
-        defaults = ScaleConfig(
-            vcpus=service.vcpus,
-            memory_mib=service.memory_mib,
-            env=service.env,
-            port_map=service.port_map,
-        )
-        if why := refusal(config.box.runtime, defaults, cpus=cpus()):
-            raise ConfigError(f"[services.{name}]", why)
-        if service.fence and config.timing.lease - config.timing.heartbeat < FENCE_NEEDS:
-            raise ConfigError(
-                f"[services.{name}]",
-                f"fence = true needs a lease that is {FENCE_NEEDS:g} s longer than the heartbeat",
-            )
-        found[name] = Offer(
-            fixed_port=fixed_port(service.port_map),
-            needs=service.needs,
-            demand=Demand.of(service.vcpus, service.memory_mib),
-        )
-    return found
-
-
-def memory_mib() -> int:
-    """The memory of this host."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
-
-
-def cpus() -> int:
-    """The processors that this host's instances may use."""
-    return len(os.sched_getaffinity(0))
 
 
 class Box:
@@ -109,7 +75,7 @@ class Box:
         self.config = config
         self.metrics = metrics or Metrics()
         self._clock = clock
-        self._offers = offers(config)
+        self.offers = offers(config)
         self._ready = asyncio.Event()
         self._stop = asyncio.Event()
         self._parts: _Parts | None = None
@@ -158,7 +124,9 @@ class Box:
             )
             self._warn_of_address(connection)
             runtime = ProcessRuntime(
-                instances_dir(config.data_dir), config.box.port_range, config.environ
+                instances_dir(config.data_dir),
+                config.box.port_range,
+                config.environ | handed(config),
             )
             if self.drains:
                 stack.push_async_callback(runtime.end_all)
@@ -197,20 +165,6 @@ class Box:
         if self._parts is None or not self.ready:
             return "this Box is starting"
         return self._parts.why_not()
-
-    def host_record(self, host_id: str) -> HostRecord:
-        """What this host tells the fleet of itself."""
-        box = self.config.box
-        return HostRecord(
-            host_id=host_id,
-            runtime=box.runtime,
-            cpus=cpus(),
-            max_instances=box.max_instances,
-            services=self._offers,
-            labels=box.labels,
-            memory_mib=memory_mib(),
-            version=VERSION,
-        )
 
     def description(self, host_id: str) -> Description:
         """What `nats micro` shows of this Box."""
@@ -264,7 +218,7 @@ class _Parts:
         self._lease = Lease(
             self._fleet.hosts,
             host,
-            box.host_record(host_id),
+            host_record(config, box.offers, host_id),
             timing,
             lambda: self._notices.all(),  # noqa: PLW0108 (made below)
             fence := Fence(config.data_dir / "fence"),
@@ -294,11 +248,18 @@ class _Parts:
             connection.metrics,
         )
         self._notices = Notices(journal, self._outbox, connection.metrics, box.clock)
+        self._reports = Reports(
+            connection.metrics,
+            self._fleet.state.lives,
+            self._fleet.state.loads,
+            FRESH_SAMPLES * timing.sample,
+        )
         ledger = Ledger(self._fleet, timing.decide_timeout, box.clock)
         around = Surroundings(
             runtime=runtime,
             prober=prober,
             traffic=Traffic(prober),
+            reports=self._reports,
             address=config.box.address,
             idle_samples=timing.idle_samples,
             clock=box.clock,
@@ -333,7 +294,9 @@ class _Parts:
         await self._streams.restore()
         for view in fleet.views:
             tasks.create_task(view.run(), name=f"view-{view.bucket}")
-        await self._connection.listen(self._connection.subjects.all_stats, fleet.take_stats)
+        subjects = self._connection.subjects
+        await self._connection.listen(subjects.all_stats, fleet.take_stats)
+        await self._connection.listen(subjects.all_health, self._reports.take)
         await self._first_view()
         self._journal.state(CUT_OFF, "")
         await self._restorer.restore()

@@ -4,6 +4,9 @@ What the Box is about to do with it is on disk before it is done, and what came 
 after: whenever the Box is killed, its next life can go on from what is written. An instance that
 is to go is withdrawn from gateways first, goes on serving until they have let go of it, then
 until its requests are done, and only then is asked to end.
+
+An instance that registers itself is Ready as its probe says, like any other, and is withdrawn by
+its Box all the same: it may be past speaking for itself.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from msgspec import Struct
 from bridge.box import lifecycle
 from bridge.box.lifecycle import Life
 from bridge.box.probes import Prober
+from bridge.box.reports import Reports
 from bridge.box.runtimes.base import Exit, Handle, Runtime, Spec, Usage
 from bridge.box.story import Story
 from bridge.box.traffic import Traffic
@@ -33,7 +37,7 @@ from bridge.protocol import (
     InstanceRegistration,
     InstanceState,
 )
-from bridge.registration import HEALTHY_KEY
+from bridge.registration import HEALTHY_KEY, endpoint_of
 from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
@@ -44,6 +48,8 @@ _SLOWEST_PROBE: Final = 0.5
 _TELL_PATIENCE: Final = 5.0  # seconds to wait for an outage of the bus before draining goes on
 _LOOK: Final = 0.1  # seconds between looks at the requests in flight while draining
 
+_PASSES: Final = "the probe passes"
+
 _S = InstanceState
 
 
@@ -53,6 +59,7 @@ class Surroundings(Struct, frozen=True, kw_only=True):
     runtime: Runtime
     prober: Prober
     traffic: Traffic
+    reports: Reports
     address: str
     idle_samples: int
     clock: Callable[[], datetime]
@@ -71,12 +78,14 @@ class Instance:
         self.story = story
         self._spec = spec
         self._config = story.entry.service
+        self._speaks_for_itself = self._config.registration == "self"
         self._around = around
         self._handle = handle
         self._adopted = handle is not None
         self._leave = asyncio.Event()
         self._reason = ""
         self._ready_at: float | None = None
+        self._passes, self._why = self.life.info.health.healthy, _PASSES
         self.failure = ""
 
     # ── what others ask and order ────────────────────────────────────────────────────────
@@ -116,11 +125,17 @@ class Instance:
             self._leave.set()
 
     def sample(self, usage: Usage | None, inflight: int) -> InstanceHealth:
-        """Take over a load sample; returns the health to report."""
+        """Take over a load sample; returns the health to report. What the instance itself has
+        said of late wins over it.
+        """
+        self._judge()
+        report = self._around.reports.of(self.id)
+        said = report.health if report else InstanceHealth(inflight_requests=inflight)
+        cpu, memory = said.cpu_percent, said.memory_bytes
         health = InstanceHealth(
-            cpu_percent=usage.cpu_percent if usage else None,
-            memory_bytes=usage.memory_bytes if usage else None,
-            inflight_requests=inflight,
+            cpu_percent=usage.cpu_percent if usage and cpu is None else cpu,
+            memory_bytes=usage.memory_bytes if usage and memory is None else memory,
+            inflight_requests=said.inflight_requests,
         )
         life, event = lifecycle.sample(
             self.life, health, self._now(), idle_samples=self._around.idle_samples
@@ -143,6 +158,7 @@ class Instance:
                 await self._live()
         except InstanceError as exc:
             await self._fail(str(exc))
+        self._around.reports.forget(self.id)
         if self._handle is not None:
             self._around.runtime.forget(self._handle)
 
@@ -161,7 +177,10 @@ class Instance:
         if self.state is _S.DRAINING:
             await self._drain()
         if self.state is not _S.STOPPING:
-            self._step(_S.STOPPING, "" if self.story.entry.registered else self._reason)
+            drained = self.state is _S.DRAINING
+            self._step(_S.STOPPING, "" if drained else self._reason)
+            if not drained:
+                self._withdraw(self._reason)  # one that registers itself may have done so already
         await self.story.written()
         end = await self._around.runtime.stop(self._handle, self._config.stop_grace)
         self._step(_S.STOPPED, _ending(end, self._config.stop_grace))
@@ -221,7 +240,7 @@ class Instance:
 
     def _with_endpoint(self) -> Life:
         assert self._handle is not None
-        at = lifecycle.endpoint(self._around.address, self._handle.port)
+        at = endpoint_of(self._around.address, self._handle.port)
         return lifecycle.serve_at(self.life, at)
 
     async def _serve(self) -> None:
@@ -241,12 +260,20 @@ class Instance:
             await asyncio.sleep(probe.interval)
             problem = await self._around.prober.probe(probe, self._handle.port)
             failures = failures + 1 if problem else 0
-            if failures not in (0, probe.failures):
-                continue
-            why = problem or "the probe passes"
-            if judged := lifecycle.judge(self.life, not failures, self._now(), why):
-                self._tell(judged)
-                self._register()
+            if failures in (0, probe.failures):
+                self._passes, self._why = not failures, problem or _PASSES
+                self._judge()
+
+    def _judge(self) -> None:
+        """Whether it is healthy, as it says itself, else as its probe does."""
+        if self.state not in lifecycle.SERVING:
+            return
+        healthy, why = self._passes, self._why
+        if report := self._around.reports.of(self.id):
+            healthy, why = report.health.healthy, "the instance says so"
+        if judged := lifecycle.judge(self.life, healthy, self._now(), why):
+            self._tell(judged)
+            self._register()
 
     async def _drain(self) -> None:
         """Let gateways let go, then let requests end, but for `drain_timeout` seconds at most."""
@@ -257,14 +284,24 @@ class Instance:
                 await self.story.settled()
         if await self._ended_within(self._config.deregister_delay):
             return
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._config.drain_timeout
-        while (await self._around.traffic.inflight())[self._handle.port]:
-            if loop.time() >= deadline:
+        since = time.monotonic()
+        while await self._has_requests(since):
+            if time.monotonic() >= since + self._config.drain_timeout:
                 self._note(f"requests still in flight after {self._config.drain_timeout:g} s")
                 return
             if await self._ended_within(_LOOK):
                 return
+
+    async def _has_requests(self, since: float) -> bool:
+        """Whether requests are in flight. That there are none it may have said before the last one
+        came: only what it said after `since`, when gateways had let go, stands against the count.
+        """
+        assert self._handle is not None
+        connections = (await self._around.traffic.inflight())[self._handle.port]
+        report = self._around.reports.of(self.id)
+        if report is None:
+            return connections > 0
+        return report.health.inflight_requests > 0 or (connections > 0 and report.at < since)
 
     async def _ended_within(self, seconds: float) -> bool:
         """Whether the instance ended by itself; one that failed raises InstanceError."""
@@ -322,6 +359,8 @@ class Instance:
         self._around.see(life.info)
 
     def _register(self) -> None:
+        if self._speaks_for_itself:
+            return
         info = self.life.info
         assert info.endpoint is not None
         metadata = dict(self._config.metadata)
@@ -338,8 +377,8 @@ class Instance:
         )
 
     def _withdraw(self, reason: str) -> None:
-        """Have gateways let go of it, if they ever knew it."""
-        if not self.story.entry.registered:
+        """Have gateways let go of it, if they may know it."""
+        if not (self.story.entry.registered or self._speaks_for_itself):
             return
         info = self.life.info
         self.story.register(

@@ -56,11 +56,6 @@ def begin(instance_id: str, service: str, at: datetime) -> Life:
     return Life(info=info)
 
 
-def endpoint(address: str, port: int) -> str:
-    """``host:port``, with brackets around an IPv6 address."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
 def serve_at(life: Life, endpoint: str) -> Life:
     """The same life, serving at `endpoint` (``host:port``)."""
     return replace(life, info=replace(life.info, endpoint=endpoint))

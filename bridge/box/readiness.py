@@ -14,10 +14,10 @@ from bridge.box.fleet import Fleet
 from bridge.box.host import Lease
 from bridge.box.journal import Journal
 from bridge.box.journal_store import CUT_OFF
-from bridge.box.registry import Registry
 from bridge.box.restorer import Restorer
 from bridge.bus import topology
 from bridge.bus.connection import Connection
+from bridge.bus.registry import Registry
 from bridge.errors import BusError, StoreUnsuitable, TopologyMismatch
 from bridge.protocol import format_time
 from bridge.settings import Config

@@ -19,10 +19,10 @@ from bridge.box.lifecycle import ENDED, Life
 from bridge.box.model import SlotRecord
 from bridge.box.outbox import Outbox
 from bridge.box.planner import Me
-from bridge.box.registry import Registry
 from bridge.box.runtimes.identity import Identity
 from bridge.bus.connection import Connection
 from bridge.bus.records import Record, Records
+from bridge.bus.registry import Registry
 from bridge.errors import BusError, Conflict
 from bridge.protocol import (
     InstanceDeregistration,

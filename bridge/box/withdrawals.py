@@ -24,7 +24,7 @@ class Withdrawals:
         subjects = connection.subjects
         _, subject = subjects.all_registrations
         self._withdrawn = withdrawn
-        self._follower = Follower(connection, subjects.registry_stream, self, subject=subject)
+        self._follower = Follower(connection, subjects.registry_stream, self, subjects=[subject])
 
     async def run(self) -> None:
         await self._follower.run()

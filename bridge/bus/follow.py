@@ -14,8 +14,9 @@ import contextlib
 import enum
 import logging
 import time
-from datetime import datetime
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, Protocol
 
 import nats.errors
 from msgspec import Struct
@@ -55,27 +56,52 @@ class Sink(Protocol):
 
 
 class Start(enum.Enum):
-    """Where a Follower begins."""
+    """Where a reader begins. But for a SNAPSHOT, later runs go on where the last one ended."""
 
     SNAPSHOT = "the last message of each subject, again in each run"
-    NEXT = "the next message; later runs go on where the last one ended"
-    ALL = "the first message, again in each run"
+    NOW = "the next message to be stored"
+    FIRST = "the first message that is kept"
 
 
-_POLICIES: Final = {
-    Start.SNAPSHOT: DeliverPolicy.LAST_PER_SUBJECT,
-    Start.NEXT: DeliverPolicy.BY_START_SEQUENCE,
-    Start.ALL: DeliverPolicy.ALL,
-}
+class Checkpoint(Struct, frozen=True, kw_only=True):
+    """How far a reader has come: the stream sequence `position`, in the stream that was made at
+    `created`. Two streams of one name and age differ by that, whatever their sequences.
+    """
+
+    position: int
+    created: datetime
+
+
+Begin = Start | int | datetime | Checkpoint
+"""Where a reader begins; an int is the sequence of the first message to come, a time that of the
+oldest, a checkpoint what has been read already.
+"""
+
+
+class Reset(Struct, frozen=True, kw_only=True):
+    """The stream is not what it was: sequence `expected` should have come next, and reading goes on
+    with `next`.
+
+    `trimmed`: those from `expected` to `next` - 1 are no longer kept (where a reader filters, they
+    may all have been others' messages). `recreated`: the stream was made anew, or has lost its end,
+    and is read from its start; what it held from `expected` on is not known.
+    """
+
+    reason: Literal["trimmed", "recreated"]
+    expected: int
+    next: int
 
 
 class Position(Struct, frozen=True):
-    """Where in its stream and consumer a message is, as its reply subject says."""
+    """Where in its stream and consumer a message is, as its reply subject says, and for which time
+    it comes.
+    """
 
     consumer: str
     stream_seq: int
     consumer_seq: int
     time_ns: int
+    attempt: int = 1
 
 
 def parse_position(reply: str) -> Position | None:
@@ -85,18 +111,56 @@ def parse_position(reply: str) -> Position | None:
         return None
     if len(parts) >= 11:  # with domain and account hash
         parts = [*parts[:2], *parts[4:]]
-    if len(parts) < 9 or not all(part.isdigit() for part in parts[5:8]):
+    if len(parts) < 9 or not all(part.isdigit() for part in parts[4:8]):
         return None
-    return Position(parts[3], int(parts[5]), int(parts[6]), int(parts[7]))
+    return Position(parts[3], int(parts[5]), int(parts[6]), int(parts[7]), int(parts[4]))
+
+
+def find_reset(position: int, created: datetime | None, info: StreamInfo) -> Reset | None:
+    """What became of a stream that was read up to `position`, if that is not simply more.
+
+    `created` is when the stream was made that was read, None if that is not known.
+    """
+    first, last = max(info.state.first_seq, 1), info.state.last_seq
+    if (created is not None and info.created != created) or last < position:
+        return Reset(reason="recreated", expected=position + 1, next=first)
+    if first > position + 1:
+        return Reset(reason="trimmed", expected=position + 1, next=first)
+    return None
+
+
+def begin_at(start: Begin) -> dict[str, Any]:
+    """The settings of a consumer that begins there (for the bus package)."""
+    if isinstance(start, Checkpoint):
+        start = start.position + 1
+    if isinstance(start, int):
+        policy = DeliverPolicy.BY_START_SEQUENCE
+        return {"deliver_policy": policy, "opt_start_seq": max(start, 1)}
+    if isinstance(start, datetime):
+        return {
+            "deliver_policy": DeliverPolicy.BY_START_TIME,
+            "opt_start_time": start.astimezone(UTC),
+        }
+    return {"deliver_policy": DeliverPolicy.NEW if start is Start.NOW else DeliverPolicy.ALL}
+
+
+def filters(subjects: Sequence[str]) -> dict[str, Any]:
+    """The settings of a consumer that sees only these subjects (for the bus package)."""
+    if len(subjects) == 1:
+        return {"filter_subject": subjects[0]}
+    return {"filter_subjects": list(subjects)}
 
 
 class Follower:
     """Feeds `sink` from `stream` for as long as `run` runs. See the module.
 
-    `subject` filters. A stream that was re-created, or has lost its end (its last sequence
-    lies below the last one taken), is followed from its start. `began_ns` is when the current run
-    began, by the clock that stamps the messages; `current_until`, by the own monotonic clock, when
-    the last run that was complete proved itself for the last time.
+    `began_ns` is when the current run began, by the clock that stamps the messages;
+    `current_until`, by the own monotonic clock, when the last run that was complete proved itself
+    for the last time.
+
+    `subjects` filter. But for a SNAPSHOT, a stream that was re-created, or has lost its end (its
+    last sequence lies below the last one taken), is followed from its start, and `on_reset` is told
+    so, as it is of messages that are no longer kept.
     """
 
     def __init__(
@@ -105,32 +169,57 @@ class Follower:
         stream: str,
         sink: Sink,
         *,
-        start: Start = Start.SNAPSHOT,
-        subject: str = ">",
+        start: Begin = Start.SNAPSHOT,
+        subjects: Sequence[str] = (">",),
+        on_reset: Callable[[Reset], None] = lambda reset: None,
     ) -> None:
         self.stream = stream
         self.began_ns = 0
         self.current_until = time.monotonic()
-        self._position = 0
+        self.created: datetime | None = None
         self._connection = connection
         self._sink = sink
         self._start = start
-        self._subject = subject
-        self._created: datetime | None = None
+        self._subjects = subjects
+        self._on_reset = on_reset
+        self._position: int | None = None
+        if isinstance(start, int):
+            self._position = start - 1
+        elif isinstance(start, Checkpoint):
+            self._position, self.created = start.position, start.created
+        self._run: _Run | None = None
+        self._broken = asyncio.Event()
+        self._free = asyncio.Event()
+        self._free.set()
+
+    @property
+    def position(self) -> int:
+        """All up to this stream sequence was taken, or is not on the subjects."""
+        return (self._run.highest if self._run else 0) or self._position or 0
+
+    def hold(self) -> None:
+        """Take nothing more until `release`; then what follows the last message taken."""
+        self._free.clear()
+        self._broken.set()
+
+    def release(self) -> None:
+        """Go on after `hold`."""
+        self._free.set()
 
     async def run(self) -> None:
         """Follow until cancelled. Raises StoreUnsuitable where this user may not."""
         unwatch = self._connection.watch(self._on_connection)
-        self._broken = asyncio.Event()
         try:
             while True:
+                await self._free.wait()
                 await self._connection.wait_connected()
                 self._broken.clear()
-                run = _Run(self._connection, self._sink, self._broken)
+                self._run = run = _Run(self._connection, self._sink, self._broken)
                 try:
                     await self._begin(run)
                     await self._until_broken(run)
-                    self._connection.metrics.count("resync")
+                    if self._free.is_set():
+                        self._connection.metrics.count("resync")
                 except StoreUnsuitable:
                     raise
                 except BusError as exc:
@@ -140,6 +229,7 @@ class Follower:
                     run.over = True
                     self._position = run.highest or self._position
                     self.current_until = run.current_until or self.current_until
+                    self._run = None
                     self._sink.lost()
                     if run.listener is not None:
                         await run.listener.close()
@@ -154,9 +244,9 @@ class Follower:
         inbox = connection.new_inbox()
         js = connection.jetstream
         try:
-            if self._start is Start.NEXT:
+            if self._start is not Start.SNAPSHOT:
                 self._locate(await js.stream_info(self.stream))
-                run.highest = self._position
+                run.highest = self._position or 0
             run.listener = await connection.listen(inbox, run.handle)
             self._sink.begin()
             made = await js.add_consumer(self.stream, self._config(inbox, run.name))
@@ -170,24 +260,25 @@ class Follower:
         run.target(state.last_seq, empty=not state.messages)
 
     def _locate(self, info: StreamInfo) -> None:
-        """Where to go on: at the end in the first run, in a stream made anew at its start."""
-        last = info.state.last_seq
-        if self._created is None:
-            self._position = last
-        elif info.created != self._created or last < self._position:
-            self._position = 0
-        self._created = info.created
+        """Where to go on, and what is missing there."""
+        first, last = max(info.state.first_seq, 1), info.state.last_seq
+        before, self.created = self.created, info.created
+        if self._position is None and isinstance(self._start, Start):
+            self._position = last if self._start is Start.NOW else first - 1
+        if self._position is None:
+            return
+        reset = find_reset(self._position, before, info)
+        if reset is not None:
+            self._position = reset.next - 1
+            self._on_reset(reset)
 
     def _config(self, inbox: str, name: str) -> ConsumerConfig:
-        policy = _POLICIES[self._start]
+        snapshot = self._start is Start.SNAPSHOT
         return ConsumerConfig(
             name=name,
             deliver_subject=inbox,
-            filter_subject=self._subject,
-            deliver_policy=policy,
-            opt_start_seq=(
-                self._position + 1 if policy is DeliverPolicy.BY_START_SEQUENCE else None
-            ),
+            **filters(self._subjects),
+            **({"deliver_policy": DeliverPolicy.LAST_PER_SUBJECT} if snapshot else self._from()),
             ack_policy=AckPolicy.NONE,
             max_deliver=1,
             flow_control=True,
@@ -196,6 +287,12 @@ class Follower:
             num_replicas=1,
             inactive_threshold=10.0,
         )
+
+    def _from(self) -> dict[str, Any]:
+        """Nothing was taken yet of what is read from a time on, else the position is known."""
+        if self._position is None:
+            return begin_at(self._start)
+        return begin_at(self._position + 1)
 
     async def _until_broken(self, run: _Run) -> None:
         """Return when the run can no longer be trusted to be complete."""
@@ -276,6 +373,8 @@ class _Run:
         if int(last) != self._received:
             self._broken.set()
         elif not stalled:
+            passed = message.headers.get("Nats-Last-Stream", "")
+            self.highest = max(self.highest, int(passed) if passed.isdigit() else 0)
             self._finish()  # idle, and nothing missing: there is nothing more to come
 
     def _check_complete(self) -> None:
@@ -285,4 +384,5 @@ class _Run:
     def _finish(self) -> None:
         if not self._complete and self._last is not None:
             self._complete = True
+            self.highest = max(self.highest, self._last)
             self._sink.complete(self._last)

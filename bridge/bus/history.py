@@ -19,11 +19,11 @@ async def read(
 ) -> None:
     """Give every message that `stream` holds on `subject` to `take`, in order.
 
-    After a gap or an outage the reading begins anew, so `take` may get a message again. Raises
-    NoReply when the end was not reached within `timeout` seconds.
+    After an outage the reading goes on where it was; only from a stream that was made anew may
+    `take` get a message again. Raises NoReply when the end was not reached within `timeout` s.
     """
     past = _Past(take)
-    follower = Follower(connection, stream, past, start=Start.ALL, subject=subject)
+    follower = Follower(connection, stream, past, start=Start.FIRST, subjects=[subject])
     try:
         async with asyncio.timeout(timeout), task_scope() as tasks:
             tasks.create_task(follower.run(), name=f"history-{stream}")

@@ -52,6 +52,12 @@ class _Ack(Struct):
 _ACK: Final = msgspec.json.Decoder(_Ack)
 
 
+def api_subject(connection: Connection, call: str) -> str:
+    """Where JetStream takes this management call."""
+    domain = connection.settings.domain
+    return f"$JS.{domain}.API.{call}" if domain else f"$JS.API.{call}"
+
+
 async def store(
     connection: Connection,
     subject: str,

@@ -168,7 +168,7 @@ async def ensure(
         lifetimes=lifetimes,
         atomic=level >= _ATOMIC_API_LEVEL,
     )
-    return [str(config.name) for config in wanted if await _ensure_stream(connection, config)]
+    return [str(config.name) for config in wanted if await ensure_stream(connection, config)]
 
 
 async def api_level(connection: Connection) -> int:
@@ -210,8 +210,8 @@ async def _account_level(connection: Connection) -> int:
         raise mapped("JetStream", exc) from exc
 
 
-async def _ensure_stream(connection: Connection, config: StreamConfig) -> bool:
-    """Whether the stream had to be created."""
+async def ensure_stream(connection: Connection, config: StreamConfig) -> bool:
+    """Create the stream if it is missing; whether it was. Raises what `ensure` does."""
     name = str(config.name)
     found = await _call(connection, name, "info")
     if found is None:

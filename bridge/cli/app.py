@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cyclopts import App
 
-from bridge.cli import gateway_verbs, host_verbs
+from bridge.cli import gateway_verbs, host_verbs, instance_verbs
 from bridge.version import VERSION
 
 app = App(
@@ -34,6 +34,9 @@ for verb in (
     gateway_verbs.ps,
     gateway_verbs.events,
     gateway_verbs.routes,
+    gateway_verbs.timeline,
+    gateway_verbs.relay,
+    instance_verbs.register,
 ):
     app.command(verb)
 config_app.command(host_verbs.check)

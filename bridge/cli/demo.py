@@ -19,15 +19,17 @@ from msgspec import Struct
 
 from bridge.box.daemon import Box
 from bridge.box.lifecycle import NEXT
+from bridge.bus.follow import Reset
 from bridge.bus.server import EmbeddedServer
 from bridge.cli import DONE, FAILED, INTERRUPTED
+from bridge.cli.bars import bars
+from bridge.cli.lives import Lives
 from bridge.cli.output import event_text, out, print_json
-from bridge.cli.timeline import timeline
 from bridge.config import load
 from bridge.gateway.client import ScaleClient
 from bridge.gateway.events import Gap
 from bridge.observe import configure_logging
-from bridge.protocol import InstanceEvent, InstanceInfo, InstanceState
+from bridge.protocol import InstanceEvent, InstanceInfo, InstanceState, now
 from bridge.tasks import task_scope
 
 _SLOW = 4.0  # seconds that the slow requests take
@@ -116,7 +118,10 @@ class _Demo:
             return False
         self._say("\n[bold]The lives of the instances[/bold]")
         if not self._quiet:
-            for row in timeline(self.events, width=max(40, min(80, out.width - 20))):
+            lives = Lives(since=None, most=100)
+            for event in self.events:
+                lives.take(event)
+            for row in bars(lives.picture(now()), width=max(40, min(80, out.width - 20))):
                 out.print(row, no_wrap=True)
         self._say(f"\n[green]All {len(self.steps)} steps held[/green], ", end="")
         self._say(f"in {time.monotonic() - started:.1f} s.")
@@ -253,7 +258,7 @@ class _Demo:
             if said:
                 self._say(f"  [bright_black]{said}[/bright_black]")
 
-    def _take(self, event: InstanceEvent | Gap) -> None:
+    def _take(self, event: InstanceEvent | Gap | Reset) -> None:
         if isinstance(event, InstanceEvent):
             self.events.append(event)
             self._news.set()

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
+from bridge.errors import ConfigError
+
 NATS_GROUP = Group("Connection", sort_key=90)
 LOG_GROUP = Group("Logging", sort_key=95)
 
@@ -85,3 +87,14 @@ class HostFlags:
 
 
 Host = Annotated[HostFlags, Parameter(name="*")]
+
+
+def pairs(flag: str, given: list[str] | None) -> dict[str, str]:
+    """The KEY=VALUEs of a flag that may be given again; raises ConfigError for what is none."""
+    found = {}
+    for item in given or ():
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(flag, f"{item!r} must be KEY=VALUE")
+        found[key] = value
+    return found

@@ -1,67 +1,97 @@
-"""The lives of instances as bars over time, from their events."""
+"""`timeline`: what became of a service's instances, drawn from the events that are stored."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
-from bridge.cli.output import COLOURS
-from bridge.protocol import InstanceEvent, InstanceState
+from bridge.bus import history
+from bridge.bus.connection import Connection
+from bridge.bus.message import Message
+from bridge.cli import DONE
+from bridge.cli.bars import bars
+from bridge.cli.connect import connected
+from bridge.cli.events import parse_since
+from bridge.cli.lives import Lives, Picture
+from bridge.cli.output import err, out, print_json
+from bridge.cli.timeline_svg import svg
+from bridge.errors import ConfigError
+from bridge.gateway.event_filter import read_event
+from bridge.protocol import now
+from bridge.subjects import is_name
 
-_MARKS = {
-    InstanceState.CREATING: "·",
-    InstanceState.BOOTING: "░",
-    InstanceState.READY: "█",
-    InstanceState.BUSY: "▓",
-    InstanceState.DRAINING: "▒",
-    InstanceState.STOPPING: "▫",
-}
-_ENDS = {InstanceState.STOPPED: "■", InstanceState.FAILED: "✗"}
-
-
-def timeline(events: Iterable[InstanceEvent], *, width: int = 60) -> list[Text]:
-    """A row for each instance, in the order of their first events, and a legend.
-
-    `width` is how many letters the time from the first event to the last one takes.
-    """
-    lives: dict[str, list[InstanceEvent]] = {}
-    for event in events:
-        lives.setdefault(event.instance_id, []).append(event)
-    if not lives:
-        return [Text("no events")]
-    first = min(life[0].timestamp for life in lives.values())
-    last = max(life[-1].timestamp for life in lives.values())
-    span = max((last - first).total_seconds(), 0.001)
-    margin = max(map(len, lives))
-    rows = [
-        Text(f"{name:<{margin}} ").append_text(_bar(life, first, span, width))
-        for name, life in lives.items()
-    ]
-    scale = Text(f"{'':<{margin}} 0s{'':{width - 3 - len(f'{span:.1f}s')}} {span:.1f}s")
-    return [*rows, scale, _legend(margin)]
+_NARROW = 20  # letters of a bar, at least
 
 
-def _bar(life: list[InstanceEvent], first: datetime, span: float, width: int) -> Text:
-    def column(at: datetime) -> int:
-        return min(width - 1, int((at - first).total_seconds() / span * width))
+async def run_timeline(
+    service: str,
+    flags: Mapping[str, Any],
+    *,
+    since: str,
+    rows: int,
+    width: int | None,
+    file: Path | None,
+    timeout: float,
+    json: bool,
+) -> int:
+    """Draw what was stored since ``10m`` ago, say, or ``all``; into `file` if there is one."""
+    ago = parse_since(since)
+    if isinstance(ago, int):
+        raise ConfigError(
+            "--since", f"{since!r} is a sequence; say how long ago, as in 10m, or all"
+        )
+    lives = Lives(since=now() - ago if isinstance(ago, timedelta) else None, most=rows)
+    async with connected(flags, "timeline") as connection:
+        refused = await _read(connection, service, lives, timeout)
+    picture = lives.picture(now())
+    if refused:
+        err.print(Text(f"left out: {', '.join(f'{n} {why}' for why, n in refused.items())}"))
+    if file is not None:
+        _write(file, svg(picture, f"{service}: instances"))
+    if json:
+        print_json(picture)
+    elif file is None:
+        _print(picture, width)
+    else:
+        err.print(Text(f"{file}: {len(picture.lives)} instances of {service}"))
+    return DONE
 
-    bar = [Text(" ")] * width
-    for event, following in zip(life, [*life[1:], None], strict=True):
-        start = column(event.timestamp)
-        state = event.to_state
-        if state in _ENDS:
-            bar[start] = Text(_ENDS[state], style=COLOURS[state])
-        else:
-            end = width - 1 if following is None else column(following.timestamp)
-            for place in range(start, max(start, end) + 1):
-                bar[place] = Text(_MARKS[state], style=COLOURS[state])
-    return Text().join(bar)
+
+async def _read(
+    connection: Connection, service: str, lives: Lives, timeout: float
+) -> Mapping[str, int]:
+    """All that is stored of the service; what was refused of it, and how often."""
+    metrics, subjects = connection.metrics, connection.subjects
+
+    def take(message: Message) -> None:
+        event = read_event(message, metrics)
+        if event is not None and is_name(event.instance_id):
+            lives.take(event)
+        elif event is not None:
+            metrics.refuse("events", "not a name")
+
+    subject = subjects.events(service)
+    await history.read(connection, subjects.events_stream, subject, take, timeout=timeout)
+    return metrics.refusals()
 
 
-def _legend(margin: int) -> Text:
-    legend = Text(" " * (margin + 1))
-    for state, mark in {**_MARKS, **_ENDS}.items():
-        legend.append(mark, style=COLOURS[state]).append(f" {state}  ", style="bright_black")
-    return legend
+def _print(picture: Picture, width: int | None) -> None:
+    margin = max((len(life.instance_id) for life in picture.lives), default=0)
+    if width is None:
+        width = max(_NARROW, min(out.width, 120) - margin - 2)
+    for row in bars(picture, width=width):
+        out.print(row, no_wrap=True, crop=False)
+    if picture.left_out:
+        more = f"{picture.left_out} more that ended earlier: give --rows, or a shorter --since"
+        err.print(more, style="bright_black")
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise ConfigError("--svg", f"{file} cannot be written: {exc.strerror}") from exc

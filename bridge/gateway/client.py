@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Final
 
 from bridge.bus.connection import Connection
+from bridge.bus.follow import Begin, Start
 from bridge.bus.message import Message
 from bridge.config import load_nats
 from bridge.errors import (
@@ -28,6 +29,7 @@ from bridge.errors import (
     ScaleRefused,
     WaitTimeout,
 )
+from bridge.gateway.event_filter import Services
 from bridge.gateway.events import EventStream
 from bridge.protocol import (
     InstanceEvent,
@@ -163,10 +165,10 @@ class ScaleClient:
         )
 
     def events(
-        self, service: str | None = None
+        self, service: Services = None, *, start: Begin = Start.NOW
     ) -> contextlib.AbstractAsyncContextManager[EventStream]:
-        """The events of `service`, or of all, from now on: see `EventStream`."""
-        return EventStream.open(self.connection, service)
+        """The events of one service, of several, or of all, from `start` on: see `EventStream`."""
+        return EventStream.open(self.connection, service, start=start)
 
     async def wait_ready(
         self,

@@ -26,7 +26,7 @@ from bridge.protocol import (
     InstanceRegistration,
     decode,
 )
-from bridge.registration import check_endpoint, check_metadata
+from bridge.registration import check_endpoint, check_health, check_metadata
 from bridge.subjects import BOX_HOST, BOX_SEQ, is_name, last_token, parse_instance_subject
 
 _log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class RouteFeed:
             self.metrics.refuse("health", "too large")
             return
         try:
-            health = decode(InstanceHealth, message.data)
+            health = check_health(decode(InstanceHealth, message.data))
         except ProtocolError:
             self.metrics.refuse("health", "malformed")
             return
@@ -157,7 +157,7 @@ class _Registry:
         subjects = connection.subjects
         subject = ">" if service is None else subjects.registry_of(service)
         self.live = asyncio.Event()
-        self.follower = Follower(connection, subjects.registry_stream, self, subject=subject)
+        self.follower = Follower(connection, subjects.registry_stream, self, subjects=[subject])
         self._feed = feed
         self._lease = lease
         self._first = True
@@ -250,7 +250,7 @@ class _Events:
         subject = subjects.all_events if service is None else subjects.events(service)
         self.live = asyncio.Event()
         self.follower = Follower(
-            connection, subjects.events_stream, self, start=Start.NEXT, subject=subject
+            connection, subjects.events_stream, self, start=Start.NOW, subjects=[subject]
         )
         self._feed = feed
 

@@ -1,1 +1,5 @@
-"""For programs that run inside an instance: announcing themselves to gateways."""
+"""The side of the code that runs inside an instance: see `register`."""
+
+from bridge.instance.registration import Registration, register
+
+__all__ = ["Registration", "register"]

@@ -21,8 +21,8 @@ from bridge.protocol import InstanceEvent, InstancesResponse, ScaleResponse, dec
 from tests.boxes import boxed, gone, labelled
 from tests.support import PORTS, TIMING, eventually, listening, service_table
 
-VERBS = ["up", "box", "scale", "ps", "events", "routes", "logs", "config", "config check", "demo"]
-VERBS += ["version"]
+VERBS = ["up", "box", "scale", "ps", "events", "routes", "timeline", "relay", "register", "logs"]
+VERBS += ["config", "config check", "demo", "version"]
 
 
 class Finished:

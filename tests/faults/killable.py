@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -47,7 +48,8 @@ class Killable:
         self.process.kill()
         self.process.wait()
         for pid in self.pids():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # some end with those they belong to
+                os.kill(pid, signal.SIGKILL)
 
     def pids(self) -> set[int]:
         """All processes of its instances."""

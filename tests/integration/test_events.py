@@ -3,50 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from pathlib import Path
 
 import pytest
 
-from bridge import EventStream, Gap, InstanceEvent, InstanceState, ScaleClient
+from bridge import EventStream, Gap, InstanceEvent, InstanceState, Reset, ScaleClient
 from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.publisher import Publisher
 from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import Outgoing, store
+from bridge.bus.store import store
 from bridge.errors import NameRefused
-from bridge.protocol import encode, now
+from bridge.protocol import encode
 from tests.boxes import boxed
 from tests.support import ask, connect
+from tests.telling import tell, texts
 
 S = InstanceState
-_numbers = itertools.count(1)
+Told = InstanceEvent | Gap | Reset
 
 
-async def tell(connection: Connection, text: str, service: str = "web") -> None:
-    """Store an event that says `text`."""
-    event = InstanceEvent.transition("web-1", service, S.READY, S.READY).with_message(text)
-    outgoing = Outgoing(
-        subject=f"box.events.{service}",
-        data=encode(event),
-        headers={"Nats-Msg-Id": f"web-1.{next(_numbers)}"},
-        key="web-1",
-        at=event.timestamp,
-    )
-
-    async def restore() -> None:
-        await topology.ensure(connection)
-
-    await Publisher(connection, "BOX_EVENTS", 60.0, now, restore).publish([outgoing])
-
-
-async def read(stream: EventStream, count: int) -> list[InstanceEvent | Gap]:
+async def read(stream: EventStream, count: int) -> list[Told]:
     async with asyncio.timeout(15):
         return [await anext(stream) for _ in range(count)]
-
-
-def texts(events: list[InstanceEvent | Gap]) -> list[str]:
-    return [event.message if isinstance(event, InstanceEvent) else "gap" for event in events]
 
 
 async def test_every_event_from_the_opening_on_comes_once_and_in_order(
@@ -66,12 +43,13 @@ async def test_one_service_can_be_followed(server: EmbeddedServer) -> None:
         await topology.ensure(connection)
         async with EventStream.open(connection, "api") as stream:
             await tell(connection, "web 1")
-            await tell(connection, "api 1", "api")
+            await tell(connection, "api 1", service="api")
             await tell(connection, "web 2")
-            await tell(connection, "api 2", "api")
+            await tell(connection, "api 2", service="api")
             assert texts(await read(stream, 2)) == ["api 1", "api 2"]
         with pytest.raises(NameRefused):
-            EventStream(connection, "a.b", 10)
+            async with EventStream.open(connection, "a.b"):
+                pass
 
 
 async def test_a_box_is_followed_through_a_whole_life(
@@ -163,10 +141,11 @@ async def test_a_stream_that_is_made_anew_is_followed_from_its_start(
             await connection.jetstream.delete_stream("BOX_EVENTS")
             await topology.ensure(connection)
             await tell(connection, "anew")
-            assert texts(await read(stream, 1)) == ["anew"]
+            assert texts(await read(stream, 2)) == ["Reset", "anew"]
             # Made anew, and longer than before by the time that the reader looks.
             await connection.jetstream.delete_stream("BOX_EVENTS")
             await topology.ensure(connection)
             for number in range(3):
                 await tell(connection, f"again {number}")
-            assert texts(await read(stream, 3)) == [f"again {number}" for number in range(3)]
+            expected = ["Reset", *(f"again {number}" for number in range(3))]
+            assert texts(await read(stream, 4)) == expected

@@ -1,4 +1,4 @@
-"""A gateway in another language, by the wire contract alone."""
+"""A gateway and an instance in another language, by the wire contract alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from typing import Any
 
 import pytest
 
+from bridge.bus.message import Message
 from bridge.bus.server import EmbeddedServer
-from tests.boxes import boxed, serving
-from tests.support import eventually
+from bridge.protocol import (
+    InstanceDeregistration,
+    InstanceInfo,
+    InstanceRegistration,
+    InstanceState,
+    decode,
+)
+from tests.boxes import boxed, fetch, instances, serving
+from tests.support import Recorder, ask, eventually, service_table
 
 JS = Path(__file__).with_name("js")
 
@@ -86,3 +94,39 @@ async def test_a_javascript_client_scales_a_service_and_reads_its_events(
         assert len(draining) == 2
         assert len(await serving(gateway, "web", 1)) == 1
         await eventually(lambda: len(recorder.events) == 6 + 6)
+
+
+def told(recorder: Recorder, kind: str, instance_id: str) -> list[Message]:
+    subject = f"box.{kind}.web.{instance_id}"
+    return [message for message in recorder.messages if message.subject == subject]
+
+
+async def test_a_javascript_instance_registers_itself_and_reports_its_load(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    table = service_table(
+        "web",
+        command=[shutil.which("node"), str(JS / "instance.mjs"), "{port}"],
+        registration="self",
+        metadata={"zone": "a"},
+    )
+    async with boxed(server, tmp_path, table) as (gateway, recorder):
+        await ask(gateway, "web", 1)
+        [info] = await serving(gateway, "web", 1)
+        await eventually(lambda: len(told(recorder, "register", info.id)) >= 3)
+        for message in told(recorder, "register", info.id):
+            registration = decode(InstanceRegistration, message.data)
+            assert registration.endpoint == info.endpoint
+            assert registration.metadata == {"zone": "a", "runtime": "node"}
+        await fetch(info, "/hold?7")
+
+        async def busy() -> InstanceInfo | None:
+            [now] = await instances(gateway, "web")
+            return now if now.health.inflight_requests == 7 else None
+
+        assert (await eventually(busy)).state is InstanceState.BUSY
+        await fetch(info, "/hold?0")
+        await ask(gateway, "web", 0)
+        await recorder.reached(info.id, "Stopped")
+        [gone] = told(recorder, "deregister", info.id)
+        assert decode(InstanceDeregistration, gone.data).reason == "scaled down"

@@ -1,35 +1,181 @@
-"""The picture of lives over time."""
+"""The picture of lives over time, in letters and as SVG."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
+from xml.etree import ElementTree
 
-from bridge.cli.timeline import timeline
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.cli.bars import bars, length
+from bridge.cli.lives import Lives, Picture, printable
+from bridge.cli.timeline_svg import svg
 from bridge.protocol import InstanceEvent, InstanceState
 from tests.unit.fleets import AT
 
 S = InstanceState
+SVG = "{http://www.w3.org/2000/svg}"
 
 
-def event(name: str, from_state: S, to_state: S, seconds: float) -> InstanceEvent:
+def event(
+    name: str, from_state: S, to_state: S, seconds: float, message: str = ""
+) -> InstanceEvent:
     at = AT + timedelta(seconds=seconds)
-    return InstanceEvent.transition(name, "web", from_state, to_state, at=at)
+    step = InstanceEvent.transition(name, "web", from_state, to_state, at=at)
+    return step.with_message(message)
+
+
+def drawn(
+    events: Iterable[InstanceEvent], *, now: float, since: float | None = None, most: int = 50
+) -> Picture:
+    begin = None if since is None else AT + timedelta(seconds=since)
+    lives = Lives(since=begin, most=most)
+    for one in events:
+        lives.take(one)
+    return lives.picture(AT + timedelta(seconds=now))
+
+
+def parsed(text: str) -> ElementTree.Element:
+    return ElementTree.fromstring(text)  # noqa: S314, it is our own
+
+
+def rows(picture: Picture, width: int = 10) -> list[str]:
+    return [row.plain for row in bars(picture, width=width)]
+
+
+TWO = [
+    event("web-a", S.CREATING, S.BOOTING, 0),
+    event("web-b", S.CREATING, S.BOOTING, 5),
+    event("web-a", S.BOOTING, S.READY, 2),
+    event("web-a", S.READY, S.FAILED, 5, "exit code 3"),
+    event("web-b", S.BOOTING, S.READY, 10),
+]
 
 
 def test_each_instance_has_a_row_in_scale() -> None:
-    rows = timeline(
-        [
-            event("web-a", S.CREATING, S.BOOTING, 0),
-            event("web-b", S.CREATING, S.BOOTING, 5),
-            event("web-a", S.BOOTING, S.READY, 2),
-            event("web-a", S.READY, S.FAILED, 5),
-            event("web-b", S.BOOTING, S.READY, 10),
-        ],
-        width=10,
-    )
-    assert [row.plain for row in rows[:2]] == ["web-a ░░███✗    ", "web-b      ░░░░█"]
-    assert "10.0s" in rows[2].plain
+    shown = rows(drawn(TWO, now=10))
+    assert shown[:2] == ["web-a ░░███✗    ", "web-b      ░░░░█"]
+    assert "10.0s" in shown[2]
+    assert "web-a  exit code 3" in shown[3]
+
+
+def test_what_lives_runs_to_now_and_what_has_ended_does_not() -> None:
+    assert rows(drawn(TWO, now=20))[:2] == ["web-a ░█✗       ", "web-b   ░░░█████"]
+
+
+def test_all_that_has_ended_is_drawn_to_the_last_end() -> None:
+    ended = [*TWO[:1], *TWO[2:4]]
+    assert rows(drawn(ended, now=1000))[0] == "web-a ░░░░█████✗"
+
+
+def test_a_window_shows_what_was_there_and_how_it_was() -> None:
+    events = [
+        event("web-gone", S.CREATING, S.BOOTING, 0),
+        event("web-old", S.CREATING, S.BOOTING, 0),
+        event("web-gone", S.BOOTING, S.FAILED, 1),
+        event("web-old", S.BOOTING, S.READY, 2),
+        event("web-late", S.READY, S.BUSY, 105),  # its beginning is no longer stored
+    ]
+    picture = drawn(events, now=110, since=100)
+    assert rows(picture)[:2] == ["web-old  ██████████", "web-late █████▓▓▓▓▓"]
+    assert picture.left_out == 0
+
+
+def test_a_note_changes_no_state_and_is_kept() -> None:
+    events = [*TWO[:1], TWO[2], event("web-a", S.READY, S.READY, 5, "unhealthy: 500")]
+    picture = drawn(events, now=10)
+    assert rows(picture)[0] == "web-a ░░████████"
+    assert [note.message for note in picture.lives[0].notes] == ["unhealthy: 500"]
+
+
+def test_too_many_leave_out_those_that_ended_first_and_say_how_many() -> None:
+    crashes = [
+        event(f"web-{number}", state, to, number)
+        for number in range(30)
+        for state, to in ((S.CREATING, S.BOOTING), (S.BOOTING, S.FAILED))
+    ]
+    picture = drawn([event("web-alive", S.CREATING, S.BOOTING, 0), *crashes], now=60, most=5)
+    assert [life.instance_id for life in picture.lives] == [
+        "web-alive",
+        *(f"web-{number}" for number in range(26, 30)),
+    ]
+    assert picture.left_out == 26
+    assert "26 more that ended earlier" in svg(picture, "web")
+
+
+def test_a_clock_that_is_ahead_is_seen_whole() -> None:
+    picture = drawn(TWO, now=3)
+    assert picture.end == AT + timedelta(seconds=10)
 
 
 def test_no_events_are_no_picture() -> None:
-    assert [row.plain for row in timeline([])] == ["no events"]
+    assert rows(drawn([], now=0)) == ["no events"]
+    parsed(svg(drawn([], now=0), "web"))
+
+
+def test_what_a_peer_says_cannot_steer_the_terminal() -> None:
+    events = [*TWO[:1], event("web-a", S.BOOTING, S.FAILED, 5, "\x1b[2Jgone\r\n\u202eodd")]
+    text = "\n".join(rows(drawn(events, now=5)))
+    assert "\x1b" not in text
+    assert "�[2Jgone  �odd" in text
+    assert printable("x" * 400) == "x" * 300 + "…"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.04, "0.0s"), (59.94, "59.9s"), (90, "1m30s"), (3660, "1h01m"), (180000, "2d02h")],
+)
+def test_a_length_is_told_in_two_units(seconds: float, said: str) -> None:
+    assert length(seconds) == said
+
+
+# ── as SVG ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_svg_holds_each_span_in_scale_and_says_why_one_failed() -> None:
+    root = parsed(svg(drawn(TWO, now=10), "web: instances"))
+    bars_of = {
+        rect.findtext(f"{SVG}title"): (rect.get("class"), rect.get("width"))
+        for rect in root.iter(f"{SVG}rect")
+        if rect.find(f"{SVG}title") is not None
+    }
+    assert bars_of["web-a: booting"] == ("booting", "180")
+    assert bars_of["web-a: ready"] == ("ready", "270")
+    assert bars_of["web-b: booting"] == ("booting", "450")
+    [*_, why] = [path.findtext(f"{SVG}title") for path in root.iter(f"{SVG}path")]
+    assert why is not None
+    assert why.startswith("web-a: failed 2026-11-21T08:00:05Z exit code 3")
+    assert "prefers-color-scheme:dark" in svg(drawn(TWO, now=10), "web")
+    shown = [text.text for text in root.iter(f"{SVG}text")]
+    assert {"web: instances", "web-a", "web-b", *map(str, S)} <= set(shown)
+
+
+@given(message=st.text(), name=st.text(min_size=1, max_size=70))
+def test_nothing_that_a_peer_says_becomes_markup(message: str, name: str) -> None:
+    events = [
+        event(printable(name), S.CREATING, S.BOOTING, 0),
+        event(printable(name), S.BOOTING, S.BOOTING, 1, message),
+        event(printable(name), S.BOOTING, S.FAILED, 2, f"</title><script>{message}"),
+    ]
+    root = parsed(svg(drawn(events, now=2), message and "<b>"))
+    names = {element.tag.removeprefix(SVG) for element in root.iter()}
+    assert names <= {"svg", "title", "style", "rect", "text", "path", "circle"}
+
+
+def test_a_busy_week_takes_no_more_room_than_the_picture_has() -> None:
+    flaps = [event("web-a", S.CREATING, S.READY, 0)]
+    for number in range(1, 20_000):
+        states = (S.READY, S.BUSY) if number % 2 else (S.BUSY, S.READY)
+        flaps.append(event("web-a", *states, number * 30))
+    assert len(svg(drawn(flaps, now=600_000), "web")) < 250_000
+
+
+@pytest.mark.parametrize("seconds", [0.3, 5, 45, 600, 7200, 86400, 604800, 10**8])
+def test_the_axis_has_a_few_times_whatever_the_length(seconds: float) -> None:
+    events = [event("web-a", S.CREATING, S.BOOTING, 0)]
+    root = parsed(svg(drawn(events, now=seconds), "web"))
+    ticks = [text for text in root.iter(f"{SVG}text") if text.get("text-anchor") == "middle"]
+    assert 2 <= len(ticks) <= 9

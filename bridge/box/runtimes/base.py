@@ -8,6 +8,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from bridge.box.environment import handed_to
 from bridge.box.runtimes.identity import Identity
 from bridge.box.runtimes.rules import fixed_port
 from bridge.protocol import ScaleConfig
@@ -51,7 +52,7 @@ class Spec(Struct, frozen=True, kw_only=True):
             service=service,
             command=config.command,
             cwd=str(cwd / Path(config.cwd).expanduser()),
-            env=config.env | overrides.env,
+            env=config.env | overrides.env | handed_to(config),
             vcpus=config.vcpus if overrides.vcpus is None else overrides.vcpus,
             memory_mib=(
                 config.memory_mib if overrides.memory_mib is None else overrides.memory_mib

@@ -1,5 +1,7 @@
 """Keeping registrations alive: who takes traffic, told to gateways as a lease.
 
+A Box keeps those of its instances, an instance that registers itself its own.
+
 A registration is repeated every `registration_renew` seconds, and at once after a reconnect,
 with a time to live; a deregistration is sent until it is stored. An id that was deregistered is
 never registered again.
@@ -16,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 from bridge.bus.connection import Connection
 from bridge.bus.store import store
-from bridge.errors import BusError, CutOff, NoResponders
+from bridge.errors import BusError, CutOff, NoResponders, NotPermitted
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, encode
 from bridge.settings import Timing
 from bridge.subjects import BOX_HOST, MSG_TTL
@@ -31,9 +33,10 @@ T = TypeVar("T")
 
 
 class Registry:
-    """The registrations of one host's instances. `run` repeats what must be repeated.
+    """The registrations of one process. `run` repeats what must be repeated.
 
-    `restore` is awaited when the stream is gone (it lives in the server's memory).
+    `host` is where the instances run, "" if nobody said. `restore` is awaited when the stream is
+    gone (it lives in the server's memory). `denied` is why this NATS user may not register.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class Registry:
     ) -> None:
         self._connection = connection
         self._restore = restore
-        self._headers = {BOX_HOST: host}
+        self._headers = {BOX_HOST: host} if host else {}
         self._timing = timing
         self._registered: dict[str, InstanceRegistration] = {}
         self._due: dict[str, float] = {}
@@ -55,6 +58,7 @@ class Registry:
         self._anew = asyncio.Event()
         self._clear = asyncio.Event()
         self._clear.set()
+        self.denied: NotPermitted | None = None
 
     async def register(self, registration: InstanceRegistration) -> None:
         """Register, now and until it is withdrawn; a failure now is made good by `run`."""
@@ -66,12 +70,23 @@ class Registry:
     async def deregister(self, deregistration: InstanceDeregistration) -> None:
         """Withdraw for good; a failure now is made good by `run`."""
         instance_id = deregistration.instance_id
-        self._registered.pop(instance_id, None)
-        self._due.pop(instance_id, None)
-        self._gone.add(instance_id)
+        self.withdrawn(instance_id)
         self._leaving[instance_id] = deregistration
         self._clear.clear()
         await self._withdraw(deregistration)
+
+    def amend(self, registration: InstanceRegistration) -> None:
+        """Say something else of an instance that is registered; `run` does, at once."""
+        if registration.instance_id in self._registered:
+            self._registered[registration.instance_id] = registration
+            self._due[registration.instance_id] = 0.0
+            self._anew.set()
+
+    def withdrawn(self, instance_id: str) -> None:
+        """Somebody else has withdrawn the instance, for good: renew it no more."""
+        self._registered.pop(instance_id, None)
+        self._due.pop(instance_id, None)
+        self._gone.add(instance_id)
 
     def forget(self, instance_id: str) -> None:
         """The instance has ended and its withdrawal is stored: its id never comes back."""
@@ -109,7 +124,8 @@ class Registry:
         headers = {**self._headers, MSG_TTL: str(self._timing.registration_ttl)}
         started = time.monotonic()
         stored = await self._store(subject, encode(registration), headers)
-        if instance_id in self._registered:  # it may have been withdrawn meanwhile
+        # It may have been withdrawn meanwhile, or have something else to say.
+        if self._registered.get(instance_id) is registration:
             self._due[instance_id] = (
                 started + self._timing.registration_renew if stored else started
             )
@@ -137,6 +153,8 @@ class Registry:
         except BusError as exc:
             self._connection.metrics.count("registration_retry")
             _log.warning("storing %s failed, trying again: %s", subject, exc)
+            if isinstance(exc, NotPermitted):
+                self.denied = exc
             if isinstance(exc, NoResponders):
                 with contextlib.suppress(BusError):  # what no retry will mend ends the Box itself
                     await self._restore()

@@ -1,0 +1,64 @@
+"""What this host tells the fleet of itself: what it can run, and how much of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from bridge.box.fence import FENCE_NEEDS
+from bridge.box.model import Demand, HostRecord, Offer
+from bridge.box.runtimes.rules import fixed_port, refusal
+from bridge.errors import ConfigError
+from bridge.protocol import ScaleConfig
+from bridge.settings import Config
+from bridge.version import VERSION
+
+
+def host_record(config: Config, offered: Mapping[str, Offer], host_id: str) -> HostRecord:
+    """The host's record; `offered` is what `offers` found."""
+    box = config.box
+    return HostRecord(
+        host_id=host_id,
+        runtime=box.runtime,
+        cpus=cpus(),
+        max_instances=box.max_instances,
+        services=dict(offered),
+        labels=box.labels,
+        memory_mib=memory_mib(),
+        version=VERSION,
+    )
+
+
+def offers(config: Config) -> dict[str, Offer]:
+    """What this host offers to run. Raises ConfigError for what its runtime cannot honour."""
+    found = {}
+    for name, service in config.services.items():
+        defaults = ScaleConfig(
+            vcpus=service.vcpus,
+            memory_mib=service.memory_mib,
+            env=service.env,
+            port_map=service.port_map,
+        )
+        if why := refusal(config.box.runtime, defaults, cpus=cpus()):
+            raise ConfigError(f"[services.{name}]", why)
+        if service.fence and config.timing.lease - config.timing.heartbeat < FENCE_NEEDS:
+            raise ConfigError(
+                f"[services.{name}]",
+                f"fence = true needs a lease that is {FENCE_NEEDS:g} s longer than the heartbeat",
+            )
+        found[name] = Offer(
+            fixed_port=fixed_port(service.port_map),
+            needs=service.needs,
+            demand=Demand.of(service.vcpus, service.memory_mib),
+        )
+    return found
+
+
+def memory_mib() -> int:
+    """The memory of this host."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def cpus() -> int:
+    """The processors that this host's instances may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,88 @@
+"""What instances say of themselves on ``box.health``, for as long as it is news.
+
+An instance that reports its load knows it better than a Box that counts connections, and whether it
+is well better than a probe. What it said counts for ten samples; after that the Box's own count
+again. Each message costs a look at a mapping and a decode, and no more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Container, Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from bridge.box.lifecycle import ENDED
+from bridge.bus.message import Message
+from bridge.errors import ProtocolError
+from bridge.observe import Metrics
+from bridge.protocol import InstanceHealth, InstanceInfo, decode
+from bridge.registration import check_health
+
+FRESH_SAMPLES: Final = 10
+_MAX_SIZE: Final = 1024  # bytes; the four fields take a tenth of it
+_WHERE: Final = "health"
+
+
+class Report(Struct, frozen=True, gc=False):
+    """What an instance said, and when (monotonic seconds)."""
+
+    health: InstanceHealth
+    at: float
+
+
+class Reports:
+    """The newest report of each of this host's instances.
+
+    `mine` are those instances by id, `others` the ids that other hosts report: theirs are passed
+    over, for every Box hears them. `fresh` is for how many seconds a report counts.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        mine: Mapping[str, InstanceInfo],
+        others: Container[str],
+        fresh: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._metrics = metrics
+        self._mine = mine
+        self._others = others
+        self._fresh = fresh
+        self._clock = clock
+        self._reports: dict[str, Report] = {}
+
+    def take(self, message: Message) -> None:
+        """A report; one that is wrong, or of an instance that no Box knows, is counted."""
+        _, _, service, instance_id = message.subject.rsplit(".", 3)
+        info = self._mine.get(instance_id)
+        if info is None:
+            if instance_id not in self._others:
+                self._metrics.refuse(_WHERE, "unknown instance")
+        elif info.service != service:
+            self._metrics.refuse(_WHERE, "another service's instance")
+        elif info.state in ENDED:
+            self._metrics.refuse(_WHERE, "ended instance")
+        elif len(message.data) > _MAX_SIZE:
+            self._metrics.refuse(_WHERE, "too large")
+        else:
+            try:
+                health = check_health(decode(InstanceHealth, message.data))
+            except ProtocolError:
+                self._metrics.refuse(_WHERE, "malformed")
+            else:
+                self._reports[instance_id] = Report(health, self._clock())
+
+    def of(self, instance_id: str) -> Report | None:
+        """What the instance last said, None if that is too long ago."""
+        report = self._reports.get(instance_id)
+        if report is not None and self._clock() - report.at > self._fresh:
+            del self._reports[instance_id]
+            return None
+        return report
+
+    def forget(self, instance_id: str) -> None:
+        """The instance has ended."""
+        self._reports.pop(instance_id, None)

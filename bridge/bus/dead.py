@@ -1,0 +1,49 @@
+"""The stream of dead letters: what could not be handed on, kept for people to look at.
+
+It is made by whoever has the first to keep, not by Boxes. A full stream refuses (`discard: new`)
+instead of dropping its oldest: whoever stores here goes on trying, and says so.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+
+from bridge.bus.connection import Connection
+from bridge.bus.topology import DAY, api_level, ensure_stream
+from bridge.subjects import Subjects
+
+WINDOW: Final = DAY
+"""Seconds for which a dead letter that is stored again is known."""
+
+_MAX_AGE: Final = 30 * DAY
+_MAX_BYTES: Final = 256 * 1024**2  # which the server sets aside
+_MAX_SIZE: Final = 128 * 1024  # an event of 64 KiB, and what is said about it
+
+
+def dead_stream(subjects: Subjects, *, replicas: int = 1) -> StreamConfig:
+    """What must exist: 30 days, 256 MiB, in files. An operator may raise each."""
+    return StreamConfig(
+        name=subjects.dead_stream,
+        subjects=[subjects.all_dead],
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        max_age=_MAX_AGE,
+        max_bytes=_MAX_BYTES,
+        max_msgs=-1,
+        max_msgs_per_subject=-1,
+        max_msg_size=_MAX_SIZE,
+        duplicate_window=WINDOW,
+        num_replicas=replicas,
+        allow_direct=True,
+        allow_rollup_hdrs=False,
+    )
+
+
+async def ensure_dead_stream(connection: Connection) -> None:
+    """Create the stream if it is missing. Raises what `topology.ensure` does."""
+    await api_level(connection)
+    wanted = dead_stream(connection.subjects, replicas=connection.settings.replicas)
+    await ensure_stream(connection, wanted)

@@ -1,0 +1,68 @@
+"""Which events a reader wants, and what makes a message an event.
+
+Subjects hold the service, so the server itself leaves out other services' events. The state is in
+the payload alone: states are filtered here, after decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from bridge.bus.message import Message
+from bridge.errors import NameRefused, ProtocolError
+from bridge.observe import Metrics
+from bridge.protocol import InstanceEvent, InstanceState, decode
+from bridge.subjects import Subjects, check_name, last_token
+
+Services = str | Iterable[str] | None
+"""One service, several, or all (None)."""
+
+
+class EventFilter(Struct, frozen=True, kw_only=True):
+    """Events of these services (None: of all) that go to one of these states (None: to any).
+
+    A note belongs to the state that its instance is in.
+    """
+
+    services: frozenset[str] | None = None
+    states: frozenset[InstanceState] | None = None
+
+    @classmethod
+    def of(cls, service: Services, states: Iterable[InstanceState] | None) -> EventFilter:
+        """Raises NameRefused for a service that can have no subject, and where none is named."""
+        names = None if service is None else [service] if isinstance(service, str) else [*service]
+        if names is not None and not names:
+            raise NameRefused("service", "")
+        for name in names or ():
+            check_name("service", name)
+        return cls(
+            services=None if names is None else frozenset(names),
+            states=None if states is None else frozenset(states),
+        )
+
+    def takes(self, event: InstanceEvent) -> bool:
+        """Whether the reader wants `event`."""
+        return (self.states is None or event.to_state in self.states) and (
+            self.services is None or event.service in self.services
+        )
+
+    def subjects(self, subjects: Subjects) -> list[str]:
+        """What the server is asked for."""
+        if self.services is None:
+            return [subjects.all_events]
+        return sorted(map(subjects.events, self.services))
+
+
+def read_event(message: Message, metrics: Metrics) -> InstanceEvent | None:
+    """The event in `message`; None, and counted, where it holds none or lies about its service."""
+    try:
+        event = decode(InstanceEvent, message.data)
+    except ProtocolError:
+        metrics.refuse("events", "malformed")
+        return None
+    if event.service != last_token(message.subject):
+        metrics.refuse("events", "subject and payload disagree")
+        return None
+    return event

@@ -1,0 +1,194 @@
+"""Which event is sent next: in order for each instance, and patient with a receiver that fails.
+
+Each instance has a lane. One event of a lane is under way at a time, and the next one only when
+that is settled, so a failing event holds back its own instance and no other one. When the events of
+two instances or more fail and none succeeds in between, the receiver itself is out: then it is
+asked one event at a time, in turns, so that an outage uses up the attempts of few events.
+
+Pure: the time (in seconds of any clock) and the chance (0 to 1) are arguments.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from typing import Final, Generic, Protocol, TypeVar
+
+from msgspec import Struct
+
+from bridge.protocol import InstanceEvent
+
+_OUT: Final = 3  # failures with no success between them, after which it is called an outage
+
+
+class Item(Protocol):
+    """What the lanes need to know of a delivery."""
+
+    @property
+    def event(self) -> InstanceEvent: ...
+    @property
+    def box_seq(self) -> int: ...
+    @property
+    def seq(self) -> int: ...
+
+
+T = TypeVar("T", bound=Item)
+
+
+class Backoff(Struct, frozen=True, kw_only=True):
+    """Seconds before another attempt: `first`, doubled with each, `most` at most; half of it is
+    left to chance, so that many relays do not come back at once.
+    """
+
+    first: float = 1.0
+    most: float = 60.0
+
+    def delay(self, failures: int, chance: float) -> float:
+        """After so many failures in a row."""
+        whole = min(self.most, self.first * 2.0 ** min(failures - 1, 30))
+        return float(whole * (0.5 + chance / 2))
+
+
+class Held(Struct, Generic[T], eq=False):
+    """An event in a lane, and how often sending it has failed."""
+
+    item: T
+    failures: int = 0
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Its place in its lane: by Box-Seq, and by the stream's sequence where it has none."""
+        return self.item.box_seq, 0 if self.item.box_seq else self.item.seq
+
+
+class _Lane(Struct, Generic[T], eq=False):
+    name: str
+    events: list[Held[T]]
+
+
+class Lanes(Generic[T]):
+    """See the module. Each event that `next` gave out is answered by `settled` or `failed`."""
+
+    def __init__(self, backoff: Backoff) -> None:
+        self._backoff = backoff
+        self._lanes: dict[str, _Lane[T]] = {}
+        self._ready: deque[_Lane[T]] = deque()
+        self._later: list[tuple[float, int, _Lane[T]]] = []
+        self._turn = 0
+        self._under_way = 0
+        self._count = 0
+        self._hold_until = float("-inf")  # the receiver said so
+        self._probe_at = float("-inf")  # it is out
+        self._rounds = 0
+        self._failing: set[str] = set()
+        self._failures = 0
+
+    def __len__(self) -> int:
+        """How many events are held, those under way among them."""
+        return self._count
+
+    def __iter__(self) -> Iterator[Held[T]]:
+        """All that is held, in no order."""
+        for lane in self._lanes.values():
+            yield from lane.events
+
+    def __contains__(self, held: Held[T]) -> bool:
+        lane = self._lanes.get(held.item.event.instance_id)
+        return lane is not None and held in lane.events
+
+    @property
+    def out(self) -> bool:
+        """Whether the receiver seems to be out: nothing has succeeded for some failures."""
+        return self._failures >= _OUT or len(self._failing) > 1
+
+    def put(self, item: T) -> None:
+        """Hold one more event. The same one again (it was delivered twice) takes the place of the
+        first, for its acknowledgement is the one that the server waits for.
+        """
+        name = item.event.instance_id
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = _Lane(name, [])
+            self._ready.append(lane)
+        held = Held(item)
+        at = bisect.bisect_left(lane.events, held.place, key=lambda one: one.place)
+        if at < len(lane.events) and lane.events[at].place == held.place:
+            lane.events[at].item = item
+            return
+        lane.events.insert(at, held)
+        self._count += 1
+
+    def next(self, now: float) -> Held[T] | None:
+        """An event to be sent now, if there is one."""
+        while self._later and self._later[0][0] <= now:
+            self._ready.append(heapq.heappop(self._later)[2])
+        if not self._ready or now < self._gate or self._probing:
+            return None
+        self._under_way += 1
+        return self._ready.popleft().events[0]
+
+    def wait(self, now: float) -> float | None:
+        """Seconds until `next` may have one, as things stand; None if that needs other news."""
+        if self._probing or not (self._ready or self._later):
+            return None
+        due = now if self._ready else self._later[0][0]
+        return max(0.0, due - now, self._gate - now)
+
+    def settled(self, held: Held[T], *, succeeded: bool) -> None:
+        """The event is done with. `succeeded` says that the receiver answered."""
+        self._under_way -= 1
+        self._count -= 1
+        if succeeded:
+            self._recovered()
+        name = held.item.event.instance_id
+        lane = self._lanes[name]
+        lane.events.remove(held)
+        if lane.events:
+            self._ready.append(lane)
+        else:
+            del self._lanes[name]
+            self._failing.discard(name)
+
+    def failed(
+        self, held: Held[T], now: float, chance: float, retry_after: float | None = None
+    ) -> None:
+        """The event is to be sent again. `retry_after`: the receiver wants nothing, of any
+        instance, for so many seconds.
+        """
+        self._under_way -= 1
+        held.failures += 1
+        self._failures += 1
+        lane = self._lanes[held.item.event.instance_id]
+        self._failing.add(lane.name)
+        if retry_after is not None:
+            self._hold_until = max(self._hold_until, now + retry_after)
+        if len(self._failing) > 1:
+            if not self._under_way:
+                self._rounds += 1
+                self._probe_at = now + self._backoff.delay(self._rounds, chance)
+            self._ready.append(lane)
+        else:
+            self._turn += 1
+            due = now + self._backoff.delay(held.failures, chance)
+            heapq.heappush(self._later, (due, self._turn, lane))
+
+    @property
+    def _gate(self) -> float:
+        """Nothing is sent before."""
+        return max(self._hold_until, self._probe_at)
+
+    @property
+    def _probing(self) -> bool:
+        """Whether the receiver is out, and being asked."""
+        return len(self._failing) > 1 and self._under_way > 0
+
+    def _recovered(self) -> None:
+        """It answers: what waited because it was out need not wait any more."""
+        self._failures = self._rounds = 0
+        self._probe_at = float("-inf")
+        if len(self._failing) > 1:
+            self._ready.extend(lane for _, _, lane in self._later)
+            self._later.clear()
+        self._failing.clear()

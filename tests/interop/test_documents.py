@@ -1,0 +1,112 @@
+"""What docs/instances.md says to type and to configure does what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bridge import register
+from bridge.bus import topology
+from bridge.bus.server import EmbeddedServer
+from bridge.errors import NotPermitted
+from bridge.protocol import InstanceDeregistration, InstanceRegistration, decode
+from tests.support import Recorder, connect, eventually
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "instances.md").read_text()
+
+NATS = f"""#!{sys.executable}
+# In place of the nats CLI: `nats pub [-H NAME:VALUE] SUBJECT BODY`, and nothing else.
+import argparse, asyncio, os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from bridge.bus.connection import Connection
+from bridge.settings import NatsConfig
+
+parser = argparse.ArgumentParser(allow_abbrev=False)
+parser.add_argument("verb", choices=["pub"])
+parser.add_argument("-H", "--header", action="append", default=[])
+parser.add_argument("subject")
+parser.add_argument("body")
+given = parser.parse_args()
+
+async def publish():
+    settings = NatsConfig(url=os.environ["NATS_URL"])
+    async with Connection.open(settings, name="nats") as connection:
+        headers = dict(header.split(":", 1) for header in given.header)
+        connection.publish(given.subject, given.body.encode(), headers=headers)
+
+asyncio.run(publish())
+"""
+
+
+def block(kind: str) -> str:
+    """The one code block of this kind."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+    [text] = [text for language, text in blocks if language == kind]
+    return str(text)
+
+
+async def test_four_lines_of_shell_register_a_server_and_withdraw_it_when_it_ends(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    lines = block("sh").splitlines()
+    assert len(lines) == 4
+    program = tmp_path / "bin" / "nats"
+    program.parent.mkdir()
+    program.write_text(NATS)
+    program.chmod(0o755)
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+        recorder = await Recorder.listening(connection)
+        with subprocess.Popen(["sleep", "3600"]) as served:
+            (tmp_path / "server.pid").write_text(str(served.pid))
+            shell = await asyncio.create_subprocess_exec(
+                *("/bin/sh", "-c", "\n".join(lines).replace("sleep 10", "sleep 0.1")),
+                cwd=tmp_path,
+                env={"PATH": f"{program.parent}:/usr/bin:/bin", "NATS_URL": server.url},
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            await eventually(lambda: len(recorder.messages) >= 2, within=20)
+            served.kill()
+        assert await shell.wait() == 0
+        await eventually(lambda: ".deregister." in recorder.messages[-1].subject)
+        *announced, withdrawn = recorder.messages
+        told = decode(InstanceRegistration, announced[0].data)
+        assert (told.service, told.endpoint) == ("web", "10.0.0.5:8080")
+        assert {message.subject for message in announced} == {
+            f"box.register.web.{told.instance_id}"
+        }
+        assert {message.headers["Nats-TTL"] for message in announced} == {"30"}
+        gone = decode(InstanceDeregistration, withdrawn.data)
+        assert withdrawn.subject == f"box.deregister.web.{told.instance_id}"
+        assert (gone.instance_id, gone.reason) == (told.instance_id, "it has ended")
+
+
+async def test_the_permissions_let_an_instance_speak_for_its_service_alone(tmp_path: Path) -> None:
+    file = tmp_path / "nats.conf"
+    file.write_text(block("").replace("$BOX_PASSWORD", "b").replace("$WEB_PASSWORD", "w"))
+    async with (
+        EmbeddedServer(tmp_path / "nats", config=file) as server,
+        connect(server.url, user="box", password="b") as gateway,
+        connect(server.url, user="web", password="w") as connection,
+    ):
+        await topology.ensure(gateway)
+        recorder = await Recorder.listening(gateway)
+        reports: list[object] = []
+        await gateway.listen("box.health.web.*", reports.append)
+        await gateway.flush()
+        async with (
+            register(service="web", endpoint="a:1", connection=connection) as registration,
+            registration.request(),
+        ):
+            await eventually(lambda: reports)
+        await eventually(lambda: len(recorder.messages) == 2)
+        assert ".deregister.web." in recorder.messages[1].subject
+        with pytest.raises(NotPermitted):
+            async with register(service="api", endpoint="a:1", connection=connection):
+                pytest.fail("it was taken")

@@ -1,0 +1,87 @@
+"""What an HTTP answer means, and which endpoints there can be."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from bridge.errors import ConfigError
+from bridge.gateway.webhook import Verdict, check, judge, retry_after, shown
+
+NOW = datetime(2026, 11, 21, 8, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict"),
+    [
+        *((status, Verdict.TAKEN) for status in (200, 201, 202, 204, 299)),
+        *((status, Verdict.REFUSED) for status in (400, 401, 403, 404, 409, 410, 422, 499)),
+        *((status, Verdict.AGAIN) for status in (408, 425, 429, 500, 501, 502, 503, 504, 599)),
+        *((status, Verdict.AGAIN) for status in (300, 301, 302, 304, 307, 308)),
+    ],
+)
+def test_a_status_says_whether_it_is_worth_asking_again(status: int, verdict: Verdict) -> None:
+    assert judge(status).verdict is verdict
+
+
+def test_the_reason_tells_what_the_receiver_said() -> None:
+    assert judge(400, "no such thing").reason == "HTTP 400: no such thing"
+    assert "redirects are not followed" in judge(302).reason
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0),
+        (" 120 ", 120),
+        ("86400", 3600),
+        ("9" * 5000, 3600),
+        ("Sat, 21 Nov 2026 08:00:30 GMT", 30),
+        ("Sat, 21 Nov 2026 07:00:00 GMT", 0),
+        ("Sat, 21 Nov 2036 08:00:00 GMT", 3600),
+        ("", None),
+        ("soon", None),
+        ("-5", None),
+        ("1.5", None),
+        ("²", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(value: str, seconds: float | None) -> None:
+    assert retry_after(value, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "x", "ftp://host/", "http://", "http:///path", "http://h:99999/", "http://h/a b", "//h/"],
+)
+def test_a_url_that_cannot_be_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="not a URL"):
+        check(url, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("", "v"),
+        ("a b", "v"),
+        ("ce-id", "v"),
+        ("Content-Type", "v"),
+        ("X-A", "secret\r\nX-B: 1"),
+        ("X-A", "sécret"),
+    ],
+)
+def test_a_header_that_cannot_be_is_refused_without_showing_it(name: str, value: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check("https://example.com/", {name: value})
+    assert "cret" not in str(refused.value)
+
+
+def test_there_is_one_authorization_at_most() -> None:
+    check("https://me:pw@example.com/", {"X-A": "b"})
+    with pytest.raises(ConfigError, match="leave out the Authorization header"):
+        check("https://me:pw@example.com/", {"authorization": "Bearer b"})
+
+
+def test_what_a_url_hides_is_not_shown() -> None:
+    assert shown("https://me:pw@example.com:8443/in?token=x#y") == "https://example.com:8443/in"
