@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cli import demo
+from bridge.cli import demo, demo_host
 from tests.boxes import labelled
 from tests.e2e.test_cli import run, running
 
@@ -20,7 +20,7 @@ async def test_the_demo_holds_in_less_than_thirty_seconds_and_leaves_nothing(
     assert told.code == 0
     report = told.json
     assert report["ok"]
-    assert len(report["steps"]) == 8
+    assert len(report["steps"]) == 14
     assert all(step["ok"] for step in report["steps"])
     assert sum(step["seconds"] for step in report["steps"]) < 30
     assert {event["to_state"] for event in report["events"]} >= {"Failed", "Busy", "Stopped"}
@@ -46,8 +46,8 @@ async def test_a_demo_that_is_ended_early_leaves_nothing_and_claims_nothing(
 async def test_a_step_that_does_not_hold_fails_the_demo(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hasty = demo._CONFIG.replace("[services.api]", "drain_timeout = 0.2\n\n[services.api]")
-    monkeypatch.setattr(demo, "_CONFIG", hasty)
+    hasty = demo_host._CONFIG.replace("[services.api]", "drain_timeout = 0.2\n\n[services.api]")
+    monkeypatch.setattr(demo_host, "_CONFIG", hasty)
     monkeypatch.setattr(demo, "configure_logging", lambda level: None)  # it is this process's
     assert await demo.run_demo(keep=False, json=True) == 1
     report = json.loads(capsys.readouterr().out)
