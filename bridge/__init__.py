@@ -13,7 +13,10 @@ from bridge.errors import (
     BridgeError,
     ConnectFailed,
     CutOff,
+    DrainStuck,
+    DrainTimeout,
     NoBoxError,
+    OrderRefused,
     ProtocolError,
     RequestTimeout,
     ScaleCapped,
@@ -39,12 +42,15 @@ if TYPE_CHECKING:
     from bridge.bus.connection import Connection
     from bridge.gateway.client import ScaleClient
     from bridge.gateway.events import EventStream, Gap
+    from bridge.gateway.operator import Operator
 
 __all__ = [
     "BridgeError",
     "ConnectFailed",
     "Connection",
     "CutOff",
+    "DrainStuck",
+    "DrainTimeout",
     "EventStream",
     "Gap",
     "InstanceDeregistration",
@@ -54,6 +60,8 @@ __all__ = [
     "InstanceRegistration",
     "InstanceState",
     "NoBoxError",
+    "Operator",
+    "OrderRefused",
     "ProtocolError",
     "RequestTimeout",
     "ScaleCapped",
@@ -72,6 +80,7 @@ _LAZY = {
     "Connection": "bridge.bus.connection",
     "EventStream": "bridge.gateway.events",
     "Gap": "bridge.gateway.events",
+    "Operator": "bridge.gateway.operator",
     "ScaleClient": "bridge.gateway.client",
 }
 

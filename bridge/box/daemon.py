@@ -23,6 +23,7 @@ from bridge.box.journal_store import CUT_OFF, JOURNAL
 from bridge.box.ledger import Ledger
 from bridge.box.model import Demand, HostRecord, Offer, ServiceRecord
 from bridge.box.notices import Notices
+from bridge.box.operations import Operations
 from bridge.box.outbox import Outbox
 from bridge.box.planner import Me
 from bridge.box.probes import Prober
@@ -109,9 +110,11 @@ class Box:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def running(cls, config: Config) -> AsyncIterator[Box]:
+    async def running(
+        cls, config: Config, *, clock: Callable[[], datetime] = now
+    ) -> AsyncIterator[Box]:
         """A Box that is ready, and has stopped when the block is over."""
-        box = cls(config)
+        box = cls(config, clock=clock)
         async with task_scope() as tasks:
             work = tasks.create_task(box.run(), name="box")
             await box.wait_ready()
@@ -313,10 +316,9 @@ class _Parts:
         self._sampler = Sampler(
             connection, host, self._fleet, self._supervisor, around, config.data_dir, timing.sample
         )
-        endpoints = Endpoints(
-            connection, self._fleet, ledger, host, box.clock, self._readiness.why_not
-        )
-        self._responder = Responder(connection, box.description(host_id), endpoints.all())
+        told = (connection, self._fleet, ledger, host, box.clock, self._readiness.why_not)
+        answers = [*Endpoints(*told).all(), *Operations(*told).all()]
+        self._responder = Responder(connection, box.description(host_id), answers)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Streams, views, what the last life left, lease, then work; requests come last."""

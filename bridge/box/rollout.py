@@ -108,6 +108,17 @@ def failed(
     return _stepped(record, sorted(members), rollout, at, host, stopped)
 
 
+def resumed(
+    service: str, fleet: FleetState, why: str, *, at: datetime, host: str
+) -> ServiceRecord | None:
+    """The record with its stopped rollout ready to go on; None if there is none."""
+    record = fleet.services.get(service)
+    if record is None or record.rollout is None or not record.rollout.stopped:
+        return None
+    fresh = Rollout(config=record.config_id)
+    return _stepped(record, record.slots, fresh, at, host, f"rollout: goes on for {why}")
+
+
 def _stepped(
     record: ServiceRecord,
     slots: list[int],
