@@ -22,6 +22,7 @@ from tests.boxes import boxed, gone, labelled
 from tests.support import TIMING, eventually, listening, service_table
 
 VERBS = ["up", "box", "scale", "ps", "events", "logs", "config", "config check", "demo", "version"]
+VERBS += ["hosts", "cordon", "drain", "uncordon", "rebalance", "history", "plan"]
 
 
 class Finished:
@@ -142,6 +143,9 @@ async def test_every_verb_has_help_that_says_what_it_does(verb: str, tmp_path: P
         (["logs", "a.b"], "is not a name"),
         (["box", "--on-exit", "stay"], "leave"),
         (["ps", "--local", "--watch"], "looks once"),
+        (["cordon", "*"], "is not a name"),
+        (["drain"], "HOST"),
+        (["plan", "web", "-1"], "Must be >= 0"),
     ],
 )
 async def test_wrong_usage_is_told_and_exits_with_2(

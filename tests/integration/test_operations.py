@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,7 +21,7 @@ from bridge.bus.server import EmbeddedServer
 from bridge.errors import NameRefused
 from bridge.operations import Fate, Host
 from bridge.protocol import InstanceState, decode, now
-from tests.boxes import instances, serving
+from tests.boxes import gated, instances, serving
 from tests.support import TIMING, Recorder, ask, box_config, connect, eventually, service_table
 
 S = InstanceState
@@ -208,13 +207,6 @@ async def test_a_drain_that_is_called_off_leaves_what_was_there_and_nothing_more
         assert await fleet.placed() == before
         record = await service_record(fleet.gateway)
         assert (len(record.slots), record.rollout) == (1, None)
-
-
-def gated(door: Path, otherwise: str) -> str:
-    """A service that serves where there is a `door` when it starts."""
-    serve = f'exec {sys.executable} -m http.server --bind 127.0.0.1 "$PORT"'
-    script = f"test -e {door} && {serve}; {otherwise}"
-    return service_table("web", command=["sh", "-c", script])
 
 
 async def service_record(gateway: Connection, service: str = "web") -> ServiceRecord:
