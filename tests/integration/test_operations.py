@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -398,3 +399,41 @@ async def test_a_box_that_is_cut_off_from_the_others_state_answers_no_operator(
         box._parts._fleet.orders.lost()  # as in a resync
         answer = json.loads((await fleet.gateway.request("box.hosts", b"")).data)
         assert answer["error"].startswith("not ready: ")
+
+
+async def test_replies_larger_than_max_payload_are_cut_and_say_so(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Fleet.of(server, tmp_path, "box-a", "box-b") as fleet:
+        for count in (1, 2, 3, 4, 3, 4, 3, 4):
+            await ask(fleet.gateway, "web", count)
+        whole = await fleet.operator.history("web")
+        assert len(whole.entries) == 8
+        monkeypatch.setattr(Connection, "max_payload", property(lambda self: 1800))
+        assert [host.name for host in await fleet.operator.hosts()] == ["box-a", "box-b"]
+        cut = await fleet.operator.history("web")
+        assert 0 < len(cut.entries) < 8
+        assert (cut.entries, cut.omitted) == (whole.entries[cut.omitted :], 8 - len(cut.entries))
+        plan = await fleet.operator.plan("web", 20)
+        assert len(plan.hosts) == 2
+        assert len(plan.slots) + plan.omitted == 20
+        assert plan.omitted
+
+
+async def test_two_drains_at_once_do_not_count_on_the_same_room(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    names = ("box-a", "box-b", "box-c")
+    async with Fleet.of(server, tmp_path, *names, max_instances=2) as fleet:
+        await fleet.run(3)  # one each: any one host can be emptied, or even two of them in turn
+        await fleet.operator.cordon("box-c")  # and now one of the others, but not both
+
+        async def drained(name: str) -> bool:
+            try:
+                await fleet.operator.drain(name, wait=False)
+            except OrderRefused:
+                return False
+            return True
+
+        given = await asyncio.gather(*map(drained, ("box-a", "box-b")))
+        assert sorted(given) == [False, True]
