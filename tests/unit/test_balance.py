@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -94,10 +95,12 @@ def test_labels_and_fixed_ports_are_respected() -> None:
     assert balance(spread(hosts, web=[4, 0], api=[1, 1])).moves == []
 
 
-def test_nothing_moves_to_where_it_would_get_less_than_it_should() -> None:
+@pytest.mark.parametrize("memory", [(8000, 500), (500, 500)])
+def test_nothing_moves_to_where_it_would_get_less_than_it_should(memory: tuple[int, int]) -> None:
+    offer = {"web": Offer(demand=Demand(memory_mib=600))}
     hosts = {
-        name: replace(item, services={"web": Offer(demand=Demand(memory_mib=600))}, memory_mib=size)
-        for (name, item), size in zip(two().items(), (8000, 500), strict=True)
+        name: replace(item, services=offer, memory_mib=size)
+        for (name, item), size in zip(two().items(), memory, strict=True)
     }
     assert balance(spread(hosts, web=[4, 0])).moves == []
 
