@@ -13,8 +13,11 @@ from bridge.errors import (
     BridgeError,
     ConnectFailed,
     CutOff,
+    DrainStuck,
+    DrainTimeout,
     NoBoxError,
     NoRoute,
+    OrderRefused,
     ProtocolError,
     RequestTimeout,
     ScaleCapped,
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from bridge.gateway.durable import Delivery, DurableEvents
     from bridge.gateway.events import EventStream, Gap
     from bridge.gateway.hub import EventHub
+    from bridge.gateway.operator import Operator
     from bridge.gateway.relay import Relay, RelayConfig
     from bridge.gateway.route import Delete, Put, Resync, Route
     from bridge.gateway.routes import RouteTable
@@ -56,6 +60,8 @@ __all__ = [
     "CutOff",
     "Delete",
     "Delivery",
+    "DrainStuck",
+    "DrainTimeout",
     "DurableEvents",
     "EventHub",
     "EventStream",
@@ -68,6 +74,8 @@ __all__ = [
     "InstanceState",
     "NoBoxError",
     "NoRoute",
+    "Operator",
+    "OrderRefused",
     "ProtocolError",
     "Put",
     "Registration",
@@ -101,6 +109,7 @@ _LAZY = {
     "EventHub": "bridge.gateway.hub",
     "EventStream": "bridge.gateway.events",
     "Gap": "bridge.gateway.events",
+    "Operator": "bridge.gateway.operator",
     "Put": "bridge.gateway.route",
     "Registration": "bridge.instance.registration",
     "Relay": "bridge.gateway.relay",

@@ -25,18 +25,21 @@ carries its data as attributes, and its message says what to do about it::
     │   └── InstanceError         one instance could not be made or reached
     │       └── PortTaken         another process listens on the instance's port
     ├── NoRoute                   no instance of the service takes traffic
-    └── ScaleError                a scale request did not do what was asked
+    └── ScaleError                a request did not do what was asked
         ├── NoBoxError            nobody answers on the scale subject
         ├── RequestTimeout        asked, no answer: the outcome is unknown
         ├── ScaleRefused          a Box said no: nothing was changed
         ├── ScaleCapped           a Box took a lower target than was asked
-        └── WaitTimeout           taken, but not Ready in time
+        ├── WaitTimeout           taken, but not Ready in time
+        ├── OrderRefused          a Box said no to an operator: nothing was changed
+        ├── DrainStuck            the order stands, but a host's instances cannot be replaced
+        └── DrainTimeout          the order stands, but the host is not empty in time
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -275,11 +278,11 @@ class NoRoute(BridgeError):
 
 
 class ScaleError(BridgeError):
-    """A scale request did not do what was asked."""
+    """A request did not do what was asked."""
 
 
 class NoBoxError(ScaleError):
-    """Nobody answers on the scale subject. Nothing was changed."""
+    """Nobody answers on the subject. Nothing was changed."""
 
     def __init__(self, subject: str, denied: str = "") -> None:
         cure = denied or ("start one with `box-bridge box`, or check the NATS URL and the prefix")
@@ -335,3 +338,39 @@ class WaitTimeout(ScaleError):
         self.wanted = wanted
         self.timeout = timeout
         self.last_failure = last_failure
+
+
+class OrderRefused(ScaleError):
+    """A Box refused an operator's order or question: nothing was changed."""
+
+
+class DrainStuck(ScaleError):
+    """A host is being drained, but replacements keep failing; `stuck` says why, by service."""
+
+    def __init__(self, host: str, left: int, stuck: Mapping[str, str]) -> None:
+        listed = "; ".join(f"{service}: {why}" for service, why in sorted(stuck.items()))
+        super().__init__(
+            f"{host} still has {left} instances: {listed}. Mend it and drain again, which goes on "
+            f"from here, or `box-bridge uncordon {host}`"
+        )
+        self.host = host
+        self.left = left
+        self.stuck = stuck
+
+
+class DrainTimeout(ScaleError):
+    """A host that is being drained still has `left` instances; the order stands. `short` counts
+    those, by service, for which the other hosts have no room.
+    """
+
+    def __init__(self, host: str, left: int, timeout: float, short: Mapping[str, int]) -> None:
+        listed = ", ".join(f"{count} of {service}" for service, count in sorted(short.items()))
+        why = f"; no host has room for {listed}" if listed else ""
+        super().__init__(
+            f"{host} still has {left} instances after {timeout:g} s{why}. The drain goes on; "
+            f"`box-bridge uncordon {host}` ends it"
+        )
+        self.host = host
+        self.left = left
+        self.timeout = timeout
+        self.short = short

@@ -71,6 +71,22 @@ class Subjects(Struct, frozen=True, kw_only=True):
         return f"{self.prefix}.instances"
 
     @property
+    def hosts(self) -> str:
+        return f"{self.prefix}.hosts"
+
+    @property
+    def admin(self) -> str:
+        return f"{self.prefix}.admin"
+
+    @property
+    def history(self) -> str:
+        return f"{self.prefix}.history"
+
+    @property
+    def plan(self) -> str:
+        return f"{self.prefix}.plan"
+
+    @property
     def queue(self) -> str:
         """The queue group in which every Box answers requests."""
         return self.prefix

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ from bridge.protocol import (
     decode,
     encode,
 )
-from tests.support import Recorder, box_config, connect, eventually
+from tests.support import Recorder, box_config, connect, eventually, service_table
 
 S = InstanceState
 
@@ -44,6 +45,13 @@ async def boxed(
 async def instances(gateway: Connection, service: str = "") -> list[InstanceInfo]:
     message = await gateway.request("box.instances", encode(InstancesRequest(service=service)))
     return decode(InstancesResponse, message.data).instances
+
+
+def gated(door: Path, otherwise: str) -> str:
+    """A service `web` that serves if there is a `door` when it starts, else does `otherwise`."""
+    serve = f'exec {sys.executable} -m http.server --bind 127.0.0.1 "$PORT"'
+    script = f"test -e {door} && {serve}; {otherwise}"
+    return service_table("web", command=["sh", "-c", script])
 
 
 async def serving(gateway: Connection, service: str, count: int) -> list[InstanceInfo]:

@@ -72,11 +72,7 @@ def decide(asked: Asked, fleet: FleetState) -> Verdict:
     """The verdict on `asked`. Never raises on account of what the request says."""
     request = asked.request
     if asked.expires_at is not None and asked.expires_at <= asked.at:
-        error = (
-            f"request: expired at {format_time(asked.expires_at)}: it is {format_time(asked.at)} "
-            f"at Box {asked.host}; ask anew, or set the clock"
-        )
-        return refuse(request, fleet, error)
+        return refuse(request, fleet, expired(asked.expires_at, asked.at, asked.host))
     try:
         check_name("service", request.service)
     except NameRefused as exc:
@@ -95,6 +91,14 @@ def decide(asked: Asked, fleet: FleetState) -> Verdict:
             return refuse(request, fleet, _unknown(request.service, fleet))
         return refuse(request, fleet, f"config: {why_not[max(why_not)]}")
     return _grant(asked, fleet, record, config, able)
+
+
+def expired(expires_at: datetime, at: datetime, host: str) -> str:
+    """What is told to who asks too late; the clients know it by its start."""
+    return (
+        f"request: expired at {format_time(expires_at)}: it is {format_time(at)} "
+        f"at Box {host}; ask anew, or set the clock"
+    )
 
 
 def refuse(request: ScaleRequest, fleet: FleetState, error: str) -> Verdict:

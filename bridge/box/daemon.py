@@ -25,6 +25,7 @@ from bridge.box.ledger import Ledger
 from bridge.box.model import ServiceRecord
 from bridge.box.notices import Notices
 from bridge.box.offers import host_record, offers
+from bridge.box.operations import Operations
 from bridge.box.outbox import Outbox
 from bridge.box.planner import Me
 from bridge.box.probes import Prober
@@ -82,9 +83,11 @@ class Box:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def running(cls, config: Config) -> AsyncIterator[Box]:
+    async def running(
+        cls, config: Config, *, clock: Callable[[], datetime] = now
+    ) -> AsyncIterator[Box]:
         """A Box that is ready, and has stopped when the block is over."""
-        box = cls(config)
+        box = cls(config, clock=clock)
         async with task_scope() as tasks:
             work = tasks.create_task(box.run(), name="box")
             await box.wait_ready()
@@ -283,10 +286,9 @@ class _Parts:
         self._sampler = Sampler(
             connection, host, self._fleet, self._supervisor, around, config.data_dir, timing.sample
         )
-        endpoints = Endpoints(
-            connection, self._fleet, ledger, host, box.clock, self._readiness.why_not
-        )
-        self._responder = Responder(connection, box.description(host_id), endpoints.all())
+        told = (connection, self._fleet, ledger, host, box.clock, self._readiness.why_not)
+        answers = [*Endpoints(*told).all(), *Operations(*told).all()]
+        self._responder = Responder(connection, box.description(host_id), answers)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Streams, views, what the last life left, lease, then work; requests come last."""

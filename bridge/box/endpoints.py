@@ -103,14 +103,7 @@ class Endpoints:
 
     def _asked(self, request: ScaleRequest, message: Message) -> Asked:
         """The request with what its headers say; raises ProtocolError for what they must not."""
-        if message.malformed:
-            raise ProtocolError("headers", "", "malformed: each must be a line `Name: value`")
-        headers, expires_at = message.headers, None
-        if expires := headers.get(EXPIRES_AT):
-            try:
-                expires_at = parse_time(expires)
-            except ProtocolError as exc:
-                raise ProtocolError("header", EXPIRES_AT, exc.problem) from exc
+        headers, expires_at = message.headers, expiry(message)
         trace = headers.get(TRACEPARENT, "")
         return Asked(
             request=request,
@@ -202,6 +195,19 @@ class Endpoints:
             for service, record in records
             if record is not None and record.rollout is not None and record.rollout.stopped
         }
+
+
+def expiry(message: Message) -> datetime | None:
+    """From when on the request must have no effect; raises ProtocolError for malformed headers."""
+    if message.malformed:
+        raise ProtocolError("headers", "", "malformed: each must be a line `Name: value`")
+    expires = message.headers.get(EXPIRES_AT)
+    if not expires:
+        return None
+    try:
+        return parse_time(expires)
+    except ProtocolError as exc:
+        raise ProtocolError("header", EXPIRES_AT, exc.problem) from exc
 
 
 class _Hint(Struct):

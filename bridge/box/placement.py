@@ -12,7 +12,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from datetime import datetime
 
-from bridge.box.model import Demand, FleetState, HostRecord, ServiceRecord
+from bridge.box.model import (
+    NOTHING,
+    Demand,
+    FleetState,
+    HostRecord,
+    ServiceRecord,
+    SlotRecord,
+)
 from bridge.box.runtimes.rules import fixed_port, refusal
 from bridge.protocol import ScaleConfig
 
@@ -75,51 +82,79 @@ def place(
     """Which host should take each of the `free` slots at `at`; those for which there is no room
     are not in the result.
     """
-    board = _Board(service, fleet, record)
+    board = Board(service, fleet, record, Spare(fleet))
     placed: dict[int, str] = {}
     for slot in sorted(free):
-        avoided = {item.host for item in record.avoid if item.slot == slot and item.until > at}
-        if best := board.best(avoided):
+        if best := board.best(avoided(record, slot, at)):
             placed[slot] = best
             board.take(best)
     return placed
 
 
-class _Board:
-    """How much each host has left while slots of one service are being placed."""
+def avoided(record: ServiceRecord, slot: int, at: datetime) -> set[str]:
+    """The hosts that `slot` must not be placed on at `at`."""
+    return {item.host for item in record.avoid if item.slot == slot and item.until > at}
 
-    def __init__(self, service: str, fleet: FleetState, record: ServiceRecord) -> None:
+
+class Spare:
+    """What each host has left, and what its instances are to have, while slots are being placed;
+    boards of several services may share one.
+    """
+
+    def __init__(self, fleet: FleetState) -> None:
+        self.room = {name: room(name, host, fleet) for name, host in fleet.hosts.items()}
+        self.reserved = {name: fleet.reserved.get(name, NOTHING) for name in fleet.hosts}
+
+
+class Board:
+    """Where slots of one service can go while they are being placed."""
+
+    def __init__(
+        self, service: str, fleet: FleetState, record: ServiceRecord, spare: Spare
+    ) -> None:
         self._hosts, _ = able_hosts(service, fleet, record.config)
-        self._room = {name: room(name, host, fleet) for name, host in self._hosts.items()}
+        self._spare = spare
         self._needs = {
             name: demand(record.config, host, service) for name, host in self._hosts.items()
         }
-        self._reserved = {name: fleet.reserved.get(name, Demand()) for name in self._hosts}
         self._fixed = {
             name for name, host in self._hosts.items() if host_port(record.config, host, service)
         }
         self._own = Counter(claim.host for claim in fleet.slots_of(service).values())
-        for name in self._own.keys() & self._fixed:
-            self._room[name] = 0  # the port is taken
 
-    def best(self, avoided: Collection[str]) -> str:
+    def best(self, avoided: Collection[str] = ()) -> str:
         """The host that should take the next slot; "" if there is none."""
-        fit = (name for name, left in self._room.items() if left > 0 and name not in avoided)
+        fit = (name for name in self._hosts if self.left(name) > 0 and name not in avoided)
         return min(fit, key=self._rank, default="")
+
+    def left(self, name: str) -> int:
+        """How many more instances of the service the host may take; none beside one whose port is
+        fixed.
+        """
+        if name in self._fixed:
+            return 0 if self._own[name] else min(1, self._spare.room[name])
+        return self._spare.room[name]
 
     def take(self, name: str) -> None:
         """The host takes a slot."""
         self._own[name] += 1
-        self._room[name] = 0 if name in self._fixed else self._room[name] - 1
-        self._reserved[name] = self._reserved[name].plus(self._needs[name])
+        self._spare.room[name] -= 1
+        self._spare.reserved[name] = self._spare.reserved[name].plus(self._needs[name])
 
-    def _rank(self, name: str) -> tuple[bool, int, int, str]:
-        return not self._fits(name), -self._room[name], self._own[name], name
+    def give_back(self, claim: SlotRecord) -> None:
+        """The host of `claim`, which lives, has it no more."""
+        name = claim.host
+        self._own[name] -= 1
+        self._spare.room[name] += 1
+        self._spare.reserved[name] = self._spare.reserved[name].plus(claim.demand, -1)
 
-    def _fits(self, name: str) -> bool:
+    def fits(self, name: str) -> bool:
         """Whether what the instance is to have is there; a wish to 0, or of 0, is none."""
-        host, then = self._hosts[name], self._reserved[name].plus(self._needs[name])
+        host, then = self._hosts[name], self._spare.reserved[name].plus(self._needs[name])
         return (then.vcpus <= host.cpus or not self._needs[name].vcpus) and (
             not (host.memory_mib and self._needs[name].memory_mib)
             or then.memory_mib <= host.memory_mib
         )
+
+    def _rank(self, name: str) -> tuple[bool, int, int, str]:
+        return not self.fits(name), -self._spare.room[name], self._own[name], name

@@ -78,7 +78,7 @@ class Drain(Struct, frozen=True, kw_only=True):
 
 
 class Release(Struct, frozen=True, kw_only=True):
-    """Delete the claim of `slot`: it is in no set, and nothing runs in it."""
+    """Delete the claim of `slot`: nothing runs in it, and it is in no set, or for another host."""
 
     slot: int
 
@@ -109,11 +109,29 @@ def plan(
     for slot in record.slots:
         claim = slots.get(slot)
         if claim is not None and me.holds(claim) and _is_due(local.get(slot), now):
-            gives_up = _keeps_failing(local.get(slot)) and _has_alternative(
-                service, fleet, record, slot, me, at
-            )
-            actions.append(GiveUp(slot=slot) if gives_up else Make(slot=slot))
+            actions.append(_again(service, fleet, record, slot, me, local.get(slot), at))
     return actions + _to_take(service, fleet, record, me, local, at)
+
+
+def _again(
+    service: str,
+    fleet: FleetState,
+    record: ServiceRecord,
+    slot: int,
+    me: Me,
+    mine: Local | None,
+    at: datetime,
+) -> Action:
+    """What becomes of a slot of `me` in which nothing lives: another instance, unless another host
+    should have it, as this one is to be empty, or instances keep failing here.
+    """
+    order = fleet.orders.get(me.host)
+    drained = order is not None and order.draining and (mine is None or mine.settled)
+    if not (drained or _keeps_failing(mine)):
+        return Make(slot=slot)
+    if not _has_alternative(service, fleet, record, slot, me, at):
+        return Make(slot=slot)
+    return Release(slot=slot) if drained else GiveUp(slot=slot)
 
 
 def remake(

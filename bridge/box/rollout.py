@@ -37,7 +37,7 @@ def outdated(service: str, fleet: FleetState) -> list[int]:
         for slot in record.slots
         if _living(there := slots.get(slot))
         and there is not None
-        and (_differs(record, there) or slot in record.moves or _drained(fleet, there))
+        and (_differs(record, there) or _must_move(record, fleet, slot, there))
     ]
 
 
@@ -56,8 +56,10 @@ def next_step(service: str, fleet: FleetState, *, at: datetime, host: str) -> Se
     old = outdated(service, fleet)
     rollout = record.rollout
     if not old:
-        done = rollout is not None or record.moves
-        return _stepped(record, record.slots, None, at, host, "rollout done") if done else None
+        if rollout is None and not record.moves:
+            return None
+        kept = _without_surplus(service, fleet, record)
+        return _stepped(record, kept, None, at, host, "rollout done")
     if rollout is not None and rollout.stopped:
         return None
     members = set(record.slots)
@@ -68,7 +70,7 @@ def next_step(service: str, fleet: FleetState, *, at: datetime, host: str) -> Se
     if not waiting and len(members) > record.target:
         members -= set(idlest(fleet, service, old, 1))
         note = "rollout: an outdated instance goes"
-    elif not waiting and _room(service, fleet, record):
+    elif not waiting and _room(service, fleet, record, old, at):
         members |= set(fleet.free_slots(service, 1, beside=members))
         note = "rollout: a replacement comes"
     else:
@@ -106,6 +108,17 @@ def failed(
     return _stepped(record, sorted(members), rollout, at, host, stopped)
 
 
+def resumed(
+    service: str, fleet: FleetState, why: str, *, at: datetime, host: str
+) -> ServiceRecord | None:
+    """The record with its stopped rollout ready to go on; None if there is none."""
+    record = fleet.services.get(service)
+    if record is None or record.rollout is None or not record.rollout.stopped:
+        return None
+    fresh = Rollout(config=record.config_id)
+    return _stepped(record, record.slots, fresh, at, host, f"rollout: goes on for {why}")
+
+
 def _stepped(
     record: ServiceRecord,
     slots: list[int],
@@ -124,8 +137,16 @@ def _stepped(
     )
 
 
-def _room(service: str, fleet: FleetState, record: ServiceRecord) -> bool:
-    """Whether some host can take an extra instance beside all that is promised."""
+def _room(
+    service: str, fleet: FleetState, record: ServiceRecord, old: list[int], at: datetime
+) -> bool:
+    """Whether some host can take an extra instance: for one that is to leave its host, wherever
+    it would be placed; else beside all that is promised.
+    """
+    slots = fleet.slots_of(service)
+    if any(_must_move(record, fleet, slot, slots[slot]) for slot in old):
+        extra = fleet.free_slots(service, 1, beside=set(record.slots))
+        return bool(place(service, fleet, record, extra, at=at))
     able, _ = able_hosts(service, fleet, record.config)
     if any(host_port(record.config, host, service) for host in able.values()):
         return False
@@ -145,9 +166,20 @@ def _makes_room(service: str, fleet: FleetState, claim: SlotRecord) -> bool:
     return order.forced if order is not None and order.draining else claim.host in able
 
 
-def _drained(fleet: FleetState, claim: SlotRecord) -> bool:
+def _must_move(record: ServiceRecord, fleet: FleetState, slot: int, claim: SlotRecord) -> bool:
+    """Whether the instance is to be replaced on another host, whatever its config."""
     order = fleet.orders.get(claim.host)
-    return order is not None and order.draining
+    return slot in record.moves or (order is not None and order.draining)
+
+
+def _without_surplus(service: str, fleet: FleetState, record: ServiceRecord) -> list[int]:
+    """The set without the extra slot of a rollout that ended early, as when a drain is called
+    off: of those that do not serve yet, if there are any.
+    """
+    slots, surplus = fleet.slots_of(service), len(record.slots) - record.target
+    idle = [slot for slot in record.slots if not _serving(fleet, slots.get(slot))]
+    gone = idlest(fleet, service, idle if len(idle) >= surplus else record.slots, max(surplus, 0))
+    return sorted(set(record.slots) - set(gone))
 
 
 def _homeless(

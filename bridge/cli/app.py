@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cyclopts import App
 
-from bridge.cli import gateway_verbs, host_verbs, instance_verbs
+from bridge.cli import fleet_verbs, gateway_verbs, host_verbs, instance_verbs
 from bridge.version import VERSION
 
 app = App(
@@ -37,6 +37,13 @@ for verb in (
     gateway_verbs.timeline,
     gateway_verbs.relay,
     instance_verbs.register,
+    fleet_verbs.hosts,
+    fleet_verbs.cordon,
+    fleet_verbs.drain,
+    fleet_verbs.uncordon,
+    fleet_verbs.rebalance,
+    fleet_verbs.history,
+    fleet_verbs.plan,
 ):
     app.command(verb)
 config_app.command(host_verbs.check)

@@ -52,11 +52,17 @@ def state_text(state: InstanceState) -> Text:
     return Text(str(state), style=COLOURS[state])
 
 
+def plain_table(*columns: str) -> Table:
+    """A table without lines, as all verbs print them."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    for name in columns:
+        table.add_column(name, no_wrap=True)
+    return table
+
+
 def instances_table(seen: InstancesResponse) -> Table:
     """The instances as `ps` shows them."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    for name in ("ID", "SERVICE", "STATE", "HOST", "ENDPOINT"):
-        table.add_column(name, no_wrap=True)
+    table = plain_table("ID", "SERVICE", "STATE", "HOST", "ENDPOINT")
     for name in ("AGE", "CPU", "MEM", "REQS"):
         table.add_column(name, justify="right", no_wrap=True)
     at = now()

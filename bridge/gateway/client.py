@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Final
@@ -19,16 +18,13 @@ from bridge.bus.follow import Begin, Start
 from bridge.bus.message import Message
 from bridge.config import load_nats
 from bridge.errors import (
-    CutOff,
-    NoBoxError,
-    NoReply,
-    NoResponders,
     RequestTimeout,
     ScaleCapped,
     ScaleError,
     ScaleRefused,
     WaitTimeout,
 )
+from bridge.gateway.asking import Question, new_request_id
 from bridge.gateway.event_filter import Services
 from bridge.gateway.events import EventStream
 from bridge.protocol import (
@@ -53,14 +49,9 @@ from bridge.subjects import (
     check_name,
 )
 
-RESEND: Final = 1.0  # seconds until an unanswered request is sent again
 _PAGE: Final = 500  # instances asked for at once
 _FIRST_LOOK: Final = 0.02  # seconds after an event: the records follow the events closely
 _POLL: Final = 1.0  # seconds between looks, at most, should no event say more
-_COMEBACK: Final = 10.0  # seconds after an outage in which Boxes may not be back yet
-_AGAIN_AFTER: Final = 0.25  # seconds before asking those again who could not answer
-_AGAIN: Final = ("Busy", "not ready")  # refusals that another moment, or another Box, may lift
-_EXPIRED: Final = "expired"  # what a Box says of a request that came too late
 _LOOK: Final = 5.0  # seconds for one look at the instances
 _SERVING: Final = (InstanceState.READY, InstanceState.BUSY)
 
@@ -129,7 +120,7 @@ class ScaleClient:
         if dry_run:
             headers[DRY_RUN] = "true"
         deadline = asyncio.get_running_loop().time() + limit
-        question = _Question(
+        question = Question(
             self._subjects.scale, encode(request), deadline, limit, headers, request.request_id
         )
         response = await self._ask_to_scale(question)
@@ -191,54 +182,22 @@ class ScaleClient:
 
     # ── asking ───────────────────────────────────────────────────────────────────────────
 
-    async def _ask_to_scale(self, question: _Question) -> ScaleResponse:
-        while True:
-            response = decode(ScaleResponse, (await self._ask(question)).data)
-            error = response.error or ""
-            if response.accepted or not error.startswith((*_AGAIN, _EXPIRED)):
-                return response
-            if error.startswith(_EXPIRED) or not await _pause(_AGAIN_AFTER, question.deadline):
-                if question.unanswered:
-                    raise question.timed_out()  # no Box looked whether the first had an effect
-                return response
+    async def _ask_to_scale(self, question: Question) -> ScaleResponse:
+        return await question.answered(
+            self.connection, ScaleResponse, lambda answer: None if answer.accepted else answer.error
+        )
 
     async def _page(
         self, service: str, offset: int, deadline: float, limit: float
     ) -> InstancesResponse:
         body = encode(InstancesRequest(service=service, offset=offset, limit=_PAGE))
-        question = _Question(self._subjects.instances, body, deadline, limit)
-        while True:
-            page = decode(InstancesResponse, (await self._ask(question)).data)
-            if page.error is None:
-                return page
-            if not page.error.startswith(_AGAIN) or not await _pause(_AGAIN_AFTER, deadline):
-                raise ScaleError(page.error)
-
-    async def _ask(self, question: _Question) -> Message:
-        """The answer, asked for every second until the deadline."""
-        subject, deadline = question.subject, question.deadline
-        loop = asyncio.get_running_loop()
-        while (left := deadline - loop.time()) > 0:
-            try:
-                return await self.connection.request(
-                    subject, question.body, headers=question.headers, timeout=min(RESEND, left)
-                )
-            except NoReply:
-                question.unanswered = True
-            except NoResponders as exc:
-                # After an outage Boxes come back a moment later than this client may.
-                if not question.unanswered and self.connection.back_for() > _COMEBACK:
-                    raise NoBoxError(subject) from exc
-                await asyncio.sleep(min(_AGAIN_AFTER, left))
-            except CutOff:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(deadline):
-                        await self.connection.wait_connected()
-                if not (question.unanswered or self.connection.connected):
-                    raise
-        if not question.unanswered:
-            raise NoBoxError(subject)
-        raise question.timed_out()
+        question = Question(self._subjects.instances, body, deadline, limit)
+        page = await question.answered(
+            self.connection, InstancesResponse, lambda answer: answer.error
+        )
+        if page.error is not None:
+            raise ScaleError(page.error)
+        return page
 
     # ── waiting ──────────────────────────────────────────────────────────────────────────
 
@@ -288,30 +247,6 @@ class ScaleClient:
             await listener.close()
 
 
-class _Question:
-    """What is asked, until when, and whether it was sent `unanswered`: with unknown effect."""
-
-    def __init__(
-        self,
-        subject: str,
-        body: bytes,
-        deadline: float,
-        limit: float,
-        headers: dict[str, str] | None = None,
-        request_id: str = "",
-    ) -> None:
-        self.subject = subject
-        self.body = body
-        self.deadline = deadline
-        self.headers = headers
-        self.unanswered = False
-        self._limit = limit
-        self._request_id = request_id
-
-    def timed_out(self) -> RequestTimeout:
-        return RequestTimeout(self.subject, self._limit, self._request_id)
-
-
 class _Goal:
     """What a wait waits for: `count` is how many shall be Ready, for the error.
 
@@ -335,17 +270,3 @@ def _settled(target: int) -> _Goal:
 
 def _serving(seen: InstancesResponse) -> int:
     return sum(info.state in _SERVING for info in seen.instances)
-
-
-async def _pause(seconds: float, deadline: float) -> bool:
-    """Wait, unless the deadline comes first; whether it does not."""
-    left = deadline - asyncio.get_running_loop().time()
-    if left <= seconds:
-        return False
-    await asyncio.sleep(seconds)
-    return True
-
-
-def new_request_id() -> str:
-    """An id that no other request has."""
-    return secrets.token_hex(8)

@@ -23,6 +23,7 @@ from tests.support import PORTS, TIMING, eventually, listening, service_table
 
 VERBS = ["up", "box", "scale", "ps", "events", "routes", "timeline", "relay", "register", "logs"]
 VERBS += ["config", "config check", "demo", "version"]
+VERBS += ["hosts", "cordon", "drain", "uncordon", "rebalance", "history", "plan"]
 
 
 class Finished:
@@ -144,6 +145,9 @@ async def test_every_verb_has_help_that_says_what_it_does(verb: str, tmp_path: P
         (["logs", "a.b"], "is not a name"),
         (["box", "--on-exit", "stay"], "leave"),
         (["ps", "--local", "--watch"], "looks once"),
+        (["cordon", "*"], "is not a name"),
+        (["drain"], "HOST"),
+        (["plan", "web", "-1"], "Must be >= 0"),
     ],
 )
 async def test_wrong_usage_is_told_and_exits_with_2(

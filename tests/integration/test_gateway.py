@@ -246,7 +246,7 @@ async def test_busy_and_not_ready_are_asked_again_and_other_refusals_are_not(
 
 
 @pytest.mark.parametrize(
-    "last", ["Busy: too many", "not ready: its view is not current", "expired at noon"]
+    "last", ["Busy: too many", "not ready: its view is not current", "request: expired at noon"]
 )
 async def test_a_refusal_that_says_nothing_of_an_unanswered_try_leaves_it_unknown(
     server: EmbeddedServer, last: str

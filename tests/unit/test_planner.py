@@ -6,9 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.model import FleetState, HostRecord, ServiceRecord
+from bridge.box.model import FleetState, HostOrder, HostRecord, ServiceRecord
 from bridge.box.placement import place
-from bridge.box.planner import Claim, Drain, Local, Make, Me, Release, plan, wake_at
+from bridge.box.planner import (
+    Claim,
+    Drain,
+    GiveUp,
+    Local,
+    Make,
+    Me,
+    Release,
+    avoiding,
+    plan,
+    wake_at,
+)
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.unit.fleets import AT, fleet, fleets, host, slot
 
@@ -197,3 +208,32 @@ def test_plans_converge_on_one_host(state: FleetState, target: int) -> None:
     assert sorted(mine) == sorted(local) == list(range(target))
     settled = fleet(hosts=alone, services={"web": record}, slots={"web": mine})
     assert plan("web", settled, ME, local, now=0, at=AT) == []
+
+
+def test_a_slot_in_which_nothing_lives_leaves_a_drained_host_if_another_can_take_it() -> None:
+    hosts = {"box-a": host(), "box-b": host()}
+    claims = {"web": {0: slot("web", 0, InstanceState.FAILED)}}
+    state = fleet(hosts=hosts, services={"web": web(0)}, slots=claims)
+    assert plan("web", state, ME, {0: ENDED}, now=0, at=AT) == [Make(slot=0)]
+    drained = replace(state, orders={"box-a": HostOrder(draining=True)})
+    assert plan("web", drained, ME, {0: ENDED}, now=0, at=AT) == [Release(slot=0)]
+    untold = Local(ended=True, settled=False)
+    assert plan("web", drained, ME, {0: untold}, now=0, at=AT) == [Make(slot=0)]
+    cordoned = replace(state, orders={"box-a": HostOrder()})
+    assert plan("web", cordoned, ME, {0: ENDED}, now=0, at=AT) == [Make(slot=0)]
+    alone = replace(drained, hosts={"box-a": host()})
+    assert plan("web", alone, ME, {0: ENDED}, now=0, at=AT) == [Make(slot=0)]
+
+
+def test_a_slot_that_keeps_failing_is_let_go_where_another_host_would_take_it() -> None:
+    hosts = {"box-a": host(), "box-b": host()}
+    claims = {"web": {0: slot("web", 0, InstanceState.FAILED)}}
+    state = fleet(hosts=hosts, services={"web": web(0)}, slots=claims)
+    four, five = (Local(ended=True, failures=count) for count in (4, 5))
+    assert plan("web", state, ME, {0: four}, now=0, at=AT) == [Make(slot=0)]
+    assert plan("web", state, ME, {0: five}, now=0, at=AT) == [GiveUp(slot=0)]
+    alone = replace(state, hosts={"box-a": host()})
+    assert plan("web", alone, ME, {0: five}, now=0, at=AT) == [Make(slot=0)]
+    off = replace(web(0), avoid=avoiding(web(0), 0, "box-b", AT))
+    tried = replace(state, services={"web": off})
+    assert plan("web", tried, ME, {0: five}, now=0, at=AT) == [Make(slot=0)]

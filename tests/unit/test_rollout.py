@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bridge.box import rollout
-from bridge.box.model import FleetState, Rollout, ServiceRecord, SlotRecord
+from bridge.box.model import FleetState, HostOrder, Rollout, ServiceRecord, SlotRecord
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.unit.fleets import AT, fleet, host, slot
 
@@ -193,3 +193,73 @@ def test_a_rollout_replaces_each_instance_once_and_keeps_all_but_one_serving(
     assert len(final.slots) == final.target == target
     assert made == target
     assert final.rollout is None
+
+
+# ── leaving a host ───────────────────────────────────────────────────────────────────────
+
+
+def drained(*, room: int = 10, fixed_port: int = 0, forced: bool = False) -> FleetState:
+    """One instance on box-a, which is being drained; box-b has `room`."""
+    hosts = {name: host(fixed_port=fixed_port) for name in ("box-a", "box-b")}
+    hosts["box-b"] = replace(hosts["box-b"], max_instances=room)
+    state = fleet(
+        hosts=hosts,
+        services={"web": ServiceRecord(target=1, slots=[0])},
+        slots={"web": {0: slot("web", 0)}},
+    )
+    return replace(state, orders={"box-a": HostOrder(draining=True, forced=forced)})
+
+
+def test_with_a_fixed_port_too_an_instance_leaves_a_drained_host_after_its_replacement() -> None:
+    after = step(drained(fixed_port=8080))
+    assert after is not None
+    assert after.slots == [0, 1]
+
+
+def test_promises_to_services_that_run_elsewhere_do_not_hold_a_drain_up() -> None:
+    state = drained(room=2)
+    api = ServiceRecord(target=9, slots=list(range(9)))
+    elsewhere = {n: slot("api", n, on="box-c") for n in range(9)}
+    state = replace(
+        state,
+        hosts={**state.hosts, "box-c": host("api", room=9)},
+        services={**state.services, "api": api},
+        slots={**state.slots, "api": elsewhere},
+    )
+    after = step(state)
+    assert after is not None
+    assert after.slots == [0, 1]
+
+
+def test_without_room_elsewhere_an_instance_leaves_only_if_forced() -> None:
+    full = {"api": {0: slot("api", 0, on="box-b")}}
+    for forced, slots in ((False, None), (True, [1])):
+        state = drained(room=1, forced=forced)
+        claims = {**state.slots, **full}
+        after = step(replace(state, slots=claims, used={"box-a": 1, "box-b": 1}))
+        assert (after.slots if after else None) == slots
+
+
+def test_a_drain_that_is_called_off_gives_up_the_extra_slot_and_first_one_that_serves_not() -> None:
+    record = ServiceRecord(target=1, slots=[0, 1], rollout=Rollout(config=OLD_ID))
+    for claims, kept in (
+        ({0: old(0), 1: old(1, S.BOOTING)}, [0]),
+        ({0: old(0)}, [0]),
+        ({0: old(0, S.BUSY), 1: old(1)}, [0]),
+        ({0: old(0, S.CREATING), 1: old(1, S.BOOTING)}, [1]),
+    ):
+        after = step(fleet(services={"web": record}, slots={"web": claims}))
+        assert after is not None
+        assert (after.slots, after.rollout) == (kept, None)
+
+
+def test_a_stopped_rollout_can_be_resumed_and_others_need_not_be() -> None:
+    state = rolling({0: old(0)}, target=1, rollout_=Rollout(config=NEW_ID, stopped="why"))
+    resumed = rollout.resumed("web", state, "the drain of box-a", at=AT, host="box-a")
+    assert resumed is not None
+    assert resumed.rollout == Rollout(config=NEW_ID)
+    assert resumed.decision is not None
+    assert resumed.decision.error == "rollout: goes on for the drain of box-a"
+    again = replace(state, services={"web": resumed})
+    assert rollout.resumed("web", again, "", at=AT, host="box-a") is None
+    assert step(again) is not None

@@ -1,0 +1,84 @@
+"""Whether a host can be emptied: is there room elsewhere for what runs on it? Pure.
+
+A forecast by the same placement that will decide. Rooms are promised in the order of names, and
+services that few hosts can run come first; it may say no where a cleverer order would fit, never
+yes where there is no room as the fleet stands.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from typing import Final
+
+from msgspec.structs import replace
+
+from bridge.box.model import FleetState, HostOrder, ServiceRecord
+from bridge.box.placement import Board, Spare, able_hosts, avoided
+
+_DRAINED: Final = HostOrder(draining=True)
+
+
+def lacking(host: str, fleet: FleetState, *, at: datetime) -> dict[str, int]:
+    """How many instances of which services on `host` have no room on the others; empty if it can
+    be emptied. What is placed nowhere yet, or is on another host that is being drained, needs room
+    as well, and comes first.
+    """
+    fleet = replace(fleet, orders={**fleet.orders, host: _DRAINED})
+    spare = Spare(fleet)
+    found: dict[str, int] = {}
+    for service, record in sorted(fleet.services.items(), key=lambda item: _choice(fleet, *item)):
+        first, mine = _homeless(service, record, fleet, host)
+        if first or mine:
+            board = Board(service, fleet, record, spare)
+            unplaced = _unplaced(board, record, first, mine, at)
+            if short := min(unplaced, len(mine)):
+                found[service] = short
+    return found | _unmovable(host, fleet)
+
+
+def _choice(fleet: FleetState, service: str, record: ServiceRecord) -> tuple[int, str]:
+    return len(able_hosts(service, fleet, record.config)[0]), service
+
+
+def _homeless(
+    service: str, record: ServiceRecord, fleet: FleetState, host: str
+) -> tuple[list[int], list[int]]:
+    """The slots that are to be placed: those not on `host`, and those on it."""
+    first, mine = [], []
+    for slot in record.slots:
+        claim = fleet.slots_of(service).get(slot)
+        if claim is None or fleet.is_orphan(claim):
+            if slot not in fleet.unreadable.get(service, ()):
+                first.append(slot)
+        elif claim.host == host:
+            mine.append(slot)
+        elif (order := fleet.orders.get(claim.host)) is not None and order.draining:
+            first.append(slot)
+    return first, mine
+
+
+def _unplaced(
+    board: Board, record: ServiceRecord, first: list[int], mine: list[int], at: datetime
+) -> int:
+    """How many find no host. One that moves gets a new slot, which is kept off no host."""
+    count = 0
+    for slot in first + mine:
+        off = avoided(record, slot, at) if slot in first else set()
+        if best := board.best(off):
+            board.take(best)
+        else:
+            count += 1
+    return count
+
+
+def _unmovable(host: str, fleet: FleetState) -> dict[str, int]:
+    """What runs there for services whose record is missing or cannot be read."""
+    found = Counter(
+        service
+        for service, claims in fleet.slots.items()
+        if service not in fleet.services
+        for claim in claims.values()
+        if claim.host == host
+    )
+    return dict(found)

@@ -1,0 +1,182 @@
+"""Carrying out what an operator orders: cordon, drain, uncordon, rebalance.
+
+An order that stands already is fine; a refusal changes nothing. What an order sets going is done
+by every Box's planner and by the rollout, from the records alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Final
+
+from msgspec.structs import replace
+
+from bridge.box import rollout
+from bridge.box.balance import balance, marked
+from bridge.box.evacuation import lacking
+from bridge.box.explain import names
+from bridge.box.fleet import Fleet
+from bridge.box.ledger import Ledger
+from bridge.box.model import Decision, FleetState, HostOrder, ServiceRecord
+from bridge.errors import Conflict
+from bridge.operations import AdminRequest, AdminResponse, Move, Verb
+from bridge.subjects import check_name, cordon_key
+
+_PATIENCE: Final = 2.0  # seconds for which an order may lose races
+
+_Decide = Callable[[FleetState], HostOrder | str | None]
+"""The order that a host should have; None to leave it; a text says why not. Pure."""
+
+
+class Orders:
+    """See the module. `host` is the one that decides."""
+
+    def __init__(
+        self, fleet: Fleet, ledger: Ledger, host: str, clock: Callable[[], datetime]
+    ) -> None:
+        self._fleet = fleet
+        self._ledger = ledger
+        self._host = host
+        self._clock = clock
+        self._turn = asyncio.Lock()
+
+    async def obey(self, asked: AdminRequest) -> AdminResponse:
+        """Carry the order out as far as records go. Raises NameRefused for what is no name,
+        NoReply when it is unknown whether it was stored, and other BusErrors.
+        """
+        if asked.verb is Verb.REBALANCE:
+            return await self._rebalance(asked)
+        check_name("host", asked.host)
+        state = self._fleet.state
+        if asked.host not in (known := names(state)):
+            listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+            return _no(f"unknown host {asked.host!r}: known are {listed or 'none'}")
+        if asked.verb is Verb.UNCORDON:
+            return await self._uncordon(asked.host)
+        return await self._order(asked)
+
+    async def _order(self, asked: AdminRequest) -> AdminResponse:
+        """Cordon or drain."""
+        at, host, drains = self._clock(), asked.host, asked.verb is Verb.DRAIN
+        affected = self._fleet.state.used.get(host, 0)
+        problem = await self._put(host, lambda fleet: _ordered(asked, fleet, at))
+        if problem:
+            return _no(problem)
+        if drains and not await self._resume(host):
+            return _no(f"Busy: {host} is being drained, but a stopped rollout could not be resumed")
+        return AdminResponse(done=True, affected=affected)
+
+    async def _put(self, host: str, decide: _Decide) -> str:
+        """Why there is no order; empty once there is."""
+        orders, key = self._fleet.orders, cordon_key(host)
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            deadline = loop.time() + _PATIENCE
+            while loop.time() < deadline:
+                seq = orders.seq
+                order = decide(self._fleet.state)
+                if order is None or isinstance(order, str):
+                    return order or ""
+                try:
+                    await orders.compare_and_set(key, order, seq)
+                except Conflict as exc:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout_at(deadline):
+                            await orders.wait_for(seq + 1 if exc.last is None else exc.last)
+                else:
+                    return ""
+        return "Busy: other orders kept coming first; ask again"
+
+    async def _uncordon(self, host: str) -> AdminResponse:
+        orders, key = self._fleet.orders, cordon_key(host)
+        if orders.get(key) is not None:
+            try:
+                await orders.delete(key, orders.revision(key))
+            except Conflict:
+                return _no(f"Busy: another order for {host} came first; ask again")
+        return AdminResponse(done=True)
+
+    async def _resume(self, host: str) -> bool:
+        """Have rollouts that stopped go on, of the services that have slots on `host`; whether all
+        do that could be written.
+        """
+        state = self._fleet.state
+        services = [
+            service
+            for service, claims in state.slots.items()
+            if any(claim.host == host for claim in claims.values())
+        ]
+
+        def stopped(service: str) -> Callable[[FleetState], ServiceRecord | None]:
+            why = f"the drain of {host}"
+            return lambda fleet: rollout.resumed(
+                service, fleet, why, at=self._clock(), host=self._host
+            )
+
+        for service in services:
+            if stopped(service)(state) is not None:
+                await self._ledger.amend(service, stopped(service))
+        return not any(stopped(service)(state) for service in services)
+
+    async def _rebalance(self, asked: AdminRequest) -> AdminResponse:
+        state = self._fleet.state
+        if asked.service and asked.service not in state.services:
+            check_name("service", asked.service)
+            return _no(f"nothing was ever asked for {asked.service!r}: see `box-bridge ps`")
+        found = balance(state, only=asked.service)
+        response = AdminResponse(
+            done=True, moves=found.moves, waiting=found.waiting, more=found.more
+        )
+        if asked.dry_run:
+            return response
+        missed = await self._mark(found.moves, asked.request_id)
+        kept = [move for move in found.moves if move.service not in missed]
+        waiting = {**found.waiting, **missed}
+        return replace(response, moves=kept, waiting=waiting)
+
+    async def _mark(self, moves: list[Move], request_id: str) -> Mapping[str, str]:
+        """Write the moves into their services' records; why not, for those that could not be."""
+        decision = Decision(at=self._clock(), host=self._host, replicas=0, request_id=request_id)
+        missed = {}
+        for service, own in _by_service(moves).items():
+            change = _marking(service, own, decision)
+            if not await self._ledger.amend(service, change):
+                missed[service] = "it changed meanwhile, or the store did not answer: ask again"
+        return missed
+
+
+def _ordered(asked: AdminRequest, fleet: FleetState, at: datetime) -> HostOrder | str | None:
+    """The order that a host should have after a cordon or a drain; None if it has it already."""
+    before = fleet.orders.get(asked.host)
+    if asked.verb is Verb.CORDON:
+        return None if before else HostOrder(reason=asked.reason, at=at)
+    if before is not None and before.draining and (before.forced or not asked.force):
+        return None
+    if not asked.force and (short := lacking(asked.host, fleet, at=at)):
+        listed = ", ".join(f"{count} of {service}" for service, count in sorted(short.items()))
+        return (
+            f"the other hosts have no room for what {asked.host} runs ({listed}): add a host, "
+            "scale down, or drain with force, which ends instances that have nowhere to go"
+        )
+    reason = asked.reason or (before.reason if before else "")
+    return HostOrder(draining=True, forced=asked.force, reason=reason, at=at)
+
+
+def _marking(
+    service: str, moves: list[Move], decision: Decision
+) -> Callable[[FleetState], ServiceRecord | None]:
+    return lambda fleet: marked(service, fleet, moves, decision)
+
+
+def _by_service(moves: Iterable[Move]) -> dict[str, list[Move]]:
+    found: dict[str, list[Move]] = {}
+    for move in moves:
+        found.setdefault(move.service, []).append(move)
+    return found
+
+
+def _no(error: str) -> AdminResponse:
+    return AdminResponse(done=False, error=error)

@@ -1,0 +1,160 @@
+"""The verbs of an operator: the hosts, emptying them, spreading what they run, and asking why."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from bridge.cli.flags import Json, Link
+from bridge.protocol import U32_MAX
+
+_HOST = Parameter(help="The host, as `box-bridge hosts` names it.")
+_SERVICE = Parameter(help="The service, as a Box's configuration names it.")
+HostName = Annotated[str, _HOST]
+ServiceName = Annotated[str, _SERVICE]
+Reason = Annotated[str, Parameter(help="Why; kept with the order and shown by `hosts`.")]
+Timeout = Annotated[
+    float, Parameter(validator=Number(gt=0, lte=86400), help="Seconds to wait at most.")
+]
+
+
+def hosts(
+    *,
+    watch: Annotated[
+        bool, Parameter(name=["--watch", "-w"], negative="", help="Keep looking, until Ctrl-C.")
+    ] = False,
+    link: Link | None = None,
+    json: Json = False,
+) -> int:
+    """List the fleet's hosts: what each runs, what room it has, and what is ordered for it.
+
+    A dead host is listed while it still holds slots or an order. For example:
+
+        box-bridge hosts
+        box-bridge hosts --json | jq '.hosts[] | select(.used == 0).name'
+    """
+    from bridge.cli.hosts import run_hosts
+
+    return asyncio.run(run_hosts((link or Link()).flags(), watch=watch, json=json))
+
+
+def cordon(
+    host: HostName, /, *, reason: Reason = "", link: Link | None = None, json: Json = False
+) -> int:
+    """Have nothing placed on a host from now on; what it runs stays there.
+
+    It lasts until `uncordon`, also over restarts of the Box. For example:
+
+        box-bridge cordon box-a --reason "disk is failing"
+    """
+    from bridge.cli.orders import run_cordon
+
+    return asyncio.run(run_cordon(host, reason, (link or Link()).flags(), json=json))
+
+
+def uncordon(host: HostName, /, *, link: Link | None = None, json: Json = False) -> int:
+    """Take back a cordon or a drain: the host is given instances again.
+
+    What has moved away does not come back by itself; `rebalance` does that. For example:
+
+        box-bridge uncordon box-a
+    """
+    from bridge.cli.orders import run_uncordon
+
+    return asyncio.run(run_uncordon(host, (link or Link()).flags(), json=json))
+
+
+def drain(
+    host: HostName,
+    /,
+    *,
+    timeout: Timeout = 600.0,
+    force: Annotated[
+        bool,
+        Parameter(negative="", help="End instances for which there is no room elsewhere, too."),
+    ] = False,
+    reason: Reason = "",
+    wait: Annotated[
+        bool, Parameter(name="--wait", negative="--no-wait", help="Return when it is empty.")
+    ] = True,
+    link: Link | None = None,
+    json: Json = False,
+) -> int:
+    """Empty a host: each instance is replaced elsewhere, and Ready there before it drains.
+
+    Refused when the other hosts have no room. The host stays cordoned until `uncordon`. Ctrl-C,
+    and a wait that takes too long, leave the order in place; draining again goes on from there.
+    For example, before maintenance:
+
+        box-bridge drain box-a --reason "new kernel" && ssh box-a reboot
+        box-bridge uncordon box-a
+    """
+    from bridge.cli.orders import run_drain
+
+    flags = (link or Link()).flags()
+    return asyncio.run(
+        run_drain(host, flags, timeout=timeout, force=force, reason=reason, wait=wait, json=json)
+    )
+
+
+def rebalance(
+    service: Annotated[str, Parameter(help="One service; all of them if left out.")] = "",
+    /,
+    *,
+    dry_run: Annotated[bool, Parameter(negative="", help="Show the moves, make none.")] = False,
+    wait: Annotated[bool, Parameter(negative="", help="Return when the moves are made.")] = False,
+    timeout: Timeout = 600.0,
+    link: Link | None = None,
+    json: Json = False,
+) -> int:
+    """Even out the hosts with the fewest moves; each instance is replaced before it drains.
+
+    Nothing moves by itself because a host has joined or come back: this is how. For example:
+
+        box-bridge rebalance --dry-run
+        box-bridge rebalance web --wait
+    """
+    from bridge.cli.orders import run_rebalance
+
+    flags = (link or Link()).flags()
+    return asyncio.run(
+        run_rebalance(service, flags, dry_run=dry_run, wait=wait, timeout=timeout, json=json)
+    )
+
+
+def history(service: ServiceName, /, *, link: Link | None = None, json: Json = False) -> int:
+    """Show who asked what of a service, when, what was decided, and why less than was asked.
+
+    The store keeps the last 64 decisions of each service, steps of rollouts too. For example:
+
+        box-bridge history web
+    """
+    from bridge.cli.why import run_history
+
+    return asyncio.run(run_history(service, (link or Link()).flags(), json=json))
+
+
+def plan(
+    service: ServiceName,
+    replicas: Annotated[
+        int,
+        Parameter(validator=Number(gte=0, lte=U32_MAX), help="How many instances it should have."),
+    ],
+    /,
+    *,
+    link: Link | None = None,
+    json: Json = False,
+) -> int:
+    """Explain what scaling would do: which instances come and go where, and which hosts cannot.
+
+    Nothing is changed. The exit code says 1 where the request would be refused or capped. For
+    example:
+
+        box-bridge plan web 12
+    """
+    from bridge.cli.why import run_plan
+
+    return asyncio.run(run_plan(service, replicas, (link or Link()).flags(), json=json))

@@ -1,0 +1,224 @@
+"""What operators ask a fleet, and what any Box answers: beside the wire contract, in its manner.
+
+JSON as `bridge.protocol` reads and writes it. Unknown fields are ignored, so that a newer peer may
+send more. What a caller may send is bounded here; an answer is cut to what the server lets through,
+and says so.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+from msgspec import Meta, Struct, field
+
+from bridge.protocol import U32, Time
+
+Words = Annotated[str, Meta(max_length=500)]
+Name = Annotated[str, Meta(max_length=63)]
+
+
+class Verb(enum.Enum):
+    """What an operator may order. The values travel."""
+
+    CORDON = "cordon"
+    DRAIN = "drain"
+    UNCORDON = "uncordon"
+    REBALANCE = "rebalance"
+
+
+# ── box.hosts ────────────────────────────────────────────────────────────────────────────
+
+
+class HostsRequest(Struct, frozen=True, kw_only=True):
+    """Asks for a page of the fleet's hosts, by name; with `host` for that one alone."""
+
+    host: str = ""
+    offset: U32 = 0
+    limit: U32 = 200
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """What an operator has ordered for a host: nothing is placed there; with `draining` what is
+    there moves elsewhere, with `forced` even if there is no room for it.
+    """
+
+    draining: bool = False
+    forced: bool = False
+    reason: str = ""
+    at: Time | None = None
+
+
+class Host(Struct, frozen=True, kw_only=True):
+    """One host. A dead one still holds slots; of it no more is known than these.
+
+    `used` counts the slots that it holds, of `max_instances`; `services` says of which services.
+    `offers` are those that it can run. While it is being drained `stuck` says, by service, why no
+    further instance is replaced, and `short` how many have no room elsewhere.
+    """
+
+    name: str
+    live: bool
+    used: U32
+    services: dict[str, U32]
+    order: Order | None = None
+    stuck: dict[str, str] = field(default_factory=dict)
+    short: dict[str, U32] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+    closing: bool = False
+    labels: dict[str, str] = field(default_factory=dict)
+    version: str = ""
+    runtime: str = ""
+    cpus: U32 = 0
+    memory_mib: U32 = 0
+    max_instances: U32 = 0
+    offers: list[str] = field(default_factory=list)
+
+
+class HostsResponse(Struct, frozen=True, kw_only=True):
+    """A page of hosts, by name. `total` counts all that match, listed or not."""
+
+    total: U32
+    hosts: list[Host]
+    error: str | None = None
+
+
+# ── box.admin ────────────────────────────────────────────────────────────────────────────
+
+
+class AdminRequest(Struct, frozen=True, kw_only=True):
+    """An order: `host` for all verbs but rebalance, `service` (empty: all) for that one.
+
+    `force` is for a drain, `dry_run` for a rebalance. `reason` is kept and shown.
+    """
+
+    verb: Verb
+    host: Name = ""
+    service: Name = ""
+    force: bool = False
+    dry_run: bool = False
+    reason: Words = ""
+    request_id: Annotated[str, Meta(max_length=128)] = ""
+
+
+class Move(Struct, frozen=True, kw_only=True):
+    """An instance that is to be replaced on another host. Where to is what is expected: it is
+    decided when the replacement is placed.
+    """
+
+    service: str
+    slot: U32
+    instance_id: str
+    source: str
+    target: str
+
+
+class AdminResponse(Struct, frozen=True, kw_only=True):
+    """Whether the order stands now, as it does if it stood before; else `error` says what to do.
+
+    `affected` counts the slots that a host held when its drain was ordered. `moves` are those of a
+    rebalance; `waiting` says, by service, why its instances were left where they are. `more` says
+    that further moves remain when these are done.
+    """
+
+    done: bool
+    error: str | None = None
+    affected: U32 = 0
+    moves: list[Move] = field(default_factory=list)
+    waiting: dict[str, str] = field(default_factory=dict)
+    more: bool = False
+
+
+# ── box.history ──────────────────────────────────────────────────────────────────────────
+
+
+class HistoryRequest(Struct, frozen=True, kw_only=True):
+    """Asks for the decisions on a service that the store still has, 64 at most."""
+
+    service: str
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One decision on a service. `replicas` is what was asked for, `before` and `after` are the
+    targets, `before` None where the store has forgotten. `note` says why the target was capped, or
+    which step of a rollout it was. `added` and `removed` are slots; `reconfigured` says that the
+    overrides changed.
+    """
+
+    version: int
+    after: U32
+    before: U32 | None = None
+    at: Time | None = None
+    host: str = ""
+    request_id: str = ""
+    replicas: U32 | None = None
+    note: str = ""
+    added: list[U32] = field(default_factory=list)
+    removed: list[U32] = field(default_factory=list)
+    reconfigured: bool = False
+
+
+class HistoryResponse(Struct, frozen=True, kw_only=True):
+    """The decisions on `service`, oldest first; `omitted` older ones did not fit the reply."""
+
+    service: str
+    entries: list[Entry]
+    error: str | None = None
+    omitted: U32 = 0
+
+
+# ── box.plan ─────────────────────────────────────────────────────────────────────────────
+
+
+class PlanRequest(Struct, frozen=True, kw_only=True):
+    """Asks what scaling `service` to `replicas` would do; nothing is changed."""
+
+    service: str
+    replicas: U32
+
+
+class Fate(enum.Enum):
+    """What would become of a slot. The values travel."""
+
+    COMES = "comes"  # an instance would be made
+    WAITS = "waits"  # no host has room for one
+    GOES = "goes"  # its instance would drain
+    MOVES = "moves"  # its instance is being replaced already
+    STAYS = "stays"
+
+
+class PlannedSlot(Struct, frozen=True, kw_only=True):
+    """A slot and its host, empty where it has none. `instance_id` is empty for one to be made."""
+
+    slot: U32
+    fate: Fate
+    host: str = ""
+    instance_id: str = ""
+
+
+class Candidate(Struct, frozen=True, kw_only=True):
+    """A live host: how many more instances of the service it could take as it stands, and why
+    none, or none in some slots.
+    """
+
+    name: str
+    room: U32
+    why_not: str = ""
+
+
+class PlanResponse(Struct, frozen=True, kw_only=True):
+    """What would happen: `target` of the `replicas` asked for; `error` says why they differ, or
+    why nothing would be done (`accepted` false and the target as it is).
+
+    `slots` are those whose fate changes first; `omitted` slots and hosts did not fit the reply.
+    """
+
+    service: str
+    replicas: U32
+    accepted: bool
+    before: U32
+    target: U32
+    slots: list[PlannedSlot]
+    hosts: list[Candidate]
+    error: str | None = None
+    omitted: U32 = 0

@@ -1,0 +1,110 @@
+"""The verbs of an operator, on two Boxes that are processes of their own."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bridge.cli import INTERRUPTED, UNANSWERED
+from bridge.operations import AdminResponse, HistoryResponse, HostsResponse, PlanResponse
+from bridge.protocol import decode
+from tests.boxes import gated
+from tests.e2e.test_cli import run, running
+from tests.support import TIMING, service_table
+
+
+def write_config(directory: Path, name: str, first_port: int, service: str) -> None:
+    box = f'[box]\nname = "{name}"\nmax_instances = 4\nports = "{first_port}-{first_port + 99}"'
+    directory.mkdir(exist_ok=True)
+    (directory / "box.toml").write_text(f"{box}\n{TIMING}\n{service}")
+
+
+@asynccontextmanager
+async def two_boxes(directory: Path, web: str) -> AsyncIterator[str]:
+    """The NATS URL of a fleet of box-a and box-b, which run `web`."""
+    first, second = directory / "a", directory / "b"
+    write_config(first, "box-a", 20000, web)
+    write_config(second, "box-b", 20100, web)
+    async with running("up", "--port", "0", cwd=first) as up:
+        url = (await up.said(r"NATS server: (nats://\S+)"))[1]
+        await up.said("Box box-a is ready")
+        async with running("box", "-s", url, "--on-exit", "drain", cwd=second) as box:
+            await box.said("Box box-b is ready")
+            yield url
+            box.process.send_signal(signal.SIGINT)
+            assert await box.ended() == 0
+        up.process.send_signal(signal.SIGINT)
+        assert await up.ended() == 0
+
+
+async def test_hosts_are_seen_emptied_filled_and_explained(tmp_path: Path) -> None:
+    async with two_boxes(tmp_path, service_table("web")) as url:
+
+        async def told(*arguments: object, code: int = 0) -> str:
+            done = await run(*arguments, cwd=tmp_path, NATS_URL=url)
+            assert done.code == code, done.err
+            return done.out + done.err
+
+        await told("scale", "web", 4, "--wait", "--request-id", "night-shift")
+        listed = await told("hosts")
+        assert listed.split()[:4] == ["HOST", "STATE", "USED", "SERVICES"]
+        assert listed.count("2/4") == 2
+        assert "box-a is cordoned" in await told("cordon", "box-a", "--reason", "noisy fan")
+        cordoned = await told("hosts")
+        assert "live cordoned" in cordoned
+        assert "box-a: noisy fan" in cordoned
+
+        planned = await told("plan", "web", 7, code=1)
+        assert "web: 4 → 6 (2 to come, 4 to stay)" in planned
+        assert "Capped to 6 instances (max 6 total" in planned
+        assert "cordoned since" in planned
+        plan = decode(PlanResponse, (await told("plan", "web", 5, "--json")).encode())
+        assert (plan.accepted, plan.target) == (True, 5)
+
+        drained = await told("drain", "box-a", "--timeout", 60)
+        assert "box-a: 2 of 2 replaced" in drained
+        assert "box-a is empty: 2 replaced elsewhere" in drained
+        again = decode(AdminResponse, (await told("drain", "box-a", "--json")).encode())
+        assert (again.done, again.affected) == (True, 0)
+        refused = await told("drain", "box-b", code=1)
+        assert "the other hosts have no room for what box-b runs (4 of web)" in refused
+        assert "unknown host 'box-c'" in await told("cordon", "box-c", code=1)
+
+        assert "box-a takes instances again" in await told("uncordon", "box-a")
+        assert "2 would move" in await told("rebalance", "--dry-run")
+        assert "2 moved" in await told("rebalance", "web", "--wait", "--timeout", 60)
+        assert "nothing to move" in await told("rebalance")
+        hosts = decode(HostsResponse, (await told("hosts", "--json")).encode())
+        assert [(host.name, host.used, host.order) for host in hosts.hosts] == [
+            ("box-a", 2, None),
+            ("box-b", 2, None),
+        ]
+        decisions = await told("history", "web")
+        assert "night-shift" in decisions
+        assert "rebalance: 2 to move" in decisions
+        history = decode(HistoryResponse, (await told("history", "web", "--json")).encode())
+        assert [entry.after for entry in history.entries] == [4] * len(history.entries)
+
+
+async def test_ctrl_c_leaves_a_drain_in_place_and_says_so(tmp_path: Path) -> None:
+    door = tmp_path / "door"
+    door.touch()
+    async with two_boxes(tmp_path, gated(door, "sleep 1000")) as url:
+        await run("scale", "web", 2, "--wait", cwd=tmp_path, NATS_URL=url)
+        door.unlink()  # so that no replacement will ever be Ready
+        async with running("drain", "box-a", cwd=tmp_path, NATS_URL=url) as drain:
+            await drain.said("box-a: 0 of 1 replaced")
+            drain.process.send_signal(signal.SIGINT)
+            await drain.said("The drain of box-a goes on; `box-bridge uncordon box-a` ends it")
+            assert await drain.ended() == INTERRUPTED
+        late = await run("drain", "box-a", "--timeout", "0.5", cwd=tmp_path, NATS_URL=url)
+        assert late.code == UNANSWERED
+        assert "box-a still has 1 instances after 0.5 s. The drain goes on" in late.err
+        async with running("hosts", "--watch", cwd=tmp_path, NATS_URL=url) as watch:
+            await watch.said("box-a +live draining +1/4")
+            watch.process.send_signal(signal.SIGINT)
+            assert await watch.ended() == 0
+        asked = await run("drain", "box-a", "--no-wait", cwd=tmp_path, NATS_URL=url)
+        assert asked.out == "box-a is being drained: 1 to be replaced; see `box-bridge hosts`\n"

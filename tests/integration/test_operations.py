@@ -1,0 +1,439 @@
+"""Looking after a fleet of several Boxes: cordons, drains, moves, labels, and why things are so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge import DrainStuck, DrainTimeout, Operator, OrderRefused, ScaleClient, ScaleConfig
+from bridge.box.daemon import Box
+from bridge.box.model import ServiceRecord
+from bridge.box.planner import KEPT_OFF
+from bridge.bus.connection import Connection
+from bridge.bus.server import EmbeddedServer
+from bridge.errors import NameRefused
+from bridge.operations import Fate, Host
+from bridge.protocol import InstanceState, decode, now
+from tests.boxes import gated, instances, serving
+from tests.support import TIMING, Recorder, ask, box_config, connect, eventually, service_table
+
+S = InstanceState
+
+
+class Fleet:
+    """Boxes that come and go, a gateway's connection, and all that is told."""
+
+    def __init__(self, server: EmbeddedServer, directory: Path, gateway: Connection) -> None:
+        self._server = server
+        self._directory = directory
+        self._stack = AsyncExitStack()
+        self._count = 0
+        self.gateway = gateway
+        self.operator = Operator(gateway)
+        self.ahead = timedelta()  # of the true time, which every Box's clock is
+
+    @classmethod
+    @asynccontextmanager
+    async def of(
+        cls, server: EmbeddedServer, directory: Path, *names: str, **settings: Any
+    ) -> AsyncIterator[Fleet]:
+        async with connect(server.url) as gateway:
+            fleet = cls(server, directory, gateway)
+            async with fleet._stack:
+                fleet.recorder = await Recorder.listening(gateway)
+                for name in names:
+                    await fleet.join(name, **settings)
+                yield fleet
+            fleet.recorder.check_chains()
+
+    recorder: Recorder
+
+    async def join(self, name: str, *services: str, **settings: Any) -> Box:
+        """One more Box, once all live ones count it among them."""
+        first = 20000 + 100 * self._count
+        self._count += 1
+        config = box_config(
+            self._directory,
+            self._server.url,
+            *services,
+            name=name,
+            ports=f"{first}-{first + 99}",
+            **settings,
+        )
+        return await self._stack.enter_async_context(
+            Box.running(config, clock=lambda: now() + self.ahead)
+        )
+
+    async def run(self, count: int, service: str = "web", **fields: Any) -> dict[str, str]:
+        """Which instance is on which host, once so many serve."""
+        answer = await ask(self.gateway, service, count, **fields)
+        assert answer.accepted, answer.error
+        await serving(self.gateway, service, count)
+        return await self.placed(service)
+
+    async def emptied(self) -> None:
+        """Scale to none, and return when no slot is held."""
+        await self.run(0)
+        await self.held(0)
+
+    async def held(self, count: int) -> None:
+        """Return when so many slots are held."""
+
+        async def so_many() -> bool:
+            return sum(host.used for host in await self.operator.hosts()) == count
+
+        await eventually(so_many, what=f"{count} slots are held")
+
+    async def placed(self, service: str = "web") -> dict[str, str]:
+        return dict((await ScaleClient(self.gateway).observe(service)).hosts)
+
+    async def host(self, name: str) -> Host:
+        [found] = await self.operator.hosts(name)
+        return found
+
+    def fewest_registered(self, since: int) -> int:
+        """The fewest instances that were registered at once, after the first `since` messages."""
+        registered: set[str] = set()
+        fewest = 10**6
+        for number, message in enumerate(self.recorder.messages):
+            _, kind, *rest = message.subject.split(".")
+            if kind == "register":
+                registered.add(rest[-1])
+            elif kind == "deregister":
+                registered.discard(rest[-1])
+            if number >= since:
+                fewest = min(fewest, len(registered))
+        return fewest
+
+
+async def test_a_drain_replaces_each_instance_elsewhere_before_it_goes(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with Fleet.of(server, tmp_path, "box-a", "box-b") as fleet:
+        before = await fleet.run(4)
+        assert Counter(before.values()) == {"box-a": 2, "box-b": 2}
+        await eventually(lambda: fleet.fewest_registered(0) == 0)
+        since = len(fleet.recorder.messages)
+        seen: list[tuple[int, int]] = []
+        moved = await fleet.operator.drain(
+            "box-a", reason="new disk", progress=lambda done, of, _: seen.append((done, of))
+        )
+        assert moved == 2
+        assert seen[-1] == (2, 2)
+        assert (await fleet.host("box-a")).used == 0
+        await serving(fleet.gateway, "web", 4)
+        after = await fleet.placed()
+        assert Counter(after.values()) == {"box-b": 4}
+        stayed = {name for name, host in before.items() if host == "box-b"}
+        assert stayed <= after.keys(), "what need not move has not moved"
+        assert fleet.fewest_registered(since) == 4
+        for name in before.keys() - stayed:
+            reasons = [event.message for event in fleet.recorder.of(name)]
+            assert "moved: its host is being drained" in reasons
+        order = (await fleet.host("box-a")).order
+        assert order is not None
+        assert (order.draining, order.reason) == (True, "new disk")
+
+
+async def test_a_cordoned_host_gets_nothing_until_it_is_uncordoned(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with Fleet.of(server, tmp_path, "box-a", "box-b") as fleet:
+        before = await fleet.run(2)
+        await fleet.operator.cordon("box-a", reason="looks odd")
+        await fleet.operator.cordon("box-a")  # it is so already
+        after = await fleet.run(5)
+        assert before.items() <= after.items(), "what a cordoned host has stays"
+        assert Counter(after.values()) == {"box-a": 1, "box-b": 4}
+        plan = await fleet.operator.plan("web", 6)
+        [why] = [item.why_not for item in plan.hosts if item.name == "box-a"]
+        assert why.startswith("cordoned since ")
+        assert why.endswith(": looks odd")
+        await fleet.operator.uncordon("box-a")
+        await fleet.operator.uncordon("box-a")
+        assert (await fleet.host("box-a")).order is None
+        final = await fleet.run(6)
+        assert Counter(final.values()) == {"box-a": 2, "box-b": 4}
+
+
+async def test_a_drain_without_room_is_refused_and_names_what_has_none(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with Fleet.of(server, tmp_path, "box-a", "box-b", max_instances=3) as fleet:
+        before = await fleet.run(5)
+        with pytest.raises(OrderRefused, match=r"no room for what box-a runs \(\d of web\)"):
+            await fleet.operator.drain("box-a")
+        assert (await fleet.host("box-a")).order is None
+        assert await fleet.placed() == before
+        moved = await fleet.operator.drain("box-a", force=True)
+        assert moved == Counter(before.values())["box-a"]
+        assert (await fleet.host("box-a")).used == 0
+        await serving(fleet.gateway, "web", 3)
+        assert set((await fleet.placed()).values()) == {"box-b"}
+        # What had nowhere to go is still wanted, and comes once there is room.
+        await fleet.operator.uncordon("box-a")
+        await serving(fleet.gateway, "web", 5)
+
+
+async def test_a_drain_that_is_called_off_leaves_what_was_there_and_nothing_more(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    door = tmp_path / "door"
+    door.touch()
+    table = gated(door, "sleep 1000")
+    async with Fleet.of(server, tmp_path) as fleet:
+        await fleet.join("box-a", table)
+        before = await fleet.run(1)
+        await fleet.join("box-b", table)
+        door.unlink()
+        assert await fleet.operator.drain("box-a", wait=False) == 1
+
+        async def extra() -> bool:
+            return len(await instances(fleet.gateway, "web")) == 2
+
+        await eventually(extra, what="a replacement comes, which never is Ready")
+        with pytest.raises(DrainTimeout, match="still has 1 instances") as caught:
+            await fleet.operator.drain("box-a", timeout=1.0)
+        assert caught.value.left == 1
+        await fleet.operator.uncordon("box-a")
+        await serving(fleet.gateway, "web", 1)
+        assert await fleet.placed() == before
+        record = await service_record(fleet.gateway)
+        assert (len(record.slots), record.rollout) == (1, None)
+
+
+async def service_record(gateway: Connection, service: str = "web") -> ServiceRecord:
+    message = await gateway.jetstream.get_last_msg("KV_box_services", f"$KV.box_services.{service}")
+    return decode(ServiceRecord, message.data or b"")
+
+
+async def test_labels_steer_where_instances_go(server: EmbeddedServer, tmp_path: Path) -> None:
+    needy = service_table("web", needs={"zone": "b"})
+    plain = service_table("api")
+    async with Fleet.of(server, tmp_path) as fleet:
+        for name in ("box-a", "box-b"):
+            zone = f'labels = {{ zone = "{name[-1]}" }}'
+            await fleet.join(name, needy, plain, more=zone, max_instances=3)
+        assert set((await fleet.run(3)).values()) == {"box-b"}
+        assert set((await fleet.run(2, "api")).values()) == {"box-a"}
+        capped = await ask(fleet.gateway, "web", 4)
+        assert (capped.accepted, capped.target_replicas) == (False, 3)
+        plan = await fleet.operator.plan("web", 3)
+        why = {item.name: item.why_not for item in plan.hosts}
+        assert why["box-a"] == "unfit: it needs a host with zone = 'b', not 'a'"
+        assert why["box-b"] == "full: 3 of 3"
+        with pytest.raises(OrderRefused, match="3 of web"):
+            await fleet.operator.drain("box-b")
+        found = await fleet.host("box-b")
+        assert (found.labels, found.services) == ({"zone": "b"}, {"web": 3})
+
+
+async def test_nothing_moves_because_a_host_joined_until_a_rebalance_moves_the_fewest(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with Fleet.of(server, tmp_path, "box-a") as fleet:
+        before = await fleet.run(5)
+        await fleet.join("box-b")
+        joined = await fleet.run(6)  # both have planned with both by then
+        assert before.items() <= joined.items()
+        assert Counter(joined.values()) == {"box-a": 5, "box-b": 1}
+        dry = await fleet.operator.rebalance("web", dry_run=True)
+        assert [(move.source, move.target) for move in dry.moves] == [("box-a", "box-b")] * 2
+        assert await fleet.placed() == joined
+        since = len(fleet.recorder.messages)
+        told: list[tuple[int, int]] = []
+        done = await fleet.operator.rebalance(
+            wait=True, progress=lambda moved, of: told.append((moved, of))
+        )
+        assert done.moves == dry.moves
+        assert told[-1] == (2, 2)
+        await serving(fleet.gateway, "web", 6)
+        after = await fleet.placed()
+        assert Counter(after.values()) == {"box-a": 3, "box-b": 3}
+        assert joined.keys() - after.keys() == {move.instance_id for move in done.moves}
+        assert fleet.fewest_registered(since) == 6
+        assert (await fleet.operator.rebalance()).moves == []
+
+
+async def test_a_drain_that_keeps_failing_says_so_and_goes_on_when_it_is_ordered_again(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    door = tmp_path / "door"
+    table = gated(door, "exit 3")
+    door.touch()
+    async with Fleet.of(server, tmp_path) as fleet:
+        await fleet.join("box-a", table)
+        await fleet.run(1)
+        await fleet.join("box-b", table)
+        door.unlink()
+        with pytest.raises(DrainStuck, match="stopped after 3 failed") as caught:
+            await fleet.operator.drain("box-a")
+        assert (caught.value.host, caught.value.left) == ("box-a", 1)
+        assert set((await fleet.placed()).values()) == {"box-a"}
+        door.touch()
+        assert await fleet.operator.drain("box-a") == 1
+        await serving(fleet.gateway, "web", 1)
+        assert set((await fleet.placed()).values()) == {"box-b"}
+
+
+async def test_a_slot_that_fails_five_times_running_on_a_host_is_kept_off_it_for_ten_minutes(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    quick = TIMING.replace("backoff_max = 1.0", "backoff_max = 0.2")
+    async with Fleet.of(server, tmp_path) as fleet:
+        broken = service_table("web", command=["sh", "-c", "exit 3"])
+        await fleet.join("box-a", broken, max_instances=10, timing=quick)
+        await fleet.join("box-b", max_instances=2, timing=quick)
+
+        def failures() -> int:
+            return sum(event.to_state is S.FAILED for _, event in fleet.recorder.events)
+
+        assert set((await fleet.run(1)).values()) == {"box-b"}
+        assert failures() == 5
+        record = await service_record(fleet.gateway)
+        [kept] = record.avoid
+        assert (kept.slot, kept.host) == (0, "box-a")
+        assert now() < kept.until <= now() + KEPT_OFF
+        await fleet.emptied()
+        assert set((await fleet.run(1)).values()) == {"box-b"}, "box-a has more room, but no"
+        assert failures() == 5
+        await fleet.emptied()
+        fleet.ahead = KEPT_OFF
+        assert set((await fleet.run(1)).values()) == {"box-b"}
+        assert failures() == 10, "box-a had its chance again"
+        fleet.ahead = timedelta()  # or the question would come too late
+        notes = [entry.note for entry in (await fleet.operator.history("web")).entries]
+        assert notes.count("slot 0 keeps failing on box-a: another host tries") == 2
+
+
+async def test_history_and_plan_say_who_asked_what_and_why_it_was_capped(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with Fleet.of(server, tmp_path, "box-a", "box-b", max_instances=2) as fleet:
+        await fleet.run(1, request_id="first")
+        ahead = await fleet.operator.plan("web", 9)
+        capped = "Capped to 4 instances (max 4 total, 0 used by other services)"
+        assert (ahead.before, ahead.target, ahead.accepted, ahead.error) == (1, 4, False, capped)
+        assert Counter(item.fate for item in ahead.slots) == {Fate.COMES: 3, Fate.STAYS: 1}
+        told = await ask(fleet.gateway, "web", 9, request_id="greedy")
+        assert told.error == capped
+        await serving(fleet.gateway, "web", 4)
+        hosts = (await fleet.placed()).values()
+        planned = Counter(item.host for item in ahead.slots)
+        assert Counter(hosts) == planned, "what was planned has come"
+        down = await fleet.operator.plan("web", 1)
+        going = {item.instance_id for item in down.slots if item.fate is Fate.GOES}
+        victims = await ask(fleet.gateway, "web", 1)
+        assert going == {i.id for i in victims.instances if i.state is S.DRAINING}
+        first, second, third = (await fleet.operator.history("web")).entries
+        assert (first.request_id, first.before, first.after, first.note) == ("first", 0, 1, "")
+        assert first.at is not None
+        assert first.host in ("box-a", "box-b")
+        assert (second.request_id, second.replicas, second.after) == ("greedy", 9, 4)
+        assert (second.note, second.added) == (capped, [1, 2, 3])
+        assert (third.before, third.after, len(third.removed)) == (4, 1, 3)
+        await fleet.held(1)
+        config = ScaleConfig(env={"LEVEL": "debug"})
+        await ScaleClient(fleet.gateway).scale("web", 1, config=config, wait=True)
+        steps = (await fleet.operator.history("web")).entries[3:]
+        assert steps[0].reconfigured
+        assert [step.note for step in steps[1:]] == [
+            "rollout: a replacement comes",
+            "rollout: an outdated instance goes",
+            "rollout done",
+        ]
+
+
+async def test_what_cannot_be_done_is_refused_with_what_to_do(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with Fleet.of(server, tmp_path, "box-a") as fleet:
+        operator = fleet.operator
+        for order in (operator.cordon, operator.drain, operator.uncordon):
+            with pytest.raises(OrderRefused, match="unknown host 'box-x': known are box-a"):
+                await order("box-x")
+        with pytest.raises(NameRefused):
+            await operator.cordon("*")
+        with pytest.raises(OrderRefused, match="nothing was ever asked for 'nope'"):
+            await operator.history("nope")
+        with pytest.raises(OrderRefused, match="nothing was ever asked for 'nope'"):
+            await operator.rebalance("nope")
+        plan = await operator.plan("nope", 1)
+        assert "unknown service" in str(plan.error)
+        assert await operator.hosts("box-x") == []
+
+
+@pytest.mark.parametrize("subject", ["box.hosts", "box.admin", "box.history", "box.plan"])
+async def test_what_cannot_be_read_or_comes_too_late_is_refused(
+    server: EmbeddedServer, tmp_path: Path, subject: str
+) -> None:
+    async with Fleet.of(server, tmp_path, "box-a") as fleet:
+        wrong = [b"not JSON", b"[]", b'{"verb":"explode","limit":-1}']
+        for body in wrong:
+            answer = json.loads((await fleet.gateway.request(subject, body)).data)
+            assert answer["error"], answer
+        past = {"Box-Expires-At": "2020-01-01T00:00:00Z"}
+        body = b'{"verb":"cordon","host":"box-a","service":"web","replicas":1}'
+        late = json.loads((await fleet.gateway.request(subject, body, headers=past)).data)
+        assert late["error"].startswith("request: expired at 2020-01-01T00:00:00Z")
+        bad = {"Box-Expires-At": "tomorrow"}
+        unclear = json.loads((await fleet.gateway.request(subject, body, headers=bad)).data)
+        assert "Box-Expires-At" in unclear["error"]
+        assert (await fleet.host("box-a")).order is None
+
+
+async def test_a_box_that_is_cut_off_from_the_others_state_answers_no_operator(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with Fleet.of(server, tmp_path) as fleet:
+        box = await fleet.join("box-a")
+        assert box._parts is not None
+        box._parts._fleet.orders.lost()  # as in a resync
+        answer = json.loads((await fleet.gateway.request("box.hosts", b"")).data)
+        assert answer["error"].startswith("not ready: ")
+
+
+async def test_replies_larger_than_max_payload_are_cut_and_say_so(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Fleet.of(server, tmp_path, "box-a", "box-b") as fleet:
+        for count in (1, 2, 3, 4, 3, 4, 3, 4):
+            await ask(fleet.gateway, "web", count)
+        whole = await fleet.operator.history("web")
+        assert len(whole.entries) == 8
+        monkeypatch.setattr(Connection, "max_payload", property(lambda self: 1800))
+        assert [host.name for host in await fleet.operator.hosts()] == ["box-a", "box-b"]
+        cut = await fleet.operator.history("web")
+        assert 0 < len(cut.entries) < 8
+        assert (cut.entries, cut.omitted) == (whole.entries[cut.omitted :], 8 - len(cut.entries))
+        plan = await fleet.operator.plan("web", 20)
+        assert len(plan.hosts) == 2
+        assert len(plan.slots) + plan.omitted == 20
+        assert plan.omitted
+
+
+async def test_two_drains_at_once_do_not_count_on_the_same_room(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    names = ("box-a", "box-b", "box-c")
+    async with Fleet.of(server, tmp_path, *names, max_instances=2) as fleet:
+        await fleet.run(3)  # one each: any one host can be emptied, or even two of them in turn
+        await fleet.operator.cordon("box-c")  # and now one of the others, but not both
+
+        async def drained(name: str) -> bool:
+            try:
+                await fleet.operator.drain(name, wait=False)
+            except OrderRefused:
+                return False
+            return True
+
+        given = await asyncio.gather(*map(drained, ("box-a", "box-b")))
+        assert sorted(given) == [False, True]

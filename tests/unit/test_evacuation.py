@@ -1,0 +1,110 @@
+"""Whether a host can be emptied, as the fleet stands."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from msgspec.structs import replace
+
+from bridge.box.evacuation import lacking
+from bridge.box.model import Avoidance, FleetState, HostOrder, HostRecord, Offer, ServiceRecord
+from bridge.box.planner import KEPT_OFF
+from tests.unit.fleets import AT, fleet, fleets, host, slot
+
+DRAINING = HostOrder(draining=True)
+
+
+def three(*counts: int, room: int = 4, pending: int = 0) -> FleetState:
+    """So many instances of web on box-a, box-b and box-c, and so many that are on none."""
+    names = ("box-a", "box-b", "box-c")
+    places = [name for name, count in zip(names, counts, strict=True) for _ in range(count)]
+    members = list(range(len(places) + pending))
+    return fleet(
+        hosts={name: host("web", "api", room=room) for name in names},
+        services={"web": ServiceRecord(target=len(members), slots=members)},
+        slots={"web": {n: slot("web", n, on=name) for n, name in enumerate(places)}},
+    )
+
+
+def offering(state: FleetState, **changed: Offer) -> dict[str, HostRecord]:
+    return {
+        name: replace(item, services={**item.services, **changed})
+        for name, item in state.hosts.items()
+    }
+
+
+def test_it_can_where_the_others_have_room_and_else_says_what_is_short() -> None:
+    assert lacking("box-a", three(3, 3, 2), at=AT) == {}
+    assert lacking("box-a", three(3, 3, 3), at=AT) == {"web": 1}
+    assert lacking("box-a", three(4, 4, 4), at=AT) == {"web": 4}
+    assert lacking("box-x", three(4, 4, 4), at=AT) == {}
+
+
+def test_what_has_no_host_yet_or_leaves_another_one_needs_room_as_well() -> None:
+    assert lacking("box-a", three(3, 3, 1, pending=1), at=AT) == {}
+    assert lacking("box-a", three(3, 3, 1, pending=2), at=AT) == {"web": 1}
+    assert lacking("box-a", replace(three(3, 1, 2), orders={"box-b": DRAINING}), at=AT) == {
+        "web": 2
+    }
+
+
+def test_a_cordoned_or_leaving_host_has_no_room() -> None:
+    state = three(1, 0, 0)
+    assert lacking("box-a", replace(state, orders={"box-b": HostOrder()}), at=AT) == {}
+    both = {"box-b": HostOrder(), "box-c": HostOrder()}
+    assert lacking("box-a", replace(state, orders=both), at=AT) == {"web": 1}
+    gone = {"box-a": state.hosts["box-a"], "box-b": replace(state.hosts["box-b"], closing=True)}
+    assert lacking("box-a", replace(state, hosts=gone), at=AT) == {"web": 1}
+
+
+def test_labels_and_fixed_ports_count() -> None:
+    state = three(1, 1, 0)
+    port = Offer(fixed_port=8080)
+    assert lacking("box-a", replace(state, hosts=offering(state, web=port)), at=AT) == {}
+    full = three(1, 1, 1)
+    assert lacking("box-a", replace(full, hosts=offering(full, web=port)), at=AT) == {"web": 1}
+    needy = offering(state, web=Offer(needs={"zone": "a"}))
+    assert lacking("box-a", replace(state, hosts=needy), at=AT) == {"web": 1}
+    needy["box-c"] = replace(needy["box-c"], labels={"zone": "a"})
+    assert lacking("box-a", replace(state, hosts=needy), at=AT) == {}
+
+
+def test_the_services_that_few_hosts_can_run_choose_first() -> None:
+    hosts = {
+        "box-a": host("api", "web"),
+        "box-b": host("api", "web", room=1),
+        "box-c": host("api", room=1),
+    }
+    one = ServiceRecord(target=1, slots=[0])
+    claims = {"api": {0: slot("api", 0)}, "web": {0: slot("web", 0)}}
+    state = fleet(hosts=hosts, services={"api": one, "web": one}, slots=claims)
+    assert lacking("box-a", state, at=AT) == {}
+
+
+def test_an_instance_that_moves_gets_a_new_slot_which_is_kept_off_no_host() -> None:
+    hosts = {"box-a": host("web"), "box-b": host("web")}
+    off = [Avoidance(slot=0, host="box-b", until=AT + KEPT_OFF)]
+    record = ServiceRecord(target=1, slots=[0], avoid=off)
+    held = fleet(hosts=hosts, services={"web": record}, slots={"web": {0: slot("web", 0)}})
+    assert lacking("box-a", held, at=AT) == {}
+
+
+def test_what_nobody_can_move_is_short() -> None:
+    assert lacking("box-a", fleet(slots={"web": {0: slot("web", 0)}}), at=AT) == {"web": 1}
+
+
+@given(fleets())
+def test_never_more_is_promised_than_there_is_room(state: FleetState) -> None:
+    short = lacking("box-a", state, at=AT)
+    there = [
+        claim
+        for service, record in state.services.items()
+        for number, claim in state.slots_of(service).items()
+        if number in record.slots and claim.host == "box-a"
+    ]
+    room = sum(
+        max(0, item.max_instances - state.used.get(name, 0))
+        for name, item in state.hosts.items()
+        if name != "box-a" and not item.closing
+    )
+    known = sum(count for service, count in short.items() if service in state.services)
+    assert len(there) - known <= room

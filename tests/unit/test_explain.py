@@ -1,0 +1,144 @@
+"""The fleet told to people: what is there, what was decided, and what a request would do."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from bridge.box import explain
+from bridge.box.model import (
+    Avoidance,
+    Decision,
+    FleetState,
+    HostOrder,
+    Offer,
+    Rollout,
+    ServiceRecord,
+)
+from bridge.box.operations import _shortened
+from bridge.box.planner import KEPT_OFF
+from bridge.operations import Fate, Order
+from bridge.protocol import InstanceState, ScaleConfig
+from tests.unit.fleets import AT, asked, fleet, host, slot
+
+
+def state() -> FleetState:
+    claims = {0: slot("web", 0), 1: slot("web", 1, on="box-dead")}
+    return fleet(
+        hosts={"box-a": host("web"), "box-b": host("web", "api")},
+        services={"web": ServiceRecord(target=2, slots=[0, 1])},
+        slots={"web": claims},
+    )
+
+
+def test_hosts_that_are_dead_are_named_while_they_hold_slots_or_an_order() -> None:
+    found = replace(state(), orders={"box-old": HostOrder(reason="sold")})
+    assert explain.names(found) == ["box-a", "box-b", "box-dead", "box-old"]
+    told = {one.name: one for one in explain.hosts(found, explain.names(found), at=AT)}
+    assert [told[name].live for name in sorted(told)] == [True, True, False, False]
+    assert (told["box-dead"].used, told["box-dead"].services) == (1, {"web": 1})
+    assert told["box-old"].order == Order(reason="sold")
+    assert (told["box-b"].used, told["box-b"].offers) == (0, ["api", "web"])
+
+
+def test_a_host_that_is_being_drained_says_what_keeps_it() -> None:
+    stopped = Rollout(config="c", stopped="rollout stopped: no database")
+    record = ServiceRecord(target=1, slots=[0], rollout=stopped)
+    draining = replace(
+        fleet(services={"web": record}, slots={"web": {0: slot("web", 0)}}),
+        orders={"box-a": HostOrder(draining=True)},
+    )
+    [told] = explain.hosts(draining, ["box-a"], at=AT)
+    assert told.stuck == {"web": "rollout stopped: no database"}
+    assert told.short == {"web": 1}
+    [calm] = explain.hosts(replace(draining, orders={}), ["box-a"], at=AT)
+    assert (calm.stuck, calm.short) == ({}, {})
+
+
+def test_history_tells_the_steps_between_records() -> None:
+    first = ServiceRecord(version=1, target=1, slots=[0])
+    decision = Decision(at=AT, host="box-b", replicas=3, request_id="r", error="Capped to 2")
+    second = ServiceRecord(version=2, target=2, slots=[0, 1], decision=decision)
+    config = ScaleConfig(env={"A": "1"})
+    third = replace(second, version=3, target=1, slots=[1], config=config, decision=None)
+    one, two, three = explain.history([first, second, third])
+    assert (one.before, one.after, one.added) == (0, 1, [0])
+    assert (two.before, two.after, two.replicas, two.note) == (1, 2, 3, "Capped to 2")
+    assert (two.at, two.host, two.request_id, two.added) == (AT, "box-b", "r", [1])
+    assert (three.before, three.removed, three.reconfigured) == (2, [0], True)
+    assert explain.history([]) == []
+    assert explain.history([second])[0].before is None, "the store has forgotten"
+
+
+def test_a_plan_tells_the_fate_of_each_slot() -> None:
+    claims = {0: slot("web", 0), 1: slot("web", 1, age=5), 2: slot("web", 2, InstanceState.BUSY)}
+    record = ServiceRecord(target=3, slots=[0, 1, 2])
+    full = {"box-a": host("web", room=3), "box-b": host("web", room=1)}
+    there = fleet(hosts=full, services={"web": record}, slots={"web": claims})
+    up = explain.plan(asked(replicas=4), there)
+    assert [(item.slot, item.fate, item.host) for item in up.slots] == [
+        (3, Fate.COMES, "box-b"),
+        (0, Fate.STAYS, "box-a"),
+        (1, Fate.STAYS, "box-a"),
+        (2, Fate.STAYS, "box-a"),
+    ]
+    down = explain.plan(asked(replicas=2), there)
+    assert [(item.slot, item.fate) for item in down.slots][:1] == [(0, Fate.GOES)]  # the youngest
+    lost = replace(there, hosts={"box-a": full["box-a"]}, slots={"web": {0: claims[0]}})
+    waits = explain.plan(asked(replicas=3), replace(lost, used={"box-a": 3}))
+    assert [item.fate for item in waits.slots] == [Fate.WAITS, Fate.WAITS, Fate.STAYS]
+    drained = replace(there, orders={"box-a": HostOrder(draining=True)})
+    moving = explain.plan(asked(replicas=3), drained)
+    assert {item.fate for item in moving.slots} == {Fate.MOVES}
+
+
+def test_a_plan_says_of_each_host_why_it_can_take_none() -> None:
+    off = [Avoidance(slot=0, host="box-kept", until=AT + KEPT_OFF)]
+    fixed = replace(host(), services={"web": Offer(fixed_port=8080)})
+    hosts = {
+        "box-free": host("web", room=2),
+        "box-kept": host("web", room=2),
+        "box-other": host("api"),
+        "box-leaving": host("web", closing=True),
+        "box-cordoned": host("web"),
+        "box-drained": host("web"),
+        "box-full": host("web", room=1),
+        "box-port": fixed,
+        "box-label": replace(host(), services={"web": Offer(needs={"zone": "a"})}),
+    }
+    claims = {1: slot("web", 1, on="box-full"), 2: slot("web", 2, on="box-port")}
+    record = ServiceRecord(target=3, slots=[0, 1, 2], avoid=off)
+    there = replace(
+        fleet(hosts=hosts, services={"web": record}, slots={"web": claims}),
+        orders={
+            "box-cordoned": HostOrder(reason="fan", at=AT),
+            "box-drained": HostOrder(draining=True),
+        },
+    )
+    plan = explain.plan(asked(replicas=3), there)
+    assert {item.name: (item.room, item.why_not) for item in plan.hosts} == {
+        "box-free": (2, ""),
+        "box-kept": (2, "kept off it, as they failed there: slots 0"),
+        "box-other": (0, "it does not offer the service"),
+        "box-leaving": (0, "it is about to leave"),
+        "box-cordoned": (0, "cordoned since 2026-11-21T08:00:00Z: fan"),
+        "box-drained": (0, "being drained"),
+        "box-full": (0, "full: 1 of 1"),
+        "box-port": (0, "port 8080 is taken by its instance there"),
+        "box-label": (0, "unfit: it needs a host with zone = 'a', not None"),
+    }
+
+
+def test_a_plan_that_would_be_refused_says_why_and_changes_nothing() -> None:
+    refused = explain.plan(asked("jobs", 3), state())
+    assert not refused.accepted
+    assert (refused.before, refused.target, refused.slots) == (0, 0, [])
+    assert str(refused.error).startswith("unknown service 'jobs'")
+
+
+def test_a_plan_that_does_not_fit_is_cut_after_the_hosts_and_counts_what_is_missing() -> None:
+    plan = explain.plan(asked(replicas=6), state())
+    lines = len(plan.hosts) + len(plan.slots)
+    short = _shortened(plan, 3)
+    assert (short.hosts, short.slots) == (plan.hosts, plan.slots[:1])
+    assert short.omitted == lines - 3
+    assert _shortened(plan, lines) == plan
