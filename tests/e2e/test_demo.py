@@ -20,7 +20,7 @@ async def test_the_demo_holds_in_less_than_thirty_seconds_and_leaves_nothing(
     assert told.code == 0
     report = told.json
     assert report["ok"]
-    assert len(report["steps"]) == 14
+    assert len(report["steps"]) == 15
     assert all(step["ok"] for step in report["steps"])
     assert sum(step["seconds"] for step in report["steps"]) < 30
     assert {event["to_state"] for event in report["events"]} >= {"Failed", "Busy", "Stopped"}
