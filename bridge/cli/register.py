@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -145,9 +145,10 @@ def _say(text: str) -> None:
 class _Child:
     """The program. `over` says that it has ended, or that a signal asked for it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, port: int, *, own_group: bool) -> None:
+    def __init__(self, port: int, *, own_group: bool) -> None:
         self.port = port
-        self._process = process
+        self._started: asyncio.subprocess.Process | None = None
+        self._early: list[signal.Signals] = []
         self._own_group = own_group
         self._over = asyncio.Event()
         self._ended = asyncio.Event()
@@ -168,28 +169,40 @@ class _Child:
                 "PORT": str(port),
             }
         )
-        group = 0 if own_group else None
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *wanted.command, env=env, process_group=group
-            )
-        except OSError as exc:
-            raise ConfigError("register", f"cannot start {wanted.command[0]}: {exc}") from exc
-        child = cls(process, port, own_group=own_group)
+        child = cls(port, own_group=own_group)
         loop = asyncio.get_running_loop()
         try:
+            # Before it starts: whoever sees it run may send a signal.
             for number in _ENDING:
                 loop.add_signal_handler(number, child._ask, number)
             for number in _FORWARDED:
                 loop.add_signal_handler(number, child._send, number)
+            await child._start(wanted.command, env)
             async with task_scope() as tasks:
                 tasks.create_task(child._wait(), name="child")
                 yield child
         finally:
             for number in (*_ENDING, *_FORWARDED):
                 loop.remove_signal_handler(number)
-            child._send(signal.SIGKILL)
-            await process.wait()
+            if child._started is not None:
+                child._send(signal.SIGKILL)
+                await child._started.wait()
+
+    async def _start(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+        group = 0 if self._own_group else None
+        try:
+            self._started = await asyncio.create_subprocess_exec(
+                *command, env=env, process_group=group
+            )
+        except OSError as exc:
+            raise ConfigError("register", f"cannot start {command[0]}: {exc}") from exc
+        for number in self._early:
+            self._send(number)
+
+    @property
+    def _process(self) -> asyncio.subprocess.Process:
+        assert self._started is not None, "it is started before it is handed out"
+        return self._started
 
     @property
     def over(self) -> bool:
@@ -227,6 +240,9 @@ class _Child:
         self._over.set()
 
     def _send(self, number: signal.Signals) -> None:
+        if self._started is None:
+            self._early.append(number)
+            return
         if self._process.returncode is not None:
             return  # its pid may be another's by now
         with contextlib.suppress(ProcessLookupError):
