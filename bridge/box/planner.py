@@ -252,4 +252,6 @@ def _why_gone(record: ServiceRecord, fleet: FleetState, claim: SlotRecord | None
     if claim is not None and claim.config != record.config_id:
         return "replaced: its config has changed"
     order = fleet.orders.get(me.host)
-    return "moved: its host is being drained" if order and order.draining else "scaled down"
+    if order is not None and order.draining:
+        return "moved: its host is being drained"
+    return "scaled down" if record.rollout is None else "moved: the hosts are being evened out"

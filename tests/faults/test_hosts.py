@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
+from bridge.gateway.operator import Operator
 from bridge.protocol import (
     InstanceDeregistration,
     InstanceState,
@@ -18,8 +20,9 @@ from bridge.protocol import (
 from tests.boxes import serving
 from tests.faults.history import History
 from tests.faults.hosts import fleet, placed, settled
-from tests.faults.killable import scaled
-from tests.support import Recorder, eventually
+from tests.faults.killable import Killable, scaled
+from tests.fleet import service_record
+from tests.support import Recorder, eventually, service_table
 
 S = InstanceState
 HOSTS = ("box-a", "box-b", "box-c", "box-d", "box-e")
@@ -99,3 +102,44 @@ async def test_a_host_that_was_frozen_beyond_its_lease_yields_what_was_taken_ove
 async def placed_when_serving(gateway: Connection, count: int) -> dict[str, str]:
     await serving(gateway, "web", count)
     return await placed(gateway)
+
+
+@pytest.mark.slow
+async def test_a_host_that_dies_while_it_is_being_drained_leaves_no_instance_too_many(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    door = tmp_path / "door"
+    door.touch()
+    waits = f"while ! test -e {door}; do sleep 0.1; done"
+    serves = f'exec {sys.executable} -m http.server --bind 127.0.0.1 "$PORT"'
+    web = service_table("web", command=["sh", "-c", f"{waits}; {serves}"])
+    async with fleet(server.url, tmp_path, HOSTS[:3], web) as (gateway, boxes):
+        await scaled(gateway, 3)
+        await serving(gateway, "web", 3)
+        door.unlink()
+        operator = Operator(gateway)
+        await operator.drain("box-a", wait=False)
+        await eventually(lambda: _count(gateway, 4), what="a replacement is being made")
+        await boxes["box-a"].kill()
+
+        async def dead() -> bool:
+            return not (await operator.hosts("box-a"))[0].live
+
+        await eventually(dead, within=LEASE + 5, what="the host is seen to be dead")
+        door.touch()
+        there = await settled(gateway, boxes_but(boxes, "box-a"), 3)
+        assert "box-a" not in (await placed(gateway)).values()
+        record = await service_record(gateway)
+        assert (len(record.slots), record.target) == (3, 3)
+        boxes["box-a"].start()
+        await settled(gateway, boxes, 3)
+        assert {info.id for info in there} == set(await placed(gateway)), "it stays away"
+        assert (await operator.hosts("box-a"))[0].used == 0
+
+
+async def _count(gateway: Connection, count: int) -> bool:
+    return len(await placed(gateway)) == count
+
+
+def boxes_but(boxes: dict[str, Killable], name: str) -> dict[str, Killable]:
+    return {other: box for other, box in boxes.items() if other != name}

@@ -5,113 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bridge import DrainStuck, DrainTimeout, Operator, OrderRefused, ScaleClient, ScaleConfig
-from bridge.box.daemon import Box
-from bridge.box.model import ServiceRecord
+from bridge import DrainStuck, DrainTimeout, OrderRefused, ScaleClient, ScaleConfig
 from bridge.box.planner import KEPT_OFF
 from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
 from bridge.errors import NameRefused
-from bridge.operations import Fate, Host
-from bridge.protocol import InstanceState, decode, now
+from bridge.operations import Fate
+from bridge.protocol import InstanceState, now
 from tests.boxes import gated, instances, serving
-from tests.support import TIMING, Recorder, ask, box_config, connect, eventually, service_table
+from tests.fleet import Fleet, service_record
+from tests.support import TIMING, ask, eventually, service_table
 
 S = InstanceState
-
-
-class Fleet:
-    """Boxes that come and go, a gateway's connection, and all that is told."""
-
-    def __init__(self, server: EmbeddedServer, directory: Path, gateway: Connection) -> None:
-        self._server = server
-        self._directory = directory
-        self._stack = AsyncExitStack()
-        self._count = 0
-        self.gateway = gateway
-        self.operator = Operator(gateway)
-        self.ahead = timedelta()  # of the true time, which every Box's clock is
-
-    @classmethod
-    @asynccontextmanager
-    async def of(
-        cls, server: EmbeddedServer, directory: Path, *names: str, **settings: Any
-    ) -> AsyncIterator[Fleet]:
-        async with connect(server.url) as gateway:
-            fleet = cls(server, directory, gateway)
-            async with fleet._stack:
-                fleet.recorder = await Recorder.listening(gateway)
-                for name in names:
-                    await fleet.join(name, **settings)
-                yield fleet
-            fleet.recorder.check_chains()
-
-    recorder: Recorder
-
-    async def join(self, name: str, *services: str, **settings: Any) -> Box:
-        """One more Box, once all live ones count it among them."""
-        first = 20000 + 100 * self._count
-        self._count += 1
-        config = box_config(
-            self._directory,
-            self._server.url,
-            *services,
-            name=name,
-            ports=f"{first}-{first + 99}",
-            **settings,
-        )
-        return await self._stack.enter_async_context(
-            Box.running(config, clock=lambda: now() + self.ahead)
-        )
-
-    async def run(self, count: int, service: str = "web", **fields: Any) -> dict[str, str]:
-        """Which instance is on which host, once so many serve."""
-        answer = await ask(self.gateway, service, count, **fields)
-        assert answer.accepted, answer.error
-        await serving(self.gateway, service, count)
-        return await self.placed(service)
-
-    async def emptied(self) -> None:
-        """Scale to none, and return when no slot is held."""
-        await self.run(0)
-        await self.held(0)
-
-    async def held(self, count: int) -> None:
-        """Return when so many slots are held."""
-
-        async def so_many() -> bool:
-            return sum(host.used for host in await self.operator.hosts()) == count
-
-        await eventually(so_many, what=f"{count} slots are held")
-
-    async def placed(self, service: str = "web") -> dict[str, str]:
-        return dict((await ScaleClient(self.gateway).observe(service)).hosts)
-
-    async def host(self, name: str) -> Host:
-        [found] = await self.operator.hosts(name)
-        return found
-
-    def fewest_registered(self, since: int) -> int:
-        """The fewest instances that were registered at once, after the first `since` messages."""
-        registered: set[str] = set()
-        fewest = 10**6
-        for number, message in enumerate(self.recorder.messages):
-            _, kind, *rest = message.subject.split(".")
-            if kind == "register":
-                registered.add(rest[-1])
-            elif kind == "deregister":
-                registered.discard(rest[-1])
-            if number >= since:
-                fewest = min(fewest, len(registered))
-        return fewest
 
 
 async def test_a_drain_replaces_each_instance_elsewhere_before_it_goes(
@@ -210,11 +120,6 @@ async def test_a_drain_that_is_called_off_leaves_what_was_there_and_nothing_more
         assert (len(record.slots), record.rollout) == (1, None)
 
 
-async def service_record(gateway: Connection, service: str = "web") -> ServiceRecord:
-    message = await gateway.jetstream.get_last_msg("KV_box_services", f"$KV.box_services.{service}")
-    return decode(ServiceRecord, message.data or b"")
-
-
 async def test_labels_steer_where_instances_go(server: EmbeddedServer, tmp_path: Path) -> None:
     needy = service_table("web", needs={"zone": "b"})
     plain = service_table("api")
@@ -258,7 +163,11 @@ async def test_nothing_moves_because_a_host_joined_until_a_rebalance_moves_the_f
         await serving(fleet.gateway, "web", 6)
         after = await fleet.placed()
         assert Counter(after.values()) == {"box-a": 3, "box-b": 3}
-        assert joined.keys() - after.keys() == {move.instance_id for move in done.moves}
+        gone = joined.keys() - after.keys()
+        assert gone == {move.instance_id for move in done.moves}
+        for name in gone:
+            reasons = [event.message for event in fleet.recorder.of(name)]
+            assert "moved: the hosts are being evened out" in reasons
         assert fleet.fewest_registered(since) == 6
         assert (await fleet.operator.rebalance()).moves == []
 
