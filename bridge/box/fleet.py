@@ -45,12 +45,22 @@ Saw = Callable[[str, ServiceRecord | None], None]
 
 
 class Fleet:
-    """See the module. `touch` is called when a plan may have changed."""
+    """See the module. `touch` is called when a plan may have changed. `monotonic` is the clock of
+    the leases.
+    """
 
-    def __init__(self, connection: Connection, lease: float, touch: Touch, saw: Saw) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        lease: float,
+        touch: Touch,
+        saw: Saw,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         subjects = connection.subjects
         self._connection = connection
         self._touch = touch
+        self._monotonic = monotonic
         self._saw = saw
         self._services: dict[str, ServiceRecord] = {}
         self._hosts: dict[str, HostRecord] = {}
@@ -126,7 +136,7 @@ class Fleet:
 
     def tick(self) -> None:
         """Judge the leases; call it every half second or so."""
-        now = time.monotonic()
+        now = self._monotonic()
         for service, slot in [key for key, until in self._lost_until.items() if until <= now]:
             self._find(service, slot)
             self._touch(service)
@@ -145,14 +155,14 @@ class Fleet:
         """Whether the store itself says that who holds `claim` is dead: the last look before its
         slot is taken over. An answer is good for a second. Raises BusError.
         """
-        now = time.monotonic()
+        now = self._monotonic()
         if not (self.live and self.state.is_orphan(claim)):
             return False
         if now - self._confirmed.get(claim.host, -_CONFIRMED) < _CONFIRMED:
             return True
         there = await self.hosts.read(claim.host)
         if there is not None and there.host_id == claim.host_id:
-            self._leases.renew(claim.host, time.monotonic())  # the view will tell
+            self._leases.renew(claim.host, self._monotonic())  # the view will tell
             return False
         self._confirmed[claim.host] = now
         return True
@@ -226,7 +236,7 @@ class Fleet:
         if new is not None:
             slots[slot] = new
             self._count(new, 1)
-            self._leases.expect(new.host, time.monotonic())
+            self._leases.expect(new.host, self._monotonic())
         elif key in self.slots.unreadable:
             unreadable.add(slot)
         elif before is not None and not self.slots.was_deleted(key):
@@ -247,7 +257,7 @@ class Fleet:
         again; it may have been started anew, and know nothing of it.
         """
         self._lost.setdefault(service, {})[slot] = host
-        self._lost_until[service, slot] = time.monotonic() + self._lease
+        self._lost_until[service, slot] = self._monotonic() + self._lease
 
     def _find(self, service: str, slot: int) -> None:
         """The slot's claim is no longer lost."""
@@ -264,12 +274,12 @@ class Fleet:
             # The view forgets a host that was released; one that vanished in a resync may
             # merely have been unable to renew: its lease decides.
             if self.hosts.get(key) is None and self.hosts.was_deleted(key):
-                self._leases.release(key, time.monotonic())
+                self._leases.release(key, self._monotonic())
                 self._hosts.pop(key, None)
                 self._drop_report(key)
                 self._touch(None)
             return
-        self._leases.renew(key, time.monotonic())
+        self._leases.renew(key, self._monotonic())
         before, self._hosts[key] = self._hosts.get(key), new
         if before is None or replace(before, notices=new.notices) != new:  # plans read no notices
             self._touch(None)
@@ -303,7 +313,7 @@ class Fleet:
 
     def _hosts_live(self, live: bool) -> None:
         if live:
-            self._leases.rearm(time.monotonic())
+            self._leases.rearm(self._monotonic())
 
 
 def _says_alive(record: SlotRecord | None, instance_id: str) -> bool:

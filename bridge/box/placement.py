@@ -8,8 +8,9 @@ free slots are placed.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable
 from datetime import datetime
 
 from bridge.box.model import Demand, FleetState, HostRecord, ServiceRecord
@@ -75,13 +76,18 @@ def place(
     """Which host should take each of the `free` slots at `at`; those for which there is no room
     are not in the result.
     """
+    free = sorted(free)
+    if not free:
+        return {}  # the usual case, and a board costs a look at each host
     board = _Board(service, fleet, record)
+    avoided: dict[int, set[str]] = defaultdict(set)
+    for item in record.avoid:
+        if item.until > at:
+            avoided[item.slot].add(item.host)
     placed: dict[int, str] = {}
-    for slot in sorted(free):
-        avoided = {item.host for item in record.avoid if item.slot == slot and item.until > at}
-        if best := board.best(avoided):
+    for slot in free:
+        if best := board.take_best(avoided.get(slot, ())):
             placed[slot] = best
-            board.take(best)
     return placed
 
 
@@ -101,17 +107,31 @@ class _Board:
         self._own = Counter(claim.host for claim in fleet.slots_of(service).values())
         for name in self._own.keys() & self._fixed:
             self._room[name] = 0  # the port is taken
+        # Taking a slot changes nothing but the rank of who took it.
+        self._ranks = [self._rank(name) for name, left in self._room.items() if left > 0]
+        heapq.heapify(self._ranks)
 
-    def best(self, avoided: Collection[str]) -> str:
-        """The host that should take the next slot; "" if there is none."""
-        fit = (name for name, left in self._room.items() if left > 0 and name not in avoided)
-        return min(fit, key=self._rank, default="")
+    def take_best(self, avoided: Container[str]) -> str:
+        """The host that should take the next slot, and has now taken it; "" if there is none."""
+        passed_over, best = [], ""
+        while self._ranks and not best:
+            rank = heapq.heappop(self._ranks)
+            if rank[-1] in avoided:
+                passed_over.append(rank)
+            else:
+                best = rank[-1]
+        for rank in passed_over:
+            heapq.heappush(self._ranks, rank)
+        if best:
+            self._take(best)
+        return best
 
-    def take(self, name: str) -> None:
-        """The host takes a slot."""
+    def _take(self, name: str) -> None:
         self._own[name] += 1
         self._room[name] = 0 if name in self._fixed else self._room[name] - 1
         self._reserved[name] = self._reserved[name].plus(self._needs[name])
+        if self._room[name] > 0:
+            heapq.heappush(self._ranks, self._rank(name))
 
     def _rank(self, name: str) -> tuple[bool, int, int, str]:
         return not self._fits(name), -self._room[name], self._own[name], name

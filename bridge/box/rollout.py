@@ -32,12 +32,13 @@ from bridge.box.placement import able_hosts, capacity, host_port, place, room
 def outdated(service: str, fleet: FleetState) -> list[int]:
     """The slots of the set whose living instance is to be replaced."""
     record, slots = fleet.services[service], fleet.slots_of(service)
+    config, moves = record.config_id, set(record.moves)
     return [
         slot
         for slot in record.slots
         if _living(there := slots.get(slot))
         and there is not None
-        and (_differs(record, there) or slot in record.moves or _drained(fleet, there))
+        and (there.config != config or slot in moves or _drained(fleet, there))
     ]
 
 
@@ -173,7 +174,3 @@ def _living(record: SlotRecord | None) -> bool:
 
 def _serving(fleet: FleetState, record: SlotRecord | None) -> bool:
     return record is not None and record.info.state in SERVING and not fleet.is_orphan(record)
-
-
-def _differs(record: ServiceRecord, slot: SlotRecord) -> bool:
-    return slot.config != record.config_id
