@@ -57,8 +57,11 @@ def next_step(service: str, fleet: FleetState, *, at: datetime, host: str) -> Se
     old = outdated(service, fleet)
     rollout = record.rollout
     if not old:
-        done = rollout is not None or record.moves
-        return _stepped(record, record.slots, None, at, host, "rollout done") if done else None
+        # An extra slot is left over where what was outdated is so no more: a drain taken back.
+        kept = set(record.slots)
+        kept -= set(idlest(fleet, service, kept, max(0, len(kept) - record.target)))
+        done = rollout is not None or record.moves or len(kept) != len(record.slots)
+        return _stepped(record, sorted(kept), None, at, host, "rollout done") if done else None
     if rollout is not None and rollout.stopped:
         return None
     members = set(record.slots)
