@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Container, Iterable
 from datetime import datetime
 
-from bridge.box.model import Demand, FleetState, HostRecord, ServiceRecord
+from bridge.box.model import NOTHING, Demand, FleetState, HostRecord, ServiceRecord
 from bridge.box.runtimes.rules import fixed_port, refusal
 from bridge.protocol import ScaleConfig
 
@@ -129,7 +129,8 @@ class _Board:
     def _take(self, name: str) -> None:
         self._own[name] += 1
         self._room[name] = 0 if name in self._fixed else self._room[name] - 1
-        self._reserved[name] = self._reserved[name].plus(self._needs[name])
+        if self._needs[name] != NOTHING:
+            self._reserved[name] = self._reserved[name].plus(self._needs[name])
         if self._room[name] > 0:
             heapq.heappush(self._ranks, self._rank(name))
 
@@ -138,6 +139,8 @@ class _Board:
 
     def _fits(self, name: str) -> bool:
         """Whether what the instance is to have is there; a wish to 0, or of 0, is none."""
+        if self._needs[name] == NOTHING:
+            return True
         host, then = self._hosts[name], self._reserved[name].plus(self._needs[name])
         return (then.vcpus <= host.cpus or not self._needs[name].vcpus) and (
             not (host.memory_mib and self._needs[name].memory_mib)
