@@ -2,7 +2,8 @@
 # make test   the tests that need nothing but Python (5 minutes at most; MARK= for the slow ones, too)
 # make lint   ruff, mypy and the import rules
 # make check  lint and test
-# make soak   kills at random, then the whole history checked (10 minutes; SOAK_ARGS=--help)
+# make soak   kills at random, then the whole history checked (10 minutes; SOAK_ARGS=--help), and
+#             10,000 simulated fleets (SIM_ARGS=--help); SOAK=kills or SOAK=sim for one of them alone
 #
 # Each sets up what it needs: a .venv with pinned dependencies and a nats-server.
 
@@ -12,6 +13,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MARK := not slow
 WORKERS := auto
+SOAK := kills sim
+SIM_ARGS := --seeds 9990 --full 10
 
 .PHONY: demo test lint check soak clean
 
@@ -30,7 +33,8 @@ lint: $(READY)
 check: lint test
 
 soak: $(READY)
-	$(BIN)/python -m tests.faults.soak $(SOAK_ARGS)
+	$(if $(filter kills,$(SOAK)),$(BIN)/python -m tests.faults.soak $(SOAK_ARGS))
+	$(if $(filter sim,$(SOAK)),$(BIN)/python -m tests.sim $(SIM_ARGS))
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -45,20 +45,31 @@ Saw = Callable[[str, ServiceRecord | None], None]
 
 
 class Fleet:
-    """See the module. `touch` is called when a plan may have changed."""
+    """See the module. `touch` is called when a plan may have changed. `monotonic` is the clock of
+    the leases.
+    """
 
-    def __init__(self, connection: Connection, lease: float, touch: Touch, saw: Saw) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        lease: float,
+        touch: Touch,
+        saw: Saw,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         subjects = connection.subjects
         self._connection = connection
         self._touch = touch
+        self._monotonic = monotonic
         self._saw = saw
         self._services: dict[str, ServiceRecord] = {}
         self._hosts: dict[str, HostRecord] = {}
+        self._offers: dict[str, dict[str, HostRecord]] = {}
         self._slots: dict[str, dict[int, SlotRecord]] = {}
         self._unreadable: dict[str, set[int]] = {}
         self._unreadable_services: set[str] = set()
         self._lost: dict[str, dict[int, str]] = {}
-        self._lost_until: dict[tuple[str, int], float] = {}
+        self._lost_claims: dict[tuple[str, int], tuple[SlotRecord, float]] = {}
         self._dead: set[str] = set()
         self._confirmed: dict[str, float] = {}
         self._orders: dict[str, HostOrder] = {}
@@ -72,6 +83,7 @@ class Fleet:
         self.state = FleetState(
             services=self._services,
             hosts=self._hosts,
+            offers=self._offers,
             slots=self._slots,
             unreadable=self._unreadable,
             unreadable_services=self._unreadable_services,
@@ -126,14 +138,15 @@ class Fleet:
 
     def tick(self) -> None:
         """Judge the leases; call it every half second or so."""
-        now = time.monotonic()
-        for service, slot in [key for key, until in self._lost_until.items() if until <= now]:
+        now = self._monotonic()
+        over = [key for key, (_, until) in self._lost_claims.items() if until <= now]
+        for service, slot in over:
             self._find(service, slot)
             self._touch(service)
         gone = self._leases.tick(now, live=self.hosts.live)
         for host in gone:
             _log.warning("host %s is gone: its lease ran out", host)
-            self._hosts.pop(host, None)
+            self._set_host(host, None)
             self._drop_report(host)
         dead = self._leases.dead(now)
         if gone or dead != self._dead:
@@ -145,14 +158,14 @@ class Fleet:
         """Whether the store itself says that who holds `claim` is dead: the last look before its
         slot is taken over. An answer is good for a second. Raises BusError.
         """
-        now = time.monotonic()
+        now = self._monotonic()
         if not (self.live and self.state.is_orphan(claim)):
             return False
         if now - self._confirmed.get(claim.host, -_CONFIRMED) < _CONFIRMED:
             return True
         there = await self.hosts.read(claim.host)
         if there is not None and there.host_id == claim.host_id:
-            self._leases.renew(claim.host, time.monotonic())  # the view will tell
+            self._leases.renew(claim.host, self._monotonic())  # the view will tell
             return False
         self._confirmed[claim.host] = now
         return True
@@ -226,11 +239,11 @@ class Fleet:
         if new is not None:
             slots[slot] = new
             self._count(new, 1)
-            self._leases.expect(new.host, time.monotonic())
+            self._leases.expect(new.host, self._monotonic())
         elif key in self.slots.unreadable:
             unreadable.add(slot)
         elif before is not None and not self.slots.was_deleted(key):
-            self._lose(service, slot, before.host)
+            self._lose(service, slot, before)
         # Room came or went, for every service; a renewed record concerns its own alone.
         self._touch(service if old is not None and new is not None else None)
 
@@ -242,16 +255,18 @@ class Fleet:
             del self._used[host], self._reserved[host]
             self._leases.forget(host)
 
-    def _lose(self, service: str, slot: int, host: str) -> None:
-        """Nobody gave the claim up: the store has lost it. `host` has a lease's time to write it
-        again; it may have been started anew, and know nothing of it.
+    def _lose(self, service: str, slot: int, claim: SlotRecord) -> None:
+        """Nobody gave the `claim` up: the store has lost it. Its host has a lease's time to write
+        it again, and keeps the room for it; it may have been started anew, and know nothing of it.
         """
-        self._lost.setdefault(service, {})[slot] = host
-        self._lost_until[service, slot] = time.monotonic() + self._lease
+        self._lost.setdefault(service, {})[slot] = claim.host
+        self._lost_claims[service, slot] = claim, self._monotonic() + self._lease
+        self._count(claim, 1)
 
     def _find(self, service: str, slot: int) -> None:
         """The slot's claim is no longer lost."""
-        if self._lost_until.pop((service, slot), None) is not None:
+        if (lost := self._lost_claims.pop((service, slot), None)) is not None:
+            self._count(lost[0], -1)
             del self._lost[service][slot]
 
     def _drop_ended(self, instance_id: str, record: SlotRecord | None) -> None:
@@ -265,14 +280,29 @@ class Fleet:
             # merely have been unable to renew: its lease decides.
             if self.hosts.get(key) is None and self.hosts.was_deleted(key):
                 self._leases.release(key)
-                self._hosts.pop(key, None)
+                self._set_host(key, None)
                 self._drop_report(key)
                 self._touch(None)
             return
-        self._leases.renew(key, time.monotonic())
-        before, self._hosts[key] = self._hosts.get(key), new
+        self._leases.renew(key, self._monotonic())
+        before = self._set_host(key, new)
         if before is None or replace(before, notices=new.notices) != new:  # plans read no notices
             self._touch(None)
+
+    def _set_host(self, name: str, new: HostRecord | None) -> HostRecord | None:
+        """What the live host `name` tells of itself now, None if it lives no more; returns what it
+        told before.
+        """
+        before = self._hosts.pop(name, None)
+        for service in before.services if before else ():
+            del self._offers[service][name]
+            if not self._offers[service]:
+                del self._offers[service]
+        if new is not None:
+            self._hosts[name] = new
+            for service in new.services:
+                self._offers.setdefault(service, {})[name] = new
+        return before
 
     def _order_changed(self, key: str, old: HostOrder | None, new: HostOrder | None) -> None:
         try:
@@ -303,7 +333,7 @@ class Fleet:
 
     def _hosts_live(self, live: bool) -> None:
         if live:
-            self._leases.rearm(time.monotonic())
+            self._leases.rearm(self._monotonic())
 
 
 def _says_alive(record: SlotRecord | None, instance_id: str) -> bool:

@@ -175,18 +175,20 @@ class HostOrder(Struct, frozen=True, kw_only=True):
 class FleetState(Struct, frozen=True, kw_only=True):
     """All that a decision may look at. The mappings are read, never written, by deciders.
 
-    `hosts` are the live ones. `slots` has the claimed slots of each service, in its set or not;
+    `hosts` are the live ones, `offers` the same by the services that they list; None means that
+    nobody has sorted them. `slots` has the claimed slots of each service, in its set or not;
     `unreadable` those whose record cannot be read, `unreadable_services` the services of which
     that is so: neither is there, but nor is it free. `lost` names the host that held a slot whose
-    record the store has lost: it is that host's to claim again. `dead` are the hosts whose slots
-    may be taken over, `orders` what operators have ordered, by host. `used` counts the slots that
-    a host holds, `reserved` sums what their instances are to have. `loads` are the newest health
-    reports of all hosts, `lives` this host's own instances as they are, a moment ahead of their
-    records; both by instance id.
+    record the store has lost: it is that host's to claim again, and counts as held until then.
+    `dead` are the hosts whose slots may be taken over, `orders` what operators have ordered, by
+    host. `used` counts the slots that a host holds, `reserved` sums what their instances are to
+    have. `loads` are the newest health reports of all hosts, `lives` this host's own instances as
+    they are, a moment ahead of their records; both by instance id.
     """
 
     services: Mapping[str, ServiceRecord] = field(default_factory=dict)
     hosts: Mapping[str, HostRecord] = field(default_factory=dict)
+    offers: Mapping[str, Mapping[str, HostRecord]] | None = None
     slots: Mapping[str, Mapping[int, SlotRecord]] = field(default_factory=dict)
     unreadable: Mapping[str, AbstractSet[int]] = field(default_factory=dict)
     unreadable_services: AbstractSet[str] = frozenset()
@@ -204,9 +206,10 @@ class FleetState(Struct, frozen=True, kw_only=True):
 
     def offering(self, service: str) -> dict[str, HostRecord]:
         """The live hosts that can run `service` and are not about to leave."""
+        hosts = self.hosts if self.offers is None else self.offers.get(service, {})
         return {
             name: host
-            for name, host in self.hosts.items()
+            for name, host in hosts.items()
             if service in host.services and not host.closing
         }
 

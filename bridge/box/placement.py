@@ -8,9 +8,11 @@ free slots are placed.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Container, Iterable
 from datetime import datetime
+from typing import Final
 
 from bridge.box.model import (
     NOTHING,
@@ -22,6 +24,11 @@ from bridge.box.model import (
 )
 from bridge.box.runtimes.rules import fixed_port, refusal
 from bridge.protocol import ScaleConfig
+
+Rank = tuple[bool, int, int, str]
+"""Where a host stands: the first of all takes the next slot. Its name comes last."""
+
+_NONE: Final = (True, 0, 0, "")
 
 
 def able_hosts(
@@ -82,13 +89,36 @@ def place(
     """Which host should take each of the `free` slots at `at`; those for which there is no room
     are not in the result.
     """
+    free = sorted(free)
+    if not free:
+        return {}  # the usual case, and a board costs a look at each host
     board = Board(service, fleet, record, Spare(fleet))
+    # Taking a slot changes nothing but the rank of who took it.
+    ranks = board.ranks()
+    heapq.heapify(ranks)
     placed: dict[int, str] = {}
-    for slot in sorted(free):
-        if best := board.best(avoided(record, slot, at)):
+    for slot in free:
+        if best := _first(ranks, avoided(record, slot, at)):
             placed[slot] = best
             board.take(best)
+            if board.left(best) > 0:
+                heapq.heappush(ranks, board.rank(best))
+            placed[slot] = best
     return placed
+
+
+def _first(ranks: list[Rank], avoided: Container[str]) -> str:
+    """Take the least of a heap of ranks whose host is not `avoided`; "" if there is none."""
+    passed_over, best = [], ""
+    while ranks and not best:
+        rank = heapq.heappop(ranks)
+        if rank[-1] in avoided:
+            passed_over.append(rank)
+        else:
+            best = rank[-1]
+    for rank in passed_over:
+        heapq.heappush(ranks, rank)
+    return best
 
 
 def avoided(record: ServiceRecord, slot: int, at: datetime) -> set[str]:
@@ -122,10 +152,13 @@ class Board:
         }
         self._own = Counter(claim.host for claim in fleet.slots_of(service).values())
 
-    def best(self, avoided: Collection[str] = ()) -> str:
+    def best(self, avoided: Container[str] = ()) -> str:
         """The host that should take the next slot; "" if there is none."""
-        fit = (name for name in self._hosts if self.left(name) > 0 and name not in avoided)
-        return min(fit, key=self._rank, default="")
+        return min((rank for rank in self.ranks() if rank[-1] not in avoided), default=_NONE)[-1]
+
+    def ranks(self) -> list[Rank]:
+        """The ranks of the hosts that have room."""
+        return [self.rank(name) for name in self._hosts if self.left(name) > 0]
 
     def left(self, name: str) -> int:
         """How many more instances of the service the host may take; none beside one whose port is
@@ -150,11 +183,14 @@ class Board:
 
     def fits(self, name: str) -> bool:
         """Whether what the instance is to have is there; a wish to 0, or of 0, is none."""
+        if self._needs[name] == NOTHING:
+            return True
         host, then = self._hosts[name], self._spare.reserved[name].plus(self._needs[name])
         return (then.vcpus <= host.cpus or not self._needs[name].vcpus) and (
             not (host.memory_mib and self._needs[name].memory_mib)
             or then.memory_mib <= host.memory_mib
         )
 
-    def _rank(self, name: str) -> tuple[bool, int, int, str]:
+    def rank(self, name: str) -> Rank:
+        """Where the host stands among those that could take the next slot: the least one does."""
         return not self.fits(name), -self._spare.room[name], self._own[name], name

@@ -19,6 +19,11 @@ from bridge.errors import Conflict
 _log = logging.getLogger(__name__)
 
 
+def is_lost(kept: ServiceRecord, there: ServiceRecord | None) -> bool:
+    """Whether the store has lost `kept`, which was journaled: what is `there` is older, or None."""
+    return there is None or there.version < kept.version
+
+
 class Restorer:
     """See the module. `settle` is for how many seconds other Boxes may take to write theirs."""
 
@@ -31,7 +36,7 @@ class Restorer:
     def saw(self, name: str, record: ServiceRecord | None) -> None:
         """The fleet's record of a service as the store has it now, None for no more."""
         kept = self._journal.services.get(name)
-        if kept is not None and (record is None or record.version < kept.version):
+        if kept is not None and is_lost(kept, record):
             self.on_loss()
         elif record is not None:
             self._journal.keep_service(name, record)
@@ -50,7 +55,7 @@ class Restorer:
             kept, there = self._journal.services[name], services.get(name)
             if name in services.unreadable:
                 return False  # a newer Box wrote it: not lost
-            if there is not None and there.value.version >= kept.version:
+            if not is_lost(kept, there.value if there else None):
                 return False
             try:
                 await services.update(name, kept, services.revision(name))

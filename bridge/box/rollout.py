@@ -32,12 +32,13 @@ from bridge.box.placement import able_hosts, capacity, host_port, place, room
 def outdated(service: str, fleet: FleetState) -> list[int]:
     """The slots of the set whose living instance is to be replaced."""
     record, slots = fleet.services[service], fleet.slots_of(service)
+    config = record.config_id
     return [
         slot
         for slot in record.slots
         if _living(there := slots.get(slot))
         and there is not None
-        and (_differs(record, there) or _must_move(record, fleet, slot, there))
+        and (there.config != config or _must_move(record, fleet, slot, there))
     ]
 
 
@@ -56,10 +57,10 @@ def next_step(service: str, fleet: FleetState, *, at: datetime, host: str) -> Se
     old = outdated(service, fleet)
     rollout = record.rollout
     if not old:
-        if rollout is None and not record.moves:
-            return None
+        # An extra slot is left over where what was outdated is so no more.
         kept = _without_surplus(service, fleet, record)
-        return _stepped(record, kept, None, at, host, "rollout done")
+        done = rollout is not None or record.moves or kept != record.slots
+        return _stepped(record, kept, None, at, host, "rollout done") if done else None
     if rollout is not None and rollout.stopped:
         return None
     members = set(record.slots)
@@ -205,7 +206,3 @@ def _living(record: SlotRecord | None) -> bool:
 
 def _serving(fleet: FleetState, record: SlotRecord | None) -> bool:
     return record is not None and record.info.state in SERVING and not fleet.is_orphan(record)
-
-
-def _differs(record: ServiceRecord, slot: SlotRecord) -> bool:
-    return slot.config != record.config_id

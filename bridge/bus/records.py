@@ -201,6 +201,10 @@ class Records(Generic[T]):
                 readable = False
                 self._connection.metrics.refuse(self.bucket, "unreadable record")
                 _log.error("bucket %s, key %s cannot be read: %s", self.bucket, key, exc)
+        self.put_in(key, value, seq, readable=readable)
+
+    def put_in(self, key: str, value: T | None, seq: int, *, readable: bool = True) -> None:
+        """Take what message `seq` says of `key`, decoded: None for a deletion, or if unreadable."""
         view = self._view if self._next is None else self._next
         fresh = view.revision(key) < seq
         old = view.records.get(key)

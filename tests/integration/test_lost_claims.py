@@ -44,9 +44,11 @@ async def test_a_lost_claim_is_its_hosts_until_it_is_written_again(server: Embed
     async with connect(server.url) as connection, watching(connection, 60) as fleet:
         await lose_store(connection, fleet)
         assert fleet.state.lost["web"] == {0: "box-b"}
+        assert fleet.state.used == {"box-b": 1}  # the room for it is kept
         await fleet.wait_live()
         await fleet.slots.create("web.0", claim("box-b"))
         assert not fleet.state.lost["web"]
+        assert fleet.state.used == {"box-b": 1}
 
 
 async def test_a_lost_claim_that_nobody_writes_again_is_free_after_a_lease(
@@ -61,6 +63,7 @@ async def test_a_lost_claim_that_nobody_writes_again_is_free_after_a_lease(
             return not fleet.state.lost["web"]
 
         await eventually(free)
+        assert fleet.state.used == {}
 
 
 async def test_a_claim_that_was_given_up_is_not_lost(server: EmbeddedServer) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from bridge.bus.leases import WatchedLeases
 
 
@@ -106,3 +109,32 @@ def test_who_gave_its_lease_back_did_not_vanish() -> None:
     leases.release("d")
     hear(leases, "ab", 21, 22)
     assert leases.dead(21) == {"c", "d"}
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 40), min_size=1),
+    st.sets(st.integers(1, 59), max_size=5),
+)
+def test_nobody_is_dead_before_a_lease_has_ended_nor_many_before_another(
+    last_heard: dict[str, int], blind: set[int]
+) -> None:
+    """Whoever falls silent when, and whenever nothing could be heard."""
+    leases = WatchedLeases[str](10)
+    armed = 0
+    for now in range(60):
+        live = now not in blind
+        if live and now - 1 in blind:
+            leases.rearm(now)
+            armed = now
+        for holder, last in last_heard.items():
+            if live and now <= last:
+                leases.renew(holder, now)
+        leases.tick(now, live=live)
+        dead = leases.dead(now)
+        heard = {holder: min(now, last) for holder, last in last_heard.items()}
+        assert all(heard[holder] + 10 <= now and armed + 10 <= now for holder in dead)
+        together = [holder for holder in heard if now - 20 < heard[holder] <= now - 10]
+        if len(together) >= 2 and len(together) * 2 >= len(heard):
+            assert not dead & set(together)
+    if not blind or max(blind) < 30:
+        assert leases.dead(60) >= {holder for holder, last in last_heard.items() if last < 30}

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from datetime import timedelta
+
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.model import FleetState, HostOrder, HostRecord, ServiceRecord
-from bridge.box.placement import place
+from bridge.box.model import (
+    Avoidance,
+    Demand,
+    FleetState,
+    HostOrder,
+    HostRecord,
+    Offer,
+    ServiceRecord,
+)
+from bridge.box.placement import place, unfit
 from bridge.box.planner import (
     Claim,
     Drain,
@@ -21,7 +32,7 @@ from bridge.box.planner import (
     wake_at,
 )
 from bridge.protocol import InstanceState, ScaleConfig
-from tests.unit.fleets import AT, fleet, fleets, host, slot
+from tests.unit.fleets import AT, SERVICES, fleet, fleets, host, slot
 
 ME = Me(host="box-a", host_id="id")
 LIVING, ENDED = Local(ended=False), Local(ended=True)
@@ -184,6 +195,114 @@ def test_all_hosts_together_place_each_slot_once_and_never_beyond_their_room(
         for name, there in state.offering(service).items()
     )
     assert len(claims) == min(len(free), room)  # nothing is left lying that there is room for
+
+
+NEEDS = st.sampled_from([{}, {}, {"zone": "a"}])
+DEMANDS = st.builds(Demand, vcpus=st.integers(0, 3), memory_mib=st.sampled_from([0, 0, 512]))
+
+
+@st.composite
+def demanding(draw: st.DrawFn) -> FleetState:
+    """A fleet with labels, needs, demands, fixed ports, orders, avoided hosts, dead ones, moves."""
+    state = draw(fleets())
+    offers = {
+        name: Offer(
+            needs=draw(NEEDS), demand=draw(DEMANDS), fixed_port=draw(st.sampled_from([0, 0, 80]))
+        )
+        for name in SERVICES
+    }
+    hosts = {
+        name: replace(
+            there,
+            services={service: offers[service] for service in there.services},
+            labels={"zone": draw(st.sampled_from("ab"))},
+            memory_mib=draw(st.sampled_from([0, 1024])),
+        )
+        for name, there in state.hosts.items()
+    }
+    names = [*hosts, "box-gone"]
+    orders = draw(st.lists(st.sampled_from(names), max_size=2, unique=True))
+    services = {
+        name: replace(
+            record,
+            moves=[number for number in record.slots if draw(st.booleans())],
+            avoid=[
+                Avoidance(
+                    slot=number,
+                    host=draw(st.sampled_from(names)),
+                    until=AT + timedelta(seconds=draw(st.sampled_from([-1, 1]))),
+                )
+                for number in record.slots
+                if draw(st.booleans())
+            ],
+        )
+        for name, record in state.services.items()
+    }
+    return replace(
+        state,
+        hosts=hosts,
+        services=services,
+        dead=draw(st.sampled_from([frozenset(), frozenset({"box-gone"})])),
+        orders={name: HostOrder(draining=draw(st.booleans())) for name in orders},
+        reserved={name: draw(DEMANDS) for name in hosts},
+    )
+
+
+def free_slots(state: FleetState, service: str) -> list[int]:
+    """The slots of the set that nobody holds, or somebody dead."""
+    claims = state.slots_of(service)
+    return [
+        number
+        for number in state.services[service].slots
+        if number not in claims or state.is_orphan(claims[number])
+    ]
+
+
+@given(demanding(), st.sampled_from(SERVICES))
+def test_all_hosts_place_alike_and_only_where_the_slot_may_go(
+    state: FleetState, service: str
+) -> None:
+    record = state.services.get(service)
+    if record is None:
+        return
+    placed = place(service, state, record, free_slots(state, service), at=AT)
+    taken = Counter(placed.values())
+    for number, name in placed.items():
+        there = state.hosts[name]
+        assert service in there.services
+        assert not there.closing
+        assert name not in state.orders
+        assert not unfit(service, there, record.config)
+        assert taken[name] <= there.max_instances - state.used.get(name, 0)
+        assert taken[name] == 1 or not there.services[service].fixed_port
+        assert not any(
+            item.slot == number and item.host == name and item.until > AT for item in record.avoid
+        )
+    for name, there in state.hosts.items():
+        me = Me(host=name, host_id=there.host_id)
+        claims = [
+            action.slot
+            for action in plan(service, state, me, {}, now=0, at=AT)
+            if isinstance(action, Claim)
+        ]
+        assert claims == [number for number in record.slots if placed.get(number) == name]
+
+
+@given(demanding(), st.sampled_from(SERVICES))
+def test_an_instance_that_is_wanted_where_it_is_is_left_alone(
+    state: FleetState, service: str
+) -> None:
+    """Whatever is ordered, moved or avoided: it goes only once its slot is out of the set."""
+    for name, there in state.hosts.items():
+        me = Me(host=name, host_id=there.host_id)
+        local = {
+            number: LIVING for number, claim in state.slots_of(service).items() if me.holds(claim)
+        }
+        record = state.services.get(service)
+        for action in plan(service, state, me, local, now=0, at=AT):
+            assert record is not None
+            assert not isinstance(action, Drain) or action.slot not in record.slots
+            assert not isinstance(action, Make | GiveUp)
 
 
 @given(fleets(), st.integers(0, 9))

@@ -158,6 +158,18 @@ def test_a_replacement_that_becomes_ready_forgets_the_failures_before_it() -> No
     assert record.rollout == Rollout(config=NEW_ID, failures=0)
 
 
+def test_an_extra_slot_goes_when_nothing_is_outdated_any_more() -> None:
+    """As when a drain is taken back: its replacement came, and nobody has to go for it."""
+    state = rolling({0: new(0), 1: new(1), 2: new(2)}, target=2, rollout_=Rollout(config=NEW_ID))
+    record = step(state)
+    assert record is not None
+    assert (len(record.slots), record.rollout) == (2, None)
+    alone = rolling({0: new(0), 1: new(1), 2: new(2)}, target=2)
+    left = step(alone)
+    assert left is not None
+    assert len(left.slots) == 2
+
+
 def test_failures_outside_a_rollout_are_not_its_business() -> None:
     assert failure(rolling({0: new(0, S.FAILED)}, target=1), 0) is None
     assert failure(fleet(), 0) is None

@@ -1,0 +1,76 @@
+"""The real ledger and the real claims of a Box, on simulated time.
+
+`SimLedger` replaces the two methods of `Ledger` that need an event loop, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Container
+from typing import Any, cast
+
+from bridge.box import lifecycle
+from bridge.box.claims import Claims
+from bridge.box.fleet import Fleet
+from bridge.box.ledger import Ledger
+from bridge.box.lifecycle import Life
+from bridge.box.model import ServiceRecord
+from bridge.box.planner import Me
+from bridge.errors import Conflict
+from tests.sim.instances import TIMING
+from tests.sim.kernel import Kernel
+
+
+class SimLedger(Ledger):
+    """The real ledger, on simulated time."""
+
+    def __init__(self, fleet: Fleet, kernel: Kernel, intends: Callable[..., None]) -> None:
+        super().__init__(fleet, TIMING.decide_timeout, kernel.wall)
+        self._kernel = kernel
+        self._intends = intends
+        self._busy = False
+
+    @contextlib.asynccontextmanager
+    async def _my_turn(self) -> AsyncIterator[float]:
+        while self._busy:
+            await self._kernel.sleep(0.02)
+        self._busy = True
+        try:
+            yield self._kernel.now + self._patience
+        finally:
+            self._busy = False
+
+    async def _write(self, service: str, record: ServiceRecord, deadline: float) -> bool:
+        services = cast(Any, self._fleet.services)
+        seq = services.seq
+        self._intends(service, record, self._fleet.state)
+        try:
+            await services.compare_and_set(service, record, seq)
+        except Conflict as exc:
+            await services.wait_for(seq + 1 if exc.last is None else exc.last, deadline)
+            return False
+        return True
+
+
+class _Registry:
+    async def deregister(self, _: object) -> None:
+        """Gateways are not simulated."""
+
+
+class SimClaims(Claims):
+    """The real claims, with ids that the seed gives."""
+
+    def __init__(
+        self,
+        me: Me,
+        fleet: Fleet,
+        ledger: Ledger,
+        services: Container[str],
+        kernel: Kernel,
+        new_id: Callable[[str], str],
+    ) -> None:
+        super().__init__(me, fleet, ledger, cast(Any, _Registry()), services, kernel.wall)
+        self._new_id = new_id
+
+    def new_life(self, service: str) -> Life:
+        return lifecycle.begin(self._new_id(service), service, self._clock())

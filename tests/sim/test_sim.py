@@ -1,0 +1,57 @@
+"""Simulated fleets, some hundred small ones: the promises hold, and a defect would be found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.sim.planted import PLANTED
+
+SOME = ("--first", "100", "--seeds", "60")
+SMALL = ("--up-to-hosts", "8", "--up-to-instances", "40")
+
+
+def simulated(*arguments: str) -> tuple[int, dict[str, Any], str]:
+    """The exit code, the summary and what is said of failures; in a process of its own, for the
+    order of sets is part of a run.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sim", *arguments], capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+def test_200_small_fleets_keep_the_promises_whatever_befalls_them() -> None:
+    code, summary, said = simulated("--seeds", "200", *SMALL)
+    assert code == 0, said
+    assert (summary["seeds"], summary["failed"]) == (200, [])
+    for fault in ("die", "crash", "freeze", "cut", "outage", "lose", "order", "one_ends"):
+        assert summary[fault] > 0, f"no {fault} befell any of them"
+    assert min(summary["takeovers"], summary["doubles"], summary["restored"]) > 0
+
+
+def test_a_large_fleet_whose_boxes_share_views_keeps_them_too() -> None:
+    code, summary, said = simulated("--seed", "7", "--hosts", "40", "--instances", "400")
+    assert code == 0, said
+    assert summary["counts"]["decisions"] > 0
+
+
+@pytest.mark.parametrize("defect", PLANTED)
+def test_a_planted_defect_is_found(defect: str) -> None:
+    code, summary, said = simulated("--planted", defect, "--fail-fast", *SOME, *SMALL)
+    assert code == 1
+    assert summary["failed"]
+    assert f"again: python -m tests.sim --seed {summary['failed'][0]}" in said
+
+
+def test_a_seed_replays_exactly() -> None:
+    found = [simulated("--seed", "1", "--hosts", "8", "--instances", "30") for _ in range(2)]
+    for _, summary, _ in found:
+        del summary["seconds"]
+    assert found[0] == found[1]
+    assert found[0][1]["events"] > 1000

@@ -1,0 +1,322 @@
+"""What Boxes see of the store: the real `Fleet` over the real `Records`, fed by the simulated bus.
+
+A view gets each bucket's messages in the bucket's order, late, some twice; between buckets there
+is no order. One that was cut off starts anew with all that is there. Small fleets have a view for
+each Box; in large ones many Boxes share one, as if their messages arrived at the same moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, Final, TypeVar, cast
+
+from msgspec import Struct
+
+from bridge.box.fleet import Fleet
+from bridge.box.model import HostOrder, HostRecord, ServiceRecord, SlotRecord
+from bridge.box.restorer import Restorer
+from bridge.bus.connection import Connection
+from bridge.bus.records import Records
+from bridge.errors import BusError, CutOff, NoReply
+from bridge.subjects import Subjects
+from tests.sim.kernel import Kernel, Process, Resume, suspend
+from tests.sim.store import Bucket
+
+REPLY_TIMEOUT: Final = 5.0  # seconds: `bridge.bus.store.store`
+HEARTBEAT: Final = 3.0  # seconds: `bridge.settings.Timing`
+_TICK: Final = 0.5  # seconds: `Readiness.judge_leases`
+
+T = TypeVar("T", bound=Struct)
+
+
+class Link(Process):
+    """A process with a connection to the store, which may stand or not.
+
+    `reachable` says how it is, `connected` what the process has noticed; `epoch` counts the
+    times that it broke.
+    """
+
+    def __init__(self, name: str, host_id: str) -> None:
+        super().__init__(name)
+        self.host_id = host_id
+        self.reachable = True
+        self.connected = True
+        self.epoch = 0
+
+
+class Bus:
+    """Requests to the store: late, lost on the way, or done with the answer lost."""
+
+    def __init__(self, kernel: Kernel, loss: float, slowest: float) -> None:
+        self._kernel = kernel
+        self.loss = loss
+        self._slowest = slowest
+        self.down_until = 0.0
+
+    def delay(self) -> float:
+        """How long one message takes, in seconds."""
+        return self._kernel.delay(0.0005, self._slowest)
+
+    def lost(self) -> bool:
+        """Whether a message is lost."""
+        return self.loss > 0 and self._kernel.random.random() < self.loss
+
+    async def request(self, what: str, act: Callable[[], Any]) -> Any:
+        """What `act` gives at the store, for the process that runs now. Raises what it raises,
+        CutOff (not sent) and NoReply (the outcome is unknown).
+        """
+        link = self._kernel.current
+        assert isinstance(link, Link)
+        if not link.connected:
+            raise CutOff(0.0)
+        return await suspend(self._sending(link, what, act))
+
+    def _sending(self, link: Link, what: str, act: Callable[[], Any]) -> Callable[[Resume], None]:
+        kernel, epoch, since = self._kernel, link.epoch, self._kernel.now
+
+        def arm(resume: Resume) -> None:
+            def silence() -> None:
+                left = max(0.0, since + REPLY_TIMEOUT - kernel.now)
+                kernel.after(left, lambda: resume(error=NoReply(what, REPLY_TIMEOUT)))
+
+            def answer(result: Any, error: BusError | None) -> None:
+                if link.epoch != epoch or not link.reachable:
+                    silence()
+                else:
+                    resume(result, error)
+
+            def arrive() -> None:
+                if kernel.now < self.down_until:
+                    silence()
+                    return
+                result, error = None, None
+                try:
+                    result = act()
+                except BusError as exc:
+                    error = exc
+                if self.lost():
+                    silence()
+                else:
+                    kernel.after(self.delay(), lambda: answer(result, error))
+
+            if not link.reachable or self.lost():
+                silence()
+            else:
+                kernel.after(self.delay(), arrive)
+
+        return arm
+
+
+class SimRecords(Records[T]):
+    """The real view of a bucket; its writes go over the simulated bus."""
+
+    def __init__(self, view: View, bucket: Bucket, cls: type[T], **callbacks: Any) -> None:
+        super().__init__(view.connection, bucket.name, cls, **callbacks)
+        self._of = view
+        self._there = bucket
+
+    async def _write(self, key: str, data: bytes, headers: dict[str, str]) -> int:
+        kernel, bucket = self._of.kernel, self._there
+        link = kernel.current
+        assert isinstance(link, Link)
+        writer = link.name, link.host_id
+
+        def write() -> int:
+            return bucket.write(key, data, headers, kernel.now, writer)
+
+        return cast(int, await self._of.bus.request(f"{bucket.name} {key}", write))
+
+    async def read(self, key: str) -> T | None:
+        kernel, bucket = self._of.kernel, self._there
+        return cast(
+            "T | None", await self._of.bus.request(key, lambda: bucket.get(key, kernel.now))
+        )
+
+    async def wait_for(self, seq: int, deadline: float = float("inf")) -> None:
+        while self.seq < seq:
+            if self._of.kernel.now >= deadline:
+                raise TimeoutError
+            await self._of.kernel.sleep(0.05)
+
+    async def wait_live(self) -> None:
+        while not self.live:
+            await self._of.kernel.sleep(0.1)
+
+
+class Kept:
+    """The part of a journal that the restorer needs; it outlives the process."""
+
+    def __init__(self) -> None:
+        self.services: dict[str, ServiceRecord] = {}
+
+    def keep_service(self, name: str, record: ServiceRecord) -> None:
+        known = self.services.get(name)
+        if known is None or known.version < record.version:
+            self.services[name] = record
+
+
+class View:
+    """See the module. `owner` is the process that the view is in, None if many share it.
+
+    `touched` is told which service needs a new plan, `on_loss` that the store has lost something.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        bus: Bus,
+        buckets: Mapping[str, Bucket],
+        lease: float,
+        kept: Kept,
+        owner: Link | None,
+        touched: Callable[[str | None], None],
+        on_loss: Callable[[], None],
+    ) -> None:
+        self.kernel = kernel
+        self.bus = bus
+        self.owner = owner
+        self.restoring = False
+        self.connection = cast(
+            Connection,
+            SimpleNamespace(
+                subjects=Subjects(), metrics=SimpleNamespace(refuse=self._must_not_refuse)
+            ),
+        )
+        fleet = Fleet(
+            self.connection,
+            lease,
+            touched,
+            lambda name, record: self.restorer.saw(name, record),  # noqa: PLW0108 (made below)
+            kernel.monotonic,
+        )
+        fleet.services = SimRecords(
+            self,
+            buckets["services"],
+            ServiceRecord,
+            on_change=fleet._service_changed,
+            on_live=fleet._services_live,
+        )
+        fleet.slots = SimRecords(
+            self,
+            buckets["slots"],
+            SlotRecord,
+            on_change=fleet._slot_changed,
+            on_live=fleet._slots_live,
+        )
+        fleet.hosts = SimRecords(
+            self,
+            buckets["hosts"],
+            HostRecord,
+            on_change=fleet._host_changed,
+            on_live=fleet._hosts_live,
+        )
+        fleet.orders = SimRecords(self, buckets["admin"], HostOrder, on_change=fleet._order_changed)
+        self.fleet = fleet
+        self.kept = kept
+        self.restorer = Restorer(fleet, cast(Any, kept), HEARTBEAT)
+        self.restorer.on_loss = on_loss
+        self._feeds = [
+            _Feed(self, buckets[name], records)
+            for name, records in zip(
+                ("services", "slots", "hosts", "admin"), fleet.views, strict=True
+            )
+        ]
+        self.closed = False
+        self._tick()
+
+    def notice(self, bucket: str) -> None:
+        """Something was written to `bucket`."""
+        for feed in self._feeds:
+            if feed.bucket.name == bucket:
+                feed.notice()
+
+    def resync(self) -> None:
+        """The connection stands again: everything comes anew."""
+        for feed in self._feeds:
+            feed.resync()
+
+    def lost(self) -> None:
+        """Nothing comes any more."""
+        for feed in self._feeds:
+            feed.lost()
+
+    def close(self) -> None:
+        """The process has ended."""
+        self.closed = True
+        self.lost()
+
+    def _tick(self) -> None:
+        if self.closed:
+            return
+        self.fleet.tick()
+        self.kernel.after(_TICK, lambda: self.act(self._tick))
+
+    def act(self, call: Callable[[], None]) -> None:
+        """Call `call` in the process that the view is in."""
+        if self.owner is None:
+            call()
+        else:
+            self.kernel.act(self.owner, call)
+
+    @staticmethod
+    def _must_not_refuse(where: str, reason: str) -> None:
+        raise AssertionError(f"refused at {where}: {reason}")
+
+
+class _Feed:
+    """The messages of one bucket on their way into one view."""
+
+    def __init__(self, view: View, bucket: Bucket, records: Records[Any]) -> None:
+        self._view = view
+        self.bucket = bucket
+        self._records = records
+        self._position = 0
+        self._run = 0
+        self._on = False
+        self._due = False
+
+    def notice(self) -> None:
+        if self._on and not self._due:
+            self._due, run = True, self._run
+            self._later(lambda: self._deliver(run))
+
+    def resync(self) -> None:
+        self._run += 1
+        self._on, run = False, self._run
+        self._later(lambda: self._begin(run))
+
+    def lost(self) -> None:
+        self._run += 1
+        self._on = self._due = False
+        self._records.lost()
+
+    def _later(self, call: Callable[[], None]) -> None:
+        self._view.kernel.after(self._view.bus.delay(), lambda: self._view.act(call))
+
+    def _begin(self, run: int) -> None:
+        if run != self._run:
+            return
+        records = self._records
+        records.begin()
+        for entry in self.bucket.snapshot(self._view.kernel.now):
+            records.put_in(entry.key, entry.value, entry.seq)
+        self._position = len(self.bucket.log)
+        records.complete(self.bucket.seq)
+        self._on, self._due = True, False
+
+    def _deliver(self, run: int) -> None:
+        owner = self._view.owner
+        if run != self._run or (owner is not None and not owner.reachable):
+            return
+        self._due = False
+        chance, log = self._view.kernel.random, self.bucket.log
+        new = len(log) - self._position
+        upto = self._position + (new if chance.random() < 0.7 else chance.randint(1, new))
+        if self._position and chance.random() < 0.05:
+            self._position -= 1  # the last one comes again
+        for entry in log[self._position : upto]:
+            self._records.put_in(entry.key, entry.value, entry.seq)
+        self._position = upto
+        if upto < len(log):
+            self.notice()
