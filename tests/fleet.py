@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -85,6 +85,14 @@ class Fleet:
 
     async def placed(self, service: str = "web") -> dict[str, str]:
         return dict((await ScaleClient(self.gateway).observe(service)).hosts)
+
+    async def seen(self, name: str, so: Callable[[Host], bool]) -> None:
+        """Return when the host is seen so; one Box may be a moment behind another."""
+
+        async def is_so() -> bool:
+            return so(await self.host(name))
+
+        await eventually(is_so, what=f"{name} is seen to be as it should")
 
     async def host(self, name: str) -> Host:
         [found] = await self.operator.hosts(name)
