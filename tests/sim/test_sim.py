@@ -11,7 +11,7 @@ import pytest
 
 from tests.sim.planted import PLANTED
 
-SOME = ("--first", "100", "--seeds", "60")
+SOME = ("--first", "1250", "--seeds", "60")
 SMALL = ("--up-to-hosts", "8", "--up-to-instances", "40")
 
 
