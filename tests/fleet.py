@@ -16,7 +16,7 @@ from bridge.bus.server import EmbeddedServer
 from bridge.operations import Host
 from bridge.protocol import decode, now
 from tests.boxes import serving
-from tests.support import Recorder, ask, box_config, connect, eventually
+from tests.support import FIRST_PORT, Recorder, ask, box_config, connect, eventually
 
 
 class Fleet:
@@ -49,7 +49,7 @@ class Fleet:
 
     async def join(self, name: str, *services: str, **settings: Any) -> Box:
         """One more Box, once all live ones count it among them."""
-        first = 20000 + 100 * self._count
+        first = FIRST_PORT + 100 * self._count
         self._count += 1
         config = box_config(
             self._directory,

@@ -16,7 +16,7 @@ from bridge.gateway.client import ScaleClient
 from bridge.protocol import InstanceInfo
 from tests.boxes import labelled, serving
 from tests.faults.killable import Killable
-from tests.support import box_config, connect, eventually
+from tests.support import FIRST_PORT, box_config, connect, eventually
 
 
 @asynccontextmanager
@@ -26,7 +26,7 @@ async def fleet(
     """Boxes, each a process of its own, and a gateway's connection."""
     boxes = {}
     for number, name in enumerate(names):
-        ports = f"{20000 + 100 * number}-{20099 + 100 * number}"
+        ports = f"{FIRST_PORT + 100 * number}-{FIRST_PORT + 100 * number + 99}"
         box_config(directory, url, *services, name=name, ports=ports, on_exit="leave", **settings)
         file = str(directory / f"{name}.toml")
         boxes[name] = Killable(directory, "bridge.cli", "box", "-c", file, name=name)

@@ -20,7 +20,7 @@ from bridge.protocol import ScaleResponse, decode
 from bridge.subjects import last_token
 from tests.boxes import serving
 from tests.faults.hosts import fleet, settled
-from tests.support import ask, box_config, connect, service_table
+from tests.support import FIRST_PORT, ask, box_config, connect, service_table
 
 pytestmark = pytest.mark.slow
 
@@ -106,7 +106,7 @@ async def test_twenty_boxes_that_race_for_one_slot_have_one_winner(
             tmp_path,
             server.url,
             name=f"box-{number}",
-            ports=f"{20000 + 20 * number}-{20019 + 20 * number}",
+            ports=f"{FIRST_PORT + 20 * number}-{FIRST_PORT + 20 * number + 19}",
         )
         for number in range(20)
     ]
