@@ -10,7 +10,7 @@ import pytest
 
 from bridge.cli import demo, demo_host
 from tests.boxes import labelled
-from tests.e2e.test_cli import run, running
+from tests.e2e.program import run, running
 
 
 async def test_the_demo_holds_in_less_than_thirty_seconds_and_leaves_nothing(

@@ -16,7 +16,7 @@ import pytest
 
 from bridge.bus.server import EmbeddedServer
 from tests.boxes import labelled
-from tests.e2e.test_cli import run, running
+from tests.e2e.program import run, running
 from tests.support import TIMING, listening, service_table
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
 from bridge.cli.events import parse_since
 from bridge.errors import ConfigError
-from tests.e2e.test_cli import run, running
+from tests.e2e.program import run, running
 from tests.support import connect, eventually
 from tests.telling import age_out, tell
 

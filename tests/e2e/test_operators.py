@@ -11,7 +11,7 @@ from bridge.cli import INTERRUPTED, UNANSWERED
 from bridge.operations import AdminResponse, HistoryResponse, HostsResponse, PlanResponse
 from bridge.protocol import decode
 from tests.boxes import gated
-from tests.e2e.test_cli import run, running
+from tests.e2e.program import run, running
 from tests.support import TIMING, service_table
 
 

@@ -21,7 +21,7 @@ from bridge.bus import topology
 from bridge.bus.server import EmbeddedServer
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, decode
 from tests.boxes import boxed, fetch, gone, serving
-from tests.e2e.test_cli import Running, run, running
+from tests.e2e.program import Running, run, running
 from tests.support import SERVICE, Recorder, ask, connect, eventually, service_table
 
 ROOT = str(Path(__file__).parents[2])

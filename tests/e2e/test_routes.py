@@ -13,7 +13,7 @@ from bridge import Put, Resync, RouteTable
 from bridge.bus.server import EmbeddedServer
 from bridge.protocol import decode, encode
 from tests.boxes import boxed, fetch, serving
-from tests.e2e.test_cli import run, running
+from tests.e2e.program import run, running
 from tests.integration.test_routes import registration
 from tests.load import Load, get
 from tests.support import ask, connect, eventually, service_table

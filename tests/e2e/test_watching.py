@@ -16,7 +16,7 @@ from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
 from bridge.bus.store import store
 from bridge.protocol import InstanceEvent, InstanceState, encode
-from tests.e2e.test_cli import run, running, spawn
+from tests.e2e.program import run, running, spawn
 from tests.receiver import receiving, tell
 from tests.support import connect, eventually
 

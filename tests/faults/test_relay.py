@@ -16,7 +16,7 @@ import pytest
 from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
-from tests.e2e.test_cli import running
+from tests.e2e.program import running
 from tests.integration.test_relay import letters, relaying, unacknowledged
 from tests.receiver import TAKEN, Answer, Receiver, Request, receiving, tell
 from tests.support import connect, eventually
