@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MARK := not slow
 SOAK := kills sim
-SIM_ARGS := --seeds 9990 --full 10
+SIM_ARGS := --seeds 9990 --up-to-hosts 100 --up-to-instances 1000 --full 10
 
 .PHONY: demo test lint check soak clean
 
