@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 MARK := not slow
 WORKERS := auto
 SOAK := kills sim
-SIM_ARGS := --seeds 9990 --full 10
+SIM_ARGS := --seeds 9990 --up-to-hosts 100 --up-to-instances 1000 --full 10
 
 .PHONY: demo test lint check soak clean
 

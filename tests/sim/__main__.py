@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, Final
 
@@ -83,20 +84,16 @@ def _many(arguments: argparse.Namespace, fixed: tuple[int, int]) -> int:
     ]
     jobs.sort(key=lambda job: -job[1].instances * job[1].hosts)  # the long ones first
     began, totals, failed = time.perf_counter(), Counter[str](), list[dict[str, Any]]()
-    with ProcessPoolExecutor(arguments.processes) as pool:
-        running = [pool.submit(simulate, *job, arguments.planted) for job in jobs]
-        for number, future in enumerate(as_completed(running), start=1):
-            result = future.result()
-            totals.update(result["counts"] | {"events": result["events"]})
-            if "violation" in result:
-                failed.append(result)
-                _complain(result)
-                if arguments.fail_fast:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    break
-            if number % max(1, len(jobs) // 20) == 0:
-                seconds = time.perf_counter() - began
-                print(f"{number} of {len(jobs)}, {seconds:.0f} s", file=sys.stderr, flush=True)
+    for number, result in enumerate(_results(jobs, arguments), start=1):
+        totals.update(result["counts"] | {"events": result["events"]})
+        if "violation" in result:
+            failed.append(result)
+            _complain(result)
+            if arguments.fail_fast:
+                break
+        if number % max(1, len(jobs) // 20) == 0:
+            seconds = time.perf_counter() - began
+            print(f"{number} of {len(jobs)}, {seconds:.0f} s", file=sys.stderr, flush=True)
     print(
         json.dumps(
             {
@@ -110,6 +107,19 @@ def _many(arguments: argparse.Namespace, fixed: tuple[int, int]) -> int:
         )
     )
     return 1 if failed else 0
+
+
+def _results(
+    jobs: list[tuple[int, Size]], arguments: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """What comes of each job, as it comes; in turn if the first may be the end."""
+    if arguments.fail_fast:
+        yield from (simulate(*job, arguments.planted) for job in jobs)
+        return
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        running = [pool.submit(simulate, *job, arguments.planted) for job in jobs]
+        for future in as_completed(running):
+            yield future.result()
 
 
 def _complain(result: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ At each write to the store:
 - A slot leaves the set because fewer were asked for, or because its instance is to be replaced.
 - A slot of another host is taken, or deleted, only when that host's lease was gone from the
   store within the last seconds, and later where half of the hosts or more vanished at once.
-- No host claims more than it may have instances, but on its way back from a trouble.
+- No host claims another slot beyond its room, but on its way back from a trouble.
 
 Always: a slot runs on two hosts that both mean to keep it only while all but one of them are in
 trouble: their Box dead, frozen, cut off, or that was so in the last seconds, or the store was lost.
@@ -31,7 +31,7 @@ from bridge.box import rollout
 from bridge.box.lifecycle import SERVING
 from bridge.box.model import RECEIPTS, FleetState, HostRecord, ServiceRecord, SlotRecord
 from bridge.box.placement import able_hosts, capacity, host_port, unfit
-from bridge.protocol import ScaleRequest, ScaleResponse
+from bridge.protocol import InstanceState, ScaleRequest, ScaleResponse
 from bridge.subjects import parse_slot_key, slot_key
 from tests.sim.instances import TIMING, Held
 from tests.sim.view import Kept
@@ -217,7 +217,8 @@ class Checks:
             self._claims[new.host] += 1
             host = self._world.hosts[new.host]
             room = host.room  # on its way back a host has instances that it claims no more
-            if self._claims[new.host] > room and not self._in_trouble(host):
+            fresh = new.info.state is InstanceState.CREATING
+            if fresh and self._claims[new.host] > room and not self._in_trouble(host):
                 raise Violation(f"{new.host} holds {self._claims[new.host]} claims of {room}")
         writer = self._world.writer
         self._world.kernel.note(f"{key}: {_brief(old)} → {_brief(new)}")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.sim.planted import PLANTED
 
-SOME = ("--first", "1250", "--seeds", "60")
+SOME = ("--first", "100", "--seeds", "300", "--hosts", "4", "--instances", "12")
 SMALL = ("--up-to-hosts", "8", "--up-to-instances", "40")
 
 
@@ -43,7 +43,7 @@ def test_a_large_fleet_whose_boxes_share_views_keeps_them_too() -> None:
 
 @pytest.mark.parametrize("defect", PLANTED)
 def test_a_planted_defect_is_found(defect: str) -> None:
-    code, summary, said = simulated("--planted", defect, "--fail-fast", *SOME, *SMALL)
+    code, summary, said = simulated("--planted", defect, "--fail-fast", *SOME)
     assert code == 1
     assert summary["failed"]
     assert f"again: python -m tests.sim --seed {summary['failed'][0]}" in said

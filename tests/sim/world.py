@@ -347,9 +347,9 @@ class World:
         bucket.write(key, encode(order), {}, self.kernel.now)
 
     def _outage(self, _: Host) -> None:
-        """The server is away for longer than a lease, and the Boxes come back one by one."""
+        """The server is away for longer than a lease, and many Boxes come back later still."""
         kernel, chance = self.kernel, self.kernel.random
-        away, spread = chance.uniform(1, 2 * self.lease), chance.uniform(0, 1.7 * self.lease)
+        away, late = chance.uniform(1, 2 * self.lease), chance.uniform(0, 2 * self.lease)
         self.bus.down_until = kernel.now + away
         for group in self._groups:
             group.view.lost()
@@ -359,7 +359,8 @@ class World:
                 host.hang_up()
             elif not host.is_cut:
                 host.cut()
-                kernel.after(away + chance.uniform(0, spread), host.heal)
+                again = chance.random() + chance.choice([0.0, late])
+                kernel.after(away + again, host.heal)
 
     def _lose(self, _: Host) -> None:
         """The server comes back with an empty store, or with an older one."""
