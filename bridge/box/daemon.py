@@ -257,7 +257,9 @@ class _Parts:
             self._fleet.state.loads,
             FRESH_SAMPLES * timing.sample,
         )
-        ledger = Ledger(self._fleet, timing.decide_timeout, box.clock)
+        ledger = Ledger(
+            self._fleet, timing.decide_timeout, box.clock, self._readiness.why_not_current
+        )
         around = Surroundings(
             runtime=runtime,
             prober=prober,

@@ -27,12 +27,21 @@ Amend = Callable[[FleetState], ServiceRecord | None]
 
 
 class Ledger:
-    """Writes `box_services`. `patience` is for how many seconds a decision may lose races."""
+    """Writes `box_services`. `patience` is for how many seconds a decision may lose races, `stale`
+    says why what this Box sees is not current, or "".
+    """
 
-    def __init__(self, fleet: Fleet, patience: float, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        patience: float,
+        clock: Callable[[], datetime],
+        stale: Callable[[], str] = str,
+    ) -> None:
         self._fleet = fleet
         self._patience = patience
         self._clock = clock
+        self._stale = stale
         self._turn = asyncio.Lock()
 
     async def decide(self, asked: Asked) -> ScaleResponse | None:
@@ -46,6 +55,8 @@ class Ledger:
             async with self._my_turn() as deadline:
                 asked = replace(asked, at=self._clock())  # it may have expired in the queue
                 while True:
+                    if why := self._stale():  # since the request was taken
+                        return self._refused(asked, f"not ready: {why}; ask again")
                     verdict = decide(asked, self._fleet.state)
                     if verdict.record is None:
                         return verdict.response

@@ -92,11 +92,11 @@ class Readiness:
 
     def why_not(self) -> str:
         """Why this Box must not answer requests now; empty when it may."""
-        return "this Box is stopping" if self._stopping else self._why_not_plan()
+        return "this Box is stopping" if self._stopping else self.why_not_current()
 
     def may_plan(self) -> bool:
         """Whether what this Box sees is current, so that it may act on it."""
-        return not self._why_not_plan()
+        return not self.why_not_current()
 
     def stop(self) -> None:
         """Answer no more; plans go on, for instances have to drain."""
@@ -142,7 +142,8 @@ class Readiness:
         self._checked = False
         self._changed.set()
 
-    def _why_not_plan(self) -> str:
+    def why_not_current(self) -> str:
+        """Why what this Box sees may not be current; empty when it is."""
         if not self._connection.connected:
             seconds = self._connection.cut_off_for()
             return f"this Box has been cut off from NATS for {seconds:.0f} s"
