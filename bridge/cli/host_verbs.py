@@ -97,7 +97,7 @@ def demo(
     ] = False,
     json: Json = False,
 ) -> int:
-    """See it work: server, Box, two services, a crash, a drain. Takes less than 30 seconds.
+    """See it work: a server, Boxes, a crash, a drain, a lost host. Takes less than 30 seconds.
 
     Everything runs on this machine, in a directory of its own, and each step is verified: the
     exit code is 0 only if all held.
