@@ -135,3 +135,4 @@ class Claims:
         await self._registry.deregister(
             InstanceDeregistration(instance_id=lost.info.id, service=service, reason=reason)
         )
+        self._registry.forget(lost.info.id)  # it was never this host's to register
