@@ -42,6 +42,17 @@ async def task_scope() -> AsyncIterator[asyncio.TaskGroup]:
         raise raised
 
 
+def heed_cancellation() -> None:
+    """Raise the CancelledError that somebody else's code has swallowed, if this task's was.
+
+    asyncio.wait_for of Python 3.11 loses one that arrives just as what it waits for is there. For
+    tasks that are cancelled in order to end, and for nothing else.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 def _bare(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The one exception in `group`, or `group` if there are several."""
     found: BaseException = group

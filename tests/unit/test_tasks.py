@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from bridge.tasks import task_scope
+from bridge.tasks import heed_cancellation, task_scope
 
 
 class _Ending:
@@ -87,3 +87,17 @@ async def test_what_the_block_or_a_single_task_raises_comes_out_bare() -> None:
             raise ValueError("block")
     with pytest.raises(ValueError, match="task"):
         await outlast()
+
+
+async def test_a_swallowed_cancellation_is_raised_when_it_is_asked_for() -> None:
+    async def swallow() -> None:
+        heed_cancellation()  # there is none yet
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        heed_cancellation()
+
+    task = asyncio.ensure_future(swallow())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
