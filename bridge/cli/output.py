@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +28,28 @@ COLOURS = {
 _WIDE = 200  # letters a line where no terminal says otherwise: a pipe's reader wants whole words
 
 
+class Harmless:
+    """Renders something without what a terminal would obey: names and messages are peers'."""
+
+    def __init__(self, content: ConsoleRenderable) -> None:
+        self._content = content
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for text, style, control in console.render(self._content, options):
+            yield Segment(text if control else _obeyed_by_none(text), style, control)
+
+
+class _Guard(RenderHook):
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [Harmless(content) for content in renderables]
+
+
+def _obeyed_by_none(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char == "\n" else "�" for char in text)
+
+
 class _Out(Console):
     def on_broken_pipe(self) -> None:
         # rich would exit with 1 from wherever it printed; to `main` it is no failure.
@@ -39,6 +63,8 @@ class _Err(Console):
 
 out = _Out(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
 err = _Err(stderr=True, highlight=False, soft_wrap=True)
+for _console in (out, err):
+    _console.push_render_hook(_Guard())
 
 
 def print_json(value: msgspec.Struct | HostStats) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
-from bridge.cli.output import instances_table
-from bridge.protocol import InstanceInfo, InstancesResponse, InstanceState, now
+from bridge.cli.output import event_text, instances_table, out
+from bridge.protocol import InstanceEvent, InstanceInfo, InstancesResponse, InstanceState, now
 
 
 def test_an_address_in_brackets_is_shown_whole() -> None:
@@ -23,3 +24,15 @@ def test_an_address_in_brackets_is_shown_whole() -> None:
     Console(file=shown, width=200).print(instances_table(seen))
     assert "[fd00::1]:20000" in shown.getvalue()
     assert "[red]box" in shown.getvalue()
+
+
+def test_what_a_peer_says_does_nothing_to_the_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    event = InstanceEvent.transition("web-1", "web", InstanceState.READY, InstanceState.FAILED)
+    shown = io.StringIO()
+    monkeypatch.setattr(out, "_file", shown)
+    out.print(event_text(event.with_message("\x1b]0;owned\x07 \x1b[2J")))
+    assert "\x1b" not in shown.getvalue()
+    assert "\x07" not in shown.getvalue()
+    assert "owned" in shown.getvalue()
