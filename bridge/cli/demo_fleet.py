@@ -16,6 +16,7 @@ import aiohttp
 
 from bridge.cli.demo_host import service_command
 from bridge.cli.demo_show import PATIENCE, Show, alive, expect, get
+from bridge.errors import ScaleError
 from bridge.gateway.client import ScaleClient
 from bridge.gateway.operator import Operator
 from bridge.gateway.route import Route
@@ -28,6 +29,7 @@ _REPLICAS = 6
 _PREFIX = "fleet"  # a fleet of its own on the same server
 _LEASE = 3  # seconds; 10 unless told otherwise
 _LOOK = 0.05
+_SURE = 12  # looks in a row: each Box has a view of its own, and any of them answers
 
 _CONFIG = """
 [box]
@@ -175,10 +177,16 @@ class FleetDemo:
             )
 
     async def _live(self, client: ScaleClient, count: int) -> bool:
-        with contextlib.suppress(Exception):  # while none of them answers yet
-            hosts = await Operator(client.connection).hosts(timeout=1.0)
-            return sum(host.live for host in hosts) == count
-        return False
+        """Whether so many hosts are live, whichever Box is asked."""
+        operator = Operator(client.connection)
+        for _ in range(_SURE):
+            try:
+                hosts = await operator.hosts(timeout=1.0)
+            except ScaleError:
+                return False  # nobody answers yet
+            if sum(host.live for host in hosts) != count:
+                return False
+        return True
 
     async def _where(self, client: ScaleClient, http: aiohttp.ClientSession) -> dict[str, int]:
         """How many instances each host runs; each is asked who it is."""

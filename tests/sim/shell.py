@@ -56,6 +56,9 @@ class _Registry:
     async def deregister(self, _: object) -> None:
         """Gateways are not simulated."""
 
+    def forget(self, _: str) -> None:
+        """Nor is what is remembered for them."""
+
 
 class SimClaims(Claims):
     """The real claims, with ids that the seed gives."""
