@@ -14,6 +14,7 @@ from pathlib import Path
 
 import aiohttp
 
+from bridge.box.lifecycle import SERVING
 from bridge.cli.demo_host import service_command
 from bridge.cli.demo_show import PATIENCE, Show, alive, expect, get
 from bridge.errors import ScaleError
@@ -21,6 +22,7 @@ from bridge.gateway.client import ScaleClient
 from bridge.gateway.operator import Operator
 from bridge.gateway.route import Route
 from bridge.gateway.routes import RouteTable
+from bridge.protocol import InstancesResponse
 from bridge.settings import NatsConfig
 from bridge.tasks import task_scope
 
@@ -113,7 +115,7 @@ class FleetDemo:
     ) -> None:
         name = "box-b dies with all it runs: its slots run elsewhere, and every request is answered"
         async with self._show.step(name) as found, _Load.through(table, http) as load:
-            seen = await client.observe("web")
+            seen = await self._settled(client)
             self._boxes["box-b"].kill()
             for instance, host in seen.hosts.items():
                 if host == "box-b":
@@ -132,10 +134,10 @@ class FleetDemo:
         self, client: ScaleClient, table: RouteTable, http: aiohttp.ClientSession
     ) -> None:
         async with self._show.step("box-b returns: nothing moves because of that"):
-            before = (await client.observe("web")).hosts
+            before = (await self._settled(client)).hosts
             self._start("box-b", 1)
             await _eventually(lambda: self._live(client, len(_HOSTS)), "three live hosts")
-            expect((await client.observe("web")).hosts == before, "something has moved")
+            expect((await self._settled(client)).hosts == before, "something has moved")
         name = "box-a is drained: each replaced before it goes, and no request fails"
         async with self._show.step(name) as found, _Load.through(table, http) as load:
             await Operator(client.connection).drain("box-a", timeout=PATIENCE)
@@ -190,10 +192,24 @@ class FleetDemo:
 
     async def _where(self, client: ScaleClient, http: aiohttp.ClientSession) -> dict[str, int]:
         """How many instances each host runs; each is asked who it is."""
-        seen = await client.observe("web")
+        seen = await self._settled(client)
         for info in seen.instances:
             self._pids[info.id] = (await get(http, info))["pid"]
         return dict(Counter(seen.hosts.values()))
+
+    async def _settled(self, client: ScaleClient) -> InstancesResponse:
+        """The instances once all are there, serve, and no other is: the Box that answers now may be
+        a moment behind the one that did before.
+        """
+        found: list[InstancesResponse] = []
+
+        async def settled() -> bool:
+            found[:] = [await client.observe("web")]
+            states = [info.state for info in found[0].instances]
+            return len(states) == _REPLICAS and SERVING.issuperset(states)
+
+        await _eventually(settled, f"{_REPLICAS} serve, and no other is there")
+        return found[0]
 
 
 class _Load:

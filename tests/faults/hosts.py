@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from nats.js.errors import NotFoundError
-
 from bridge.bus.connection import Connection
+from bridge.errors import ScaleError
 from bridge.gateway.client import ScaleClient
+from bridge.gateway.operator import Operator
 from bridge.protocol import InstanceInfo
 from tests.boxes import labelled, serving
 from tests.faults.killable import Killable
@@ -42,10 +41,16 @@ async def fleet(
 
 
 async def _hosts(gateway: Connection, count: int) -> bool:
-    with contextlib.suppress(NotFoundError):
-        info = await gateway.jetstream.stream_info("KV_box_hosts")
-        return info.state.messages == count
-    return False
+    """Whether so many hosts are live, whichever Box is asked: each has a view of its own."""
+    operator = Operator(gateway)
+    for _ in range(4 * count):
+        try:
+            there = await operator.hosts(timeout=1.0)
+        except ScaleError:
+            return False
+        if sum(host.live for host in there) != count:
+            return False
+    return True
 
 
 async def placed(gateway: Connection, service: str = "web") -> dict[str, str]:
