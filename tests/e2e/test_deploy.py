@@ -17,7 +17,7 @@ import pytest
 from bridge.bus.server import EmbeddedServer
 from tests.boxes import labelled
 from tests.e2e.program import run, running
-from tests.support import TIMING, listening, service_table
+from tests.support import TIMING, eventually, listening, service_table
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "box-bridge.service"
@@ -52,7 +52,7 @@ async def test_the_systemd_unit_runs_a_box_that_tells_how_it_is_and_leaves_its_i
     env = {"NATS_URL": server.url, name: str(state), **told}
     async with listening(address) as manager, running(*arguments, cwd=tmp_path, **env) as box:
         await manager.told("READY=1")
-        assert any("Box box-a is ready" in line for line in box.err)
+        await eventually(lambda: any("Box box-a is ready" in line for line in box.err))
         await manager.told("STATUS=ready")
         await manager.told("WATCHDOG=1")
         assert (await run("scale", "web", 1, "--wait", "-s", server.url, cwd=tmp_path)).code == 0
