@@ -4,6 +4,7 @@
 # make check  lint and test
 # make soak   kills at random, then the whole history checked (10 minutes; SOAK_ARGS=--help), and
 #             10,000 simulated fleets (SIM_ARGS=--help); SOAK=kills or SOAK=sim for one of them alone
+# make bench  how fast it is, beside its peers (BENCH_ARGS=--help); bench-results/ has JSON and a plot
 #
 # Each sets up what it needs: a .venv with pinned dependencies and a nats-server.
 
@@ -14,9 +15,10 @@ READY := $(VENV)/.ready
 MARK := not slow
 WORKERS := auto
 SOAK := kills sim
+BENCH_ARGS :=
 SIM_ARGS := --seeds 9990 --up-to-hosts 100 --up-to-instances 1000 --full 10
 
-.PHONY: demo test lint check soak clean
+.PHONY: demo test lint check soak bench clean
 
 demo: $(READY)
 	@$(BIN)/box-bridge demo
@@ -35,6 +37,9 @@ check: lint test
 soak: $(READY)
 	$(if $(filter kills,$(SOAK)),$(BIN)/python -m tests.faults.soak $(SOAK_ARGS))
 	$(if $(filter sim,$(SOAK)),$(BIN)/python -m tests.sim $(SIM_ARGS))
+
+bench: $(READY)
+	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

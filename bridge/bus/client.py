@@ -44,6 +44,8 @@ _MAX_PENDING: Final = 16 * 1024 * 1024  # bytes that a server which reads slowly
 
 _GOODBYE: Final = 1.0  # seconds that a WebSocket may take to close
 
+_MESSAGES: Final = (b"MSG ", b"HMSG")
+
 Count = Callable[[str], None]
 
 
@@ -79,30 +81,35 @@ class _StrictParser:
             self._rest = rest
 
     async def _consume(self, data: bytes) -> bytes:
-        epoch, pos = self._epoch, 0
+        """Take all whole frames in `data`; returns what is left of it.
+
+        A frame is parsed where it lies and given away at once; only one that is cut is remembered.
+        """
+        client, epoch, pos, end_of_data = self._client, self._epoch, 0, len(data)
+        handlers, frame = client.handlers, self._frame
         while epoch is self._epoch:
-            if self._frame is None:
+            if frame is None:
                 end = data.find(b"\r\n", pos)
                 if end < 0:
-                    if len(data) - pos > _MAX_LINE:
+                    if end_of_data - pos > _MAX_LINE:
                         raise nats.errors.ProtocolError
                     return data[pos:]
                 line, pos = data[pos:end], end + 2
-                if line[:4] in (b"MSG ", b"HMSG"):
-                    self._frame = _parse_frame(line)
+                if line.startswith(_MESSAGES):
+                    frame = _parse_frame(line)
                 else:
                     await self._control(line)
-                continue
-            sid, subject, reply, header_size, size = self._frame
-            end = pos + size
-            if len(data) < end + 2:
+                    continue
+            sid, subject, reply, header_size, size = frame
+            body, end = pos + header_size, pos + size
+            if end_of_data < end + 2:
+                self._frame = frame
                 return data[pos:]
-            headers, payload = data[pos : pos + header_size], data[pos + header_size : end]
-            pos = end + 2
-            self._frame = None
-            handler = self._client.handlers.get(sid)
+            self._frame = frame = None
+            handler = handlers.get(sid)
             if handler is not None:  # else it was on its way when the subscription ended
-                self._client.dispatch(handler, subject, reply, payload, headers)
+                client.dispatch(handler, subject, reply, data[body:end], data[pos:body])
+            pos = end + 2
         return b""
 
     async def _control(self, line: bytes) -> None:
@@ -227,8 +234,8 @@ class GuardedClient(Client):
         self.stats["in_msgs"] += 1
         self.stats["in_bytes"] += len(data)
         message = Message(
-            subject.decode(errors="backslashreplace"),
-            reply.decode(errors="backslashreplace"),
+            subject.decode("utf-8", "backslashreplace"),
+            reply.decode("utf-8", "backslashreplace"),
             data,
             headers,
         )

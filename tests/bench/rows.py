@@ -1,0 +1,8 @@
+"""Every row of the table: the product's own, and those that only a checkout can measure."""
+
+from __future__ import annotations
+
+from bridge.cli.bench import rows
+from bridge.cli.bench.row import Row
+
+ROWS: tuple[Row, ...] = (*rows.ROWS,)
