@@ -20,7 +20,7 @@ import nats
 from msgspec import Struct
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType
 
 from bridge.bus.connection import Connection
 from bridge.bus.credentials import credentials
@@ -101,6 +101,29 @@ async def ask(client: Client, subject: str, data: bytes, times: int) -> list[flo
         await client.request(subject, data, timeout=_TIMEOUT)
         took.append(time.perf_counter() - start)
     return took
+
+
+async def create_bucket(client: Client, bucket: str) -> None:
+    """A bucket in memory, for `watch_keys`; `remove_bucket` deletes it."""
+    await client.jetstream().create_key_value(bucket=bucket, storage=StorageType.MEMORY)
+
+
+async def watch_keys(client: Client, bucket: str, count: int) -> dict[str, bytes]:
+    """All `count` keys of a bucket, as nats-py's `kv.watch` gives them.
+
+    They are counted, for the None that should mark the end comes too early.
+    """
+    found: dict[str, bytes] = {}
+    store = await client.jetstream().key_value(bucket)
+    watcher: Any = await store.watchall()
+    try:
+        while len(found) < count:
+            entry = await watcher.updates(timeout=_TIMEOUT)
+            if entry is not None:
+                found[entry.key] = entry.value
+    finally:
+        await watcher.stop()
+    return found
 
 
 # ── the far end ──────────────────────────────────────────────────────────────────────────

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from bridge.cli.bench import messages, requests, routes
+from bridge.cli.bench import messages, registrations, requests, routes
 from bridge.cli.bench.row import Row
 
-ROWS: Final[tuple[Row, ...]] = (*messages.ROWS, *requests.ROWS, *routes.ROWS)
+ROWS: Final[tuple[Row, ...]] = (
+    *messages.ROWS,
+    *requests.ROWS,
+    *routes.ROWS,
+    *registrations.ROWS,
+)
