@@ -105,6 +105,14 @@ class RouteBook:
             self._settle(instance, now)
         return True
 
+    def shared(self, registration: InstanceRegistration) -> InstanceRegistration:
+        """The same registration, which keeps no copy of what others say as well."""
+        return replace(
+            registration,
+            service=self._shared.one(registration.service),
+            metadata=self._shared.metadata(registration.metadata),
+        )
+
     def withdraw(self, key: Key, reason: str, now: float) -> None:
         """An instance takes no traffic any more, for good."""
         instance = self._known(key, now)

@@ -215,7 +215,7 @@ class _Registry:
             self._put(registration, time_ns, host, self._feed.clock())
             self._feed.flush()
         elif len(self._snapshot) < LIMIT or key in self._snapshot:
-            self._snapshot[key] = registration, time_ns, host
+            self._snapshot[key] = self._feed.book.shared(registration), time_ns, host
         else:
             self._refuse("no room")
 
