@@ -27,7 +27,7 @@ TTL: Final = 600  # seconds; a row takes less
 
 _BURST: Final = 2000  # messages between two looks at how far the server has come
 _FLUSH: Final = 30.0  # seconds for one of these
-_STORED: Final = 60.0  # seconds until all of it is there
+_STORED: Final = 240.0  # seconds until all of it is there, each on disk
 _HEARTBEAT: Final = 3.0  # seconds between renewals of a host's lease
 
 
@@ -117,19 +117,22 @@ def _slots(count: int, config: str) -> Iterator[tuple[str, SlotRecord]]:
 
 
 @contextlib.asynccontextmanager
-async def hosts_live(connection: Connection, count: int) -> AsyncIterator[None]:
-    """The hosts of `count` instances renew their leases while the block lasts."""
-    names = sorted({host_of(number) for number in range(0, count, A_HOST)})
+async def hosts_live(connection: Connection, count: int, *, also: str) -> AsyncIterator[None]:
+    """The hosts of `count` instances renew their leases while the block lasts. They offer the
+    services of these instances and `also` another, and have no room.
+    """
+    full = {host_of(number): min(A_HOST, count - number) for number in range(0, count, A_HOST)}
     services = {service_of(number): Offer() for number in range(0, count, A_SERVICE)}
+    services[also] = Offer()
     bucket = connection.subjects.hosts_bucket
 
     def renew() -> None:
-        for name in names:
+        for name, instances in full.items():
             host = HostRecord(
                 host_id=f"id-{name}",
                 runtime="process",
                 cpus=64,
-                max_instances=A_HOST,
+                max_instances=instances,
                 services=services,
             )
             with contextlib.suppress(BusError):

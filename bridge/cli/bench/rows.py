@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from bridge.cli.bench import messages, registrations, requests, routes
+from bridge.cli.bench import large, messages, registrations, requests, routes
 from bridge.cli.bench.row import Row
 
 ROWS: Final[tuple[Row, ...]] = (
@@ -12,4 +12,5 @@ ROWS: Final[tuple[Row, ...]] = (
     *requests.ROWS,
     *routes.ROWS,
     *registrations.ROWS,
+    *large.ROWS,
 )
