@@ -92,7 +92,7 @@ class Ledger:
         """
         with contextlib.suppress(BusError, TimeoutError):
             async with self._my_turn() as deadline:
-                while (record := change(self._fleet.state)) is not None:
+                while not self._stale() and (record := change(self._fleet.state)) is not None:
                     if await self._write(service, record, deadline):
                         return True
         return False
