@@ -29,6 +29,7 @@ from nats.nuid import NUID
 
 from bridge.bus.client import FrameRefused, GuardedClient
 from bridge.bus.credentials import credentials
+from bridge.bus.jetstream import Requests
 from bridge.bus.message import Handler, Message
 from bridge.bus.reasons import is_refusal, told
 from bridge.errors import (
@@ -244,8 +245,9 @@ class Connection:
     @property
     def jetstream(self) -> JetStreamContext:
         """nats-py's JetStream calls, sent as `request` sends (for the bus package)."""
+        requests = Requests(self, self._client.connected_server_version)
         domain = self.settings.domain or None
-        return JetStreamContext(_Requests(self), domain=domain, timeout=5)  # type: ignore[arg-type]
+        return JetStreamContext(requests, domain=domain, timeout=5)  # type: ignore[arg-type]
 
     def _take_reply(self, message: Message) -> None:
         _, future = self._replies.get(message.subject.rpartition(".")[2], ("", None))
@@ -264,6 +266,9 @@ class Connection:
         client = GuardedClient(self.metrics.count, self._on_end, self._client.discovered)
 
         async def complain(exc: Exception) -> None:
+            if client is self._client:
+                self._on_error(exc)
+                return
             complaints.append(exc)
             if sum(map(is_refusal, complaints)) > len(urls):
                 raise exc
@@ -281,7 +286,7 @@ class Connection:
                     inbox_prefix=self.settings.inbox_prefix,
                     **proofs,
                 )
-            client._error_cb = self._on_error
+            client.on_error = self._on_error
             self._client = client
         except Exception as exc:  # nats-py lets through what a peer can provoke
             # What the server said ("Authorization Violation") tells more than that it hung up.
@@ -354,7 +359,7 @@ class Connection:
             _log.warning("cut off from NATS (%s); reconnecting", reason)
             self._tell(False)
 
-    async def _on_error(self, exc: Exception) -> None:
+    def _on_error(self, exc: Exception) -> None:
         said = told(exc)
         self.metrics.count("error")
         denied = _DENIED.search(said)
@@ -387,22 +392,6 @@ class Connection:
                 await self._client.flush(_LAST_FLUSH)  # what was queued is to arrive
         self._client.end()
         await self._client.close()
-
-
-class _Requests:
-    """What nats-py's JetStream calls need of a client, with this module's promises."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self.connected_server_version = connection._client.connected_server_version
-
-    async def request(self, subject: str, payload: bytes = b"", timeout: float = 5) -> Message:
-        try:
-            return await self._connection.request(subject, payload, timeout=timeout)
-        except NoResponders as exc:
-            raise nats.errors.NoRespondersError from exc
-        except NoReply as exc:
-            raise nats.errors.TimeoutError from exc
 
 
 def _expire(future: asyncio.Future[Message]) -> None:
