@@ -12,13 +12,13 @@ from msgspec.structs import replace
 from nats.js.api import StreamConfig
 
 from bridge.box import lifecycle
-from bridge.bus import publisher as publishing
 from bridge.bus import topology
+from bridge.bus.asked import Asked
 from bridge.bus.connection import Connection
 from bridge.bus.message import Message
 from bridge.bus.publisher import LIMIT, Publisher
 from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import Outgoing, Stored, store
+from bridge.bus.store import Outgoing, store
 from bridge.errors import NoReply
 from bridge.protocol import InstanceState, encode, now
 from bridge.tasks import task_scope
@@ -221,16 +221,20 @@ async def test_a_single_that_fails_is_not_overtaken_by_what_follows_it(
 ) -> None:
     tried: list[str] = []
 
-    async def fail_once(*arguments: Any, headers: dict[str, str], **settings: Any) -> Stored:
-        tried.append(headers["Nats-Msg-Id"])
-        if headers["Nats-Msg-Id"] == "web-1.2" and tried.count("web-1.2") == 1:
-            raise NoReply("box.events.web", 5.0)  # and nothing was stored
-        return await store(*arguments, headers=headers, **settings)
-
     async with bench(server, allow_atomic=None) as at:
-        monkeypatch.setattr(publishing, "store", fail_once)
+        ask = at.connection.ask
+
+        def fail_once(*arguments: Any, headers: dict[str, str], **settings: Any) -> Asked:
+            name = headers.get("Nats-Msg-Id", "")
+            tried.append(name)
+            if name == "web-1.2" and tried.count(name) == 1:
+                raise NoReply("box.events.web", 5.0)  # and nothing was stored
+            return ask(*arguments, headers=headers, **settings)
+
+        monkeypatch.setattr(at.connection, "ask", fail_once)
         await at.publisher.publish(lives(3))
         assert tried.count("web-1.2") == 2
+        assert tried.index("web-1.3") > max(n for n, name in enumerate(tried) if name == "web-1.2")
         assert len(await at.stored()) == 15
 
 
