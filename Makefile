@@ -16,6 +16,7 @@ MARK := not slow
 WORKERS := auto
 SOAK := kills sim
 BENCH_ARGS :=
+BENCH_READY := .bench-venv/.ready
 SIM_ARGS := --seeds 9990 --up-to-hosts 100 --up-to-instances 1000 --full 10
 
 .PHONY: demo test lint check soak bench clean
@@ -38,7 +39,7 @@ soak: $(READY)
 	$(if $(filter kills,$(SOAK)),$(BIN)/python -m tests.faults.soak $(SOAK_ARGS))
 	$(if $(filter sim,$(SOAK)),$(BIN)/python -m tests.sim $(SIM_ARGS))
 
-bench: $(READY)
+bench: $(READY) $(BENCH_READY)
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 $(READY): pyproject.toml requirements.lock
@@ -51,7 +52,15 @@ $(READY): pyproject.toml requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
+# The peers, apart from what is measured.
+$(BENCH_READY): tests/bench/peers/requirements.txt
+	@echo "Setting up .bench-venv ..."
+	@rm -f $(BENCH_READY)
+	@test -x .bench-venv/bin/python || $(PYTHON) -m venv .bench-venv
+	@.bench-venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $(BENCH_READY)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .bench-venv bench-results build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf tests/interop/js/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from bridge.cli.bench import rows
 from bridge.cli.bench.row import Row
+from tests.bench import others
 
-ROWS: tuple[Row, ...] = (*rows.ROWS,)
+ROWS: tuple[Row, ...] = (*rows.ROWS, *others.ROWS)
