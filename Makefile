@@ -4,6 +4,7 @@
 # make check  lint and test
 # make soak   kills at random, then the whole history checked (10 minutes; SOAK_ARGS=--help), and
 #             10,000 simulated fleets (SIM_ARGS=--help); SOAK=kills or SOAK=sim for one of them alone
+# make bench  how fast it is, beside its peers (BENCH_ARGS=--help); bench-results/ has JSON and a plot
 #
 # Each sets up what it needs: a .venv with pinned dependencies and a nats-server.
 
@@ -14,9 +15,11 @@ READY := $(VENV)/.ready
 MARK := not slow
 WORKERS := auto
 SOAK := kills sim
+BENCH_ARGS :=
+BENCH_READY := .bench-venv/.ready
 SIM_ARGS := --seeds 9990 --up-to-hosts 100 --up-to-instances 1000 --full 10
 
-.PHONY: demo test lint check soak clean
+.PHONY: demo test lint check soak bench clean
 
 demo: $(READY)
 	@$(BIN)/box-bridge demo
@@ -36,6 +39,9 @@ soak: $(READY)
 	$(if $(filter kills,$(SOAK)),$(BIN)/python -m tests.faults.soak $(SOAK_ARGS))
 	$(if $(filter sim,$(SOAK)),$(BIN)/python -m tests.sim $(SIM_ARGS))
 
+bench: $(READY) $(BENCH_READY)
+	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "box-bridge needs Python 3.11 or newer: make PYTHON=/path/to/python3"; exit 1; }
@@ -46,7 +52,15 @@ $(READY): pyproject.toml requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
+# The peers, apart from what is measured.
+$(BENCH_READY): tests/bench/peers/requirements.txt
+	@echo "Setting up .bench-venv ..."
+	@rm -f $(BENCH_READY)
+	@test -x .bench-venv/bin/python || $(PYTHON) -m venv .bench-venv
+	@.bench-venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $(BENCH_READY)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .bench-venv bench-results build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf tests/interop/js/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,7 +31,7 @@ def check_endpoint(value: str) -> str:
     ProtocolError.
     """
     match = _ENDPOINT.fullmatch(value)
-    if match is None or int(match[2]) > _MAX_PORT or not _is_address(match[1]):
+    if match is None or int(match[2]) > _MAX_PORT or (match[1] and not _is_address(match[1])):
         raise ProtocolError(
             "InstanceRegistration",
             "endpoint",
@@ -40,10 +40,10 @@ def check_endpoint(value: str) -> str:
     return value
 
 
-def _is_address(bracketed: str | None) -> bool:
-    """Whether what stands in brackets, if anything does, is an IPv6 address."""
+def _is_address(bracketed: str) -> bool:
+    """Whether what stands in brackets is an IPv6 address."""
     with contextlib.suppress(ValueError):
-        return bracketed is None or bool(ipaddress.IPv6Address(bracketed))
+        return bool(ipaddress.IPv6Address(bracketed))
     return False
 
 

@@ -53,6 +53,7 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     `memory_mib`, `env` and `port_map` are the defaults that a request's config overrides. `needs`
     are labels that a host must have to run it. With `fence` its instances end before the lease of
     a host that is cut off, so that what takes their slots over never runs beside them.
+    `max_surge` is how many extra instances there may be while instances are being replaced.
     `registration` says who announces an instance to gateways: its ``box``, or it``self``.
     """
 
@@ -66,6 +67,7 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     metadata: dict[str, str] = field(default_factory=dict)
     needs: dict[str, str] = field(default_factory=dict)
     fence: bool = False
+    max_surge: Count = 1
     registration: str = "box"
     start_timeout: Interval = 60.0
     deregister_delay: Seconds = 1.0

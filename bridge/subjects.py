@@ -15,6 +15,7 @@ from msgspec import Struct
 from bridge.errors import ConfigError, NameRefused
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_ABOUT: Final = re.compile(rf"[^.]*\.([^.]*)\.({_NAME.pattern})\.({_NAME.pattern})")
 
 DEFAULT_PREFIX: Final = "box"
 
@@ -179,10 +180,10 @@ def parse_instance_subject(subject: str) -> tuple[str, str, str]:
     """What `subject` is about (``register``, ``health``, …), the service and the instance id;
     raises NameRefused if those are no names.
     """
-    parts = subject.split(".")
-    if len(parts) != 4 or not (is_name(parts[2]) and is_name(parts[3])):
+    found = _ABOUT.fullmatch(subject)
+    if found is None:
         raise NameRefused("subject", subject)
-    return parts[1], parts[2], parts[3]
+    return found[1], found[2], found[3]
 
 
 def slot_key(service: str, slot: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import datetime
 from typing import Final
 
@@ -357,8 +357,8 @@ class _Parts:
         if drain:
             await self._lease.release()
 
-    def _touch(self, service: str | None) -> None:
-        self._supervisor.touch(service)
+    def _touch(self, services: Iterable[str] | None) -> None:
+        self._supervisor.touch(services)
 
     def _saw(self, service: str, record: ServiceRecord | None) -> None:
         self._restorer.saw(service, record)

@@ -72,6 +72,7 @@ class Endpoints:
                 queue=subjects.queue,
                 handle=self._scale,
                 refuse=self._refuse_scale,
+                at_once=self._scale_at_once,
             ),
             Endpoint(
                 name="instances",
@@ -84,7 +85,23 @@ class Endpoints:
 
     # ── box.scale ────────────────────────────────────────────────────────────────────────
 
+    def _scale_at_once(self, message: Message) -> Reply | None:
+        """The reply to what changes nothing; None for what must be decided in turn."""
+        taken = self._take(message)
+        if isinstance(taken, Reply):
+            return taken
+        response = self._ledger.answer(taken)
+        return None if response is None else self._scale_reply(response)
+
     async def _scale(self, message: Message) -> Reply | None:
+        taken = self._take(message)
+        if isinstance(taken, Reply):
+            return taken
+        response = await self._ledger.decide(taken)
+        return None if response is None else self._scale_reply(response)
+
+    def _take(self, message: Message) -> Asked | Reply:
+        """The request, or its refusal: unreadable, or this Box is not the one to ask."""
         try:
             request = decode(ScaleRequest, message.data)
         except ProtocolError as exc:
@@ -98,8 +115,7 @@ class Endpoints:
         if why_not := self._why_not():
             error = f"not ready: {why_not}; ask again"
             return self._scale_reply(refuse(request, self._fleet.state, error).response)
-        response = await self._ledger.decide(asked)
-        return None if response is None else self._scale_reply(response)
+        return asked
 
     def _asked(self, request: ScaleRequest, message: Message) -> Asked:
         """The request with what its headers say; raises ProtocolError for what they must not."""

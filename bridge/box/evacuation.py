@@ -7,7 +7,6 @@ yes where there is no room as the fleet stands.
 
 from __future__ import annotations
 
-from collections import Counter
 from datetime import datetime
 from typing import Final
 
@@ -28,7 +27,7 @@ def lacking(host: str, fleet: FleetState, *, at: datetime) -> dict[str, int]:
     spare = Spare(fleet)
     found: dict[str, int] = {}
     for service, record in sorted(fleet.services.items(), key=lambda item: _choice(fleet, *item)):
-        first, mine = _homeless(service, record, fleet, host)
+        first, mine = _homeless(service, fleet, host)
         if first or mine:
             board = Board(service, fleet, record, spare)
             unplaced = _unplaced(board, record, first, mine, at)
@@ -41,21 +40,12 @@ def _choice(fleet: FleetState, service: str, record: ServiceRecord) -> tuple[int
     return len(able_hosts(service, fleet, record.config)[0]), service
 
 
-def _homeless(
-    service: str, record: ServiceRecord, fleet: FleetState, host: str
-) -> tuple[list[int], list[int]]:
+def _homeless(service: str, fleet: FleetState, host: str) -> tuple[list[int], list[int]]:
     """The slots that are to be placed: those not on `host`, and those on it."""
-    first, mine = [], []
-    for slot in record.slots:
-        claim = fleet.slots_of(service).get(slot)
-        if claim is None or fleet.is_orphan(claim):
-            if slot not in fleet.unreadable.get(service, ()):
-                first.append(slot)
-        elif claim.host == host:
-            mine.append(slot)
-        elif (order := fleet.orders.get(claim.host)) is not None and order.draining:
-            first.append(slot)
-    return first, mine
+    tally, orphans = fleet.tally(service), fleet.orphans(service)
+    mine = (tally.on(host) & tally.wanted) - orphans
+    leaving = set[int]().union(*map(tally.on, fleet.draining())) & tally.wanted
+    return sorted(fleet.vacant(service) | (leaving - orphans - mine)), sorted(mine)
 
 
 def _unplaced(
@@ -74,11 +64,5 @@ def _unplaced(
 
 def _unmovable(host: str, fleet: FleetState) -> dict[str, int]:
     """What runs there for services whose record is missing or cannot be read."""
-    found = Counter(
-        service
-        for service, claims in fleet.slots.items()
-        if service not in fleet.services
-        for claim in claims.values()
-        if claim.host == host
-    )
-    return dict(found)
+    there = fleet.housed(host).items()
+    return {service: count for service, count in there if service not in fleet.services}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from itertools import pairwise
@@ -41,13 +40,7 @@ def names(fleet: FleetState) -> list[str]:
 
 def hosts(fleet: FleetState, wanted: Iterable[str], *, at: datetime) -> list[Host]:
     """What there is to say of the `wanted` hosts."""
-    wanted = list(wanted)
-    held = {name: Counter[str]() for name in wanted}
-    for service, claims in fleet.slots.items():
-        for claim in claims.values():
-            if claim.host in held:
-                held[claim.host][service] += 1
-    return [_host(name, fleet, held[name], at) for name in wanted]
+    return [_host(name, fleet, fleet.housed(name), at) for name in wanted]
 
 
 def _host(name: str, fleet: FleetState, held: Mapping[str, int], at: datetime) -> Host:
@@ -164,7 +157,7 @@ def _slots(
     claims = fleet.slots_of(service)
     free = [slot for slot in after.slots if slot not in claims or fleet.is_orphan(claims[slot])]
     placed = place(service, fleet, after, free, at=at)
-    told = replace(fleet, services={**fleet.services, service: after})
+    told = replace(fleet, services={**fleet.services, service: after}, census=None)
     moving = set(rollout.outdated(service, told))
     found = []
     for slot in after.slots:

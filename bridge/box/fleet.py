@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from msgspec.structs import replace
 
+from bridge.box.census import Census
 from bridge.box.lifecycle import ENDED
 from bridge.box.model import (
     NOTHING,
@@ -37,8 +38,8 @@ _log = logging.getLogger(__name__)
 _CONFIRMED: Final = 1.0  # seconds for which a direct look at a host's lease is believed
 _MAX_STATS: Final = 1024 * 1024  # bytes of one host's report
 
-Touch = Callable[[str | None], None]
-"""Told which service needs a new plan; None means all of them. Must not block."""
+Touch = Callable[[Iterable[str] | None], None]
+"""Told which services need a new plan; None means all of them. Must not block."""
 
 Saw = Callable[[str, ServiceRecord | None], None]
 """Told of each change of a service's record; None for one that is gone. Must not block."""
@@ -78,6 +79,7 @@ class Fleet:
         self._loads: dict[str, InstanceHealth] = {}
         self._lives: dict[str, InstanceInfo] = {}
         self._reports: dict[str, HostStats] = {}
+        self._census = Census(self._services, self._slots, self._hosts, self._dead)
         self._leases = WatchedLeases[str](lease)
         self._lease = lease
         self.state = FleetState(
@@ -94,6 +96,7 @@ class Fleet:
             reserved=self._reserved,
             loads=self._loads,
             lives=self._lives,
+            census=self._census,
         )
         self.services = Records(
             connection,
@@ -142,7 +145,7 @@ class Fleet:
         over = [key for key, (_, until) in self._lost_claims.items() if until <= now]
         for service, slot in over:
             self._find(service, slot)
-            self._touch(service)
+            self._touch([service])
         gone = self._leases.tick(now, live=self.hosts.live)
         for host in gone:
             _log.warning("host %s is gone: its lease ran out", host)
@@ -150,8 +153,10 @@ class Fleet:
             self._drop_report(host)
         dead = self._leases.dead(now)
         if gone or dead != self._dead:
+            changed = dead ^ self._dead
             self._dead.clear()
             self._dead.update(dead)
+            self._census.hosts_changed(changed)
             self._touch(None)
 
     async def is_dead(self, claim: SlotRecord) -> bool:
@@ -217,11 +222,12 @@ class Fleet:
             self._services[key] = new
         else:
             self._services.pop(key, None)
+        self._census.service_changed(key)
         if new is None and key in self.services.unreadable:
             self._unreadable_services.add(key)  # not lost: a newer Box wrote it
         else:
             self._saw(key, new)
-        self._touch(key)
+        self._touch([key])
 
     def _slot_changed(self, key: str, old: SlotRecord | None, new: SlotRecord | None) -> None:
         try:
@@ -244,8 +250,11 @@ class Fleet:
             unreadable.add(slot)
         elif before is not None and not self.slots.was_deleted(key):
             self._lose(service, slot, before)
-        # Room came or went, for every service; a renewed record concerns its own alone.
-        self._touch(service if old is not None and new is not None else None)
+        self._census.slot_changed(service, slot, before, new)
+        if old is not None and new is not None:
+            self._touch([service])
+        else:  # room came or went
+            self._touch({service} | self._census.rooms_matter_to(self.state.draining()))
 
     def _count(self, record: SlotRecord, times: int) -> None:
         host = record.host
@@ -285,24 +294,25 @@ class Fleet:
                 self._touch(None)
             return
         self._leases.renew(key, self._monotonic())
-        before = self._set_host(key, new)
+        before = self._hosts.get(key)
+        if before == new:
+            return  # a renewal, as most are
+        self._set_host(key, new)
         if before is None or replace(before, notices=new.notices) != new:  # plans read no notices
             self._touch(None)
 
-    def _set_host(self, name: str, new: HostRecord | None) -> HostRecord | None:
-        """What the live host `name` tells of itself now, None if it lives no more; returns what it
-        told before.
-        """
+    def _set_host(self, name: str, new: HostRecord | None) -> None:
+        """What the live host `name` tells of itself now, None if it lives no more."""
         before = self._hosts.pop(name, None)
-        for service in before.services if before else ():
+        for service in before.services if before and not before.closing else ():
             del self._offers[service][name]
             if not self._offers[service]:
                 del self._offers[service]
         if new is not None:
             self._hosts[name] = new
-            for service in new.services:
+            for service in new.services if not new.closing else ():
                 self._offers.setdefault(service, {})[name] = new
-        return before
+        self._census.hosts_changed([name])
 
     def _order_changed(self, key: str, old: HostOrder | None, new: HostOrder | None) -> None:
         try:

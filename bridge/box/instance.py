@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from bridge.box import lifecycle
 from bridge.box.lifecycle import Life
-from bridge.box.probes import Prober
+from bridge.box.probes import Prober, until_next
 from bridge.box.reports import Reports
 from bridge.box.runtimes.base import Exit, Handle, Runtime, Spec, Usage
 from bridge.box.story import Story
@@ -255,9 +255,9 @@ class Instance:
 
     async def _check_health(self) -> None:
         assert self._handle is not None
-        probe, failures = self._config.probe, 0
+        loop, probe, failures = asyncio.get_running_loop(), self._config.probe, 0
         while True:
-            await asyncio.sleep(probe.interval)
+            await asyncio.sleep(until_next(loop.time(), probe.interval))
             problem = await self._around.prober.probe(probe, self._handle.port)
             failures = failures + 1 if problem else 0
             if failures in (0, probe.failures):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import sqlite3
 from collections.abc import Sequence
@@ -44,8 +45,19 @@ JOURNAL: Final = "journal.db"  # its name in a Box's data_dir
 CUT_OFF: Final = "cut_off_since"  # facts about this host, for people
 SET_ASIDE: Final = "set_aside"
 
-Change = tuple[str, tuple[Any, ...]]
-"""A statement and its values."""
+Change = tuple[str, tuple[Any, ...], tuple[Any, ...] | None]
+"""A table, the key in it, and the row that shall be there; None where it is to go. Of changes of
+one key that are applied together only the last is written. A key of the outbox is a first and a
+last number: what goes may be many, what is put is one.
+"""
+
+_COLUMNS: Final = {"instances": 2, "outbox": 5, "services": 3, "facts": 2}
+_DELETE: Final = {
+    "instances": "DELETE FROM instances WHERE id = ?",
+    "outbox": "DELETE FROM outbox WHERE n BETWEEN ? AND ?",
+    "facts": "DELETE FROM facts WHERE name = ?",
+}
+_ROWS: Final = (128, 16, 1)  # put by one statement
 
 
 class Entry(Struct, frozen=True, kw_only=True):
@@ -76,12 +88,15 @@ class Entry(Struct, frozen=True, kw_only=True):
 
 
 class Pending(Struct, frozen=True):
-    """An event that is not known to be stored: its place in the outbox, and its Box-Seq."""
+    """An event that is not known to be stored: its place in the outbox, its Box-Seq, and `data`,
+    the event as it travels.
+    """
 
     n: int
     seq: int
     event: InstanceEvent
     traceparent: str
+    data: bytes
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
@@ -134,7 +149,7 @@ def open_store(path: Path) -> tuple[JournalStore, str]:
         )
     try:
         store = _checked(path)
-        store.apply([("INSERT OR REPLACE INTO facts VALUES (?, ?)", (SET_ASIDE, set_aside))])
+        store.apply([("facts", (SET_ASIDE,), (SET_ASIDE, set_aside))])
     except sqlite3.Error as exc:
         raise JournalError(f"no journal can be kept at {path}: {exc}") from exc
     return store, set_aside
@@ -217,16 +232,33 @@ class JournalStore:
             self._db.executescript(f"BEGIN; {script}; PRAGMA user_version={number}; COMMIT;")
 
     def apply(self, changes: Sequence[Change]) -> None:
-        """All of `changes` in one transaction, or none."""
+        """All of `changes` in one transaction, or none.
+
+        Many rows go into one statement: at each one the thread lets go of the interpreter, and gets
+        it back when the event loop is done with what it does, or after 5 ms.
+        """
+        tables: dict[str, dict[tuple[Any, ...], tuple[Any, ...] | None]] = {}
+        for table, key, row in changes:
+            tables.setdefault(table, {})[key] = row
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            for sql, values in changes:
-                self._db.execute(sql, values)
+            for table, rows in tables.items():
+                self._put(table, [row for row in rows.values() if row is not None])
+                for key in [key for key, row in rows.items() if row is None]:
+                    self._db.execute(_DELETE[table], key)
             self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:  # a full disk has ended it already
                 self._db.execute("ROLLBACK")
             raise
+
+    def _put(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        place, values = 0, f"({', '.join('?' * _COLUMNS[table])})"
+        for size in _ROWS:
+            sql = f"INSERT OR REPLACE INTO {table} VALUES {', '.join([values] * size)}"  # noqa: S608
+            while len(rows) - place >= size:
+                self._db.execute(sql, [*itertools.chain.from_iterable(rows[place : place + size])])
+                place += size
 
     def entries(self) -> dict[str, Entry]:
         """The instances that were not forgotten, by id."""
@@ -249,7 +281,7 @@ class JournalStore:
             (after, limit),
         )
         return [
-            Pending(n, seq, decode(InstanceEvent, event), traceparent)
+            Pending(n, seq, decode(InstanceEvent, event), traceparent, event)
             for n, seq, event, traceparent in rows
         ]
 
@@ -260,6 +292,11 @@ class JournalStore:
     def untold(self) -> set[str]:
         """The instances with events that are yet to be told."""
         return {row[0] for row in self._reads.execute("SELECT DISTINCT instance FROM outbox")}
+
+    def last_number(self) -> int:
+        """The highest number that an event ever had in this file; 0 if there was none."""
+        rows = self._reads.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'")
+        return int(next(rows, (0,))[0])
 
     def last_pending(self) -> int:
         """The number of the newest event that is yet to be told; 0 if there is none."""

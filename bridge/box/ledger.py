@@ -44,6 +44,19 @@ class Ledger:
         self._stale = stale
         self._turn = asyncio.Lock()
 
+    def answer(self, asked: Asked) -> ScaleResponse | None:
+        """The answer to a request that changes nothing; None where something is to be written, or
+        where one that came earlier is being decided: then `decide` it.
+
+        Most of a fleet's requests repeat what is so. They need no turn, no task and no wait.
+        """
+        if self._turn.locked():
+            return None
+        if why := self._stale():
+            return self._refused(asked, f"not ready: {why}; ask again")
+        verdict = decide(asked, self._fleet.state)
+        return verdict.response if verdict.record is None else None
+
     async def decide(self, asked: Asked) -> ScaleResponse | None:
         """The answer to a request, once what it decides is stored.
 
@@ -79,7 +92,7 @@ class Ledger:
         """
         with contextlib.suppress(BusError, TimeoutError):
             async with self._my_turn() as deadline:
-                while (record := change(self._fleet.state)) is not None:
+                while not self._stale() and (record := change(self._fleet.state)) is not None:
                     if await self._write(service, record, deadline):
                         return True
         return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Final
@@ -15,6 +16,7 @@ from typing import Final
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from bridge.box.census import Census, Tally, is_gone
 from bridge.protocol import InstanceHealth, InstanceInfo, ScaleConfig, ScaleRequest, Time, encode
 
 RECEIPTS: Final = 64  # the last of each service (WIRE, "What a scale request means")
@@ -85,6 +87,11 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
         """Names `config`: instances made under another name differ and are replaced."""
         return config_id(self.config)
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is being replaced, as far as the record itself says."""
+        return self.rollout is None and not self.moves and len(self.slots) == self.target
+
 
 class Demand(Struct, frozen=True, kw_only=True):
     """What an instance is to have of its host: processors, and MiB of memory; 0 is no wish."""
@@ -96,6 +103,8 @@ class Demand(Struct, frozen=True, kw_only=True):
     def of(cls, vcpus: int | None, memory_mib: int | None, usual: Demand | None = None) -> Demand:
         """The values given; where there is none, the `usual` one."""
         usual = usual or NOTHING
+        if vcpus is None and memory_mib is None:
+            return usual
         return cls(
             vcpus=usual.vcpus if vcpus is None else vcpus,
             memory_mib=usual.memory_mib if memory_mib is None else memory_mib,
@@ -131,12 +140,14 @@ class Offer(Struct, frozen=True, kw_only=True):
     """What a host says of a service it can run.
 
     `fixed_port` 0 means any port will do. `needs` are the labels that a host must have for it.
-    `demand` is what an instance is to have unless a request's config says otherwise.
+    `demand` is what an instance is to have unless a request's config says otherwise. `max_surge` is
+    how many extra instances there may be while instances are being replaced.
     """
 
     fixed_port: int = 0
     needs: dict[str, str] = field(default_factory=dict)
     demand: Demand = NOTHING
+    max_surge: int = 1
 
 
 class HostRecord(Struct, frozen=True, kw_only=True):
@@ -175,15 +186,16 @@ class HostOrder(Struct, frozen=True, kw_only=True):
 class FleetState(Struct, frozen=True, kw_only=True):
     """All that a decision may look at. The mappings are read, never written, by deciders.
 
-    `hosts` are the live ones, `offers` the same by the services that they list; None means that
-    nobody has sorted them. `slots` has the claimed slots of each service, in its set or not;
-    `unreadable` those whose record cannot be read, `unreadable_services` the services of which
-    that is so: neither is there, but nor is it free. `lost` names the host that held a slot whose
-    record the store has lost: it is that host's to claim again, and counts as held until then.
-    `dead` are the hosts whose slots may be taken over, `orders` what operators have ordered, by
-    host. `used` counts the slots that a host holds, `reserved` sums what their instances are to
-    have. `loads` are the newest health reports of all hosts, `lives` this host's own instances as
-    they are, a moment ahead of their records; both by instance id.
+    `hosts` are the live ones, `offers` those of them that are not about to leave, by the services
+    that they list; None means that nobody has sorted them. `slots` has the claimed slots of each
+    service, in its set or not; `unreadable` those whose record cannot be read,
+    `unreadable_services` the services of which that is so: neither is there, but nor is it free.
+    `lost` names the host that held a slot whose record the store has lost: it is that host's to
+    claim again, and counts as held until then. `dead` are the hosts whose slots may be taken over,
+    `orders` what operators have ordered, by host. `used` counts the slots that a host holds,
+    `reserved` sums what their instances are to have. `loads` are the newest health reports of all
+    hosts, `lives` this host's own instances as they are, a moment ahead of their records; both by
+    instance id. `census` has the slots sorted; without one each question sorts them anew.
     """
 
     services: Mapping[str, ServiceRecord] = field(default_factory=dict)
@@ -199,17 +211,25 @@ class FleetState(Struct, frozen=True, kw_only=True):
     reserved: Mapping[str, Demand] = field(default_factory=dict)
     loads: Mapping[str, InstanceHealth] = field(default_factory=dict)
     lives: Mapping[str, InstanceInfo] = field(default_factory=dict)
+    census: Census | None = None
 
     def slots_of(self, service: str) -> Mapping[int, SlotRecord]:
         """The claimed slots of `service`."""
         return self.slots.get(service, {})
 
-    def offering(self, service: str) -> dict[str, HostRecord]:
+    def tally(self, service: str) -> Tally:
+        """The slots of `service`, sorted; to be read before anything changes."""
+        if self.census is not None:
+            return self.census.tallies.get(service) or Tally()
+        return Tally.of(self.services.get(service), self.slots_of(service))
+
+    def offering(self, service: str) -> Mapping[str, HostRecord]:
         """The live hosts that can run `service` and are not about to leave."""
-        hosts = self.hosts if self.offers is None else self.offers.get(service, {})
+        if self.offers is not None:
+            return self.offers.get(service, {})
         return {
             name: host
-            for name, host in hosts.items()
+            for name, host in self.hosts.items()
             if service in host.services and not host.closing
         }
 
@@ -217,9 +237,38 @@ class FleetState(Struct, frozen=True, kw_only=True):
         """Whether who holds the slot is dead: its host, or that host's earlier self, whose data
         directory is gone.
         """
-        if (host := self.hosts.get(record.host)) is not None:
-            return host.host_id != record.host_id
-        return record.host in self.dead
+        return is_gone(record.host, record.host_id, self.hosts, self.dead)
+
+    def orphans(self, service: str) -> set[int]:
+        """The claimed slots of `service` whose holders are dead."""
+        held = self.tally(service).held
+        if self.census is not None:
+            gone = self.census.ghosts & held.keys()
+        else:
+            gone = {holder for holder in held if is_gone(*holder, self.hosts, self.dead)}
+        return set[int]().union(*(held[holder] for holder in gone))
+
+    def vacant(self, service: str) -> set[int]:
+        """The slots of the set that somebody should claim: free ones, and those of the dead."""
+        tally = self.tally(service)
+        free = tally.free | (self.orphans(service) & tally.wanted)
+        return free - self.unreadable.get(service, frozenset())
+
+    def housed(self, host: str) -> Mapping[str, int]:
+        """How many slots of which services `host` holds, or a dead one of its name."""
+        if self.census is not None:
+            return self.census.housed.get(host, {})
+        claims = (
+            service
+            for service, found in self.slots.items()
+            for claim in found.values()
+            if claim.host == host
+        )
+        return Counter(claims)
+
+    def draining(self) -> list[str]:
+        """The hosts that are being drained."""
+        return [name for name, order in self.orders.items() if order.draining]
 
     def latest(self, record: SlotRecord) -> InstanceInfo:
         """The instance of a slot as it is now, as far as anybody here knows."""

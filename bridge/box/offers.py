@@ -50,6 +50,7 @@ def offers(config: Config) -> dict[str, Offer]:
             fixed_port=fixed_port(service.port_map),
             needs=service.needs,
             demand=Demand.of(service.vcpus, service.memory_mib),
+            max_surge=service.max_surge,
         )
     return found
 

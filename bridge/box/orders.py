@@ -104,11 +104,7 @@ class Orders:
         do that could be written.
         """
         state = self._fleet.state
-        services = [
-            service
-            for service, claims in state.slots.items()
-            if any(claim.host == host for claim in claims.values())
-        ]
+        services = list(state.housed(host))
 
         def stopped(service: str) -> Callable[[FleetState], ServiceRecord | None]:
             why = f"the drain of {host}"

@@ -15,7 +15,6 @@ from bridge.box.journal_store import Pending
 from bridge.bus.publisher import LIMIT, Publisher
 from bridge.bus.store import Outgoing
 from bridge.observe import Metrics
-from bridge.protocol import encode
 from bridge.subjects import BOX_HOST, BOX_SEQ, MSG_ID, TRACEPARENT, Subjects
 
 Sent = Callable[[int], None]
@@ -96,7 +95,7 @@ class Outbox:
             headers[TRACEPARENT] = item.traceparent
         return Outgoing(
             subject=self._subjects.events(event.service),
-            data=encode(event),
+            data=item.data,
             headers=headers,
             key=event.instance_id,
             at=event.timestamp,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -38,8 +38,12 @@ def able_hosts(
     offer it, why the others cannot.
     """
     able, why_not = {}, {}
+    refused: dict[tuple[str, int], str] = {}  # most hosts are alike
     for name, host in fleet.offering(service).items():
-        if why := unfit(service, host, config):
+        kind = host.runtime, host.cpus
+        if kind not in refused:
+            refused[kind] = refusal(host.runtime, config, cpus=host.cpus) or ""
+        if why := _mislabelled(service, host) or refused[kind]:
             why_not[name] = why
         else:
             able[name] = host
@@ -48,11 +52,14 @@ def able_hosts(
 
 def unfit(service: str, host: HostRecord, config: ScaleConfig) -> str:
     """Why a host that offers `service` cannot run it with `config`; empty if it can."""
-    needs = host.services[service].needs
-    for label, value in needs.items():
+    return _mislabelled(service, host) or refusal(host.runtime, config, cpus=host.cpus) or ""
+
+
+def _mislabelled(service: str, host: HostRecord) -> str:
+    for label, value in host.services[service].needs.items():
         if (found := host.labels.get(label)) != value:
             return f"it needs a host with {label} = {value!r}, not {found!r}"
-    return refusal(host.runtime, config, cpus=host.cpus) or ""
+    return ""
 
 
 def host_port(config: ScaleConfig, host: HostRecord, service: str) -> int:
@@ -92,18 +99,19 @@ def place(
     free = sorted(free)
     if not free:
         return {}  # the usual case, and a board costs a look at each host
-    board = Board(service, fleet, record, Spare(fleet))
+    board = Board(service, fleet, record, Spare(fleet, fleet.offering(service)))
     # Taking a slot changes nothing but the rank of who took it.
     ranks = board.ranks()
     heapq.heapify(ranks)
     placed: dict[int, str] = {}
     for slot in free:
+        if not ranks:
+            break
         if best := _first(ranks, avoided(record, slot, at)):
             placed[slot] = best
             board.take(best)
             if board.left(best) > 0:
                 heapq.heappush(ranks, board.rank(best))
-            placed[slot] = best
     return placed
 
 
@@ -123,17 +131,20 @@ def _first(ranks: list[Rank], avoided: Container[str]) -> str:
 
 def avoided(record: ServiceRecord, slot: int, at: datetime) -> set[str]:
     """The hosts that `slot` must not be placed on at `at`."""
+    if not record.avoid:
+        return set()
     return {item.host for item in record.avoid if item.slot == slot and item.until > at}
 
 
 class Spare:
-    """What each host has left, and what its instances are to have, while slots are being placed;
-    boards of several services may share one.
+    """What each of `hosts`, else of all, has left, and what its instances are to have, while slots
+    are being placed; boards of several services may share one.
     """
 
-    def __init__(self, fleet: FleetState) -> None:
-        self.room = {name: room(name, host, fleet) for name, host in fleet.hosts.items()}
-        self.reserved = {name: fleet.reserved.get(name, NOTHING) for name in fleet.hosts}
+    def __init__(self, fleet: FleetState, hosts: Mapping[str, HostRecord] | None = None) -> None:
+        hosts = fleet.hosts if hosts is None else hosts
+        self.room = {name: room(name, host, fleet) for name, host in hosts.items()}
+        self.reserved = {name: fleet.reserved.get(name, NOTHING) for name in hosts}
 
 
 class Board:
@@ -150,7 +161,7 @@ class Board:
         self._fixed = {
             name for name, host in self._hosts.items() if host_port(record.config, host, service)
         }
-        self._own = Counter(claim.host for claim in fleet.slots_of(service).values())
+        self._own = Counter(fleet.tally(service).hosts)
 
     def best(self, avoided: Container[str] = ()) -> str:
         """The host that should take the next slot; "" if there is none."""

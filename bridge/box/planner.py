@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bridge.box.model import Avoidance, FleetState, ServiceRecord, SlotRecord
-from bridge.box.placement import place
+from bridge.box.placement import place, room
 
 MAX_FAILURES: Final = 5  # running, and a slot is let go where another host can try
 KEPT_OFF: Final = timedelta(minutes=10)  # of the host on which it failed
@@ -105,12 +105,17 @@ def plan(
     if record is None:
         return []
     slots = fleet.slots_of(service)
-    actions = _unwanted(record, fleet, me, local, slots)
-    for slot in record.slots:
-        claim = slots.get(slot)
-        if claim is not None and me.holds(claim) and _is_due(local.get(slot), now):
+    actions = _unwanted(service, record, fleet, me, local, slots)
+    for slot in _own(service, fleet, me):
+        if _is_due(local.get(slot), now):
             actions.append(_again(service, fleet, record, slot, me, local.get(slot), at))
     return actions + _to_take(service, fleet, record, me, local, at)
+
+
+def _own(service: str, fleet: FleetState, me: Me) -> list[int]:
+    """The slots of the set that `me` holds, in order."""
+    tally = fleet.tally(service)
+    return sorted(tally.held.get((me.host, me.host_id), set()) & tally.wanted)
 
 
 def _again(
@@ -144,9 +149,7 @@ def remake(
     if record is None:
         return []
     return [
-        slot
-        for slot, claim in fleet.slots_of(service).items()
-        if slot in record.slots and me.holds(claim) and slot in local and _is_due(local[slot], now)
+        slot for slot in _own(service, fleet, me) if slot in local and _is_due(local[slot], now)
     ]
 
 
@@ -174,19 +177,13 @@ def _to_take(
     at: datetime,
 ) -> list[Action]:
     """The slots that this host should claim: free ones, and those of dead hosts."""
-    slots = fleet.slots_of(service)
-    unreadable = fleet.unreadable.get(service, ())
-    free = [
-        slot
-        for slot in record.slots
-        if (slot not in slots or fleet.is_orphan(slots[slot]))
-        and slot not in local
-        and slot not in unreadable
-    ]
-    back = _to_reclaim(service, fleet, free)
-    placed = back | place(
-        service, fleet, record, [slot for slot in free if slot not in back], at=at
-    )
+    free = sorted(fleet.vacant(service) - local.keys())
+    if not free or me.host not in fleet.hosts:
+        return []
+    placed = _to_reclaim(service, fleet, free)
+    if room(me.host, fleet.hosts[me.host], fleet) > 0:  # else there is nothing to ask
+        others = [slot for slot in free if slot not in placed]
+        placed |= place(service, fleet, record, others, at=at)
     return [Claim(slot=slot) for slot in free if placed.get(slot) == me.host]
 
 
@@ -216,6 +213,7 @@ def avoiding(record: ServiceRecord, slot: int, host: str, at: datetime) -> list[
 
 
 def _unwanted(
+    service: str,
     record: ServiceRecord,
     fleet: FleetState,
     me: Me,
@@ -226,24 +224,21 @@ def _unwanted(
     which nothing lives, and those of the dead, which the first host by name deletes.
     """
     actions: list[Action] = []
-    wanted = set(record.slots)
+    tally = fleet.tally(service)
     for slot, mine in local.items():
         claim = slots.get(slot)
         if claim is not None and not me.holds(claim):
             if not (mine.ended or mine.leaving):
                 actions.append(Drain(slot=slot, reason=f"slot taken by {claim.host}"))
-        elif slot not in wanted and not (mine.ended or mine.leaving):
+        elif slot not in tally.wanted and not (mine.ended or mine.leaving):
             actions.append(Drain(slot=slot, reason=_why_gone(record, fleet, claim, me)))
-    first = min(fleet.hosts, default="") == me.host
-    for slot, claim in slots.items():
-        if slot in wanted:
-            continue
+    for slot in sorted(tally.outside & tally.held.get((me.host, me.host_id), set())):
         there = local.get(slot)
-        if me.holds(claim):
-            if there is None or (there.ended and there.settled):
-                actions.append(Release(slot=slot))
-        elif first and fleet.is_orphan(claim):
-            actions.append(Discard(slot=slot))
+        if there is None or (there.ended and there.settled):
+            actions.append(Release(slot=slot))
+    lost = tally.outside & fleet.orphans(service)
+    if lost and min(fleet.hosts, default="") == me.host:
+        actions += [Discard(slot=slot) for slot in sorted(lost) if not me.holds(slots[slot])]
     return actions
 
 

@@ -1,8 +1,8 @@
-"""Replacing instances one at a time: those whose config differs, that are on a host which is being
-drained, or that are to be moved. Pure.
+"""Replacing instances a few at a time: those whose config differs, that are on a host which is
+being drained, or that are to be moved. Pure.
 
-A rollout is a walk of the service's slot set, one step a compare-and-set: add one slot beyond
-the target (it gets the new config), and once all up-to-date instances are Ready take an outdated
+A rollout is a walk of the service's slot set, one step a compare-and-set: add slots beyond the
+target, `max_surge` at most (they get the new config), and for each that is Ready take an outdated
 slot out. With no room for an extra one, or with a fixed host port, the old one goes first, if it
 is on a host that can take the new one; likewise when the room went to somebody else. Each step
 is decided from the records alone, so that any Box can take it and a crash in between leaves a
@@ -17,7 +17,7 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from bridge.box.authority import idlest
-from bridge.box.lifecycle import ENDED, SERVING
+from bridge.box.lifecycle import ENDED
 from bridge.box.model import (
     MAX_FAILED_REPLACEMENTS,
     Decision,
@@ -31,15 +31,15 @@ from bridge.box.placement import able_hosts, capacity, host_port, place, room
 
 def outdated(service: str, fleet: FleetState) -> list[int]:
     """The slots of the set whose living instance is to be replaced."""
-    record, slots = fleet.services[service], fleet.slots_of(service)
-    config = record.config_id
-    return [
-        slot
-        for slot in record.slots
-        if _living(there := slots.get(slot))
-        and there is not None
-        and (there.config != config or _must_move(record, fleet, slot, there))
-    ]
+    record, slots, tally = fleet.services[service], fleet.slots_of(service), fleet.tally(service)
+    found = tally.of_another_config().union(record.moves, *map(tally.on, fleet.draining()))
+    return sorted(slot for slot in found & tally.wanted if _living(slots.get(slot)))
+
+
+def is_open(service: str, fleet: FleetState) -> bool:
+    """Whether there may be a step to take."""
+    record = fleet.services.get(service)
+    return record is not None and not (record.settled and not outdated(service, fleet))
 
 
 def under_way(service: str, fleet: FleetState) -> bool:
@@ -52,45 +52,51 @@ def under_way(service: str, fleet: FleetState) -> bool:
 
 def next_step(service: str, fleet: FleetState, *, at: datetime, host: str) -> ServiceRecord | None:
     """The service's record after the next step of its rollout; None while there is none to take."""
-    record = fleet.services[service]
-    slots = fleet.slots_of(service)
+    record, tally = fleet.services[service], fleet.tally(service)
     old = outdated(service, fleet)
-    rollout = record.rollout
     if not old:
         # An extra slot is left over where what was outdated is so no more.
         kept = _without_surplus(service, fleet, record)
-        done = rollout is not None or record.moves or kept != record.slots
+        done = record.rollout is not None or record.moves or kept != record.slots
         return _stepped(record, kept, None, at, host, "rollout done") if done else None
-    if rollout is not None and rollout.stopped:
+    if record.rollout is not None and record.rollout.stopped:
         return None
-    members = set(record.slots)
-    waiting = {slot for slot in members - set(old) if not _serving(fleet, slots.get(slot))}
-    if waiting and not _homeless(service, fleet, record, waiting, at):
-        return None  # the replacement made last is not Ready yet
-    current = Rollout(config=record.config_id)  # with what failed before it was Ready forgotten
-    if not waiting and len(members) > record.target:
-        members -= set(idlest(fleet, service, old, 1))
+    members, orphans = set(record.slots), fleet.orphans(service)
+    waiting = (tally.unready | (orphans & tally.wanted)) - set(old)
+    extra = len(members) - record.target
+    ready = extra - len(waiting)
+    more = min(max_surge(service, fleet), len(old)) - max(extra, len(waiting))
+    if ready > 0:
+        members -= set(idlest(fleet, service, old, ready))
         note = "rollout: an outdated instance goes"
-    elif not waiting and _room(service, fleet, record, old, at):
-        members |= set(fleet.free_slots(service, 1, beside=members))
+    elif more > 0 and (come := _room(service, fleet, record, old, more, at)):
+        members |= set(fleet.free_slots(service, come, beside=members))
         note = "rollout: a replacement comes"
+    elif waiting and not _homeless(service, fleet, record, waiting, at):
+        return None  # the replacements made last are not Ready yet
     else:
-        makes_room = [slot for slot in old if _makes_room(service, fleet, slots[slot])]
-        gone = idlest(fleet, service, makes_room, 1)
+        gone = idlest(fleet, service, _making_room(service, fleet, old), 1)
         if not gone:
             return None  # nobody's end would make room
         if len(members) == record.target:
             members |= set(fleet.free_slots(service, 1, beside=members))
         members -= set(gone)
         note = "rollout: one instance is replaced"
+    current = Rollout(config=record.config_id)  # with what failed before it was Ready forgotten
     return _stepped(record, sorted(members), current, at, host, note)
+
+
+def max_surge(service: str, fleet: FleetState) -> int:
+    """How many extra instances there may be at a time: what the most careful host says."""
+    offers = (host.services[service] for host in fleet.offering(service).values())
+    return min((offer.max_surge for offer in offers), default=1)
 
 
 def failed(
     service: str, fleet: FleetState, slot: int, why: str, *, at: datetime, host: str
 ) -> ServiceRecord | None:
     """The record after a replacement in `slot` failed before it was Ready; None if that does not
-    concern a rollout. The third failure running stops the rollout and gives up the extra slot.
+    concern a rollout. The third failure running stops the rollout and gives up the extra slots.
     """
     record = fleet.services.get(service)
     if record is None or record.rollout is None or record.rollout.stopped:
@@ -106,7 +112,8 @@ def failed(
     members = set(record.slots)
     if len(members) > record.target:
         members.discard(slot)
-    return _stepped(record, sorted(members), rollout, at, host, stopped)
+    kept = _without_surplus(service, fleet, replace(record, slots=sorted(members)))
+    return _stepped(record, kept, rollout, at, host, stopped)
 
 
 def resumed(
@@ -139,32 +146,37 @@ def _stepped(
 
 
 def _room(
-    service: str, fleet: FleetState, record: ServiceRecord, old: list[int], at: datetime
-) -> bool:
-    """Whether some host can take an extra instance: for one that is to leave its host, wherever
-    it would be placed; else beside all that is promised.
+    service: str, fleet: FleetState, record: ServiceRecord, old: list[int], count: int, at: datetime
+) -> int:
+    """How many of `count` extra instances some hosts can take: for those that are to leave their
+    host, as many as would be placed; else as many as there is room for beside all promises.
     """
     slots = fleet.slots_of(service)
     if any(_must_move(record, fleet, slot, slots[slot]) for slot in old):
-        extra = fleet.free_slots(service, 1, beside=set(record.slots))
-        return bool(place(service, fleet, record, extra, at=at))
+        extra = fleet.free_slots(service, count, beside=set(record.slots))
+        return len(place(service, fleet, record, extra, at=at))
     able, _ = able_hosts(service, fleet, record.config)
     if any(host_port(record.config, host, service) for host in able.values()):
-        return False
+        return 0
     rivals = {name for host in able.values() for name in host.services}
     promised = sum(len(item.slots) for name, item in fleet.services.items() if name in rivals)
     total = sum(capacity(name, host, fleet) for name, host in able.items())
-    free = any(room(name, host, fleet) > 0 for name, host in able.items())
-    return free and promised < total
+    free = sum(max(0, room(name, host, fleet)) for name, host in able.items())
+    return max(0, min(count, free, total - promised))
 
 
-def _makes_room(service: str, fleet: FleetState, claim: SlotRecord) -> bool:
-    """Whether the end of the instance lets another be made: not on a host that takes none, unless
-    it was ordered to be emptied all the same.
+def _making_room(service: str, fleet: FleetState, old: list[int]) -> list[int]:
+    """Those of the `old` whose end lets another be made: not on a host that takes none, unless it
+    was ordered to be emptied all the same.
     """
     able, _ = able_hosts(service, fleet, fleet.services[service].config)
-    order = fleet.orders.get(claim.host)
-    return order.forced if order is not None and order.draining else claim.host in able
+    slots, orders = fleet.slots_of(service), fleet.orders
+
+    def makes_room(host: str) -> bool:
+        order = orders.get(host)
+        return order.forced if order is not None and order.draining else host in able
+
+    return [slot for slot in old if makes_room(slots[slot].host)]
 
 
 def _must_move(record: ServiceRecord, fleet: FleetState, slot: int, claim: SlotRecord) -> bool:
@@ -174,12 +186,14 @@ def _must_move(record: ServiceRecord, fleet: FleetState, slot: int, claim: SlotR
 
 
 def _without_surplus(service: str, fleet: FleetState, record: ServiceRecord) -> list[int]:
-    """The set without the extra slot of a rollout that ended early, as when a drain is called
-    off: of those that do not serve yet, if there are any.
+    """The set without the extra slots of a rollout that ended early, as when a drain is called
+    off: of those that do not serve yet, if there are enough.
     """
-    slots, surplus = fleet.slots_of(service), len(record.slots) - record.target
-    idle = [slot for slot in record.slots if not _serving(fleet, slots.get(slot))]
-    gone = idlest(fleet, service, idle if len(idle) >= surplus else record.slots, max(surplus, 0))
+    surplus = len(record.slots) - record.target
+    if surplus <= 0:
+        return record.slots
+    idle = (fleet.tally(service).unready | fleet.orphans(service)).intersection(record.slots)
+    gone = idlest(fleet, service, idle if len(idle) >= surplus else record.slots, surplus)
     return sorted(set(record.slots) - set(gone))
 
 
@@ -191,18 +205,10 @@ def _homeless(
     at: datetime,
 ) -> bool:
     """Whether no host has room for any of the `waiting` slots, nor will soon."""
-    claims = {
-        slot: claim for slot, claim in fleet.slots_of(service).items() if not fleet.is_orphan(claim)
-    }
-    draining = claims.keys() - set(record.slots)
-    return not (
-        draining or waiting & claims.keys() or place(service, fleet, record, waiting, at=at)
-    )
+    tally, orphans = fleet.tally(service), fleet.orphans(service)
+    draining, held = tally.outside - orphans, waiting - tally.free - orphans
+    return not (draining or held or place(service, fleet, record, waiting, at=at))
 
 
 def _living(record: SlotRecord | None) -> bool:
     return record is not None and record.info.state not in ENDED
-
-
-def _serving(fleet: FleetState, record: SlotRecord | None) -> bool:
-    return record is not None and record.info.state in SERVING and not fleet.is_orphan(record)

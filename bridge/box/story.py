@@ -143,7 +143,8 @@ class Story:
         """Write the slot's record again if it is not as this story left it: the store may have
         lost it, or come back with an older one.
         """
-        if self._synced and self._teller.slots.revision(self._key) != self._revision:
+        slots = self._teller.slots
+        if self._synced and not as_left(slots, self._key, self._revision, self._told):
             self._told, self._synced = None, False
             self._stir()
 
@@ -240,6 +241,15 @@ class Story:
             await self._teller.registry.register(wanted)
         elif wanted is not None:
             await self._teller.registry.deregister(wanted)
+
+
+def as_left(slots: Records[SlotRecord], key: str, revision: int, told: object) -> bool:
+    """Whether a slot's record is as it was left. Revisions alone do not say so: a store that was
+    lost counts anew.
+    """
+    record = slots.get(key)
+    there = _facts(record.value.info) if record else None
+    return slots.revision(key) == revision and there == told
 
 
 def _facts(info: InstanceInfo) -> tuple[object, ...]:

@@ -135,9 +135,9 @@ class Supervisor:
             if info.service not in self._workshop.services:
                 held.instance.leave("its service is no longer offered on this host")
 
-    def touch(self, service: str | None) -> None:
-        """Have a service planned anew; None means all of them."""
-        self._dirty |= self._all_services() if service is None else {service}
+    def touch(self, services: Iterable[str] | None) -> None:
+        """Have services planned anew; None means all of them."""
+        self._dirty.update(self._all_services() if services is None else services)
         self._wake.set()
 
     def withdraw(self, instance_id: str) -> None:
@@ -219,11 +219,11 @@ class Supervisor:
                 await self._rollouts.step(service)
         except Conflict as exc:
             _log.debug("%s: somebody was faster: %s", service, exc)
-            self.touch(service)  # the view will tell who; plan again then
+            self.touch([service])  # the view will tell who; plan again then
             await asyncio.sleep(0)
         except BusError as exc:
             _log.warning("%s: the plan waits for the bus: %s", service, exc)
-            self.touch(service)
+            self.touch([service])
             await asyncio.sleep(_RETRY)
         self._forget_dead(service)
 
@@ -387,13 +387,13 @@ class Supervisor:
                 held.retry_at = time.monotonic() + backoff(held.failures, timing)
                 if instance.failure and instance.life.info.ready_at is None:
                     await self._rollouts.failed(info.service, story.entry.slot, instance.failure)
-            self.touch(info.service)
+            self.touch([info.service])
             await story.settled()
         held.settled = True
         self._by_id.pop(story.id, None)
         story.forget()
         self._fleet.unsee(info.service, story.entry.slot, story.id)
-        self.touch(info.service)
+        self.touch([info.service])
 
     def _now(self) -> datetime:
         return self._workshop.around.clock()

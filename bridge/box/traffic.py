@@ -7,7 +7,7 @@ import time
 from collections import Counter
 
 from bridge.box.probes import Prober
-from bridge.box.runtimes.sockets import established, read_tables
+from bridge.box.runtimes.sockets import connections, established
 
 
 class Traffic:
@@ -32,4 +32,4 @@ class Traffic:
             return self._counts
 
     def _look(self) -> Counter[int]:
-        return established(read_tables(), without=self._prober.ports)
+        return established(connections(), without=self._prober.ports)

@@ -5,7 +5,7 @@ after: one message with a non-UTF-8 subject, a malformed header block or a late 
 and JetStream stores such messages, so they come back. `GuardedClient` therefore
 
 - parses frames strictly (split on a space, as the server writes them) and decodes nothing
-  that can fail;
+  that can fail (frames.py), as the socket gives them (feed.py);
 - hands each message to its handler in the read loop: no queue, no task and no silent drop
   behind it. A handler's exception is counted, and the next message is read. (nats-py's own
   `subscribe` and `request` are not for use on it: see `listen`, and `Connection.request`);
@@ -34,11 +34,12 @@ import nats.errors
 from nats.aio.client import Client, Srv
 from nats.aio.transport import TcpTransport
 
+from bridge.bus.feed import Feed
+from bridge.bus.frames import FrameParser
 from bridge.bus.message import Handler, Message
 
 _log = logging.getLogger(__name__)
 
-_MAX_LINE: Final = 1024 * 1024  # an INFO line lists every server of a cluster
 _MAX_CONTROL: Final = 3900  # bytes of a PUB line; the server's max_control_line is 4096
 _MAX_PENDING: Final = 16 * 1024 * 1024  # bytes that a server which reads slowly may owe us
 
@@ -49,89 +50,6 @@ Count = Callable[[str], None]
 
 class FrameRefused(nats.errors.Error):
     """A publish that would make the server close the connection. Nothing was sent."""
-
-
-class _StrictParser:
-    """The NATS client protocol, server side; replaces nats-py's regular expressions."""
-
-    def __init__(self, client: GuardedClient) -> None:
-        self._client = client
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was read: the next bytes are those of a new connection."""
-        self._rest = b""
-        self._frame: tuple[int, bytes, bytes, int, int] | None = None
-        self._epoch = object()
-
-    async def parse(self, data: bytes = b"") -> None:
-        """Feed `data`; raises nats' ProtocolError (a reconnect) for anything unexpected."""
-        epoch = self._epoch
-        try:
-            rest = await self._consume(self._rest + data if self._rest else data)
-        except nats.errors.ProtocolError:
-            raise
-        except Exception as exc:
-            self._client.count("read_error")
-            _log.exception("reading from NATS failed; reconnecting")
-            raise nats.errors.ProtocolError from exc
-        if epoch is self._epoch:
-            self._rest = rest
-
-    async def _consume(self, data: bytes) -> bytes:
-        epoch, pos = self._epoch, 0
-        while epoch is self._epoch:
-            if self._frame is None:
-                end = data.find(b"\r\n", pos)
-                if end < 0:
-                    if len(data) - pos > _MAX_LINE:
-                        raise nats.errors.ProtocolError
-                    return data[pos:]
-                line, pos = data[pos:end], end + 2
-                if line[:4] in (b"MSG ", b"HMSG"):
-                    self._frame = _parse_frame(line)
-                else:
-                    await self._control(line)
-                continue
-            sid, subject, reply, header_size, size = self._frame
-            end = pos + size
-            if len(data) < end + 2:
-                return data[pos:]
-            headers, payload = data[pos : pos + header_size], data[pos + header_size : end]
-            pos = end + 2
-            self._frame = None
-            handler = self._client.handlers.get(sid)
-            if handler is not None:  # else it was on its way when the subscription ended
-                self._client.dispatch(handler, subject, reply, payload, headers)
-        return b""
-
-    async def _control(self, line: bytes) -> None:
-        client = self._client
-        op = line[:4].upper()
-        if op == b"PING":
-            await client._process_ping()
-        elif op == b"PONG":
-            await client._process_pong()
-        elif op == b"-ERR":
-            await client._process_err(line[4:].strip().decode(errors="replace"))
-        elif op == b"INFO":
-            await client._process_info(json.loads(line[4:]))
-        elif op[:3] != b"+OK":
-            raise nats.errors.ProtocolError
-
-
-def _parse_frame(line: bytes) -> tuple[int, bytes, bytes, int, int]:
-    """``[H]MSG subject sid [reply] [header-size] size`` → sid, subject, reply, sizes."""
-    parts = line.split(b" ")
-    headed = parts[0] == b"HMSG"
-    with_reply = 6 if headed else 5
-    if len(parts) not in (with_reply - 1, with_reply):
-        raise nats.errors.ProtocolError
-    reply = parts[3] if len(parts) == with_reply else b""
-    header_size, size = int(parts[-2]) if headed else 0, int(parts[-1])
-    if not 0 <= header_size <= size:
-        raise nats.errors.ProtocolError
-    return int(parts[2]), parts[1], reply, header_size, size
 
 
 class GuardedClient(Client):
@@ -149,10 +67,14 @@ class GuardedClient(Client):
     ) -> None:
         super().__init__()
         self.count = count
+        self.on_error: Callable[[Exception], None] = lambda exc: None
         self.handlers: dict[int, Handler] = {}
         self._on_end = on_end
         self._known = known
-        self._ps = _StrictParser(self)  # type: ignore[assignment]
+        self._feed: Feed | None = None
+        self._in_turn = False
+        self._frames = FrameParser(self)
+        self._ps = self._frames  # type: ignore[assignment]
 
     # ── sending ──────────────────────────────────────────────────────────────────────────
 
@@ -208,11 +130,29 @@ class GuardedClient(Client):
         self._queue(b"".join((line, block, data, b"\r\n")))
 
     def _queue(self, frame: bytes) -> None:
-        """Have `frame` sent after all that was queued before."""
+        """Have `frame` sent after all that was queued before: now if it is the first in this turn
+        of the loop, else with the others of this turn.
+        """
         self._pending.append(frame)
         self._pending_data_size += len(frame)
-        if self._flush_queue is not None and self._flush_queue.empty():
-            self._flush_queue.put_nowait(self._flush_done())
+        if self._feed is None:  # a WebSocket, or a connection that is not read from yet
+            if self._flush_queue is not None and self._flush_queue.empty():
+                self._flush_queue.put_nowait(self._flush_done())
+        elif not self._in_turn:
+            self._in_turn = True
+            asyncio.get_running_loop().call_soon(self._end_turn)
+            self._write()
+
+    def _end_turn(self) -> None:
+        self._in_turn = False
+        self._write()
+
+    def _write(self) -> None:
+        """Give the socket what is queued, unless it is full."""
+        if self._pending and self._feed is not None and not self._feed.full:
+            frames, self._pending = self._pending, []
+            self._pending_data_size = 0
+            self._feed.write(frames)
 
     def _flush_done(self) -> Any:
         assert self._reading_task is not None  # there is a connection, so there is a loop
@@ -227,8 +167,8 @@ class GuardedClient(Client):
         self.stats["in_msgs"] += 1
         self.stats["in_bytes"] += len(data)
         message = Message(
-            subject.decode(errors="backslashreplace"),
-            reply.decode(errors="backslashreplace"),
+            subject.decode("utf-8", "backslashreplace"),
+            reply.decode("utf-8", "backslashreplace"),
             data,
             headers,
         )
@@ -237,6 +177,30 @@ class GuardedClient(Client):
         except Exception:
             self.count("handler_error")
             _log.exception("handling a message on %s failed", message.subject)
+
+    async def _read_loop(self) -> None:
+        if not isinstance(self._transport, TcpTransport):
+            await super()._read_loop()
+            return
+        self._feed = Feed(self._transport, self._frames.feed, self.end, self._write)
+        self._feed.start()
+        try:
+            while True:
+                await self._frames.inform(await self._feed.info())
+        except nats.errors.ProtocolError as exc:
+            self.end(exc)
+
+    async def take_info(self, info: bytes) -> None:
+        """What the server says of itself and of its cluster."""
+        await self._process_info(json.loads(info))
+
+    def take_error(self, said: str) -> None:
+        """What the server says that we did wrong. It goes on after one kind alone."""
+        error = nats.errors.Error(f"nats: {said.strip(chr(39))}")
+        if "permissions violation" in said.lower():
+            self.on_error(error)
+        else:
+            self.end(error)
 
     @property
     def is_zombie(self) -> bool:
@@ -285,6 +249,7 @@ class GuardedClient(Client):
         self._pending.clear()
         self._pending_data_size = 0
         self._ps.reset()
+        self._feed = None
         if isinstance(self._transport, TcpTransport):
             if self._transport._io_writer is not None:
                 self._transport._io_writer.transport.abort()
@@ -297,20 +262,18 @@ class GuardedClient(Client):
         self.end(e)
 
     async def _process_err(self, err_msg: str) -> None:
-        error = nats.errors.Error(f"nats: {err_msg.strip(chr(39))}")
-        if "permissions violation" in err_msg.lower():
-            await self._error_cb(error)  # the one -ERR after which the server goes on
-        else:
-            self.end(error)
+        self.take_error(err_msg)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         self._pongs.append(future)  # type: ignore[arg-type]
         self._queue(b"PING\r\n")
 
-    async def _process_ping(self) -> None:
+    def take_ping(self) -> None:
+        """The server wants to know whether we live."""
         self._queue(b"PONG\r\n")
 
-    async def _process_pong(self) -> None:
+    def take_pong(self) -> None:
+        """The server has read all up to one of our PINGs, maybe one that is given up on."""
         if self._pongs and (future := self._pongs.pop(0)) and not future.done():
             future.set_result(True)
         self._pongs_received += 1
@@ -327,14 +290,6 @@ class GuardedClient(Client):
     def _setup_server_pool(self, connect_url: list[str]) -> None:
         super()._setup_server_pool(connect_url)
         self._server_pool.extend(self._known)
-
-    async def _connect_to_server(self, s: Srv) -> None:
-        await super()._connect_to_server(s)
-        transport = self._transport
-        if isinstance(transport, TcpTransport):
-            # Python 3.12's writelines sends each buffer as its own iovec: half the throughput.
-            write: Callable[[bytes], None] = transport.write
-            setattr(transport, "writelines", lambda parts: write(b"".join(parts)))  # noqa: B010
 
 
 def _header_block(headers: Mapping[str, str]) -> bytes:

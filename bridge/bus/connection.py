@@ -27,8 +27,10 @@ import stamina
 from nats.js import JetStreamContext
 from nats.nuid import NUID
 
+from bridge.bus.asked import Asked
 from bridge.bus.client import FrameRefused, GuardedClient
 from bridge.bus.credentials import credentials
+from bridge.bus.jetstream import Requests
 from bridge.bus.message import Handler, Message
 from bridge.bus.reasons import is_refusal, told
 from bridge.errors import (
@@ -37,7 +39,6 @@ from bridge.errors import (
     ConnectFailed,
     CutOff,
     NoReply,
-    NoResponders,
     NotPermitted,
 )
 from bridge.observe import Metrics
@@ -53,7 +54,6 @@ _LAST_FLUSH: Final = 2.0  # seconds for what is still queued when the connection
 _STEADY: Final = 1.0  # seconds after which a connection was worth making
 _RECONNECT_MAX: Final = 2.0  # seconds, at most, between clients when none proves worth it
 _WATCH_INTERVAL: Final = 1.0  # seconds between looks for a zombie client
-_NO_RESPONDERS: Final = 503
 _DENIED: Final = re.compile(
     r'permissions violation for (publish|subscription) to "(.+?)"', re.IGNORECASE
 )
@@ -92,7 +92,7 @@ class Connection:
         self._client._status = GuardedClient.CLOSED  # until `_connect` puts a live one here
         self._listeners: set[Listener] = set()
         self._watchers: list[Watcher] = []
-        self._replies: dict[str, tuple[str, asyncio.Future[Message]]] = {}
+        self._replies: dict[str, Asked] = {}
         self._tokens = itertools.count(1)
         self._inbox = f"{settings.inbox_prefix}.{NUID().next().decode()}."
         self._up = asyncio.Event()
@@ -215,22 +215,22 @@ class Connection:
         Raises CutOff, NoResponders and NotPermitted (nothing was done), NoReply (the outcome is
         unknown).
         """
+        return await self.ask(subject, data, headers=headers, timeout=timeout).answer()
+
+    def ask(
+        self,
+        subject: str,
+        data: bytes = b"",
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 5.0,
+    ) -> Asked:
+        """Send a request now and await its `answer` later: many can be under way without a task
+        for each. Each must be awaited, or dropped. Raises CutOff and BusError, as `publish` does.
+        """
         token = str(next(self._tokens))
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Message] = loop.create_future()
-        self._replies[token] = subject, future
-        expiry = loop.call_later(timeout, _expire, future)
-        try:
-            self.publish(subject, data, headers=headers, reply=self._inbox + token)
-            message = await future
-        except TimeoutError as exc:
-            raise NoReply(subject, timeout) from exc
-        finally:
-            expiry.cancel()
-            self._replies.pop(token, None)
-        if message.status == _NO_RESPONDERS and not message.data:
-            raise NoResponders(subject)
-        return message
+        self.publish(subject, data, headers=headers, reply=self._inbox + token)
+        return Asked(self._replies, token, subject, timeout)
 
     async def flush(self, timeout: float = 5.0) -> None:
         """Return when the server has seen all that was sent. Raises CutOff, NoReply."""
@@ -244,13 +244,14 @@ class Connection:
     @property
     def jetstream(self) -> JetStreamContext:
         """nats-py's JetStream calls, sent as `request` sends (for the bus package)."""
+        requests = Requests(self, self._client.connected_server_version)
         domain = self.settings.domain or None
-        return JetStreamContext(_Requests(self), domain=domain, timeout=5)  # type: ignore[arg-type]
+        return JetStreamContext(requests, domain=domain, timeout=5)  # type: ignore[arg-type]
 
     def _take_reply(self, message: Message) -> None:
-        _, future = self._replies.get(message.subject.rpartition(".")[2], ("", None))
-        if future is not None and not future.done():
-            future.set_result(message)
+        asked = self._replies.get(message.subject.rpartition(".")[2])
+        if asked is not None:
+            asked.take(message)
 
     # ── staying connected ────────────────────────────────────────────────────────────────
 
@@ -264,6 +265,9 @@ class Connection:
         client = GuardedClient(self.metrics.count, self._on_end, self._client.discovered)
 
         async def complain(exc: Exception) -> None:
+            if client is self._client:
+                self._on_error(exc)
+                return
             complaints.append(exc)
             if sum(map(is_refusal, complaints)) > len(urls):
                 raise exc
@@ -281,7 +285,7 @@ class Connection:
                     inbox_prefix=self.settings.inbox_prefix,
                     **proofs,
                 )
-            client._error_cb = self._on_error
+            client.on_error = self._on_error
             self._client = client
         except Exception as exc:  # nats-py lets through what a peer can provoke
             # What the server said ("Authorization Violation") tells more than that it hung up.
@@ -346,15 +350,17 @@ class Connection:
         self._lost.set()
         self._down_since = time.monotonic()
         self._back_since = float("inf")  # set when it is
-        for _, future in self._replies.values():
-            _expire(future)  # an answer published meanwhile is lost: the outcome is unknown
+        for asked in self._replies.values():
+            asked.fail(
+                TimeoutError()
+            )  # an answer published meanwhile is lost: the outcome is unknown
         if not self._closing:
             self.metrics.count("disconnected")
             reason = told(client.last_error) if client.last_error else "no reason given"
             _log.warning("cut off from NATS (%s); reconnecting", reason)
             self._tell(False)
 
-    async def _on_error(self, exc: Exception) -> None:
+    def _on_error(self, exc: Exception) -> None:
         said = told(exc)
         self.metrics.count("error")
         denied = _DENIED.search(said)
@@ -363,9 +369,9 @@ class Connection:
             return
         _log.warning("nats: %s", said)
         if denied[1].lower() == "publish":
-            for subject, future in self._replies.values():
-                if subject == denied[2] and not future.done():
-                    future.set_exception(NotPermitted(subject))
+            for asked in self._replies.values():
+                if asked.subject == denied[2]:
+                    asked.fail(NotPermitted(asked.subject))
         else:
             for listener in self._listeners:
                 listener.denied |= listener.subject == denied[2]
@@ -387,24 +393,3 @@ class Connection:
                 await self._client.flush(_LAST_FLUSH)  # what was queued is to arrive
         self._client.end()
         await self._client.close()
-
-
-class _Requests:
-    """What nats-py's JetStream calls need of a client, with this module's promises."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self.connected_server_version = connection._client.connected_server_version
-
-    async def request(self, subject: str, payload: bytes = b"", timeout: float = 5) -> Message:
-        try:
-            return await self._connection.request(subject, payload, timeout=timeout)
-        except NoResponders as exc:
-            raise nats.errors.NoRespondersError from exc
-        except NoReply as exc:
-            raise nats.errors.TimeoutError from exc
-
-
-def _expire(future: asyncio.Future[Message]) -> None:
-    if not future.done():
-        future.set_exception(TimeoutError())

@@ -7,6 +7,7 @@ stall of the own loop, arms all deadlines anew.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from collections.abc import Set as AbstractSet
 from typing import Final, Generic, TypeVar
@@ -18,11 +19,16 @@ MANY: Final = 2  # holders; and half of all
 
 
 class Leases(Generic[H]):
-    """Leases of `lease` seconds; `now` is always a monotonic time in seconds."""
+    """Leases of `lease` seconds; `now` is always a monotonic time in seconds.
+
+    A tick looks at the holders only when one of them may be due: where they all renew in time, once
+    or twice a lease, however often it ticks.
+    """
 
     def __init__(self, lease: float) -> None:
         self._lease = lease
         self._deadlines: dict[H, float] = {}
+        self._soonest = math.inf  # no deadline lies before it
         self._last_tick: float | None = None
 
     @property
@@ -32,7 +38,8 @@ class Leases(Generic[H]):
 
     def renew(self, holder: H, now: float) -> None:
         """`holder` has just been heard of."""
-        self._deadlines[holder] = now + self._lease
+        self._deadlines[holder] = deadline = now + self._lease
+        self._soonest = min(self._soonest, deadline)
 
     def release(self, holder: H) -> None:
         """`holder` gave its lease back."""
@@ -40,11 +47,15 @@ class Leases(Generic[H]):
 
     def rearm(self, now: float) -> None:
         """Everybody known has a whole lease from `now`: nothing could be heard until now."""
-        for holder in self._deadlines:
-            self._deadlines[holder] = now + self._lease
+        deadline = now + self._lease
+        self._deadlines.update(dict.fromkeys(self._deadlines, deadline))
+        self._soonest = deadline
 
     def due(self, by: float) -> list[H]:
         """The holders whose lease will have run out by then."""
+        if by < self._soonest:
+            return []
+        self._soonest = min(self._deadlines.values(), default=math.inf)
         return [holder for holder, deadline in self._deadlines.items() if deadline <= by]
 
     def tick(self, now: float, *, live: bool) -> list[H]:
@@ -86,8 +97,8 @@ class WatchedLeases(Leases[H]):
 
     def expect(self, holder: H, now: float) -> None:
         """Something says that `holder` has lived: unless it is known, its lease runs from now."""
-        if holder not in self._gone:
-            self._deadlines.setdefault(holder, now + self._lease)
+        if holder not in self._gone and holder not in self._deadlines:
+            self.renew(holder, now)
 
     def forget(self, holder: H) -> None:
         """Nothing is asked about `holder` any more, should it be gone."""
@@ -108,6 +119,8 @@ class WatchedLeases(Leases[H]):
 
     def dead(self, now: float) -> set[H]:
         """The holders that may be replaced: see the class. A direct read has to confirm it."""
+        if not self._gone:
+            return set()
         if self._watched_since is None or now - self._watched_since < self._lease:
             return set()
         recent = [holder for holder, at in self._gone.items() if now - at < self._lease]

@@ -7,6 +7,7 @@ from typing import Final
 
 _LINE: Final = b"NATS/1.0"
 _NONE: Final[Mapping[str, str]] = {}
+_BLANK: Final = " \t\n\r\x0b\x0c"  # what bytes.strip takes away
 
 
 class Message:
@@ -14,7 +15,7 @@ class Message:
     ``\\xNN``, which no valid subject contains. Headers are parsed when first asked for.
     """
 
-    __slots__ = ("_headers", "_malformed", "_raw", "_status", "data", "reply", "subject")
+    __slots__ = ("_headers", "_malformed", "_raw", "data", "reply", "subject")
 
     def __init__(self, subject: str, reply: str, data: bytes, raw_headers: bytes) -> None:
         self.subject = subject
@@ -22,7 +23,6 @@ class Message:
         self.data = data
         self._raw = raw_headers
         self._headers: Mapping[str, str] | None = None if raw_headers else _NONE
-        self._status = 0
         self._malformed = False
 
     @property
@@ -39,10 +39,16 @@ class Message:
 
     @property
     def status(self) -> int:
-        """The server's inline status (503 no responders, 100 idle heartbeat), 0 if none."""
-        if self._headers is None:
-            self._headers = self._parse()
-        return self._status
+        """The server's inline status (503 no responders, 100 idle heartbeat), 0 if none.
+
+        Read from the first line alone: the headers of an event are nobody's business until asked
+        for, and parsing them took a third of the time that reading an event takes.
+        """
+        raw = self._raw
+        if raw[8:10] == b"\r\n" or not raw.startswith(_LINE):
+            return 0
+        status = raw.partition(b"\r\n")[0][len(_LINE) + 1 : len(_LINE) + 4]
+        return int(status) if status.isdigit() else 0
 
     @property
     def malformed(self) -> bool:
@@ -56,9 +62,22 @@ class Message:
         if not first.startswith(_LINE):
             self._malformed = True
             return _NONE
-        status = first[len(_LINE) + 1 : len(_LINE) + 4]
-        if status.isdigit():
-            self._status = int(status)
+        if not rest.isascii():
+            return self._parse_lines(rest)
+        headers: dict[str, str] = {}
+        for line in rest.decode("ascii").split("\r\n"):
+            if line:
+                name, colon, value = line.partition(":")
+                name = name.strip(_BLANK)
+                headers[name] = value.strip(_BLANK)
+                if not (colon and name):
+                    self._malformed = True
+        return headers
+
+    def _parse_lines(self, rest: bytes) -> Mapping[str, str]:
+        """The same for any bytes: lines that are no text are left out. ASCII need not be tried line
+        by line.
+        """
         headers: dict[str, str] = {}
         for line in rest.split(b"\r\n"):
             if not line:

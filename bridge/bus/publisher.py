@@ -7,7 +7,6 @@ up in the stream before it is sent again.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
@@ -18,7 +17,7 @@ import stamina
 from bridge.bus import history
 from bridge.bus.connection import Connection
 from bridge.bus.message import Message
-from bridge.bus.store import Outgoing, store, store_batch
+from bridge.bus.store import Outgoing, store_batch, store_each
 from bridge.bus.topology import has_atomic_batches
 from bridge.errors import BusError, CutOff, NoResponders, StoreRefused
 from bridge.subjects import MSG_ID
@@ -27,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 LIMIT: Final = 1000  # messages in one atomic batch (nats-server)
 
-_IN_FLIGHT: Final = 16  # single messages awaited at once (NATS-FACTS: a batch pays from 10 on)
+_IN_FLIGHT: Final = 16  # single messages at once (NATS-FACTS: a batch pays from 10 on)
 _BATCH_FROM: Final = 10
 _TIMEOUT: Final = 5.0  # seconds until a silent publish is repeated
 
@@ -51,7 +50,6 @@ class Publisher:
         self._window = timedelta(seconds=window)
         self._clock = clock
         self._restore = restore
-        self._slots = asyncio.Semaphore(_IN_FLIGHT)
 
     async def publish(self, messages: Sequence[Outgoing], *, doubtful: bool = False) -> None:
         """Return when up to 1,000 messages are stored, however long that takes.
@@ -95,27 +93,13 @@ class Publisher:
             raise
 
     async def _one_by_one(self, messages: Iterable[Outgoing]) -> None:
-        """Those of one key one after the other, so that none overtakes one that failed."""
-        by_key: dict[str, list[Outgoing]] = {}
-        for message in messages:
-            by_key.setdefault(message.key, []).append(message)
-        outcomes = await asyncio.gather(
-            *map(self._in_order, by_key.values()), return_exceptions=True
-        )
-        for outcome in outcomes:
-            if outcome is not None:
-                raise outcome
-
-    async def _in_order(self, messages: Iterable[Outgoing]) -> None:
-        for message in messages:
-            async with self._slots:
-                await store(
-                    self._connection,
-                    message.subject,
-                    message.data,
-                    headers=message.headers,
-                    timeout=_TIMEOUT,
-                )
+        """The first of each key side by side, then the second of each: none overtakes one that
+        failed.
+        """
+        for turn in _in_turns(messages):
+            for first in range(0, len(turn), _IN_FLIGHT):
+                part = turn[first : first + _IN_FLIGHT]
+                await store_each(self._connection, part, timeout=_TIMEOUT)
 
     async def _unstored(self, messages: Sequence[Outgoing]) -> Sequence[Outgoing]:
         """`messages` without those that are so old that their id may be forgotten, and that the
@@ -141,3 +125,15 @@ class Publisher:
         if found:
             _log.info("%d events had been stored before the outage", len(found))
         return [message for message in messages if message.headers[MSG_ID] not in found]
+
+
+def _in_turns(messages: Iterable[Outgoing]) -> Iterable[list[Outgoing]]:
+    """`messages` in lists that hold each key once at most, and each key's in their order."""
+    turns: list[list[Outgoing]] = []
+    turn_of: dict[str, int] = {}
+    for message in messages:
+        number = turn_of[message.key] = turn_of.get(message.key, -1) + 1
+        if number == len(turns):
+            turns.append([])
+        turns[number].append(message)
+    return turns

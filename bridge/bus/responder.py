@@ -51,14 +51,21 @@ Refuse = Callable[[str], Reply]
 """The reply that tells the caller why a request was refused before it was looked at."""
 
 
+AtOnce = Callable[[Message], Reply | None]
+"""Answers what takes no waiting, in the read loop; None leaves it to `handle`."""
+
+
 class Endpoint(Struct, frozen=True, kw_only=True):
-    """One subject and who answers on it."""
+    """One subject and who answers on it. `at_once` is asked first while no request waits: an answer
+    that takes no waiting then takes no queue and no switch of tasks either (a tenth of its time).
+    """
 
     name: str
     subject: str
     queue: str
     handle: Handle
     refuse: Refuse
+    at_once: AtOnce | None = None
 
 
 class _Counts:
@@ -134,11 +141,25 @@ class Responder:
             self._send(endpoint, message, endpoint.refuse(problem))
         elif self._queue.full():
             self._send(endpoint, message, endpoint.refuse("Busy: too many requests; try again"))
-        else:
+        elif not (self._queue.empty() and self._answered_at_once(endpoint, message)):
             self._queue.put_nowait((endpoint, message))
 
+    def _answered_at_once(self, endpoint: Endpoint, message: Message) -> bool:
+        if endpoint.at_once is None:
+            return False
+        started = time.perf_counter_ns()
+        try:
+            reply = endpoint.at_once(message)
+        except Exception:
+            reply = self._failed(endpoint)
+        if reply is None:
+            return False
+        self._counts[endpoint.name].nanoseconds += time.perf_counter_ns() - started
+        self._send(endpoint, message, reply)
+        return True
+
     def _is_inbox(self, reply: str) -> bool:
-        return reply.startswith(self._inboxes) and not any(char in reply for char in "*>")
+        return reply.startswith(self._inboxes) and "*" not in reply and ">" not in reply
 
     async def _work(self) -> None:
         while True:
@@ -147,13 +168,17 @@ class Responder:
             try:
                 reply = await endpoint.handle(message)
             except Exception:
-                _log.exception("answering on %s failed", endpoint.subject)
-                reply = endpoint.refuse("internal error: see the log of the Box")
+                reply = self._failed(endpoint)
             finally:
                 self._queue.task_done()
             self._counts[endpoint.name].nanoseconds += time.perf_counter_ns() - started
             if reply is not None:
                 self._send(endpoint, message, reply)
+
+    def _failed(self, endpoint: Endpoint) -> Reply:
+        """For a handler's exception: the caller learns nothing of it."""
+        _log.exception("answering on %s failed", endpoint.subject)
+        return endpoint.refuse("internal error: see the log of the Box")
 
     def _send(self, endpoint: Endpoint, message: Message, reply: Reply) -> None:
         self._counts[endpoint.name].requests += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -13,6 +13,7 @@ import nats.errors
 import nats.js.errors
 from msgspec import Struct
 
+from bridge.bus.asked import Asked
 from bridge.bus.connection import Connection
 from bridge.bus.message import Message
 from bridge.errors import BusError, Conflict, NoReply, StoreRefused
@@ -75,6 +76,37 @@ async def store(
     message = await connection.request(subject, data, headers=headers, timeout=timeout)
     ack = _decoded(connection, message, subject, timeout)
     return Stored(ack.seq, ack.duplicate)
+
+
+async def store_each(
+    connection: Connection, messages: Iterable[Outgoing], *, timeout: float = 5.0
+) -> None:
+    """Store messages side by side, each for itself; for a few at a time.
+
+    Raises what `store` raises, for the first that failed, once the fate of each is known.
+    """
+    failed: BusError | None = None
+    asked: list[tuple[Outgoing, Asked]] = []
+    for message in messages:
+        try:
+            request = connection.ask(
+                message.subject, message.data, headers=message.headers, timeout=timeout
+            )
+        except BusError as exc:
+            failed = exc
+            break
+        asked.append((message, request))
+    try:
+        for message, request in asked:
+            try:
+                _decoded(connection, await request.answer(), message.subject, timeout)
+            except BusError as exc:
+                failed = failed or exc
+    finally:
+        for _, request in asked:
+            request.drop()
+    if failed is not None:
+        raise failed
 
 
 class Outgoing(Struct, frozen=True, kw_only=True):

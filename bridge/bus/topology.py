@@ -171,6 +171,21 @@ async def ensure(
     return [str(config.name) for config in wanted if await ensure_stream(connection, config)]
 
 
+async def remove(connection: Connection) -> None:
+    """Delete the streams and buckets of this connection's fleet, and all that they hold: the end
+    of a fleet that was made to be thrown away. Raises BusError.
+    """
+    js = connection.jetstream
+    for config in streams(connection.subjects):
+        name = str(config.name)
+        try:
+            await js.delete_stream(name)
+        except nats.js.errors.NotFoundError:
+            continue
+        except (nats.errors.Error, TimeoutError) as exc:
+            raise mapped(name, exc) from exc
+
+
 async def api_level(connection: Connection) -> int:
     """JetStream's API level; raises StoreUnsuitable if it is off or too old.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cyclopts import App
 
-from bridge.cli import fleet_verbs, gateway_verbs, host_verbs, instance_verbs
+from bridge.cli import bench_verbs, fleet_verbs, gateway_verbs, host_verbs, instance_verbs
 from bridge.version import VERSION
 
 app = App(
@@ -44,6 +44,7 @@ for verb in (
     fleet_verbs.rebalance,
     fleet_verbs.history,
     fleet_verbs.plan,
+    bench_verbs.bench,
 ):
     app.command(verb)
 config_app.command(host_verbs.check)

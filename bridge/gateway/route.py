@@ -18,11 +18,12 @@ Chance = Callable[[int], int]
 """A random number from 0 up to, but not, the one given: `random.randrange`."""
 
 
-class Route(Struct, frozen=True, kw_only=True):
+class Route(Struct, frozen=True, kw_only=True, gc=False):
     """An instance that takes traffic at `endpoint` (``host:port``, IPv6 in brackets).
 
     `state` is Ready or Busy, as the last event said; `host` the Box's, "" where none was told.
-    `metadata` and `started_at` are as registered.
+    `metadata` and `started_at` are as registered; routes with the same metadata share it, so it
+    must not be changed.
     """
 
     service: str
@@ -39,14 +40,14 @@ class Route(Struct, frozen=True, kw_only=True):
         return self.service, self.instance_id
 
 
-class Put(Struct, frozen=True, kw_only=True, tag="put", tag_field="change"):
+class Put(Struct, frozen=True, kw_only=True, gc=False, tag="put", tag_field="change"):
     """`route` takes traffic, or is no longer as it was."""
 
     seq: int
     route: Route
 
 
-class Delete(Struct, frozen=True, kw_only=True, tag="delete", tag_field="change"):
+class Delete(Struct, frozen=True, kw_only=True, gc=False, tag="delete", tag_field="change"):
     """An instance takes no traffic any more; `reason` says why, for people."""
 
     seq: int

@@ -19,8 +19,11 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import Final
 
+from msgspec.structs import replace
+
 from bridge.bus.leases import Leases
 from bridge.gateway.route import Change, Delete, Key, Put, Route, RouteIndex
+from bridge.gateway.routed import Routed, Shared
 from bridge.protocol import (
     HostStats,
     InstanceEvent,
@@ -28,7 +31,6 @@ from bridge.protocol import (
     InstanceRegistration,
     InstanceState,
 )
-from bridge.registration import HEALTHY_KEY
 
 MEMORY: Final = 600.0  # seconds that what has no lease is remembered, as the registry remembers it
 LIMIT: Final = 100_000  # instances that are registered, and as many that are remembered
@@ -37,7 +39,6 @@ FLAP_SPAN: Final = 60.0  # … within so many seconds …
 FLAP_PAUSE: Final = 60.0  # … keep an instance out for so many more
 MASS: Final = 3  # leases, at least, and half of them all: too many to run out at once
 
-_SERVING: Final = (InstanceState.READY, InstanceState.BUSY)
 _LEAVING: Final = (
     InstanceState.DRAINING,
     InstanceState.STOPPING,
@@ -45,65 +46,6 @@ _LEAVING: Final = (
     InstanceState.FAILED,
 )
 _DAMPED: Final = "its health changed too often"
-
-
-class _Instance:
-    """What is known of one id of one service."""
-
-    __slots__ = (
-        "damped_until",
-        "flips",
-        "healthy",
-        "host",
-        "key",
-        "note",
-        "registration",
-        "said",
-        "said_at",
-        "sampled_bad",
-        "seen",
-        "state",
-        "time_ns",
-        "withdrawn",
-    )
-
-    def __init__(self, key: Key) -> None:
-        self.key = key
-        self.withdrawn = ""  # why, once it is
-        self.registration: InstanceRegistration | None = None  # while its lease runs
-        self.time_ns = 0  # of the newest registration, by the server
-        self.host = ""
-        self.seen = (0, "")  # Box-Seq and state of the last event
-        self.state = InstanceState.READY
-        self.note = (0, False)  # Box-Seq of the last note on its health; whether it said unhealthy
-        self.said = True  # what it reports itself …
-        self.said_at: float | None = None  # … and when it did, unless that is too long ago
-        self.sampled_bad: float | None = None  # when its host last called it unhealthy
-        self.healthy: bool | None = None  # all in all; None before it was registered
-        self.flips: deque[float] | None = None  # when that changed, the last times
-        self.damped_until = 0.0
-
-    def obstacle(self) -> str:
-        """Why it takes no traffic, damping aside; "" if it does."""
-        if self.withdrawn:
-            return self.withdrawn
-        if self.registration is None:
-            return "its registration was not renewed"
-        if self.state not in _SERVING:
-            return f"it is {self.state}"
-        return "" if self.healthy else "it is unhealthy"
-
-    def judge(self) -> bool:
-        """Whether it is healthy, by all that is known."""
-        metadata = {} if self.registration is None else self.registration.metadata
-        reported = self.said if self.said_at is not None else self.sampled_bad is None
-        return reported and not self.note[1] and metadata.get(HEALTHY_KEY) != "false"
-
-    def outdates(self, registration: InstanceRegistration, time_ns: int, host: str) -> bool:
-        """Whether the registration that is known is the newer one, or the same."""
-        if time_ns != self.time_ns or self.registration is None:
-            return time_ns <= self.time_ns
-        return _content(registration, host) <= _content(self.registration, self.host)
 
 
 class RouteBook:
@@ -120,11 +62,12 @@ class RouteBook:
         self._lease = lease
         self._limit = limit
         self._leases: Leases[Key] = Leases(lease)
-        self._leased: dict[Key, _Instance] = {}
-        self._rest: OrderedDict[Key, tuple[float, _Instance]] = OrderedDict()
-        self._services: dict[str, set[str]] = {}
-        self._reporting: dict[Key, _Instance] = {}
-        self._damped: dict[Key, _Instance] = {}
+        self._leased: dict[Key, Routed] = {}
+        self._rest: OrderedDict[Key, tuple[float, Routed]] = OrderedDict()
+        self._services: dict[str, tuple[str, ...]] = {}
+        self._reporting: dict[Key, Routed] = {}
+        self._damped: dict[Key, Routed] = {}
+        self._shared = Shared()
         self.news: list[Change] = []
 
     # ── what the bus says ────────────────────────────────────────────────────────────────
@@ -146,22 +89,29 @@ class RouteBook:
         key = registration.service, registration.instance_id
         instance = self._leased.get(key)
         if instance is None:
-            instance = self._known(key, now)
-            if instance.withdrawn:
-                return True
-            if len(self._leased) >= self._limit:
-                return False
-        if instance.outdates(registration, time_ns, host):
+            instance, full = self._find(key), len(self._leased) >= self._limit
+            if instance.withdrawn or full or instance.outdates(registration, time_ns, host):
+                self._remember(instance, now)
+                return bool(instance.withdrawn) or not full
+            self._rest.pop(instance.key, None)
+            self._leased[instance.key] = instance
+        elif instance.outdates(registration, time_ns, host):
             return True
         instance.time_ns = time_ns
-        self._leases.renew(key, now - age)
+        self._leases.renew(instance.key, now - age)
         self.held_over.discard(key)
-        if registration != instance.registration or host != instance.host:
-            instance.registration, instance.host = registration, host
-            self._rest.pop(key, None)
-            self._leased[key] = instance
+        if not instance.is_told(registration, host):
+            instance.route = self._route(instance, registration, host)
             self._settle(instance, now)
         return True
+
+    def shared(self, registration: InstanceRegistration) -> InstanceRegistration:
+        """The same registration, which keeps no copy of what others say as well."""
+        return replace(
+            registration,
+            service=self._shared.one(registration.service),
+            metadata=self._shared.metadata(registration.metadata),
+        )
 
     def withdraw(self, key: Key, reason: str, now: float) -> None:
         """An instance takes no traffic any more, for good."""
@@ -169,7 +119,7 @@ class RouteBook:
         if not instance.withdrawn:
             instance.withdrawn = reason
             self._settle(instance, now)
-            instance.registration = None
+            instance.route = None
             self._leases.release(key)
             self.held_over.discard(key)
             for group in (self._leased, self._reporting, self._damped):
@@ -191,6 +141,8 @@ class RouteBook:
         instance = self._known((event.service, event.instance_id), now)
         if (seen := (seq, event.to_state.value)) > instance.seen:
             instance.seen, instance.state = seen, event.to_state
+            if instance.route is not None and instance.route.state is not event.to_state:
+                instance.route = replace(instance.route, state=event.to_state)
         word = event.message.partition(":")[0]
         if event.from_state is event.to_state and word in ("healthy", "unhealthy"):
             instance.note = max(instance.note, (seq, word == "unhealthy"))
@@ -213,7 +165,9 @@ class RouteBook:
         for instance_id, health in stats.items():
             for service in self._services.get(instance_id, ()):
                 instance = self._leased.get((service, instance_id))
-                if instance is None or instance.host not in ("", host):
+                if instance is None or instance.route is None:
+                    continue
+                if instance.route.host not in ("", host):
                     continue
                 if not health.healthy:
                     instance.sampled_bad = now
@@ -287,7 +241,7 @@ class RouteBook:
 
     def _expire(self, key: Key, now: float) -> None:
         instance = self._leased.pop(key)
-        instance.registration = None
+        instance.route = None
         self._settle(instance, now)
         self._remember(instance, now)
 
@@ -303,20 +257,25 @@ class RouteBook:
             if instance.said_at is None and instance.sampled_bad is None:
                 del self._reporting[key]
 
-    def _known(self, key: Key, now: float) -> _Instance:
+    def _known(self, key: Key, now: float) -> Routed:
         """What is known of an instance; of one that has no lease it is remembered from now on."""
         instance = self._leased.get(key)
-        if instance is not None:
-            return instance
-        found = self._rest.get(key)
-        instance = _Instance(key) if found is None else found[1]
-        if found is None:
-            service, instance_id = key
-            self._services.setdefault(instance_id, set()).add(service)
-        self._remember(instance, now)
+        if instance is None:
+            instance = self._find(key)
+            self._remember(instance, now)
         return instance
 
-    def _remember(self, instance: _Instance, now: float) -> None:
+    def _find(self, key: Key) -> Routed:
+        """What is known of an instance that has no lease; who calls has to keep it."""
+        if (found := self._rest.get(key)) is not None:
+            return found[1]
+        service, instance_id = self._shared.one(key[0]), key[1]
+        others = self._services.get(instance_id, ())
+        if service not in others:
+            self._services[instance_id] = self._shared.one((*others, service))
+        return Routed((service, instance_id))
+
+    def _remember(self, instance: Routed, now: float) -> None:
         """Keep one that has no lease, and let go of who was not heard of for longest."""
         self._rest[instance.key] = now, instance
         self._rest.move_to_end(instance.key)
@@ -328,21 +287,23 @@ class RouteBook:
         self._damped.pop(key, None)
         self._reporting.pop(key, None)
         service, instance_id = key
-        self._services[instance_id].discard(service)
-        if not self._services[instance_id]:
+        others = tuple(name for name in self._services[instance_id] if name != service)
+        if others:
+            self._services[instance_id] = others
+        else:
             del self._services[instance_id]
 
-    def _settle(self, instance: _Instance, now: float) -> None:
+    def _settle(self, instance: Routed, now: float) -> None:
         """Bring the route of one instance up to what is known of it."""
-        if instance.registration is not None:
+        if instance.route is not None:
             before_that, instance.healthy = instance.healthy, instance.judge()
             if before_that is not None and instance.healthy is not before_that:
                 self._count_flip(instance, now)
         why = instance.obstacle() or (_DAMPED if instance.damped_until > now else "")
-        route = None if why else _route(instance)
-        before = self.routes.get(*instance.key)
-        if route == before:
+        route = None if why else instance.route
+        if route is instance.listed:
             return
+        instance.listed = route
         self.seq += 1
         service, instance_id = instance.key
         if route is None:
@@ -354,7 +315,7 @@ class RouteBook:
             self.routes.put(route)
             self.news.append(Put(seq=self.seq, route=route))
 
-    def _count_flip(self, instance: _Instance, now: float) -> None:
+    def _count_flip(self, instance: Routed, now: float) -> None:
         if instance.flips is None:
             instance.flips = deque(maxlen=FLAPS)
         flips = instance.flips
@@ -363,25 +324,14 @@ class RouteBook:
             instance.damped_until = now + FLAP_PAUSE
             self._damped[instance.key] = instance
 
-
-def _content(
-    registration: InstanceRegistration, host: str
-) -> tuple[str, str, str, list[tuple[str, str]]]:
-    """Something to go by for two registrations of the same moment."""
-    started = registration.started_at.isoformat()
-    return started, registration.endpoint, host, sorted(registration.metadata.items())
-
-
-def _route(instance: _Instance) -> Route:
-    registration = instance.registration
-    assert registration is not None
-    service, instance_id = instance.key
-    return Route(
-        service=service,
-        instance_id=instance_id,
-        endpoint=registration.endpoint,
-        state=instance.state,
-        host=instance.host,
-        metadata=registration.metadata,
-        started_at=registration.started_at,
-    )
+    def _route(self, instance: Routed, registration: InstanceRegistration, host: str) -> Route:
+        service, instance_id = instance.key
+        return Route(
+            service=service,
+            instance_id=instance_id,
+            endpoint=registration.endpoint,
+            state=instance.state,
+            host=self._shared.one(host),
+            metadata=self._shared.metadata(registration.metadata),
+            started_at=registration.started_at,
+        )

@@ -26,7 +26,7 @@ from bridge.protocol import (
     InstanceRegistration,
     decode,
 )
-from bridge.registration import check_endpoint, check_health, check_metadata
+from bridge.registration import MAX_METADATA, check_endpoint, check_health, check_metadata
 from bridge.subjects import BOX_HOST, BOX_SEQ, is_name, last_token, parse_instance_subject
 
 _log = logging.getLogger(__name__)
@@ -192,7 +192,8 @@ class _Registry:
         server_ns = self.follower.began_ns
         if server_ns < book.newest_ns - _CLOCK_SLACK:
             book.forget_times()
-        for registration, time_ns, host in snapshot.values():
+        while snapshot:  # let go of one by one: two copies of it all would not fit as well
+            _, (registration, time_ns, host) = snapshot.popitem()
             age = max(0.0, (server_ns - time_ns) / 1e9)
             if age <= self._lease:
                 self._put(registration, time_ns, host, now, age if self._first else 0.0)
@@ -208,13 +209,13 @@ class _Registry:
     def _register(self, key: Key, message: Message, time_ns: int) -> None:
         registration = decode(InstanceRegistration, message.data)
         host = message.headers.get(BOX_HOST, "")
-        if refusal := _refusal(registration, key):
+        if refusal := _refusal(registration, key, len(message.data)):
             self._refuse(refusal)
         elif self._snapshot is None:
             self._put(registration, time_ns, host, self._feed.clock())
             self._feed.flush()
         elif len(self._snapshot) < LIMIT or key in self._snapshot:
-            self._snapshot[key] = registration, time_ns, host
+            self._snapshot[key] = self._feed.book.shared(registration), time_ns, host
         else:
             self._refuse("no room")
 
@@ -285,13 +286,14 @@ class _Events:
         self.live.clear()
 
 
-def _refusal(registration: InstanceRegistration, key: Key) -> str:
-    """Why a registration is not taken; "" if it is."""
+def _refusal(registration: InstanceRegistration, key: Key, size: int) -> str:
+    """Why a registration, which came in `size` bytes, is not taken; "" if it is."""
     if (registration.service, registration.instance_id) != key:
         return _DISAGREE
     try:
         check_endpoint(registration.endpoint)
-        check_metadata(registration.metadata)
+        if size > MAX_METADATA:  # JSON is never shorter than what it says
+            check_metadata(registration.metadata)
     except ProtocolError as exc:
         return exc.field
     return ""

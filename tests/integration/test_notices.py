@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -87,7 +87,7 @@ async def test_a_host_that_says_something_else_with_its_lease_has_nothing_planne
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     record = HostRecord(host_id="x", runtime="process", cpus=1, max_instances=1, services={})
-    touched: list[str | None] = []
+    touched: list[Iterable[str] | None] = []
     async with connect(server.url) as connection, task_scope() as tasks:
         await topology.ensure(connection)
         fleet = Fleet(connection, 10, touched.append, lambda *_: None)

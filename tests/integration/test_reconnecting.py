@@ -243,17 +243,17 @@ def test_no_server_is_refused() -> None:
 async def test_a_flush_that_is_cancelled_as_it_ends_is_cancelled(server: EmbeddedServer) -> None:
     async with connect(server.url) as connection:
         client = connection._client
-        process_pong = client._process_pong
+        take_pong = client.take_pong
 
-        async def pong() -> None:
-            await process_pong()
+        def pong() -> None:
+            take_pong()
             flushing.cancel()
 
-        client._process_pong = pong
+        client.take_pong = pong
         flushing = asyncio.ensure_future(connection.flush())
         with pytest.raises(asyncio.CancelledError):
             await flushing
-        client._process_pong = process_pong
+        client.take_pong = take_pong
 
 
 async def test_what_was_sent_last_arrives_before_the_connection_closes(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 
 import pytest
 
 from bridge.box.probes import Prober
-from bridge.box.runtimes.sockets import read_tables
+from bridge.box.runtimes.sockets import connections
 from bridge.box.traffic import Traffic
 from bridge.settings import Probe
 
@@ -19,12 +18,12 @@ async def test_the_loop_goes_on_while_the_tables_are_read_and_probes_do_not_coun
 ) -> None:
     reading, probing = threading.Event(), threading.Event()
 
-    def read_while_probed() -> Iterator[str]:
+    def read_while_probed() -> list[tuple[int, int]]:
         reading.set()
         assert probing.wait(10), "the loop stood still"
-        yield from read_tables()
+        return connections()
 
-    monkeypatch.setattr("bridge.box.traffic.read_tables", read_while_probed)
+    monkeypatch.setattr("bridge.box.traffic.connections", read_while_probed)
     connected, counted, closed = (asyncio.Barrier(3) for _ in range(3))
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -30,9 +30,10 @@ _SMALL: Final = (6, 24)
 def size_of(seed: int, most: tuple[int, int], fixed: tuple[int, int]) -> Size:
     """The size of the fleet of `seed`, log-uniform up to `most`, unless it is `fixed`."""
     chance = Kernel(seed)
+    troubled = chance.random.uniform(10, 90)  # the same whatever is fixed
     hosts = fixed[0] or chance.log_uniform(1, most[0])
     instances = fixed[1] or chance.log_uniform(1, most[1])
-    return Size(hosts, min(instances, 500 * hosts), chance.random.uniform(10, 90))
+    return Size(hosts, min(instances, 500 * hosts), troubled)
 
 
 def simulate(seed: int, size: Size, planted: str = "", *, trace: bool = False) -> dict[str, Any]:

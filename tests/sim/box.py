@@ -9,7 +9,7 @@ follows is the supervisor's.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from bridge.box import rollout
@@ -55,7 +55,12 @@ class BoxLife:
         self.view = view
         self.fleet = view.fleet
         self.me = Me(host=host.name, host_id=host.host_id)
-        self.ledger = SimLedger(self.fleet, self.kernel, host.world.checks.intends)
+        self.ledger = SimLedger(
+            self.fleet,
+            self.kernel,
+            host.world.checks.intends,
+            lambda: "" if self.may_plan() else "not current",
+        )
         self.claims = SimClaims(
             self.me,
             self.fleet,
@@ -210,9 +215,9 @@ class BoxLife:
 
     # ── the supervisor ───────────────────────────────────────────────────────────────────
 
-    def touch(self, service: str | None) -> None:
-        """Have a service planned anew; None means all of them."""
-        self._dirty |= self._all_services() if service is None else {service}
+    def touch(self, services: Iterable[str] | None) -> None:
+        """Have services planned anew; None means all of them."""
+        self._dirty.update(self._all_services() if services is None else services)
         if self.ready and not self._working:
             self._working = True
             self.spawn(self._work())
@@ -220,7 +225,7 @@ class BoxLife:
     def touch_at(self, moment: float, service: str) -> None:
         """Touch `service` at `moment`: a backoff has passed."""
         again = max(0.0, moment - self.kernel.now)
-        self.kernel.after(again, lambda: self.kernel.act(self.link, lambda: self.touch(service)))
+        self.kernel.after(again, lambda: self.kernel.act(self.link, lambda: self.touch([service])))
 
     async def _ticking(self) -> None:
         while self.view.owner is not None:
@@ -247,10 +252,10 @@ class BoxLife:
             await self._carry_out(service)
             await self._roll(service)
         except Conflict:
-            self.touch(service)
+            self.touch([service])
             await self.kernel.sleep(0.01)
         except BusError:
-            self.touch(service)
+            self.touch([service])
             await self.kernel.sleep(_RETRY)
         self._forget_dead(service)
 
@@ -366,8 +371,9 @@ class BoxLife:
 
     async def _roll(self, service: str) -> None:
         state = self.fleet.state
-        first = min(state.offering(service), default="") == self.me.host
-        if service not in state.services or not first:
+        if not rollout.is_open(service, state):
+            return
+        if min(state.offering(service), default="") != self.me.host:
             return
 
         def step(fleet: FleetState) -> ServiceRecord | None:

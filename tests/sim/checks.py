@@ -55,7 +55,8 @@ class Seen(Struct, frozen=True):
 
     capacity: int
     rivals: frozenset[str]
-    fleet: FleetState
+    claims: dict[int, SlotRecord]
+    ordered: frozenset[str]
 
 
 class Checks:
@@ -71,6 +72,7 @@ class Checks:
         self._claims: Counter[str] = Counter()
         self._renewed: dict[str, float] = {}
         self._absent_until: dict[str, float] = {}
+        self._out: dict[tuple[str, int], float] = {}
         self._forgiven: set[str] = set()
         self.lost_at = float("-inf")
         self._grace = _GRACE
@@ -88,7 +90,8 @@ class Checks:
         seen = Seen(
             sum(capacity(name, host, fleet) for name, host in able.items()),
             frozenset[str]().union(*(host.services for host in able.values())),
-            fleet,
+            dict(fleet.slots_of(service)),
+            frozenset(fleet.orders),
         )
         assert record.decision is not None
         self._intents[service, record.version, record.decision.host] = seen
@@ -118,8 +121,9 @@ class Checks:
         record = buckets["services"].get(held.service, now)
         claim = buckets["slots"].get(slot_key(held.service, held.slot), now)
         wanted = record is not None and held.slot in record.slots
+        out = self._out.get((held.service, held.slot), float("-inf"))  # a view may lag behind it
         own = claim is not None and claim.host == host.name and claim.info.id == held.id
-        if wanted and own and not self._in_trouble(host):
+        if wanted and own and now - out > _SLACK and not self._in_trouble(host):
             raise Violation(f"{held.id} on {host.name} is told to leave its slot: {reason}")
 
     def excuse(self, host: Host) -> None:
@@ -163,6 +167,8 @@ class Checks:
         assert new is not None
         assert new.decision is not None
         old = old or ServiceRecord()
+        gone = set(old.slots) - set(new.slots)
+        self._out |= {(key, slot): self._world.kernel.now for slot in gone}
         same = self._written[key].setdefault(new.version, [])
         seen = self._intents.pop((key, new.version, new.decision.host), None)
         if seen is None or new.version != old.version + 1:
@@ -172,6 +178,7 @@ class Checks:
                 )
             self.counts["restored"] += 1
             return
+        self._check_fork(key, new)
         same.append(new)
         self.counts["decisions"] += 1
         if new.target > old.target:
@@ -180,6 +187,16 @@ class Checks:
         if new.target < min(asked, old.target):
             raise Violation(f"{key}: {asked} asked for, and the target fell to {new.target}")
         self._check_removed(key, old, new, seen)
+
+    def _check_fork(self, key: str, new: ServiceRecord) -> None:
+        """After a loss a Box that knows nothing of a service, for its disk is gone, may decide
+        before others have restored the record; what they restore wins.
+        """
+        newest = max((version for version, found in self._written[key].items() if found), default=0)
+        if new.version <= newest and key not in self._forgiven:
+            if self._world.kernel.now > self.lost_at + 2 * self._grace:
+                raise Violation(f"{key}: version {new.version} is decided a second time")
+            self._forgiven.add(key)
 
     def _check_capacity(self, key: str, new: ServiceRecord, seen: Seen) -> None:
         now, services = self._world.kernel.now, self._world.buckets["services"]
@@ -200,13 +217,13 @@ class Checks:
             return
         stopped = new.rollout is not None and new.rollout.stopped
         trimmed = new.rollout is None and len(new.slots) == new.target
-        if len(removed) > 1:
+        if len(removed) > self._world.max_surge(key):
             raise Violation(f"{key}: slots {sorted(removed)} go at once")
         for slot in removed:
-            claim = seen.fleet.slots_of(key).get(slot)
+            claim = seen.claims.get(slot)
             if claim is None or stopped or trimmed or slot in old.moves:
                 continue
-            if claim.config == new.config_id and claim.host not in seen.fleet.orders:
+            if claim.config == new.config_id and claim.host not in seen.ordered:
                 raise Violation(f"{key}: slot {slot} goes, and nothing is wrong with it")
 
     def on_slot(self, key: str, old: SlotRecord | None, new: SlotRecord | None) -> None:
@@ -358,7 +375,11 @@ class Checks:
         state = self._world.a_state()
         if rollout.under_way(service, state):
             step = rollout.next_step(service, state, at=self._world.kernel.wall(), host="anyone")
-            if step is not None or len(record.slots) != record.target:
+            stuck = any(
+                self._is_stuck(service, record, slot, claim)
+                for slot, claim in state.slots_of(service).items()
+            )
+            if step is not None or (len(record.slots) != record.target and not stuck):
                 yield f"{service} is being rolled out"
         elif len(record.slots) != record.target and not (record.rollout and record.rollout.stopped):
             yield f"{service} has {len(record.slots)} slots for a target of {record.target}"

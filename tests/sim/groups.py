@@ -8,11 +8,13 @@ them, and now and then one who may not is asked all the same: its plan must be e
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from bridge.box.model import ServiceRecord
+from bridge.box import rollout
 from bridge.box.placement import place
 from bridge.box.planner import plan
+from bridge.box.story import as_left
 from bridge.subjects import slot_key
 from tests.sim.view import Kept, View
 
@@ -47,12 +49,12 @@ class Group:
         self.view.resync()
         self._tick()
 
-    def touch(self, service: str | None) -> None:
-        """A plan for `service`, or all, may have changed."""
-        if service is None:
+    def touch(self, services: Iterable[str] | None) -> None:
+        """Plans for these services, or all, may have changed."""
+        if services is None:
             self._all = True
         else:
-            self._dirty.add(service)
+            self._dirty.update(services)
         if not self._due:
             self._due = True
             self._world.kernel.after(self._world.times.think(), self._look)
@@ -62,63 +64,73 @@ class Group:
             life.on_loss()
 
     def _tick(self) -> None:
+        """As every Box does: look at everything, whatever was told of."""
+        for name, life in self.members.items():
+            for service, held in life.held.items():
+                moved = self.view.moved.setdefault(service, set())
+                moved.update((name, slot) for slot in held)
         self.touch(None)
         self._world.kernel.after(_TICK, self._tick)
 
     def _look(self) -> None:
         services = self.view.fleet.state.services
-        dirty = set(services) if self._all else self._dirty & services.keys()
+        dirty = services.keys() | self.view.moved.keys() if self._all else self._dirty
         self._due, self._all, self._dirty = False, False, set()
-        for service in sorted(dirty):
+        for service in sorted(dirty & services.keys()):
             concerned = self._concerned(service)
             for name in sorted(concerned & self.members.keys()):
-                self.members[name].touch(service)
+                self.members[name].touch([service])
             if self._world.kernel.random.random() < _ASKED_ANYWAY:
                 self._ask_anyway(service, concerned)
 
     def _concerned(self, service: str) -> set[str]:
         """The hosts that may have something to do about `service`."""
         state = self.view.fleet.state
-        record, slots = state.services[service], state.slots_of(service)
-        wanted = set(record.slots)
-        found = {min(state.offering(service), default="")}
-        if out := slots.keys() - wanted:
-            found |= {slots[slot].host for slot in out} | {min(state.hosts, default="")}
-        return found | self._placed(service, record, wanted) | self._behind(service, wanted)
+        slots, tally = state.slots_of(service), state.tally(service)
+        found = {slots[slot].host for slot in tally.outside}
+        if found:
+            found.add(min(state.hosts, default=""))
+        if rollout.is_open(service, state):
+            found.add(min(state.offering(service), default=""))
+        return found | self._placed(service) | self._behind(service)
 
-    def _placed(self, service: str, record: ServiceRecord, wanted: set[int]) -> set[str]:
+    def _placed(self, service: str) -> set[str]:
         """The hosts that may have to take a slot."""
         state = self.view.fleet.state
-        slots = state.slots_of(service)
-        free = wanted - slots.keys()
-        if state.dead or self._world.wiped:
-            free |= {slot for slot in wanted & slots.keys() if state.is_orphan(slots[slot])}
-        placed = place(service, state, record, free, at=self._world.kernel.wall())
+        vacant = state.vacant(service)
+        record, at = state.services[service], self._world.kernel.wall()
+        placed = place(service, state, record, vacant, at=at)
         return {*state.lost.get(service, {}).values(), *placed.values()}
 
-    def _behind(self, service: str, wanted: set[int]) -> set[str]:
-        """The hosts of which what they have is not as the records say."""
-        slots, found = self.view.fleet.state.slots_of(service), set[str]()
-        for name, life in self.members.items():
-            for slot, held in life.held.get(service, {}).items():
-                claim = slots.get(slot)
-                if slot not in wanted or held.ended or claim is None or not life.me.holds(claim):
-                    found.add(name)
-        for slot in wanted & slots.keys():
-            name = slots[slot].host
-            if (there := self.members.get(name)) is not None:
-                mine = there.held.get(service, {}).get(slot)
-                revision = self.view.fleet.slots.revision(slot_key(service, slot))
-                if mine is None or mine.revision != revision:
-                    found.add(name)
-        return found
+    def _behind(self, service: str) -> set[str]:
+        """The hosts of which what they have is not as the records say, where either changed. They
+        are looked at again until it is.
+        """
+        moved = self.view.moved.pop(service, ())
+        if found := {(host, slot) for host, slot in moved if self._is_behind(host, service, slot)}:
+            self.view.moved[service] = found
+        return {host for host, _ in found}
+
+    def _is_behind(self, host: str, service: str, slot: int) -> bool:
+        if (life := self.members.get(host)) is None:
+            return False  # it looks at everything when it comes
+        state = self.view.fleet.state
+        held, claim = life.held.get(service, {}).get(slot), state.slots_of(service).get(slot)
+        mine = claim is not None and life.me.holds(claim)
+        if held is None:
+            return mine
+        if not mine or held.ended or slot not in state.tally(service).wanted:
+            return True
+        key = slot_key(service, slot)
+        return not as_left(self.view.fleet.slots, key, held.revision, held.told)
 
     def _ask_anyway(self, service: str, concerned: set[str]) -> None:
         others = sorted(self.members.keys() - concerned)
         if not others:
             return
         life = self.members[self._world.kernel.random.choice(others)]
-        if not life.may_plan():
+        held = life.held.get(service, {})
+        if not life.may_plan() or any(self._is_behind(life.me.host, service, n) for n in held):
             return
         actions = plan(
             service,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from bridge.box import lifecycle
 from bridge.box.lifecycle import ENDED, SERVING, Life
 from bridge.box.model import Demand, SlotRecord
-from bridge.box.story import _facts
+from bridge.box.story import _facts, as_left
 from bridge.box.supervisor import backoff
 from bridge.bus.records import Record
 from bridge.errors import BusError, Conflict
@@ -112,13 +112,13 @@ class Held:
             box.touch_at(self.retry_at, self.service)
             if self.life.info.ready_at is None:
                 await box.count_failure(self.service, self.slot)
-        box.touch(self.service)
+        box.touch([self.service])
         self.stir(box)
         if self._telling:
             await suspend(self._until_settled)
         self.settled = True
         box.forget(self)
-        box.touch(self.service)
+        box.touch([self.service])
 
     async def _run(self, box: BoxLife) -> None:
         times = box.host.world.times
@@ -178,7 +178,7 @@ class Held:
 
     def reassert(self, box: BoxLife) -> None:
         """Write the slot's record again if it is not as it was left here."""
-        if self.synced and box.fleet.slots.revision(self._key) != self.revision:
+        if self.synced and not as_left(box.fleet.slots, self._key, self.revision, self.told):
             self.told, self.synced = None, False
             self.stir(box)
 

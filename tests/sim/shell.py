@@ -24,8 +24,10 @@ from tests.sim.kernel import Kernel
 class SimLedger(Ledger):
     """The real ledger, on simulated time."""
 
-    def __init__(self, fleet: Fleet, kernel: Kernel, intends: Callable[..., None]) -> None:
-        super().__init__(fleet, TIMING.decide_timeout, kernel.wall)
+    def __init__(
+        self, fleet: Fleet, kernel: Kernel, intends: Callable[..., None], stale: Callable[[], str]
+    ) -> None:
+        super().__init__(fleet, TIMING.decide_timeout, kernel.wall, stale)
         self._kernel = kernel
         self._intends = intends
         self._busy = False

@@ -7,7 +7,7 @@ each Box; in large ones many Boxes share one, as if their messages arrived at th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, Final, TypeVar, cast
 
@@ -19,7 +19,7 @@ from bridge.box.restorer import Restorer
 from bridge.bus.connection import Connection
 from bridge.bus.records import Records
 from bridge.errors import BusError, CutOff, NoReply
-from bridge.subjects import Subjects
+from bridge.subjects import Subjects, parse_slot_key
 from tests.sim.kernel import Kernel, Process, Resume, suspend
 from tests.sim.store import Bucket
 
@@ -159,7 +159,9 @@ class Kept:
 class View:
     """See the module. `owner` is the process that the view is in, None if many share it.
 
-    `touched` is told which service needs a new plan, `on_loss` that the store has lost something.
+    `moved` are the hosts and slots, by service, whose claims changed since somebody looked, if many
+    share the view. `touched` is told which services need a new plan, `on_loss`
+    that the store has lost something.
     """
 
     def __init__(
@@ -170,13 +172,14 @@ class View:
         lease: float,
         kept: Kept,
         owner: Link | None,
-        touched: Callable[[str | None], None],
+        touched: Callable[[Iterable[str] | None], None],
         on_loss: Callable[[], None],
     ) -> None:
         self.kernel = kernel
         self.bus = bus
         self.owner = owner
         self.restoring = False
+        self.moved: dict[str, set[tuple[str, int]]] = {}
         self.connection = cast(
             Connection,
             SimpleNamespace(
@@ -201,7 +204,7 @@ class View:
             self,
             buckets["slots"],
             SlotRecord,
-            on_change=fleet._slot_changed,
+            on_change=self._slot_changed,
             on_live=fleet._slots_live,
         )
         fleet.hosts = SimRecords(
@@ -251,6 +254,13 @@ class View:
             return
         self.fleet.tick()
         self.kernel.after(_TICK, lambda: self.act(self._tick))
+
+    def _slot_changed(self, key: str, old: SlotRecord | None, new: SlotRecord | None) -> None:
+        if self.owner is None:
+            service, slot = parse_slot_key(key)
+            moved = self.moved.setdefault(service, set())
+            moved.update((claim.host, slot) for claim in (old, new) if claim is not None)
+        self.fleet._slot_changed(key, old, new)
 
     def act(self, call: Callable[[], None]) -> None:
         """Call `call` in the process that the view is in."""

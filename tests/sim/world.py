@@ -110,7 +110,13 @@ class World:
         return Offer(
             fixed_port=8080 if self.private and chance.random() < 0.1 else 0,
             needs={"zone": "a"} if chance.random() < 0.2 else {},
+            max_surge=chance.choice([1, 1, 3]),
         )
+
+    def max_surge(self, service: str) -> int:
+        """How many extra instances there may be at a time."""
+        offers = (host.services.get(service) for host in self.hosts.values())
+        return min((offer.max_surge for offer in offers if offer is not None), default=1)
 
     def new_id(self, service: str) -> str:
         """An id that no instance has had."""
@@ -151,7 +157,7 @@ class World:
             self.lease,
             host._private,
             link,
-            lambda service: host.life.touch(service) if host.life else None,
+            lambda services: host.life.touch(services) if host.life else None,
             lambda: host.life.on_loss() if host.life else None,
         )
         self._views.append(view)

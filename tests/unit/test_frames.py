@@ -94,6 +94,32 @@ def test_headers_are_read_as_far_as_they_can_be(
         assert message.headers == found
 
 
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=12),
+            st.tuples(st.text(st.characters(max_codepoint=127)), st.text(max_size=8)).map(
+                lambda pair: f"{pair[0]}:{pair[1]}".encode()
+            ),
+        ),
+        max_size=4,
+    )
+)
+def test_headers_that_are_ascii_are_read_as_any_others_are(lines: list[bytes]) -> None:
+    block = b"\r\n".join(lines)
+    quick = Message("s", "", b"", b"NATS/1.0\r\n" + block + b"\r\n\r\n")
+    plain = Message("s", "", b"", b"NATS/1.0\r\n")
+    assert quick.headers == plain._parse_lines(block)
+    assert quick.malformed == plain._malformed
+
+
+@given(st.one_of(st.binary(max_size=20), st.binary(max_size=9).map(lambda x: b"NATS/1.0" + x)))
+def test_the_status_needs_no_headers(raw: bytes) -> None:
+    first = raw.partition(b"\r\n")[0]
+    plain = first[9:12] if first.startswith(b"NATS/1.0") else b""
+    assert Message("s", "", b"", raw).status == (int(plain) if plain.isdigit() else 0)
+
+
 async def test_a_handler_that_fails_is_counted_and_the_next_message_is_read() -> None:
     reader = Reader()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from bridge.box import journal as journal_module
 from bridge.box import journal_store, lifecycle
 from bridge.box.journal import Journal
 from bridge.box.journal_store import Entry, look
@@ -75,6 +76,74 @@ async def test_a_number_in_the_outbox_is_never_given_twice(tmp_path: Path) -> No
         await journal.written()
         [second] = await journal.pending(0, 10)
     assert second.n > first.n
+
+
+async def test_what_is_at_hand_is_what_the_file_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "_AT_HAND", 7)  # the rest is read from the file
+    at = entry()
+    async with Journal.open(tmp_path / "journal.db") as journal:
+        after = 0
+        for count in (1, 3, 20, 2, 30, 5):
+            for _ in range(count):
+                at = replace(at, life=lifecycle.note(at.life, now(), "so it is")[0])
+                journal.put(at, lifecycle.note(at.life, now(), "so it is")[1], traceparent="t")
+            await journal.written()
+            while page := await journal.pending(after, 4):
+                assert page == journal._store.pending(after, len(page))  # the plain way
+                journal.sent([item.n for item in page])
+                after = page[-1].n
+        await journal.written()
+        assert journal._store.pending(0, 100) == []
+        assert journal.backlog == 0
+        assert after == 61
+
+
+async def test_an_event_is_at_hand_when_it_is_on_disk_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = True
+    apply = journal_store.JournalStore.apply
+
+    def full(store: journal_store.JournalStore, changes: list[journal_store.Change]) -> None:
+        if fails:
+            raise sqlite3.OperationalError("database or disk is full")
+        apply(store, changes)
+
+    monkeypatch.setattr(journal_store.JournalStore, "apply", full)
+    async with Journal.open(tmp_path / "journal.db") as journal:
+        journal.put(*stepped(entry(), S.BOOTING))
+        await eventually(lambda: "disk is full" in journal.problem, what="the disk is full")
+        assert await journal.pending(0, 10) == []
+        fails = False
+        await journal.written()
+        assert len(await journal.pending(0, 10)) == 1
+
+
+def test_a_group_leaves_what_its_changes_one_by_one_would(tmp_path: Path) -> None:
+    def rows(name: str, *groups: list[journal_store.Change]) -> list[list[tuple[object, ...]]]:
+        store = journal_store.JournalStore(tmp_path / name)
+        store.migrate()
+        for group in groups:
+            store.apply(group)
+        found = [
+            sorted(store._db.execute(f"SELECT * FROM {table}"))  # noqa: S608
+            for table in ("instances", "outbox", "services", "facts")
+        ]
+        store.close()
+        return found
+
+    changes: list[journal_store.Change] = [
+        ("outbox", (n, n), (n, f"web-{n % 7}", n, b"{}", "")) for n in range(1, 300)
+    ]
+    for n in range(300):
+        name = f"web-{n % 90}"
+        gone = n % 3 == 2
+        changes.append(("instances", (name,), None if gone else (name, b"%d" % n)))
+    changes += [("outbox", (3, 250), None), ("facts", ("a",), ("a", "b"))]
+    changes += [("services", ("web",), ("web", n, b"%d" % n)) for n in range(5)]
+    assert rows("group.db", changes) == rows("single.db", *([change] for change in changes))
 
 
 async def test_only_the_newest_version_of_a_record_is_kept(tmp_path: Path) -> None:
@@ -148,7 +217,7 @@ def test_an_older_schema_is_brought_forward(tmp_path: Path) -> None:
     store = journal_store.JournalStore(path)
     store.migrate(("CREATE TABLE a (x INTEGER);",))
     store.migrate(("never run again", "ALTER TABLE a ADD COLUMN y INTEGER;"))
-    store.apply([("INSERT INTO a VALUES (1, 2)", ())])
+    store._db.execute("INSERT INTO a VALUES (1, 2)")
     assert store._db.execute("PRAGMA user_version").fetchone() == (2,)
     store.close()
 

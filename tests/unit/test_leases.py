@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.bus.leases import WatchedLeases
+from bridge.bus.leases import Leases, WatchedLeases
 
 
 def test_a_lease_that_is_not_renewed_runs_out_once() -> None:
@@ -138,3 +140,28 @@ def test_nobody_is_dead_before_a_lease_has_ended_nor_many_before_another(
             assert not dead & set(together)
     if not blind or max(blind) < 30:
         assert leases.dead(60) >= {holder for holder, last in last_heard.items() if last < 30}
+
+
+class Counted(dict[int, float]):
+    """Deadlines that count how often all of them are looked at."""
+
+    looks = 0
+
+    def values(self) -> Any:
+        self.looks += 1
+        return super().values()
+
+    def items(self) -> Any:
+        self.looks += 1
+        return super().items()
+
+
+def test_while_all_renew_in_time_a_tick_does_not_look_at_them() -> None:
+    leases = Leases[int](30)
+    leases._deadlines = deadlines = Counted()
+    for half in range(240):  # two minutes, a tick each half second
+        for holder in range(half % 20, 100, 20):  # each renews every 10 s
+            leases.renew(holder, half / 2)
+        assert leases.tick(half / 2, live=True) == []
+    assert deadlines.keys() == set(range(100))
+    assert 2 <= deadlines.looks <= 16  # a pair of looks a lease, less what renewals put off

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import socket
 
-from bridge.box.runtimes.sockets import established, is_free, read_tables
+import pytest
+
+from bridge.box.runtimes import sock_diag
+from bridge.box.runtimes.sockets import connections, established, is_free, parse, read_tables
 
 TABLE = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -19,20 +22,20 @@ TABLE = """\
 
 
 def test_established_connections_count_at_the_serving_end_but_not_probes() -> None:
-    lines = TABLE.splitlines()
-    assert established(lines)[0x4E20] == 3
-    assert established(lines, without={0xA002})[0x4E20] == 2
-    assert established(lines)[1] == 0
+    found = list(parse(TABLE.splitlines()))
+    assert established(found)[0x4E20] == 3
+    assert established(found, without={0xA002})[0x4E20] == 2
+    assert established(found)[1] == 0
 
 
 def test_a_real_connection_is_seen_and_a_listening_port_is_not_free() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert not is_free(port)
-        assert established(read_tables())[port] == 0
+        assert established(connections())[port] == 0
         with socket.create_connection(("127.0.0.1", port)) as client:
-            assert established(read_tables())[port] == 1
-            assert established(read_tables(), without={client.getsockname()[1]})[port] == 0
+            assert established(connections())[port] == 1
+            assert established(connections(), without={client.getsockname()[1]})[port] == 0
     assert is_free(port)
 
 
@@ -41,4 +44,36 @@ def test_an_ipv6_listener_is_seen_too() -> None:
         port = server.getsockname()[1]
         assert not is_free(port)
         with socket.create_connection(("::1", port)):
-            assert established(read_tables())[port] == 1
+            assert established(connections())[port] == 1
+
+
+def test_the_kernel_tells_what_its_tables_say() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as both,
+    ):
+        port, other = server.getsockname()[1], both.getsockname()[1]
+        with (
+            socket.create_connection(("127.0.0.1", port)) as plain,
+            socket.create_connection(("127.0.0.1", other)),
+            socket.create_connection(("::1", other)),
+        ):
+            asked = established(sock_diag.established())
+            read = established(parse(read_tables()))
+            assert [asked[port], asked[other]] == [read[port], read[other]] == [1, 2]
+            assert asked[plain.getsockname()[1]] == 1
+        # Whoever closes first is in TIME_WAIT now: the tables have it, and nobody is told.
+        assert established(sock_diag.established())[port] == 0
+
+
+def test_where_the_kernel_is_not_to_be_asked_its_tables_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> None:
+        raise PermissionError("as in a sandbox")
+
+    monkeypatch.setattr(sock_diag, "established", refuse)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            assert established(connections())[port] == 1

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from bridge.box.runtimes.groups import group_of, has_others, members
 from bridge.box.runtimes.identity import Identity, identify, is_alive
 from bridge.box.runtimes.logs import STDERR, STDOUT, last_line
 from bridge.box.runtimes.sockets import holder, is_free, is_listening
+from bridge.box.runtimes.use import Meter
 from bridge.errors import InstanceError, PortTaken
 
 _LOOK: Final = 0.05  # seconds between looks at a group that has lost its leader
@@ -76,7 +78,7 @@ class ProcessRuntime:
         self._next_port = 0
         self._processes: dict[str, Process] = {}
         self._cpu_use: Counter[int] = Counter(dict.fromkeys(os.sched_getaffinity(0), 0))
-        self._seen: dict[int, psutil.Process] = {}
+        self._meter = Meter()
         self._sweep_due = True
 
     async def create(self, spec: Spec) -> Process:
@@ -278,20 +280,7 @@ class ProcessRuntime:
         raise PortTaken(process.port, holder(process.port))
 
     def _usage(self, groups: Mapping[int, Process]) -> dict[str, Usage]:
-        cpu: Counter[int] = Counter()
-        memory: Counter[int] = Counter()
-        seen: dict[int, psutil.Process] = {}
-        for pid in psutil.pids():
-            group = group_of(pid)
-            if group not in groups or pid == group:  # the shim is not the instance's own
-                continue
-            with contextlib.suppress(psutil.Error):
-                # psutil measures CPU since the last look at the same object.
-                process = seen[pid] = self._seen.get(pid) or psutil.Process(pid)
-                with process.oneshot():
-                    cpu[group] += round(process.cpu_percent() * 10)
-                    memory[group] += process.memory_info().rss
-        self._seen = seen
+        cpu, memory = self._meter.measure(groups, time.monotonic())
         return {
             process.instance_id: Usage(cpu_percent=cpu[pid] / 10, memory_bytes=memory[pid])
             for pid, process in groups.items()

@@ -1,8 +1,8 @@
 """Who is connected to which port, and who listens there.
 
-Connections are read off the kernel in one pass for all instances: psutil's table maps each socket
-to its process, which means reading every descriptor of every process; once a second for a whole
-host only the ports matter.
+Connections are read off the kernel in one pass for all instances (sock_diag.py; where that is not
+to be had, its tables): psutil's table maps each socket to its process, which means reading every
+descriptor of every process; once a second for a whole host only the ports matter.
 """
 
 from __future__ import annotations
@@ -17,24 +17,38 @@ from typing import Any, Final
 
 import psutil
 
+from bridge.box.runtimes import sock_diag
+from bridge.box.runtimes.sock_diag import Connection
+
 _TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _ESTABLISHED: Final = "01"
 
 
-def established(lines: Iterable[str], *, without: AbstractSet[int] = frozenset()) -> Counter[int]:
-    """How many connections are established to each local port.
+def connections() -> list[Connection]:
+    """The established connections of this host."""
+    try:
+        return sock_diag.established()
+    except OSError:  # a kernel without it, or a sandbox that forbids it
+        return list(parse(read_tables()))
 
-    `lines` are those of ``/proc/net/tcp``; connections from the remote ports in `without` (the
-    Box's own probes) do not count.
+
+def established(
+    found: Iterable[Connection], *, without: AbstractSet[int] = frozenset()
+) -> Counter[int]:
+    """How many of the connections `found` are established to each local port.
+
+    Those from the remote ports in `without` (the Box's own probes) do not count.
     """
-    counts: Counter[int] = Counter()
+    return Counter(local for local, remote in found if remote not in without)
+
+
+def parse(lines: Iterable[str]) -> Iterator[Connection]:
+    """The established connections among the `lines` of ``/proc/net/tcp``."""
     for line in lines:
         fields = line.split(None, 4)
         if len(fields) > 3 and fields[3] == _ESTABLISHED:
-            remote = int(fields[2].rpartition(":")[2], 16)
-            if remote not in without:
-                counts[int(fields[1].rpartition(":")[2], 16)] += 1
-    return counts
+            local, remote = (int(field.rpartition(":")[2], 16) for field in fields[1:3])
+            yield local, remote
 
 
 def read_tables() -> Iterator[str]:

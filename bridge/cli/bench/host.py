@@ -1,0 +1,100 @@
+"""A Box in a process of its own, for a row to ask: ``python -m bridge.cli.bench.host``.
+
+It is told its configuration by one line of JSON, says when it is ready, and drains its instances
+and ends when its stdin does, however its owner ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+from typing import Final
+
+import msgspec
+
+from bridge.bus.connection import Connection
+from bridge.cli.bench.row import Site
+from bridge.errors import ServerNotStarted
+from bridge.gateway.client import ScaleClient
+from bridge.observe import configure_logging
+from bridge.settings import BoxConfig, Config, Probe, ServiceConfig
+
+_PATIENCE: Final = 60.0  # seconds until a Box is ready
+
+# Listens, and hangs up on whoever calls: what starts faster than this is no service.
+_SERVICE: Final = (
+    "import socket,sys\n"
+    "server=socket.create_server(('127.0.0.1',int(sys.argv[1])))\n"
+    "while True: server.accept()[0].close()"
+)
+
+
+def service() -> ServiceConfig:
+    """A service whose instances start and end at once, and do nothing meanwhile."""
+    return ServiceConfig(
+        command=[sys.executable, "-I", "-S", "-c", _SERVICE, "{port}"],
+        probe=Probe(tcp=True, interval=600.0),
+        deregister_delay=0.0,
+        drain_timeout=0.0,
+        stop_grace=1.0,
+    )
+
+
+@contextlib.asynccontextmanager
+async def fleet(site: Site, *, most: int, name: str = "bench") -> AsyncIterator[ScaleClient]:
+    """A Box that runs up to `most` instances of the service ``web``, and a client of it."""
+    config = Config(
+        box=BoxConfig(
+            name=name,
+            max_instances=most,
+            data_dir=str(site.directory / name),
+            ports=f"{_FIRST_PORT}-{_FIRST_PORT + most * 2 + 10}",
+            on_exit="drain",
+        ),
+        nats=site.nats,
+        services={"web": service()},
+        directory=site.directory,
+        environ={"PATH": "/usr/bin:/bin"},
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bridge.cli.bench.host"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(msgspec.json.encode(config, enc_hook=str) + b"\n")
+        async with asyncio.timeout(_PATIENCE):
+            if not await process.stdout.readline():
+                raise ServerNotStarted("the Box that is measured ended by itself")
+        async with site.connect() as connection:
+            yield _client(connection)
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+_FIRST_PORT: Final = 27000
+
+
+def _client(connection: Connection) -> ScaleClient:
+    return ScaleClient(connection)
+
+
+async def _serve(config: Config) -> None:
+    from bridge.box.daemon import Box
+
+    configure_logging("error")
+    async with Box.running(config):
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(
+        _serve(msgspec.json.decode(sys.stdin.readline(), type=Config, dec_hook=lambda t, v: t(v)))
+    )

@@ -1,0 +1,81 @@
+"""The row of a large fleet: what 100,000 instances cost who asks for a service of ten."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+from bridge.bus import topology
+from bridge.cli.bench import fleets
+from bridge.cli.bench.host import fleet
+from bridge.cli.bench.row import Measure, Row, Sides, Site, at_most
+from bridge.gateway.client import ScaleClient
+from bridge.protocol import ScaleRequest, ScaleResponse, decode, encode
+
+LARGE: Final = 100_000  # instances
+SMALL: Final = 100
+_ASKED: Final = 500  # requests in a round
+_INSTANCES: Final = 10
+_US: Final = 1e6
+
+
+@contextlib.asynccontextmanager
+async def _two_fleets(site: Site) -> AsyncIterator[Sides]:
+    asked = site.times(_ASKED)
+    async with (
+        among(site.of("large"), site.times(LARGE)) as large,
+        among(site.of("small"), SMALL) as small,
+    ):
+        yield Sides(ours=_latency(large, asked), floor=_latency(small, asked))
+
+
+@contextlib.asynccontextmanager
+async def among(site: Site, count: int) -> AsyncIterator[ScaleClient]:
+    """A client of a Box that runs ten instances of ``web`` in a fleet of `count` others. All its
+    hosts offer ``web`` as well, and have no room.
+    """
+    try:
+        async with site.connect() as connection:
+            await topology.ensure(connection)
+            await fleets.record(connection, count)
+            async with (
+                fleets.hosts_live(connection, count, also="web"),
+                fleet(site, most=_INSTANCES) as gateway,
+            ):
+                await gateway.scale("web", _INSTANCES, wait=True)
+                yield gateway
+    finally:
+        async with site.connect() as connection:
+            await topology.remove(connection)
+
+
+def _latency(gateway: ScaleClient, times: int) -> Measure:
+    """The median of so many requests that change nothing, one in flight."""
+    connection = gateway.connection
+    body = encode(ScaleRequest(service="web", replicas=_INSTANCES))
+
+    async def measure() -> float:
+        took = []
+        for _ in range(times):
+            start = time.perf_counter()
+            answer = await connection.request(connection.subjects.scale, body)
+            took.append(time.perf_counter() - start)
+            assert decode(ScaleResponse, answer.data).accepted
+        return statistics.median(took) * _US
+
+    return measure
+
+
+ROWS: Final = (
+    Row(
+        name="scale-large",
+        what="box.scale of a service of 10 among 100,000 instances on 200 hosts, p50",
+        against="the same among 100 instances",
+        unit="µs",
+        goal=at_most(1.3),
+        prepare=_two_fleets,
+    ),
+)

@@ -1,0 +1,189 @@
+"""The rows of what flows: events from a Box's journal into the stream, and out of it again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Final
+
+from bridge.box import lifecycle
+from bridge.box.journal import Journal
+from bridge.box.journal_store import Entry
+from bridge.box.lifecycle import Life
+from bridge.box.outbox import Outbox
+from bridge.bus import plain, topology
+from bridge.bus.connection import Connection
+from bridge.bus.follow import Start
+from bridge.bus.publisher import LIMIT, Publisher
+from bridge.bus.store import Outgoing, store_batch
+from bridge.cli.bench.row import Row, Sides, Site, at_least
+from bridge.gateway.events import EventStream
+from bridge.ids import new_id
+from bridge.protocol import InstanceEvent, ScaleConfig, decode, encode, now
+from bridge.settings import ServiceConfig
+from bridge.subjects import BOX_HOST, BOX_SEQ, MSG_ID, Subjects
+from bridge.tasks import task_scope
+
+_PUBLISHED: Final = 20_000
+_PUBLISHED_PLAIN: Final = 5_000  # by nats-py, in about the same time
+_CONSUMED: Final = 50_000
+_INSTANCES: Final = 100
+_BURST: Final = 500  # events that are told before anything else may run
+_WINDOW: Final = 3600.0
+_HOST: Final = "bench"
+_SAYS: Final = "this many letters make the whole event three hundred bytes long; " * 2
+
+
+# ── events ───────────────────────────────────────────────────────────────────────────────
+
+
+def told(count: int) -> Iterator[tuple[Life, InstanceEvent]]:
+    """`count` events of 300 bytes, of a hundred instances in turn, and the lives they tell of."""
+    lives = [lifecycle.begin(new_id("web"), "web", now()) for _ in range(_INSTANCES)]
+    for number in range(count):
+        place = number % _INSTANCES
+        lives[place], event = lifecycle.note(lives[place], now(), _SAYS)
+        yield lives[place], event
+
+
+def outgoing(subjects: Subjects, count: int) -> list[Outgoing]:
+    """`count` such events, as an outbox sends them."""
+    return [
+        Outgoing(
+            subject=subjects.events(event.service),
+            data=encode(event),
+            headers={
+                MSG_ID: f"{event.instance_id}.{life.seq}",
+                BOX_SEQ: str(life.seq),
+                BOX_HOST: _HOST,
+            },
+            key=event.instance_id,
+            at=event.timestamp,
+        )
+        for life, event in told(count)
+    ]
+
+
+async def fill(connection: Connection, messages: list[Outgoing]) -> None:
+    """Store `messages` in their stream."""
+    for first in range(0, len(messages), LIMIT):
+        await store_batch(connection, messages[first : first + LIMIT], timeout=30.0)
+
+
+# ── durable publish ──────────────────────────────────────────────────────────────────────
+
+
+@contextlib.asynccontextmanager
+async def _publishing(site: Site) -> AsyncIterator[Sides]:
+    count, plain_count = site.times(_PUBLISHED), site.times(_PUBLISHED_PLAIN)
+    async with site.connect() as connection, plain.connected(site.nats) as client:
+        await topology.ensure(connection)
+        async with (
+            Journal.open(site.directory / "journal.db") as journal,
+            task_scope() as tasks,
+        ):
+            publisher = Publisher(
+                connection,
+                connection.subjects.events_stream,
+                _WINDOW,
+                now,
+                lambda: topology.ensure(connection),
+            )
+            subjects, metrics = connection.subjects, connection.metrics
+            outbox = Outbox(journal, publisher, subjects, _HOST, metrics)
+            tasks.create_task(outbox.run(), name="outbox")
+
+            async def ours() -> float:
+                return await _journaled(journal, outbox, list(told(count)))
+
+            async def floor() -> float:
+                messages = outgoing(subjects, plain_count)
+                start = time.perf_counter()
+                await plain.publish(client, messages)
+                return plain_count / (time.perf_counter() - start)
+
+            yield Sides(ours=ours, floor=floor)
+
+
+async def _journaled(
+    journal: Journal, outbox: Outbox, events: list[tuple[Life, InstanceEvent]]
+) -> float:
+    """How many a second go from `Journal.put` to the acknowledgement, each with its instance."""
+    service = ServiceConfig(command=["true"])
+    start = time.perf_counter()
+    for number, (life, event) in enumerate(events):
+        entry = Entry(
+            slot=number % _INSTANCES,
+            config="",
+            service=service,
+            overrides=ScaleConfig(),
+            life=life,
+        )
+        journal.put(entry, event)
+        if number % _BURST == 0:
+            await asyncio.sleep(0)
+    await outbox.flushed()
+    return len(events) / (time.perf_counter() - start)
+
+
+# ── consume ──────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.asynccontextmanager
+async def consuming(site: Site) -> AsyncIterator[tuple[Connection, int]]:
+    """A stream with events in it, and how many."""
+    count = site.times(_CONSUMED)
+    async with site.connect() as connection:
+        await topology.ensure(connection)
+        await fill(connection, outgoing(connection.subjects, count))
+        yield connection, count
+
+
+async def read_all(connection: Connection, count: int) -> float:
+    """How many a second our async iterator hands out, decoded."""
+    start, read = time.perf_counter(), 0
+    async with EventStream.open(connection, start=Start.FIRST, follow=False) as events:
+        async for _ in events:
+            read += 1
+    _expect(read, count)
+    return count / (time.perf_counter() - start)
+
+
+@contextlib.asynccontextmanager
+async def _reading(site: Site) -> AsyncIterator[Sides]:
+    async with consuming(site) as (connection, count), plain.connected(site.nats) as client:
+        stream = connection.subjects.events_stream
+
+        async def floor() -> float:
+            start = time.perf_counter()
+            await plain.consume(client, stream, count, lambda data: decode(InstanceEvent, data))
+            return count / (time.perf_counter() - start)
+
+        yield Sides(ours=lambda: read_all(connection, count), floor=floor)
+
+
+def _expect(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise RuntimeError(f"{found} events were read of {wanted}")
+
+
+ROWS: Final = (
+    Row(
+        name="durable-publish",
+        what="events of 300 bytes from the Box's journal to the stream's acknowledgement",
+        against="nats-py, 256 js.publish in flight",
+        unit="events/s",
+        goal=at_least(4.0),
+        prepare=_publishing,
+    ),
+    Row(
+        name="consume",
+        what="stored events through the async iterator, checked and decoded",
+        against="nats-py's callback, decoding",
+        unit="events/s",
+        goal=at_least(0.9),
+        prepare=_reading,
+    ),
+)

@@ -1,0 +1,129 @@
+"""The rows of a gateway that joins late, and what a route costs it to keep."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+import msgspec
+
+from bridge.bus import plain, topology
+from bridge.bus.connection import Connection
+from bridge.cli.bench import fleets
+from bridge.cli.bench.row import Row, Sides, Site, at_most
+from bridge.errors import ServerNotStarted
+from bridge.gateway.routes import RouteTable
+from bridge.protocol import encode
+from bridge.settings import NatsConfig, Timing
+
+COUNT: Final = 100_000
+_TIMING: Final = Timing(registration_ttl=fleets.TTL)
+
+
+@contextlib.asynccontextmanager
+async def _joining(site: Site) -> AsyncIterator[Sides]:
+    count = site.times(COUNT)
+    async with site.connect() as connection, plain.connected(site.nats) as client:
+        await topology.ensure(connection)
+        await fleets.register(connection, count)
+        bucket = f"{site.nats.prefix}_peer"
+        await plain.create_bucket(client, bucket)
+        try:
+            same = (
+                (f"{item.service}.{item.instance_id}", encode(item))
+                for item in fleets.registrations(count)
+            )
+            await fleets.fill(connection, bucket, same)
+
+            async def ours() -> float:
+                start = time.perf_counter()
+                async with RouteTable.open(connection, timing=_TIMING) as table:
+                    took = time.perf_counter() - start
+                    assert len(table) == count
+                return took
+
+            async def floor() -> float:
+                start = time.perf_counter()
+                found = await plain.watch_keys(client, bucket, count)
+                took = time.perf_counter() - start
+                assert len(found) == count
+                return took
+
+            yield Sides(ours=ours, floor=floor)
+        finally:
+            await plain.remove_bucket(connection, bucket)
+
+
+@contextlib.asynccontextmanager
+async def _held(site: Site) -> AsyncIterator[Sides]:
+    count = site.times(COUNT)
+    async with site.connect() as connection:
+        await topology.ensure(connection)
+        await fleets.register(connection, count)
+
+        async def ours() -> float:
+            return await route_memory(site.nats, count)
+
+        yield Sides(ours=ours)
+
+
+async def route_memory(settings: NatsConfig, count: int) -> float:
+    """By how many bytes a route a process of its own grows that opens a table of `count`."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bridge.cli.bench.registrations"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    answer, _ = await process.communicate(msgspec.json.encode((settings, count)))
+    if process.returncode:
+        raise ServerNotStarted("the process whose memory is measured ended by itself")
+    return float(answer)
+
+
+async def _grow(settings: NatsConfig, count: int) -> float:
+    async with Connection.open(settings, name="box-bridge bench") as connection:
+        gc.collect()
+        before = _resident()
+        async with RouteTable.open(connection, timing=_TIMING) as table:
+            gc.collect()
+            assert len(table) == count
+            return (_resident() - before) / count
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has."""
+    from bridge.box.runtimes.use import read_load  # a part of the extra `box`, as it needs psutil
+
+    load = read_load(os.getpid())
+    assert load is not None
+    return load.memory
+
+
+ROWS: Final = (
+    Row(
+        name="late-join",
+        what="a RouteTable of 100,000 registrations: opened, checked, complete",
+        against="nats-py's kv.watch of as many keys",
+        unit="s",
+        goal=at_most(0.6),
+        prepare=_joining,
+    ),
+    Row(
+        name="route-memory",
+        what="by how much a process grows for each of 100,000 routes (RSS)",
+        unit="bytes",
+        goal=at_most(1500),
+        prepare=_held,
+    ),
+)
+
+
+if __name__ == "__main__":
+    told = msgspec.json.decode(sys.stdin.buffer.read(), type=tuple[NatsConfig, int])
+    sys.stdout.write(str(asyncio.run(_grow(*told))))

@@ -1,0 +1,60 @@
+"""A run for people: the table on the terminal, with the machine and what disturbed it."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from bridge.cli.bench.row import Result, Spread
+from bridge.cli.bench.runner import Report
+from bridge.cli.output import plain_table
+
+
+def table(report: Report) -> Table:
+    """A line for each row: both medians, the ratio with its lowest and highest, and the goal."""
+    found = plain_table("ROW", "AGAINST")
+    for name in ("OURS", "THEIRS", "RATIO", "LOW", "HIGH", "GOAL"):
+        found.add_column(name, justify="right", no_wrap=True)
+    found.add_column("", no_wrap=True)
+    for row in report.rows:
+        found.add_row(Text(row.name), Text(row.against or "-"), *_figures(row), _verdict(row))
+    return found
+
+
+def _figures(row: Result) -> list[str]:
+    value = row.value
+    sign = "≥" if row.at_least else "≤"
+    if value is None:
+        return ["-", "-", "-", "-", "-", f"{sign} {row.goal:g}"]
+    ours = f"{number(Spread.of(row.ours).median)} {row.unit}"
+    if not row.floor:
+        return [ours, "-", "-", number(value.low), number(value.high), f"{sign} {row.goal:g}"]
+    theirs = f"{number(Spread.of(row.floor).median)} {row.unit}"
+    ratios = [f"{part:.2f}" for part in (value.median, value.low, value.high)]
+    return [ours, theirs, *ratios, f"{sign} {row.goal:g}"]
+
+
+def _verdict(row: Result) -> Text:
+    if row.error:
+        return Text(f"failed: {row.error}", style="red")
+    return Text("met", style="green") if row.met else Text("short", style="red")
+
+
+def number(value: float) -> str:
+    """A figure with three significant digits, thousands marked."""
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def setting(report: Report) -> list[str]:
+    """Where the run was made, a line each."""
+    machine = report.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    server = ", ".join(f"{name} {value}" for name, value in report.server.items())
+    size = f"{machine.cpus} processors, {machine.memory_gib} GiB"
+    return [
+        f"{machine.processor}, {size}, {machine.system}",
+        f"{machine.python} on {machine.loop}; {versions}",
+        f"NATS: {server or 'unknown'}; {report.rounds} rounds, medians; started {report.at}",
+    ]

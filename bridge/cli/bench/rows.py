@@ -1,0 +1,16 @@
+"""The rows that `box-bridge bench` measures."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bridge.cli.bench import large, messages, registrations, requests, routes
+from bridge.cli.bench.row import Row
+
+ROWS: Final[tuple[Row, ...]] = (
+    *messages.ROWS,
+    *requests.ROWS,
+    *routes.ROWS,
+    *registrations.ROWS,
+    *large.ROWS,
+)

@@ -1,0 +1,228 @@
+"""What one message costs, counted: tasks, turns of the loop, calls and memory.
+
+Counts, unlike times, are the same on every machine: one that grows is a hot path that has lost what
+made it fast (docs/performance.md). A bound is what was counted when it was set, and a tenth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge import EventStream, Start
+from bridge.box.journal import Journal
+from bridge.box.outbox import Outbox
+from bridge.bus import topology
+from bridge.bus.client import GuardedClient
+from bridge.bus.connection import Connection
+from bridge.bus.follow import _Run
+from bridge.bus.publisher import Publisher
+from bridge.bus.responder import Endpoint, Reply, Responder
+from bridge.bus.server import EmbeddedServer
+from bridge.cli.bench.messages import outgoing, told
+from bridge.gateway.event_filter import EventFilter
+from bridge.observe import Metrics
+from bridge.protocol import encode, now
+from bridge.settings import NatsConfig
+from bridge.tasks import task_scope
+from tests.integration.test_responder import DESCRIPTION
+from tests.support import connect
+from tests.telling import note, store_all
+from tests.unit.test_journal import entry
+
+COUNT = 300
+
+
+class Counts:
+    """Tasks made and callbacks scheduled while a block ran."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+        self.callbacks = 0
+
+
+@contextmanager
+def counted() -> Iterator[Counts]:
+    loop: Any = asyncio.get_running_loop()
+    counts, factory, call_soon = Counts(), loop.get_task_factory(), loop.call_soon
+
+    def make(loop: Any, work: Any, **settings: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(work, loop=loop, **settings)
+        counts.tasks.append(task.get_name())
+        return task
+
+    def soon(*arguments: Any, **settings: Any) -> asyncio.Handle:
+        counts.callbacks += 1
+        handle: asyncio.Handle = call_soon(*arguments, **settings)
+        return handle
+
+    loop.set_task_factory(make)
+    loop.call_soon = soon
+    try:
+        yield counts
+    finally:
+        loop.set_task_factory(factory)
+        del loop.call_soon
+
+
+def calls(work: Callable[[], object]) -> int:
+    """How many functions are called while `work` is done."""
+    count = 0
+
+    def see(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(see)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def blocks(work: Callable[[], object]) -> int:
+    """How many more blocks of memory are in use once `work` is done."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = sys.getallocatedblocks()
+        work()
+        return sys.getallocatedblocks() - before
+    finally:
+        gc.enable()
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────
+
+
+class Wire:
+    """An EventStream whose consumer is fed with bytes, as they come from the socket."""
+
+    def __init__(self) -> None:
+        connection = Connection(NatsConfig(), "test", Metrics())
+        self.stream = EventStream(connection, EventFilter.of(None, None))
+        self._run = _Run(connection, self.stream, asyncio.Event())
+        self._client = GuardedClient(lambda kind: None)
+        self._client.handlers[1] = self._run.handle
+        self._messages = outgoing(connection.subjects, COUNT)
+
+    def frames(self) -> bytes:
+        """Events as a server pushes them, the next `COUNT` of the consumer."""
+        first = self._run._received + 1
+        frames = []
+        for number, message in enumerate(self._messages, start=first):
+            reply = f"$JS.ACK.BOX_EVENTS.{self._run.name}.1.{number}.{number}.{number}.0"
+            lines = "".join(f"{name}: {value}\r\n" for name, value in message.headers.items())
+            head = f"NATS/1.0\r\n{lines}\r\n".encode()
+            sizes = f"{len(head)} {len(head) + len(message.data)}"
+            line = f"HMSG {message.subject} 1 {reply} {sizes}\r\n".encode()
+            frames.append(line + head + message.data + b"\r\n")
+        return b"".join(frames)
+
+    def take(self, data: bytes) -> None:
+        self._client._frames.feed(data)
+
+
+async def test_an_event_takes_no_more_calls_from_the_socket_to_its_reader() -> None:
+    wire = Wire()
+    wire.take(wire.frames())  # caches
+    data = wire.frames()
+    took = calls(lambda: wire.take(data))
+    assert len(wire.stream._waiting) == 2 * COUNT
+    assert took <= 45 * COUNT
+
+
+async def test_an_event_that_waits_for_its_reader_holds_no_more_memory() -> None:
+    wire = Wire()
+    wire.take(wire.frames())
+    data = wire.frames()
+    held = blocks(lambda: wire.take(data))
+    assert len(wire.stream._waiting) == 2 * COUNT
+    assert held <= 7.7 * COUNT
+
+
+async def test_events_are_read_without_a_task_for_any(server: EmbeddedServer) -> None:
+    async def read(connection: Connection) -> int:
+        with counted() as counts:
+            async with EventStream.open(connection, start=Start.FIRST, follow=False) as events:
+                found = [event async for event in events]
+        assert len(found) >= COUNT
+        return len(counts.tasks)
+
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+        await store_all(connection, outgoing(connection.subjects, COUNT))
+        few = await read(connection)
+        await store_all(connection, outgoing(connection.subjects, 3 * COUNT))
+        assert await read(connection) <= few
+
+
+# ── publishing ───────────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def sending(server: EmbeddedServer, path: Path) -> AsyncIterator[tuple[Journal, Outbox]]:
+    async with connect(server.url) as connection, Journal.open(path) as journal:
+        await topology.ensure(connection)
+
+        async def restore() -> None:
+            raise AssertionError("nothing is missing")
+
+        publisher = Publisher(connection, "BOX_EVENTS", 60.0, now, restore)
+        outbox = Outbox(journal, publisher, connection.subjects, "box-a", connection.metrics)
+        async with task_scope() as tasks:
+            tasks.create_task(outbox.run())
+            yield journal, outbox
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 100])
+async def test_events_are_published_without_a_task_for_any(
+    server: EmbeddedServer, tmp_path: Path, at_once: int
+) -> None:
+    async with sending(server, tmp_path / "journal.db") as (journal, outbox):
+        journal.put(entry(), note("first"))
+        await outbox.flushed()
+        with counted() as counts:
+            for _ in range(10):
+                for life, event in told(at_once):
+                    journal.put(entry(life.info.id), event)
+                await outbox.flushed()
+        assert counts.tasks == []
+
+
+# ── asking ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_request_that_is_answered_at_once_takes_three_turns_and_no_task(
+    server: EmbeddedServer,
+) -> None:
+    async def never(message: object) -> Reply:
+        raise AssertionError("it is answered at once")
+
+    endpoint = Endpoint(
+        name="scale",
+        subject="box.scale",
+        queue="box",
+        handle=never,
+        refuse=lambda why: Reply(data=why.encode()),
+        at_once=lambda message: Reply(data=message.data),
+    )
+    async with connect(server.url) as box, connect(server.url) as gateway, task_scope() as tasks:
+        responder = Responder(box, DESCRIPTION, [endpoint])
+        tasks.create_task(responder.run())
+        await responder.listening()
+        body = encode(note("x"))
+        with counted() as counts:
+            for _ in range(COUNT):
+                assert (await gateway.request("box.scale", body)).data == body
+        assert counts.tasks == []
+        # Who waits is woken, and each side ends the turn in which it wrote.
+        assert counts.callbacks <= 3.3 * COUNT
