@@ -18,6 +18,7 @@ from bridge.registration import check_metadata
 from bridge.subjects import DEFAULT_PREFIX, Subjects, is_name
 
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
+ENGINES: Final = ("podman", "docker", "nerdctl", "a3s-box")
 _SUBJECT: Final = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 Seconds = Annotated[float, Meta(ge=0)]
@@ -49,14 +50,17 @@ class Probe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[services.<name>]``: how one instance of a service is made.
 
-    `{port}` in `command` becomes the instance's port. Times are in seconds. `vcpus`,
-    `memory_mib`, `env` and `port_map` are the defaults that a request's config overrides. `needs`
+    `{port}` in `command` becomes the instance's port. Times are in seconds. `image`, `vcpus`,
+    `memory_mib`, `env` and `port_map` are the defaults that a request's config overrides. What has
+    an image may leave `command` and `entrypoint` to the image. `needs`
     are labels that a host must have to run it. With `fence` its instances end before the lease of
     a host that is cut off, so that what takes their slots over never runs beside them.
     `registration` says who announces an instance to gateways: its ``box``, or it``self``.
     """
 
-    command: Annotated[list[str], Meta(min_length=1)]
+    command: list[str] = field(default_factory=list)
+    entrypoint: list[str] = field(default_factory=list)
+    image: str = ""
     cwd: str = ""
     env: dict[str, str] = field(default_factory=dict)
     vcpus: U8 | None = None
@@ -73,6 +77,8 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     stop_grace: Seconds = 10.0
 
     def __post_init__(self) -> None:
+        if not self.command and not self.image:
+            raise ValueError("`command` is missing: give a command, or an image that has one")
         if self.registration not in ("box", "self"):
             raise ValueError(f'registration = {self.registration!r} must be "box" or "self"')
         try:
@@ -86,6 +92,9 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     `on_exit` says what becomes of the instances when the Box stops: ``leave`` them running for
     its next life (what `box` does unless told otherwise), or ``drain`` them (what `up` does).
+    `engine` is what makes the containers of the runtime ``oci``: a known name or a path, and
+    `isolation` how, where the engine leaves a choice (``sandbox`` with a3s-box; "" is its default,
+    a MicroVM).
     """
 
     name: str = ""
@@ -94,6 +103,8 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data_dir: str = "data"
     ports: str = "20000-21999"
     runtime: str = "process"
+    engine: str = "podman"
+    isolation: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     metrics: str = ""
     on_exit: str = ""
@@ -101,8 +112,14 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.on_exit not in ("", "leave", "drain"):
             raise ValueError(f'on_exit = {self.on_exit!r} must be "leave" or "drain"')
-        if self.runtime != "process":
-            raise ValueError(f'runtime = {self.runtime!r} is not known: use "process"')
+        if self.runtime not in ("process", "oci"):
+            raise ValueError(f'runtime = {self.runtime!r} is not known: use "process" or "oci"')
+        if self.engine not in ENGINES and "/" not in self.engine:
+            raise ValueError(
+                f"engine = {self.engine!r} is not known: use {', '.join(ENGINES)}, or a path"
+            )
+        if self.isolation not in ("", "sandbox"):
+            raise ValueError(f'isolation = {self.isolation!r} must be "sandbox", or left out')
         if len(self.port_range) < self.max_instances:
             raise ValueError(
                 f"ports = {self.ports!r} holds {len(self.port_range)} ports, "
