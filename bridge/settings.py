@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from msgspec import Meta, Struct, field
 
 from bridge.errors import ProtocolError, without_secret
+from bridge.images import MAX_PATTERNS, check_pattern
 from bridge.protocol import U8, U32
 from bridge.registration import check_metadata
 from bridge.subjects import DEFAULT_PREFIX, Subjects, is_name
@@ -95,6 +96,7 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `engine` is what makes the containers of the runtime ``oci``: a known name or a path, and
     `isolation` how, where the engine leaves a choice (``sandbox`` with a3s-box; "" is its default,
     a MicroVM).
+    `allow_images` are patterns (see bridge.images) of the images that requests may name.
     """
 
     name: str = ""
@@ -106,6 +108,7 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     engine: str = "podman"
     isolation: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    allow_images: Annotated[list[str], Meta(max_length=MAX_PATTERNS)] = field(default_factory=list)
     metrics: str = ""
     on_exit: str = ""
 
@@ -125,6 +128,8 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f"ports = {self.ports!r} holds {len(self.port_range)} ports, "
                 f"fewer than max_instances = {self.max_instances}"
             )
+        for pattern in self.allow_images:
+            check_pattern(pattern)
         match = re.fullmatch(r".+:(\d{1,5})", self.metrics)
         if self.metrics and (match is None or int(match[1]) > 65535):
             raise ValueError(f'metrics = {self.metrics!r} must be "host:port"')

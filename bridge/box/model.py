@@ -67,13 +67,15 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
 
     `version` counts this service's decisions. `slots` is sorted; it has `target` members but
     for one extra while a rollout replaces an instance. `moves` are slots whose instances are to be
-    replaced on other hosts, `avoid` says where which slot must not be placed.
+    replaced on other hosts, `avoid` says where which slot must not be placed. `on_request`: a
+    request alone has made the service, by an image, and each host that admits that can run it.
     """
 
     version: int = 0
     target: int = 0
     slots: list[int] = field(default_factory=list)
     config: ScaleConfig = field(default_factory=ScaleConfig)
+    on_request: bool = False
     rollout: Rollout | None = None
     moves: list[int] = field(default_factory=list)
     avoid: list[Avoidance] = field(default_factory=list)
@@ -131,19 +133,25 @@ class Offer(Struct, frozen=True, kw_only=True):
     """What a host says of a service it can run.
 
     `fixed_port` 0 means any port will do. `needs` are the labels that a host must have for it.
-    `demand` is what an instance is to have unless a request's config says otherwise.
+    `demand` is what an instance is to have unless a request's config says otherwise. `image` is
+    the one that it is made from, "" if there is none.
     """
 
     fixed_port: int = 0
     needs: dict[str, str] = field(default_factory=dict)
     demand: Demand = NOTHING
+    image: str = ""
+
+
+NO_OFFER: Final = Offer()
 
 
 class HostRecord(Struct, frozen=True, kw_only=True):
     """A live host and what it can run: `box_hosts`, key ``<host>``, renewed as a lease.
 
-    `memory_mib` is the memory of the host, 0 where that is not known. `notices` are sentences for
-    people about what on the host needs attention.
+    `memory_mib` is the memory of the host, 0 where that is not known. `images` are the patterns of
+    images that requests may name (see bridge.images). `notices` are sentences for people about what
+    on the host needs attention.
     """
 
     host_id: str
@@ -153,6 +161,7 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     services: dict[str, Offer]
     labels: dict[str, str] = field(default_factory=dict)
     memory_mib: int = 0
+    images: tuple[str, ...] = ()
     version: str = ""
     closing: bool = False
     notices: list[str] = field(default_factory=list)
@@ -204,14 +213,19 @@ class FleetState(Struct, frozen=True, kw_only=True):
         """The claimed slots of `service`."""
         return self.slots.get(service, {})
 
-    def offering(self, service: str) -> dict[str, HostRecord]:
-        """The live hosts that can run `service` and are not about to leave."""
+    def listing(self, service: str) -> dict[str, HostRecord]:
+        """The live hosts that list `service`."""
         hosts = self.hosts if self.offers is None else self.offers.get(service, {})
-        return {
-            name: host
-            for name, host in hosts.items()
-            if service in host.services and not host.closing
-        }
+        return {name: host for name, host in hosts.items() if service in host.services}
+
+    def offering(self, service: str, *, on_request: bool = False) -> dict[str, HostRecord]:
+        """The live hosts that list `service` and are not about to leave; of one that a request has
+        made, those as well that admit images.
+        """
+        hosts = self.listing(service)
+        if on_request:
+            hosts |= {name: host for name, host in self.hosts.items() if host.images}
+        return {name: host for name, host in hosts.items() if not host.closing}
 
     def is_orphan(self, record: SlotRecord) -> bool:
         """Whether who holds the slot is dead: its host, or that host's earlier self, whose data

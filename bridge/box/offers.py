@@ -25,6 +25,7 @@ def host_record(config: Config, offered: Mapping[str, Offer], host_id: str) -> H
         services=dict(offered),
         labels=box.labels,
         memory_mib=memory_mib(),
+        images=tuple(box.allow_images),
         version=VERSION,
     )
 

@@ -26,7 +26,7 @@ from bridge.box.model import (
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.placement import able_hosts, capacity, host_port, place, room
+from bridge.box.placement import able_hosts, capacity, host_port, place, rivals, room
 
 
 def outdated(service: str, fleet: FleetState) -> list[int]:
@@ -148,11 +148,11 @@ def _room(
     if any(_must_move(record, fleet, slot, slots[slot]) for slot in old):
         extra = fleet.free_slots(service, 1, beside=set(record.slots))
         return bool(place(service, fleet, record, extra, at=at))
-    able, _ = able_hosts(service, fleet, record.config)
+    able, _ = able_hosts(service, fleet, record)
     if any(host_port(record.config, host, service) for host in able.values()):
         return False
-    rivals = {name for host in able.values() for name in host.services}
-    promised = sum(len(item.slots) for name, item in fleet.services.items() if name in rivals)
+    sharing = rivals(fleet, able)
+    promised = sum(len(item.slots) for name, item in fleet.services.items() if name in sharing)
     total = sum(capacity(name, host, fleet) for name, host in able.items())
     free = any(room(name, host, fleet) > 0 for name, host in able.items())
     return free and promised < total
@@ -162,7 +162,7 @@ def _makes_room(service: str, fleet: FleetState, claim: SlotRecord) -> bool:
     """Whether the end of the instance lets another be made: not on a host that takes none, unless
     it was ordered to be emptied all the same.
     """
-    able, _ = able_hosts(service, fleet, fleet.services[service].config)
+    able, _ = able_hosts(service, fleet, fleet.services[service])
     order = fleet.orders.get(claim.host)
     return order.forced if order is not None and order.draining else claim.host in able
 

@@ -25,7 +25,11 @@ class Rollouts:
     async def step(self, service: str) -> None:
         """Take the next step of a rollout, if this host is the one to take it."""
         state = self._fleet.state
-        if service not in state.services or min(state.offering(service), default="") != self._host:
+        record = state.services.get(service)
+        if record is None:
+            return
+        offering = state.offering(service, on_request=record.on_request)
+        if min(offering, default="") != self._host:
             return
 
         def step(fleet: FleetState) -> ServiceRecord | None:
