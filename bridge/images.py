@@ -74,6 +74,14 @@ def check_pattern(pattern: str) -> None:
         raise ValueError(f'{where} matches nothing: write "{_DOCKER}/library/{path}…"')
 
 
+def same_image(one: str, other: str) -> bool:
+    """Whether two spellings name one image."""
+    try:
+        return full_reference(one) == full_reference(other)
+    except ValueError:
+        return one == other
+
+
 def admits(patterns: Iterable[str], image: str) -> bool:
     """Whether one of `patterns` matches all of the full form of `image`. Never raises.
 

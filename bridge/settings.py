@@ -130,6 +130,8 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
         for pattern in self.allow_images:
             check_pattern(pattern)
+        if self.allow_images and self.runtime == "process":
+            raise ValueError('allow_images needs a runtime that runs images: runtime = "oci"')
         match = re.fullmatch(r".+:(\d{1,5})", self.metrics)
         if self.metrics and (match is None or int(match[1]) > 65535):
             raise ValueError(f'metrics = {self.metrics!r} must be "host:port"')

@@ -93,7 +93,7 @@ def decide(asked: Asked, fleet: FleetState) -> Verdict:
         return refuse(request, fleet, _no_host(request.service, fleet, wanted, why_not))
     if wanted.on_request and (why := requested.one_too_many(request.service, fleet, asked.at)):
         return refuse(request, fleet, why)
-    return _grant(asked, fleet, record, config, able)
+    return _grant(asked, fleet, record, requested.fully_named(config), able)
 
 
 def expired(expires_at: datetime, at: datetime, host: str) -> str:

@@ -37,9 +37,10 @@ from bridge.box.runtimes.logs import instances_dir
 from bridge.box.runtimes.process import ProcessRuntime
 from bridge.box.sampler import Sampler
 from bridge.box.story import Teller
-from bridge.box.supervisor import Supervisor, Workshop
+from bridge.box.supervisor import Supervisor
 from bridge.box.traffic import Traffic
 from bridge.box.withdrawals import Withdrawals
+from bridge.box.workshop import Workshop
 from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.bus.discovery import Description
@@ -277,6 +278,7 @@ class _Parts:
             Teller(self._me, connection, journal, self._outbox, self._fleet.slots, self._registry),
             Workshop(
                 services=config.services,
+                images=config.box.allow_images,
                 around=around,
                 instances_dir=instances_dir(config.data_dir),
                 cwd=config.directory,

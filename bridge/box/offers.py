@@ -51,6 +51,7 @@ def offers(config: Config) -> dict[str, Offer]:
             fixed_port=fixed_port(service.port_map),
             needs=service.needs,
             demand=Demand.of(service.vcpus, service.memory_mib),
+            image=service.image,
         )
     return found
 

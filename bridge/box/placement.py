@@ -24,7 +24,7 @@ from bridge.box.model import (
     SlotRecord,
 )
 from bridge.box.runtimes.rules import fixed_port, refusal
-from bridge.images import admits
+from bridge.images import admits, same_image
 from bridge.protocol import ScaleConfig
 
 Rank = tuple[bool, int, int, str]
@@ -60,10 +60,10 @@ def unfit(service: str, host: HostRecord, config: ScaleConfig) -> str:
             return f"it needs a host with {label} = {value!r}, not {found!r}"
     if why := refusal(host.runtime, config, cpus=host.cpus):
         return why
-    configured = offer.image if offer else ""
-    if not config.image or config.image == configured or admits(host.images, config.image):
+    image, configured = config.image, offer.image if offer else ""
+    if not image or same_image(image, configured) or admits(host.images, image):
         return ""
-    return f"image {config.image[:120]!r} is not admitted by its [box] allow_images"
+    return f"image {image[:120]!r} is not admitted by its [box] allow_images"
 
 
 def rivals(fleet: FleetState, able: Mapping[str, HostRecord]) -> set[str]:

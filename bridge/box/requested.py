@@ -10,7 +10,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Final
 
+from msgspec.structs import replace
+
 from bridge.box.model import FleetState, ServiceRecord
+from bridge.images import full_reference
+from bridge.protocol import ScaleConfig
+from bridge.settings import ServiceConfig
 
 MAX_ON_REQUEST: Final = 1000  # of a fleet; records are never deleted, a loss of the store is healed
 REMEMBERED: Final = timedelta(days=7)  # the config of one at 0; as long as its events are kept
@@ -55,3 +60,19 @@ def one_too_many(service: str, fleet: FleetState, at: datetime) -> str:
         f"unknown service {service!r}: requests have made {MAX_ON_REQUEST} services, and a fleet "
         f"remembers no more; one that is at 0 is forgotten after {REMEMBERED.days} days"
     )
+
+
+def fully_named(config: ScaleConfig) -> ScaleConfig:
+    """`config` with its image in the one form that every engine reads alike; what is no reference
+    stays as it is, and is admitted by nobody who has not configured it.
+    """
+    try:
+        return replace(config, image=full_reference(config.image)) if config.image else config
+    except ValueError:
+        return config
+
+
+def made_from(record: ServiceRecord) -> ServiceConfig | None:
+    """How an instance of a service is made that no host lists; None if requests do not make it."""
+    image = record.config.image
+    return ServiceConfig(image=image) if record.on_request and image else None
