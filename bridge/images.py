@@ -46,8 +46,7 @@ def full_reference(image: str) -> str:
         raise ValueError(f"image has more than {_MAX_REFERENCE} letters")
     match = _REFERENCE.fullmatch(image)
     if match is None:
-        capitals = any(map(str.isupper, image.partition("@")[0].rpartition("/")[0]))
-        why = ": its name must be lower-case" if capitals else ""
+        why = ": its name must be lower-case" if _REFERENCE.fullmatch(image.lower()) else ""
         raise ValueError(f"image {image[:120]!r} is no reference like nginx:1.27{why}")
     host, path = match["host"] or "", match["path"]
     if host and not (host == "localhost" or set(host) & set(".:[")):
