@@ -142,7 +142,8 @@ class Offer(Struct, frozen=True, kw_only=True):
 class HostRecord(Struct, frozen=True, kw_only=True):
     """A live host and what it can run: `box_hosts`, key ``<host>``, renewed as a lease.
 
-    `memory_mib` is the memory of the host, 0 where that is not known. `notices` are sentences for
+    `memory_mib` is the memory of the host, 0 where that is not known. `lacks` says what its runtime
+    cannot honour there, and why, by the field of a request's config. `notices` are sentences for
     people about what on the host needs attention.
     """
 
@@ -153,6 +154,7 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     services: dict[str, Offer]
     labels: dict[str, str] = field(default_factory=dict)
     memory_mib: int = 0
+    lacks: dict[str, str] = field(default_factory=dict)
     version: str = ""
     closing: bool = False
     notices: list[str] = field(default_factory=list)

@@ -52,7 +52,7 @@ def unfit(service: str, host: HostRecord, config: ScaleConfig) -> str:
     for label, value in needs.items():
         if (found := host.labels.get(label)) != value:
             return f"it needs a host with {label} = {value!r}, not {found!r}"
-    return refusal(host.runtime, config, cpus=host.cpus) or ""
+    return refusal(host.runtime, config, cpus=host.cpus, lacks=host.lacks) or ""
 
 
 def host_port(config: ScaleConfig, host: HostRecord, service: str) -> int:

@@ -338,6 +338,7 @@ class Supervisor:
             info.service,
             entry.service,
             entry.overrides,
+            slot=entry.slot,
             directory=shop.instances_dir / info.id,
             cwd=shop.cwd,
             fence=shop.fence,
