@@ -206,6 +206,7 @@ class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[timing]``: the protocol's times, in seconds. Tests shorten them; leave them alone.
 
     All Boxes of a fleet must agree on `lease` and `registration_ttl` (WIRE: 10 s and 30 s).
+    `engine` is how long a container engine may take to answer what should be quick.
     """
 
     lease: Count = 10
@@ -218,6 +219,7 @@ class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     backoff_first: Interval = 1.0
     backoff_max: Interval = 60.0
     backoff_reset: Interval = 60.0
+    engine: Interval = 10.0
 
 
 class Config(Struct, frozen=True, kw_only=True):

@@ -150,8 +150,9 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     """A live host and what it can run: `box_hosts`, key ``<host>``, renewed as a lease.
 
     `memory_mib` is the memory of the host, 0 where that is not known. `images` are the patterns of
-    images that requests may name (see bridge.images). `notices` are sentences for people about what
-    on the host needs attention.
+    images that requests may name (see bridge.images). `lacks` says what its runtime cannot honour
+    there, and why, by the field of a request's config. `notices` are sentences for people about
+    what on the host needs attention.
     """
 
     host_id: str
@@ -162,6 +163,7 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = field(default_factory=dict)
     memory_mib: int = 0
     images: tuple[str, ...] = ()
+    lacks: dict[str, str] = field(default_factory=dict)
     version: str = ""
     closing: bool = False
     notices: list[str] = field(default_factory=list)

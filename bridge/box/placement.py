@@ -58,7 +58,7 @@ def unfit(service: str, host: HostRecord, config: ScaleConfig) -> str:
     for label, value in offer.needs.items() if offer else ():
         if (found := host.labels.get(label)) != value:
             return f"it needs a host with {label} = {value!r}, not {found!r}"
-    if why := refusal(host.runtime, config, cpus=host.cpus):
+    if why := refusal(host.runtime, config, cpus=host.cpus, lacks=host.lacks):
         return why
     image, configured = config.image, offer.image if offer else ""
     if not image or same_image(image, configured) or admits(host.images, image):

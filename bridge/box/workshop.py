@@ -50,6 +50,7 @@ class Workshop(Struct, frozen=True, kw_only=True):
             info.service,
             entry.service,
             entry.overrides,
+            slot=entry.slot,
             directory=self.instances_dir / info.id,
             cwd=self.cwd,
             fence=self.fence,

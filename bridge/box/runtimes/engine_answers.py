@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, field
 
+from bridge.box.runtimes.base import Usage
 from bridge.box.runtimes.rules import port_pair
 
 _UNBEGUN: Final = frozenset({"created", "configured", "initialized"})
@@ -201,6 +202,18 @@ def _bytes(text: str) -> int:
 def _seconds(text: str) -> float:
     """Go's durations: ``1m2.5s``, ``40.2ms``."""
     return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(text))
+
+
+def usage(before: tuple[float, Sample] | None, after: tuple[float, Sample]) -> Usage:
+    """What a container uses now, from two samples with their times in seconds of one clock."""
+    at, sample = after
+    share = sample.cpu_percent
+    if before is not None and sample.cpu_seconds is not None:
+        then, earlier = before
+        if earlier.cpu_seconds is not None and at > then:
+            used = max(0.0, sample.cpu_seconds - earlier.cpu_seconds)
+            share = round(100 * used / (at - then), 1)
+    return Usage(cpu_percent=share, memory_bytes=sample.memory_bytes)
 
 
 # ── complaints ───────────────────────────────────────────────────────────────────────────

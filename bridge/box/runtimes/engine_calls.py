@@ -15,7 +15,6 @@ from typing import Final
 
 from msgspec import Struct
 
-from bridge.box.runtimes.engine_answers import complaint
 from bridge.box.runtimes.engines import Engine
 from bridge.errors import EngineSilent, InstanceError
 from bridge.tasks import task_scope
@@ -70,21 +69,10 @@ class Calls:
         except OSError as exc:
             raise EngineSilent(self.engine.name, call, f"cannot be run: {exc}") from exc
 
-    async def order(
-        self,
-        words: Sequence[str],
-        *,
-        within: float | None = None,
-        tell: Callable[[str], None] | None = None,
-    ) -> bytes:
-        """Take a turn among the heavy calls, and return the output. Raises InstanceError with what
-        the engine complained of.
-        """
+    async def make(self, words: Sequence[str], *, within: float) -> Answer:
+        """The same for a heavy call, which takes its turn among those first."""
         async with self._places:
-            answer = await self.ask(words, within=within, tell=tell)
-        if not answer.ok:
-            raise InstanceError(f"{self.engine.kind.name} {words[0]}: {complaint(answer.err)}")
-        return answer.out
+            return await self.ask(words, within=within)
 
     async def _call(self, words: Sequence[str], tell: Callable[[str], None] | None) -> Answer:
         process = await asyncio.create_subprocess_exec(

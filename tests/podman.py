@@ -1,0 +1,166 @@
+"""Real podman for tests: a store of its own, images made from busybox, and faults of its engine.
+
+Nothing is pulled from outside. Where podman cannot run, tests that need it are skipped, and say why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+IMAGE = "localhost/box-bridge-test:1"
+OTHER_IMAGE = "localhost/box-bridge-test:2"
+"""The same, under another name."""
+
+# Debian's podman 4.3 as root: runc under cgroups v1, no systemd, and limits that a container may
+# not be allowed to raise. An unset stop timeout is 0.
+_CONF = """
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+[containers]
+default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
+"""
+
+# Stands between a Box and podman, and fails on demand: by files that a test makes.
+_SCRIPT = """#!/bin/sh
+if [ -e {here}/gone ]; then echo "podman: not found" >&2; exit 127; fi
+while [ -e {here}/hung ]; do sleep 0.1; done
+export CONTAINERS_CONF={here}/containers.conf
+echo "$@" >> {here}/calls
+exec podman --root {here}/root --runroot {here}/run --storage-driver vfs "$@"
+"""
+
+# What the image can do, beside busybox: serve its environment, slow answers, and the like.
+_FILES = {
+    "www/index.html": "ok\n",
+    "www/cgi-bin/env": "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\n"
+    "tr '\\0' '\\n' </proc/1/environ\n",
+    "www/cgi-bin/slow": "#!/bin/sh\nsleep 3\nprintf 'Content-Type: text/plain\\r\\n\\r\\ndone\\n'\n",
+    "etc/passwd": "root:x:0:0:root:/:/bin/sh\n",
+}
+SERVE = ["httpd", "-f", "-p", "{port}", "-h", "/www"]
+
+
+class Podman:
+    """An engine with a store of its own in `here`; `engine` is what a Box is given as its path."""
+
+    def __init__(self, here: Path) -> None:
+        self.here = here
+        self.engine = here / "podman"
+
+    def install(self) -> str:
+        """Make the store and the image; why that cannot be done here, "" if it could."""
+        busybox = shutil.which("busybox")
+        if shutil.which("podman") is None:
+            return "podman is not installed"
+        if busybox is None:
+            return "busybox is not installed (Debian: busybox-static)"
+        if os.geteuid() != 0:
+            return "podman is tried as root alone"
+        (self.here / "containers.conf").write_text(_CONF)
+        self.engine.write_text(_SCRIPT.format(here=self.here))
+        self.engine.chmod(0o755)
+        try:
+            self._import(_rootfs(Path(busybox).read_bytes()))
+            self("tag", IMAGE, OTHER_IMAGE)
+            self("run", "--rm", "-p", "127.0.0.1::80", "--memory", "32m", IMAGE, "true")
+        except subprocess.CalledProcessError as exc:
+            return f"podman cannot run here: {exc.stderr.decode(errors='replace').strip()[-300:]}"
+        return ""
+
+    def __call__(self, *words: str) -> str:
+        """Run podman past all faults; what it says."""
+        done = subprocess.run(
+            ["podman", *self._where, *words], env=self._environ, capture_output=True, check=True
+        )
+        return done.stdout.decode()
+
+    def inspect(self, name: str) -> Any:
+        return json.loads(self("inspect", name))[0]
+
+    def pid(self, name: str) -> int:
+        return int(self.inspect(name)["State"]["Pid"])
+
+    def names(self) -> set[str]:
+        """All containers, ended ones too."""
+        return set(self("ps", "-a", "--format", "{{.Names}}").split())
+
+    @contextlib.contextmanager
+    def fault(self, kind: str) -> Iterator[None]:
+        """The engine is ``gone``, or it has ``hung``, for as long as the block lasts."""
+        switch = self.here / kind
+        switch.touch()
+        try:
+            yield
+        finally:
+            switch.unlink()
+
+    def calls(self) -> list[str]:
+        """What was asked of the engine so far, a line each."""
+        return (self.here / "calls").read_text().splitlines()
+
+    def remove_all(self) -> None:
+        """End and remove every container."""
+        if names := self.names():
+            with contextlib.suppress(subprocess.CalledProcessError):
+                self("rm", "-f", "-t", "0", *names)
+
+    def destroy(self) -> None:
+        """Leave nothing behind."""
+        self.remove_all()
+        with contextlib.suppress(subprocess.CalledProcessError):
+            self("rmi", "-af")
+        shutil.rmtree(self.here, ignore_errors=True)
+
+    def kill_monitor(self, name: str) -> None:
+        """Kill what podman leaves beside a container, to tell it of its end."""
+        os.kill(int(self.inspect(name)["State"]["ConmonPid"]), signal.SIGKILL)
+
+    @property
+    def _where(self) -> list[str]:
+        root, run = self.here / "root", self.here / "run"
+        return ["--root", str(root), "--runroot", str(run), "--storage-driver", "vfs"]
+
+    @property
+    def _environ(self) -> dict[str, str]:
+        return {**os.environ, "CONTAINERS_CONF": str(self.here / "containers.conf")}
+
+    def _import(self, rootfs: bytes) -> None:
+        subprocess.run(
+            ["podman", *self._where, "import", "-", IMAGE],
+            input=rootfs,
+            env=self._environ,
+            capture_output=True,
+            check=True,
+        )
+
+
+def _rootfs(busybox: bytes) -> bytes:
+    """A file system of busybox and `_FILES`, as a tar archive."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in ("bin", "etc", "proc", "sys", "dev", "tmp", "www", "www/cgi-bin"):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
+        files = {"bin/busybox": busybox} | {name: text.encode() for name, text in _FILES.items()}
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(data), 0o755
+            tar.addfile(entry, io.BytesIO(data))
+        for applet in ("sh", "httpd", "sleep", "cat", "tr", "dd", "true", "env", "tail", "head"):
+            entry = tarfile.TarInfo(f"bin/{applet}")
+            entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(entry)
+    return buffer.getvalue()
