@@ -1,6 +1,7 @@
 """Real podman for tests: a store of its own, images made from busybox, and faults of its engine.
 
-Nothing is pulled from outside. Where podman cannot run, tests that need it are skipped, and say why.
+Nothing is pulled from outside. Where podman cannot run, tests that need it are skipped, and say
+why.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _FILES = {
     "www/index.html": "ok\n",
     "www/cgi-bin/env": "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\n"
     "tr '\\0' '\\n' </proc/1/environ\n",
-    "www/cgi-bin/slow": "#!/bin/sh\nsleep 3\nprintf 'Content-Type: text/plain\\r\\n\\r\\ndone\\n'\n",
+    "www/cgi-bin/slow": "#!/bin/sh\nsleep 3\nprintf 'Content-Type: text/plain\\r\\n\\r\\nok\\n'\n",
     "etc/passwd": "root:x:0:0:root:/:/bin/sh\n",
 }
 SERVE = ["httpd", "-f", "-p", "{port}", "-h", "/www"]
