@@ -37,8 +37,13 @@ default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
 _SCRIPT = """#!/bin/sh
 if [ -e {here}/gone ]; then echo "podman: not found" >&2; exit 127; fi
 while [ -e {here}/hung ]; do sleep 0.1; done
-export CONTAINERS_CONF={here}/containers.conf
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+export CONTAINERS_CONF={here}/containers.conf CONTAINERS_REGISTRIES_CONF={here}/registries.conf
 echo "$@" >> {here}/calls
+for word in "$@"; do
+  [ "$before" != --env-file ] || stat -c "%a $word" "$word" >> {here}/env-files
+  before=$word
+done
 exec podman --root {here}/root --runroot {here}/run --storage-driver vfs "$@"
 """
 
@@ -70,6 +75,7 @@ class Podman:
         if os.geteuid() != 0:
             return "podman is tried as root alone"
         (self.here / "containers.conf").write_text(_CONF)
+        (self.here / "registries.conf").touch()
         self.engine.write_text(_SCRIPT.format(here=self.here))
         self.engine.chmod(0o755)
         try:
@@ -107,12 +113,27 @@ class Podman:
         finally:
             switch.unlink()
 
+    def trust(self, registry: str) -> None:
+        """Let it pull from a registry without TLS."""
+        text = f'[[registry]]\nlocation = "{registry}"\ninsecure = true\n'
+        (self.here / "registries.conf").write_text(text)
+
     def calls(self) -> list[str]:
-        """What was asked of the engine so far, a line each."""
-        return (self.here / "calls").read_text().splitlines()
+        """What Boxes have asked of the engine in this test, a line each."""
+        return self._lines("calls")
+
+    def env_files(self) -> list[str]:
+        """The mode and the name of each environment file that the engine was given in this test."""
+        return self._lines("env-files")
+
+    def _lines(self, name: str) -> list[str]:
+        file = self.here / name
+        return file.read_text().splitlines() if file.exists() else []
 
     def remove_all(self) -> None:
-        """End and remove every container."""
+        """End and remove every container, and forget what was asked."""
+        for name in ("calls", "env-files"):
+            (self.here / name).unlink(missing_ok=True)
         if names := self.names():
             with contextlib.suppress(subprocess.CalledProcessError):
                 self("rm", "-f", "-t", "0", *names)
