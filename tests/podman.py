@@ -1,6 +1,7 @@
 """Real podman for tests: a store of its own, images made from busybox, and faults of its engine.
 
-Nothing is pulled from outside. Where podman cannot run, tests that need it are skipped, and say why.
+Nothing is pulled from outside. Where podman cannot run, tests that need it are skipped, and say
+why.
 """
 
 from __future__ import annotations
@@ -36,8 +37,13 @@ default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
 _SCRIPT = """#!/bin/sh
 if [ -e {here}/gone ]; then echo "podman: not found" >&2; exit 127; fi
 while [ -e {here}/hung ]; do sleep 0.1; done
-export CONTAINERS_CONF={here}/containers.conf
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+export CONTAINERS_CONF={here}/containers.conf CONTAINERS_REGISTRIES_CONF={here}/registries.conf
 echo "$@" >> {here}/calls
+for word in "$@"; do
+  [ "$before" != --env-file ] || stat -c "%a $word" "$word" >> {here}/env-files
+  before=$word
+done
 exec podman --root {here}/root --runroot {here}/run --storage-driver vfs "$@"
 """
 
@@ -46,7 +52,7 @@ _FILES = {
     "www/index.html": "ok\n",
     "www/cgi-bin/env": "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\n"
     "tr '\\0' '\\n' </proc/1/environ\n",
-    "www/cgi-bin/slow": "#!/bin/sh\nsleep 3\nprintf 'Content-Type: text/plain\\r\\n\\r\\ndone\\n'\n",
+    "www/cgi-bin/slow": "#!/bin/sh\nsleep 3\nprintf 'Content-Type: text/plain\\r\\n\\r\\nok\\n'\n",
     "etc/passwd": "root:x:0:0:root:/:/bin/sh\n",
 }
 SERVE = ["httpd", "-f", "-p", "{port}", "-h", "/www"]
@@ -69,6 +75,7 @@ class Podman:
         if os.geteuid() != 0:
             return "podman is tried as root alone"
         (self.here / "containers.conf").write_text(_CONF)
+        (self.here / "registries.conf").touch()
         self.engine.write_text(_SCRIPT.format(here=self.here))
         self.engine.chmod(0o755)
         try:
@@ -106,12 +113,27 @@ class Podman:
         finally:
             switch.unlink()
 
+    def trust(self, registry: str) -> None:
+        """Let it pull from a registry without TLS."""
+        text = f'[[registry]]\nlocation = "{registry}"\ninsecure = true\n'
+        (self.here / "registries.conf").write_text(text)
+
     def calls(self) -> list[str]:
-        """What was asked of the engine so far, a line each."""
-        return (self.here / "calls").read_text().splitlines()
+        """What Boxes have asked of the engine in this test, a line each."""
+        return self._lines("calls")
+
+    def env_files(self) -> list[str]:
+        """The mode and the name of each environment file that the engine was given in this test."""
+        return self._lines("env-files")
+
+    def _lines(self, name: str) -> list[str]:
+        file = self.here / name
+        return file.read_text().splitlines() if file.exists() else []
 
     def remove_all(self) -> None:
-        """End and remove every container."""
+        """End and remove every container, and forget what was asked."""
+        for name in ("calls", "env-files"):
+            (self.here / name).unlink(missing_ok=True)
         if names := self.names():
             with contextlib.suppress(subprocess.CalledProcessError):
                 self("rm", "-f", "-t", "0", *names)

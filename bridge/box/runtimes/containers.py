@@ -36,7 +36,6 @@ class Container:
         self.identity: Identity | None = None  # of its main process, where the kernel knows it
         self._port = 0
         self._memory: Path | None = None
-        self._kills_before = 0
         self._out_of_memory = False
         self._pidfd = -1
 
@@ -84,7 +83,6 @@ class Container:
             self.suspected = True
             return Identity(pid=0, started=0, boot_id=boot_id())
         self._memory = kernel.memory_events(self.identity.pid)
-        self._kills_before = kernel.oom_kills(self._memory)
         self._watch(self.identity.pid, suspect)
         return self.identity
 
@@ -109,20 +107,25 @@ class Container:
             return Exit(code=None, why="its engine has lost sight of it")
         if not state.begun or state.code is None:
             return Exit(code=None, why=state.error)
-        why = state.error
-        if state.oom or self._out_of_memory:
-            why = f"out of memory: its limit is {self.spec.memory_mib} MiB"
         killed_by = state.code - _SIGNALLED
         if 0 < killed_by < signal.NSIG:
+            why = self._memory_ran_out(state, "out of memory") or state.error
             return Exit(code=0, signal=killed_by, why=why)
-        return Exit(code=state.code, why=why)
+        why = self._memory_ran_out(state, "a process of it was killed, out of memory")
+        return Exit(code=state.code, why=why or state.error)
+
+    def _memory_ran_out(self, state: State, what: str) -> str:
+        limit = self.spec.memory_mib
+        if not (state.oom or self._out_of_memory):
+            return ""
+        return f"{what}: its limit is {limit} MiB" if limit else what
 
     def _watch(self, pid: int, suspect: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
 
         def on_exit() -> None:
             # Its control group is gone in a moment, and the count with it.
-            self._out_of_memory = kernel.oom_kills(self._memory) > self._kills_before
+            self._out_of_memory = kernel.oom_kills(self._memory) > 0
             self.unwatch()
             suspect()
 

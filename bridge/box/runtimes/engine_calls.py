@@ -53,8 +53,10 @@ class Calls:
         *,
         within: float | None = None,
         tell: Callable[[str], None] | None = None,
+        last: int = 0,
     ) -> Answer:
-        """Call, and return what it said, whatever that was. `tell` gets each line as it comes.
+        """Call, and return what it said, whatever that was; or the `last` bytes of it, where it may
+        be long. `tell` gets each line as it comes.
 
         Raises EngineSilent if there is no answer `within` so many seconds, and if there is no
         engine to call any more: whether the call took effect is unknown then.
@@ -63,7 +65,7 @@ class Calls:
         call = f"{self.engine.kind.name} {words[0]}"
         try:
             async with asyncio.timeout(patience):
-                return await self._call(words, tell)
+                return await self._call(words, tell, last)
         except TimeoutError:
             raise EngineSilent(self.engine.name, call, f"no answer within {patience:g} s") from None
         except OSError as exc:
@@ -74,7 +76,9 @@ class Calls:
         async with self._places:
             return await self.ask(words, within=within)
 
-    async def _call(self, words: Sequence[str], tell: Callable[[str], None] | None) -> Answer:
+    async def _call(
+        self, words: Sequence[str], tell: Callable[[str], None] | None, last: int
+    ) -> Answer:
         process = await asyncio.create_subprocess_exec(
             self.engine.path,
             *words,
@@ -86,7 +90,8 @@ class Calls:
         )
         assert process.stdout is not None
         assert process.stderr is not None
-        out, err = _Kept(_LONGEST, tell), _Kept(_LONGEST_WORDS, tell, last=True)
+        out = _Kept(last or _LONGEST, tell, last=bool(last))
+        err = _Kept(last or _LONGEST_WORDS, tell, last=True)
         try:
             async with task_scope() as tasks:
                 reads = [

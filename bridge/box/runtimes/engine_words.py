@@ -107,7 +107,12 @@ def sampling(kind: Kind) -> list[str]:
 
 
 def logs(name: str) -> list[str]:
-    """Ask for the last that a container said."""
+    """Ask for all that a container said: podman 4.3 loses a last line without an end in a tail."""
+    return ["logs", name]
+
+
+def tail(name: str) -> list[str]:
+    """Ask for the last that a container said, where all would take too long."""
     return ["logs", "--tail", str(_LINES), name]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from typing import Final
@@ -12,10 +13,11 @@ from bridge.box.runtimes import engine_words as words
 from bridge.box.runtimes.engine_answers import complaint
 from bridge.box.runtimes.engine_calls import Calls
 from bridge.errors import InstanceError
+from bridge.tasks import task_scope
 
 _PATIENCE: Final = 1800.0  # seconds for a pull
-_EVERY: Final = 2.0  # seconds between tellings: each is an event, and they are kept for days
-_MOST: Final = 20  # tellings of one pull; those after that come ever more slowly
+_EVERY: Final = 1.0  # seconds between tellings: each is an event, and they are kept for days
+_MOST: Final = 20  # tellings of one pull, of which more come ever more slowly
 
 
 class Images:
@@ -46,29 +48,29 @@ class Images:
     async def _pull(self, image: str, tell: Callable[[str], None]) -> None:
         tell(f"pulling image {image}")
         started = time.monotonic()
-        progress = Progress(lambda line: tell(f"pulling image {image}: {line}"))
-        answer = await self._calls.ask(
-            ["pull", image], within=_PATIENCE, tell=lambda line: progress.at(line, time.monotonic())
-        )
+        progress = _Progress()
+        async with task_scope() as tasks:
+            tasks.create_task(progress.tell(lambda line: tell(f"pulling image {image}: {line}")))
+            answer = await self._calls.ask(["pull", image], within=_PATIENCE, tell=progress.take)
         if not answer.ok:
             raise InstanceError(f"image {image} cannot be pulled: {complaint(answer.err)}")
         tell(f"pulled image {image} in {time.monotonic() - started:.1f} s")
 
 
-class Progress:
+class _Progress:
     """Thins the lines of a pull out, to what is worth an event."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
-        self._told = 0
+    def __init__(self) -> None:
         self._last = ""
-        self._due = float("-inf")
 
-    def at(self, line: str, now: float) -> None:
-        """A line that the engine said at `now`, in seconds of any clock that does not go back."""
-        if now < self._due or line == self._last:
-            return
-        self._told += 1
+    def take(self, line: str) -> None:
         self._last = line
-        self._due = now + _EVERY * 2.0 ** max(0, self._told - _MOST)
-        self._tell(line)
+
+    async def tell(self, tell: Callable[[str], None]) -> None:
+        """Tell the newest line now and then, if it is new; until cancelled."""
+        told = ""
+        for count in itertools.count():
+            await asyncio.sleep(_EVERY * 2.0 ** max(0, count - _MOST))
+            if self._last != told:
+                told = self._last
+                tell(told)

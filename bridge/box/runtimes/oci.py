@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 _SLOW: Final = 6  # times the engine's patience: making and starting
 _AGAIN: Final = 1.0  # seconds before an engine that did not answer is asked again
+_WORDS: Final = 1 << 20  # bytes of each log that are kept of an instance that has ended
 _PORT_TRIES: Final = 3  # for a port that the engine chose, and somebody else was faster
 
 
@@ -311,7 +312,10 @@ class OciRuntime:
     async def _keep_words(self, container: Container) -> None:
         """Write the last that it said to where logs are kept: the engine's go with it."""
         with contextlib.suppress(InstanceError, OSError):
-            answer = await self._calls.ask(words.logs(container.name))
+            try:
+                answer = await self._calls.ask(words.logs(container.name), last=_WORDS)
+            except EngineSilent:
+                answer = await self._calls.ask(words.tail(container.name), last=_WORDS)
             directory = container.spec.directory
             directory.mkdir(parents=True, exist_ok=True)
             (directory / STDOUT).write_bytes(answer.out)

@@ -81,7 +81,7 @@ class Survey:
         if self._strays is None:
             self._strays = await self._unknown()
         strays, self._strays = self._strays, []
-        return strays
+        return [name for name in strays if name not in self._containers]  # taken back since
 
     async def listed(self) -> dict[str, bool]:
         """The containers of this Box, by name: whether each runs. Raises EngineSilent."""
