@@ -101,7 +101,9 @@ async def test_entrypoint_and_command_are_those_of_the_configuration(
 async def test_a_request_for_another_image_replaces_the_instances(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
-    async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, recorder):
+    settings = containers(podman)
+    settings["more"] += '\nallow_images = ["localhost/box-bridge-test:*"]'
+    async with boxed(server, tmp_path, web(), **settings) as (gateway, recorder):
         await ask(gateway, "web", 1)
         [info] = await serving(gateway, "web", 1)
         assert (await ask(gateway, "web", 1, config=ScaleConfig(image=OTHER_IMAGE))).accepted
