@@ -14,8 +14,9 @@ import shutil
 import signal
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 IMAGE = "localhost/box-bridge-test:1"
@@ -67,10 +68,9 @@ class Podman:
 
     def install(self) -> str:
         """Make the store and the image; why that cannot be done here, "" if it could."""
-        busybox = shutil.which("busybox")
         if shutil.which("podman") is None:
             return "podman is not installed"
-        if busybox is None:
+        if shutil.which("busybox") is None:
             return "busybox is not installed (Debian: busybox-static)"
         if os.geteuid() != 0:
             return "podman is tried as root alone"
@@ -79,7 +79,7 @@ class Podman:
         self.engine.write_text(_SCRIPT.format(here=self.here))
         self.engine.chmod(0o755)
         try:
-            self._import(_rootfs(Path(busybox).read_bytes()))
+            self._import(rootfs())
             self("tag", IMAGE, OTHER_IMAGE)
             self("run", "--rm", "-p", "127.0.0.1::80", "--memory", "32m", IMAGE, "true")
         except subprocess.CalledProcessError as exc:
@@ -168,15 +168,18 @@ class Podman:
         )
 
 
-def _rootfs(busybox: bytes) -> bytes:
-    """A file system of busybox and `_FILES`, as a tar archive."""
+def rootfs(more: Mapping[str, bytes] = MappingProxyType({})) -> bytes:
+    """A file system of busybox, `_FILES` and `more` files, as a tar archive."""
+    busybox = shutil.which("busybox")
+    assert busybox is not None
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name in ("bin", "etc", "proc", "sys", "dev", "tmp", "www", "www/cgi-bin"):
             entry = tarfile.TarInfo(name)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
             tar.addfile(entry)
-        files = {"bin/busybox": busybox} | {name: text.encode() for name, text in _FILES.items()}
+        files = {"bin/busybox": Path(busybox).read_bytes(), **more}
+        files |= {name: text.encode() for name, text in _FILES.items()}
         for name, data in files.items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(data), 0o755

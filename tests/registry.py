@@ -6,14 +6,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import platform
+import secrets
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from typing import Any
 
-from tests.podman import IMAGE, Podman
+from tests.podman import Podman, rootfs
 
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_CONFIG = "application/vnd.oci.image.config.v1+json"
+_LAYER = "application/vnd.oci.image.layer.v1.tar"
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 class Registry:
@@ -26,11 +32,25 @@ class Registry:
 
 
 @contextlib.contextmanager
-def registry(podman: Podman, directory: Path) -> Iterator[Registry]:
+def registry(podman: Podman) -> Iterator[Registry]:
     """A registry that `podman` may pull from; what was pulled is removed in the end."""
-    podman("push", IMAGE, f"dir:{directory}")
-    layers = {file.name for file in directory.iterdir() if len(file.name) == 64}
-    manifest = (directory / "manifest.json").read_bytes()
+    layer = rootfs({"etc/pulled": secrets.token_bytes(8)})  # one that is in no store yet
+    config = json.dumps(
+        {
+            "architecture": _MACHINES.get(platform.machine(), platform.machine()),
+            "os": "linux",
+            "config": {},
+            "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+        }
+    ).encode()
+    blobs = {_digest(data): data for data in (layer, config)}
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "config": _part(_CONFIG, config),
+            "layers": [_part(_LAYER, layer)],
+        }
+    ).encode()
     found: list[Registry] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -47,19 +67,16 @@ def registry(podman: Podman, directory: Path) -> Iterator[Registry]:
             if kind.endswith("/manifests"):
                 data, content = manifest, _MANIFEST
             elif kind.endswith("/blobs"):
-                file = digest.removeprefix("sha256:")
-                assert file in layers
-                data, content = (directory / file).read_bytes(), "application/octet-stream"
+                data, content = blobs[digest], "application/octet-stream"
             with contextlib.suppress(ConnectionError):  # the engine was killed meanwhile
                 self.send_response(200)
                 self.send_header("Content-Type", content)
                 self.send_header("Content-Length", str(len(data)))
-                sha = hashlib.sha256(data).hexdigest()
-                self.send_header("Docker-Content-Digest", f"sha256:{sha}")
+                self.send_header("Docker-Content-Digest", _digest(data))
                 self.end_headers()
                 if body:
                     self.wfile.write(data[:100])
-                    if content.endswith("octet-stream"):
+                    if data is layer:
                         found[0].open.wait(20)
                     self.wfile.write(data[100:])
 
@@ -81,3 +98,11 @@ def registry(podman: Podman, directory: Path) -> Iterator[Registry]:
         podman.remove_all()
         with contextlib.suppress(Exception):
             podman("rmi", "-f", found[0].name)
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _part(kind: str, data: bytes) -> dict[str, Any]:
+    return {"mediaType": kind, "digest": _digest(data), "size": len(data)}

@@ -179,14 +179,14 @@ async def test_a_process_beside_the_main_one_that_runs_out_of_memory_is_told_in_
 async def test_an_absent_image_is_pulled_once_and_that_is_told(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
-    with registry(podman, tmp_path / "image") as images:
+    with registry(podman) as images:
         table = web(image=images.name)
         async with boxed(server, tmp_path, table, **containers(podman)) as (gateway, recorder):
             await ask(gateway, "web", 2)
             told = f"pulling image {images.name}"
             await eventually(lambda: told in messages(recorder))
             await eventually(lambda: any("waiting for image" in m for m in messages(recorder)))
-            copying = f"{told}: Getting image source"
+            copying = f"{told}: Copying blob"
             await eventually(lambda: any(m.startswith(copying) for m in messages(recorder)))
             for info in await instances(gateway, "web"):
                 assert info.state is S.CREATING
@@ -201,7 +201,7 @@ async def test_an_absent_image_is_pulled_once_and_that_is_told(
 async def test_who_is_not_wanted_any_more_does_not_wait_for_its_image(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
-    with registry(podman, tmp_path / "image") as images:
+    with registry(podman) as images:
         table = web(image=images.name)
         async with boxed(server, tmp_path, table, **containers(podman)) as (gateway, recorder):
             await ask(gateway, "web", 1)
@@ -217,7 +217,7 @@ async def test_who_is_not_wanted_any_more_does_not_wait_for_its_image(
 async def test_a_pull_that_fails_is_told_with_the_engines_reason(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
-    with registry(podman, tmp_path / "image") as images:
+    with registry(podman) as images:
         images.open.set()
         absent = images.name.replace("/web:1", "@sha256:" + 64 * "0")
         table = web(image=absent)
