@@ -77,6 +77,7 @@ def _known(host: Host, record: HostRecord) -> Host:
         memory_mib=record.memory_mib,
         max_instances=record.max_instances,
         offers=sorted(record.services),
+        images=list(record.images),
     )
 
 

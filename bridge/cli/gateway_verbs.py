@@ -21,7 +21,7 @@ def scale(
     replicas: Annotated[int, Parameter(validator=_U32, help="How many instances it shall have.")],
     /,
     *,
-    image: Annotated[str | None, Parameter(help="OCI image, where the runtime has images.")] = None,
+    image: Annotated[str | None, Parameter(help="OCI image, which hosts must admit.")] = None,
     vcpus: Annotated[
         int | None, Parameter(validator=_U8, help="Processors of each instance.")
     ] = None,

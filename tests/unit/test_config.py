@@ -81,6 +81,8 @@ def test_the_name_defaults_to_the_hosts_first_label(
         ('[box]\nruntime = "magic"', "not known"),
         ('[box]\nengine = "magic"', "use podman, docker, nerdctl, a3s-box, or a path"),
         ('[box]\nisolation = "none"', '"sandbox"'),
+        ('[box]\nruntime = "oci"\nallow_images = ["nginx"]', "is no pattern like"),
+        ('[box]\nallow_images = ["docker.io/library/a:*"]', 'runtime = "oci"'),
         ('[box]\nmetrics = "nowhere"', "host:port"),
         ('[box]\nmetrics = "127.0.0.1:65536"', "host:port"),
         ('[box]\nname = "A"', "subject token"),
