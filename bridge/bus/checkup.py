@@ -189,15 +189,18 @@ def _replicated(connection: Connection) -> Finding | None:
 
 
 def _ailing(found: list[StreamInfo]) -> str:
-    """Which servers do not keep up with which streams; empty if all do."""
-    lines: list[str] = []
+    """Which servers have not all that is stored, and of which streams; empty if all have."""
+    behind: dict[str, list[str]] = {}
     for info in found:
         peers: list[Any] = (info.cluster.replicas if info.cluster else None) or []
         for peer in peers:
+            # One that was killed is not said to be offline for minutes; it just is not current.
             if peer.offline or not peer.current:
-                state = "is away from" if peer.offline else "lags behind in"
-                lines.append(f"{peer.name} {state} {info.config.name}")
-    return ", ".join(lines)
+                behind.setdefault(str(peer.name), []).append(str(info.config.name))
+    return "; ".join(
+        f"server {name} is away, or behind with {', '.join(streams)}"
+        for name, streams in behind.items()
+    )
 
 
 def _copies(replicas: int) -> str:

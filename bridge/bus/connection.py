@@ -363,8 +363,10 @@ class Connection:
             return
         _log.warning("nats: %s", said)
         if denied[1].lower() == "publish":
+            domain = f"$JS.{self.settings.domain}.API."  # the domain's own server knows none
             for subject, future in self._replies.values():
-                if subject == denied[2] and not future.done():
+                same = denied[2] in (subject, subject.replace(domain, "$JS.API.", 1))
+                if same and not future.done():
                     future.set_exception(NotPermitted(subject))
         else:
             for listener in self._listeners:

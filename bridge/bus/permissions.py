@@ -124,7 +124,9 @@ async def lacking(connection: Connection, rights: Rights) -> list[str]:
     finally:
         for listener in listeners:
             await listener.close()
-    return _listed("publish", publish) + _listed("subscribe", subscribe)
+    lacks = [("publish", right) for right in publish]
+    lacks += [("subscribe", right) for right in subscribe]
+    return list(dict.fromkeys(f"{act} {right.allow}" for act, right in lacks))
 
 
 async def _denied(connection: Connection, right: Right) -> bool:
@@ -143,10 +145,6 @@ async def _denied(connection: Connection, right: Right) -> bool:
 
 def _ignore(message: Message) -> None:
     """What comes meanwhile is for others, who hear it too."""
-
-
-def _listed(act: str, rights: Iterable[Right]) -> list[str]:
-    return list(dict.fromkeys(f"{act} {right.allow}" for right in rights))
 
 
 def _in_domain(connection: Connection, subject: str) -> str:

@@ -63,6 +63,7 @@ def scale(
 
         box-bridge scale web 3 --wait
         box-bridge scale web 3 --memory-mib 256 --env LEVEL=debug
+        box-bridge scale shop 2 --image nginx:1.27 --port 0:80
         box-bridge scale web 0
     """
     from bridge.cli.scale import run_scale

@@ -69,6 +69,19 @@ async def test_each_right_that_is_missing_is_named_and_nothing_else(tmp_path: Pa
                     assert await permissions.lacking(connection, rights) == [what]
 
 
+async def test_a_denial_in_a_domain_names_what_the_server_checks(tmp_path: Path) -> None:
+    denied = '{ publish: { deny: "$JS.API.STREAM.CREATE.*" } }'
+    user = f"{{ user: u, password: p, permissions: {denied} }}"
+    text = f"jetstream {{ domain: hub }}\nauthorization {{ users: [{user}] }}"
+    async with (
+        configured(tmp_path, text) as server,
+        connect(server.url, user="u", password="p", domain="hub") as connection,
+    ):
+        rights = permissions.of_box(connection.settings, "box-a")
+        missing = ["publish $JS.API.STREAM.CREATE.*"]
+        assert await permissions.lacking(connection, rights) == missing
+
+
 async def test_what_the_docs_grant_is_enough_and_no_more_than_is_tried(tmp_path: Path) -> None:
     settings = NatsConfig()
     for rights, user in (
