@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
+from typing import Any
 
 from bridge.protocol import InstanceInfo
 from tests.podman import IMAGE, SERVE, Podman
@@ -12,7 +13,7 @@ from tests.support import TIMING, service_table
 QUICK = TIMING + "engine = 3\n"
 
 
-def containers(podman: Podman, **changes: str) -> dict[str, str]:
+def containers(podman: Podman, **changes: str) -> dict[str, Any]:
     """Settings for `box_config`: the oci runtime, with this podman."""
     return {"more": f'runtime = "oci"\nengine = "{podman.engine}"', "timing": QUICK, **changes}
 

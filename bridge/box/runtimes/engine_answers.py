@@ -23,6 +23,9 @@ _SIZE: Final = re.compile(r"([\d.]+)\s*([kKMGT]?)(i?)B")
 _DURATION: Final = re.compile(r"([\d.]+)(ns|µs|us|ms|s|m|h)")
 _SECONDS: Final = {"ns": 1e-9, "µs": 1e-6, "us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
 _COLUMN: Final = re.compile(r"\s*[│┆|]\s*|\s{2,}")
+_MISSING: Final = re.compile(
+    r"no such (container|object)\b|no container with name or ID", re.IGNORECASE
+)
 _ERROR: Final = re.compile(
     r"^(?:Error(?: response from daemon)?|FATA\[\d+\]|error|.*level=fatal msg=)[:\s]*"
 )
@@ -207,7 +210,7 @@ def _seconds(text: str) -> float:
 def usage(before: tuple[float, Sample] | None, after: tuple[float, Sample]) -> Usage:
     """What a container uses now, from two samples with their times in seconds of one clock."""
     at, sample = after
-    share = sample.cpu_percent
+    share = sample.cpu_percent if sample.cpu_seconds is None else 0.0
     if before is not None and sample.cpu_seconds is not None:
         then, earlier = before
         if earlier.cpu_seconds is not None and at > then:
@@ -233,11 +236,10 @@ def is_taken_port(stderr: str) -> bool:
 
 
 def is_missing(stderr: str) -> bool:
-    """Whether a call failed because there is no such container."""
-    return (
-        re.search(r"no such (container|object)|no container with|not found", stderr, re.IGNORECASE)
-        is not None
-    )
+    """Whether a call failed because there is no such container. In these words alone: whoever takes
+    another failure for it gives up an instance that lives.
+    """
+    return _MISSING.search(stderr) is not None
 
 
 def is_name_taken(stderr: str) -> bool:
