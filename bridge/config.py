@@ -60,7 +60,7 @@ _BOX_VARIABLES: Final = {
     f"BOX_BRIDGE_{key.upper()}": key
     for key in (
         *("name", "address", "max_instances", "data_dir", "ports", "runtime", "metrics"),
-        "on_exit",
+        *("engine", "isolation", "on_exit"),
     )
 }
 _OTHER_VARIABLES: Final = ("BOX_BRIDGE_CONFIG", "BOX_BRIDGE_LOG", "BOX_BRIDGE_LOG_FORMAT")

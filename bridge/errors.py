@@ -22,7 +22,9 @@ carries its data as attributes, and its message says what to do about it::
     ├── BoxError                  a Box cannot do its work
     │   ├── HostTaken             another Box has this data_dir or this host name
     │   ├── JournalError          the host's journal cannot be kept or read
+    │   ├── EngineUnsuitable      the container engine is missing, too old or lacks what is set
     │   └── InstanceError         one instance could not be made or reached
+    │       ├── EngineSilent      the container engine does not answer: the outcome is unknown
     │       └── PortTaken         another process listens on the instance's port
     ├── NoRoute                   no instance of the service takes traffic
     └── ScaleError                a request did not do what was asked
@@ -244,6 +246,25 @@ class JournalError(BoxError):
 
 class InstanceError(BoxError):
     """One instance could not be made, started or reached."""
+
+
+class EngineUnsuitable(BoxError):
+    """The container engine `engine` cannot be used; `problem` says why, and what to do."""
+
+    def __init__(self, engine: str, problem: str) -> None:
+        super().__init__(f"[box] engine {engine}: {problem}")
+        self.engine = engine
+        self.problem = problem
+
+
+class EngineSilent(InstanceError):
+    """The container engine did not answer `call`: whether it took effect is unknown."""
+
+    def __init__(self, engine: str, call: str, reason: str) -> None:
+        super().__init__(f"{engine} does not answer: `{call}`: {reason}")
+        self.engine = engine
+        self.call = call
+        self.reason = reason
 
 
 class PortTaken(InstanceError):

@@ -53,8 +53,9 @@ class Host(Struct, frozen=True, kw_only=True):
     """One host. A dead one still holds slots; of it no more is known than these.
 
     `used` counts the slots that it holds, of `max_instances`; `services` says of which services.
-    `offers` are those that it can run. While it is being drained `stuck` says, by service, why no
-    further instance is replaced, and `short` how many have no room elsewhere.
+    `offers` are those that it can run, `images` the patterns of images that requests may name.
+    While it is being drained `stuck` says, by service, why no further instance is replaced, and
+    `short` how many have no room elsewhere.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Host(Struct, frozen=True, kw_only=True):
     memory_mib: U32 = 0
     max_instances: U32 = 0
     offers: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
 
 
 class HostsResponse(Struct, frozen=True, kw_only=True):

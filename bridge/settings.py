@@ -13,11 +13,13 @@ from urllib.parse import urlsplit
 from msgspec import Meta, Struct, field
 
 from bridge.errors import ProtocolError, without_secret
+from bridge.images import MAX_PATTERNS, check_pattern
 from bridge.protocol import U8, U32
 from bridge.registration import check_metadata
 from bridge.subjects import DEFAULT_PREFIX, Subjects, is_name
 
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
+ENGINES: Final = ("podman", "docker", "nerdctl", "a3s-box")
 _SUBJECT: Final = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 Seconds = Annotated[float, Meta(ge=0)]
@@ -49,15 +51,18 @@ class Probe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[services.<name>]``: how one instance of a service is made.
 
-    `{port}` in `command` becomes the instance's port. Times are in seconds. `vcpus`,
-    `memory_mib`, `env` and `port_map` are the defaults that a request's config overrides. `needs`
+    `{port}` in `command` becomes the instance's port. Times are in seconds. `image`, `vcpus`,
+    `memory_mib`, `env` and `port_map` are the defaults that a request's config overrides. What has
+    an image may leave `command` and `entrypoint` to the image. `needs`
     are labels that a host must have to run it. With `fence` its instances end before the lease of
     a host that is cut off, so that what takes their slots over never runs beside them.
     `max_surge` is how many extra instances there may be while instances are being replaced.
     `registration` says who announces an instance to gateways: its ``box``, or it``self``.
     """
 
-    command: Annotated[list[str], Meta(min_length=1)]
+    command: list[str] = field(default_factory=list)
+    entrypoint: list[str] = field(default_factory=list)
+    image: str = ""
     cwd: str = ""
     env: dict[str, str] = field(default_factory=dict)
     vcpus: U8 | None = None
@@ -75,6 +80,8 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     stop_grace: Seconds = 10.0
 
     def __post_init__(self) -> None:
+        if not self.command and not self.image:
+            raise ValueError("`command` is missing: give a command, or an image that has one")
         if self.registration not in ("box", "self"):
             raise ValueError(f'registration = {self.registration!r} must be "box" or "self"')
         try:
@@ -88,6 +95,10 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     `on_exit` says what becomes of the instances when the Box stops: ``leave`` them running for
     its next life (what `box` does unless told otherwise), or ``drain`` them (what `up` does).
+    `engine` is what makes the containers of the runtime ``oci``: a known name or a path, and
+    `isolation` how, where the engine leaves a choice (``sandbox`` with a3s-box; "" is its default,
+    a MicroVM).
+    `allow_images` are patterns (see bridge.images) of the images that requests may name.
     """
 
     name: str = ""
@@ -96,20 +107,33 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data_dir: str = "data"
     ports: str = "20000-21999"
     runtime: str = "process"
+    engine: str = "podman"
+    isolation: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    allow_images: Annotated[list[str], Meta(max_length=MAX_PATTERNS)] = field(default_factory=list)
     metrics: str = ""
     on_exit: str = ""
 
     def __post_init__(self) -> None:
         if self.on_exit not in ("", "leave", "drain"):
             raise ValueError(f'on_exit = {self.on_exit!r} must be "leave" or "drain"')
-        if self.runtime != "process":
-            raise ValueError(f'runtime = {self.runtime!r} is not known: use "process"')
+        if self.runtime not in ("process", "oci"):
+            raise ValueError(f'runtime = {self.runtime!r} is not known: use "process" or "oci"')
+        if self.engine not in ENGINES and "/" not in self.engine:
+            raise ValueError(
+                f"engine = {self.engine!r} is not known: use {', '.join(ENGINES)}, or a path"
+            )
+        if self.isolation not in ("", "sandbox"):
+            raise ValueError(f'isolation = {self.isolation!r} must be "sandbox", or left out')
         if len(self.port_range) < self.max_instances:
             raise ValueError(
                 f"ports = {self.ports!r} holds {len(self.port_range)} ports, "
                 f"fewer than max_instances = {self.max_instances}"
             )
+        for pattern in self.allow_images:
+            check_pattern(pattern)
+        if self.allow_images and self.runtime == "process":
+            raise ValueError('allow_images needs a runtime that runs images: runtime = "oci"')
         match = re.fullmatch(r".+:(\d{1,5})", self.metrics)
         if self.metrics and (match is None or int(match[1]) > 65535):
             raise ValueError(f'metrics = {self.metrics!r} must be "host:port"')
@@ -184,6 +208,7 @@ class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[timing]``: the protocol's times, in seconds. Tests shorten them; leave them alone.
 
     All Boxes of a fleet must agree on `lease` and `registration_ttl` (WIRE: 10 s and 30 s).
+    `engine` is how long a container engine may take to answer what should be quick.
     """
 
     lease: Count = 10
@@ -196,6 +221,7 @@ class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     backoff_first: Interval = 1.0
     backoff_max: Interval = 60.0
     backoff_reset: Interval = 60.0
+    engine: Interval = 10.0
 
 
 class Config(Struct, frozen=True, kw_only=True):

@@ -1,14 +1,16 @@
-"""Fixtures: a real nats-server for each test that asks for one."""
+"""Fixtures: a real nats-server for each test that asks for one, and real podman."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from bridge.bus.server import EmbeddedServer
+from tests.podman import Podman
 
 
 @pytest.fixture
@@ -24,3 +26,23 @@ def unused_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     return port
+
+
+@pytest.fixture(scope="session")
+def podman_store() -> Iterator[Podman | str]:
+    """Podman with an image, for all tests of this process; or why there is none."""
+    # A short path: conmon's sockets lie beneath it, whose names have 108 letters at most.
+    podman = Podman(Path(tempfile.mkdtemp(prefix="bb-")))
+    try:
+        yield podman.install() or podman
+    finally:
+        podman.destroy()
+
+
+@pytest.fixture
+def podman(podman_store: Podman | str) -> Iterator[Podman]:
+    """Podman without any container; the test is skipped where podman cannot run."""
+    if isinstance(podman_store, str):
+        pytest.skip(podman_store)
+    yield podman_store
+    podman_store.remove_all()

@@ -12,6 +12,7 @@ from collections.abc import Set as AbstractSet
 
 from msgspec.structs import replace
 
+from bridge.box import requested
 from bridge.box.fleet import Fleet
 from bridge.box.journal_store import Entry
 from bridge.box.lifecycle import ENDED, Life
@@ -55,11 +56,13 @@ async def rebuilt(
         if not doubtful:
             continue
         told = await _last_told(connection, service, doubtful.keys())
+        wanted = fleet.state.services.get(service)
+        made = config.services.get(service) or (requested.made_from(wanted) if wanted else None)
         for name, (slot, record) in doubtful.items():
             alive, last = found.get(name), told.get(name)
             if record.seq == 0 and alive is None and last is None:
                 continue
-            entries.append(_entry(slot, record, last, alive, config))
+            entries.append(_entry(slot, record, last, alive, made))
             _log.warning("the journal has lost %s: taken back from the fleet", name)
     return entries
 
@@ -76,7 +79,7 @@ def _entry(
     record: SlotRecord,
     last: tuple[int, InstanceEvent] | None,
     alive: Found | None,
-    config: Config,
+    made: ServiceConfig | None,
 ) -> Entry:
     """What the slot's record says, the stream's last event where that is newer, and the host."""
     info, seq = record.info, record.seq
@@ -89,7 +92,7 @@ def _entry(
     return Entry(
         slot=slot,
         config=record.config,
-        service=config.services.get(info.service) or ServiceConfig(command=[info.service]),
+        service=made or ServiceConfig(command=[info.service]),
         overrides=ScaleConfig(),
         life=Life(info=info, seq=seq),
         identity=alive.identity if alive else GONE,

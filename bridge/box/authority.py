@@ -15,6 +15,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from bridge.box import requested
 from bridge.box.lifecycle import ENDED
 from bridge.box.model import (
     RECEIPTS,
@@ -29,8 +30,9 @@ from bridge.box.model import (
     is_empty,
     merged,
 )
-from bridge.box.placement import able_hosts, capacity, host_port
+from bridge.box.placement import able_hosts, capacity, host_port, rivals
 from bridge.errors import NameRefused
+from bridge.images import admits, full_reference
 from bridge.protocol import (
     InstanceInfo,
     InstanceState,
@@ -81,16 +83,17 @@ def decide(asked: Asked, fleet: FleetState) -> Verdict:
         return refuse(request, fleet, f"request_id is longer than {MAX_REQUEST_ID} letters")
     if request.service in fleet.unreadable_services:
         return refuse(request, fleet, _unreadable(request.service, asked.host))
-    record = fleet.services.get(request.service) or ServiceRecord()
+    record = requested.basis(request.service, fleet, asked.at)
     if receipt := _receipt(record, request.request_id):
         return _repeat(asked, fleet, receipt, record)
     config = merged(record.config, request.config, replaces=asked.replaces_config)
-    able, why_not = able_hosts(request.service, fleet, config)
-    if not able:
-        if not why_not:
-            return refuse(request, fleet, _unknown(request.service, fleet))
-        return refuse(request, fleet, f"config: {why_not[max(why_not)]}")
-    return _grant(asked, fleet, record, config, able)
+    wanted = replace(record, config=config)
+    able, why_not = able_hosts(request.service, fleet, wanted)
+    if not able and not _only_lowers(asked, record):
+        return refuse(request, fleet, _no_host(request.service, fleet, wanted, why_not))
+    if wanted.on_request and (why := requested.one_too_many(request.service, fleet, asked.at)):
+        return refuse(request, fleet, why)
+    return _grant(asked, fleet, record, requested.fully_named(config), able)
 
 
 def expired(expires_at: datetime, at: datetime, host: str) -> str:
@@ -181,10 +184,38 @@ def _repeat(asked: Asked, fleet: FleetState, receipt: Receipt, record: ServiceRe
     )
 
 
-def _unknown(service: str, fleet: FleetState) -> str:
+def _only_lowers(asked: Asked, record: ServiceRecord) -> bool:
+    """Whether a service that a request has made is to have fewer instances, or none, and nothing
+    else: so much may be asked whatever the hosts admit by now.
+    """
+    request = asked.request
+    plain = is_empty(request.config) and not asked.replaces_config
+    return record.on_request and plain and request.replicas < record.target
+
+
+def _no_host(
+    service: str, fleet: FleetState, wanted: ServiceRecord, why_not: Mapping[str, str]
+) -> str:
+    """Why no live host can run the service."""
+    image = wanted.config.image or ""
+    if wanted.on_request:
+        why_not = {
+            name: why for name, why in why_not.items() if admits(fleet.hosts[name].images, image)
+        }
+    return f"config: {why_not[max(why_not)]}" if why_not else _unknown(service, fleet, wanted)
+
+
+def _unknown(service: str, fleet: FleetState, wanted: ServiceRecord) -> str:
     known = sorted({name for host in fleet.hosts.values() for name in host.services})
     listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
-    return f"unknown service {service!r}: no live Box lists it; known: {listed or 'none'}"
+    problem = f"unknown service {service!r}: no live Box lists it"
+    if wanted.on_request and wanted.config.image:
+        try:
+            image = full_reference(wanted.config.image)
+        except ValueError as exc:
+            return f"config: {exc}"
+        problem += f", and none admits image {image} ([box] allow_images)"
+    return f"{problem}; known: {listed or 'none'}"
 
 
 def _unreadable(service: str, host: str) -> str:
@@ -202,9 +233,9 @@ def _capacity(
     A fixed host port leaves room for one instance a host, a cordoned host counts for what it has.
     What is promised to a service whose record cannot be read is at least what it holds.
     """
-    rivals = {name for host in able.values() for name in host.services} - {service}
-    used = sum(record.target for name, record in fleet.services.items() if name in rivals)
-    used += sum(len(fleet.slots_of(name)) for name in rivals & fleet.unreadable_services)
+    others = rivals(fleet, able) - {service}
+    used = sum(record.target for name, record in fleet.services.items() if name in others)
+    used += sum(len(fleet.slots_of(name)) for name in others & fleet.unreadable_services)
     total = sum(capacity(name, host, fleet) for name, host in able.items())
     if _fixes_port(able, config, service):
         total = min(total, len(able) + used)

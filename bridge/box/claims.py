@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class Claims:
-    """Writes the slot records of `me`. `services` are those that this host can make.
+    """Writes the slot records of `me`. `services` are those that this host lists.
 
     What is raised is what `Records` raises: Conflict when somebody was faster, other BusErrors.
     """
@@ -51,8 +51,8 @@ class Claims:
 
     def can_make(self, service: str, record: ServiceRecord) -> bool:
         """Whether this host can run the service as its record has it now."""
-        me = self._fleet.state.hosts.get(self._me.host)
-        if me is None or service not in self._services or service not in me.services:
+        me, listed = self._fleet.state.hosts.get(self._me.host), service in self._services
+        if me is None or listed != (service in me.services) or not (listed or record.on_request):
             return False
         return not unfit(service, me, record.config)
 

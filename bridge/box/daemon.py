@@ -14,7 +14,6 @@ from typing import Final
 
 from bridge.box.adoption import rebuilt
 from bridge.box.endpoints import Endpoints
-from bridge.box.environment import handed
 from bridge.box.fence import Fence
 from bridge.box.fleet import Fleet
 from bridge.box.host import Lease, own_directory
@@ -34,12 +33,13 @@ from bridge.box.reports import FRESH_SAMPLES, Reports
 from bridge.box.restorer import Restorer
 from bridge.box.runtimes.base import Runtime
 from bridge.box.runtimes.logs import instances_dir
-from bridge.box.runtimes.process import ProcessRuntime
+from bridge.box.runtimes.opening import open_runtime
 from bridge.box.sampler import Sampler
 from bridge.box.story import Teller
-from bridge.box.supervisor import Supervisor, Workshop
+from bridge.box.supervisor import Supervisor
 from bridge.box.traffic import Traffic
 from bridge.box.withdrawals import Withdrawals
+from bridge.box.workshop import Workshop
 from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.bus.discovery import Description
@@ -126,11 +126,8 @@ class Box:
                 )
             )
             self._warn_of_address(connection)
-            runtime = ProcessRuntime(
-                instances_dir(config.data_dir),
-                config.box.port_range,
-                config.environ | handed(config),
-            )
+            runtime = await open_runtime(config, host_id)
+            self.offers = offers(config, runtime.lacks)
             if self.drains:
                 stack.push_async_callback(runtime.end_all)
             tasks = await stack.enter_async_context(task_scope())
@@ -221,7 +218,7 @@ class _Parts:
         self._lease = Lease(
             self._fleet.hosts,
             host,
-            host_record(config, box.offers, host_id),
+            host_record(config, box.offers, host_id, runtime.lacks),
             timing,
             lambda: self._notices.all(),  # noqa: PLW0108 (made below)
             fence := Fence(config.data_dir / "fence"),
@@ -235,6 +232,7 @@ class _Parts:
             self._registry,
             journal,
             self._restorer,
+            runtime,
             box.clock,
         )
         self._outbox = Outbox(
@@ -250,7 +248,7 @@ class _Parts:
             host,
             connection.metrics,
         )
-        self._notices = Notices(journal, self._outbox, connection.metrics, box.clock)
+        self._notices = Notices(journal, self._outbox, connection.metrics, box.clock, runtime)
         self._reports = Reports(
             connection.metrics,
             self._fleet.state.lives,
@@ -263,7 +261,7 @@ class _Parts:
         around = Surroundings(
             runtime=runtime,
             prober=prober,
-            traffic=Traffic(prober),
+            traffic=Traffic(prober, count=runtime.requests),
             reports=self._reports,
             address=config.box.address,
             idle_samples=timing.idle_samples,
@@ -277,6 +275,7 @@ class _Parts:
             Teller(self._me, connection, journal, self._outbox, self._fleet.slots, self._registry),
             Workshop(
                 services=config.services,
+                images=config.box.allow_images,
                 around=around,
                 instances_dir=instances_dir(config.data_dir),
                 cwd=config.directory,
@@ -308,6 +307,7 @@ class _Parts:
         await self._lease.take()
         for name, work in {
             "journal": self._journal.watch(),
+            "runtime": self._runtime.run(),
             "streams": self._streams.watch(),
             "lease": self._lease.run(),
             "outbox": self._outbox.run(),

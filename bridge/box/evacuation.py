@@ -37,7 +37,7 @@ def lacking(host: str, fleet: FleetState, *, at: datetime) -> dict[str, int]:
 
 
 def _choice(fleet: FleetState, service: str, record: ServiceRecord) -> tuple[int, str]:
-    return len(able_hosts(service, fleet, record.config)[0]), service
+    return len(able_hosts(service, fleet, record)[0]), service
 
 
 def _homeless(service: str, fleet: FleetState, host: str) -> tuple[list[int], list[int]]:

@@ -70,6 +70,7 @@ def _known(host: Host, record: HostRecord) -> Host:
         memory_mib=record.memory_mib,
         max_instances=record.max_instances,
         offers=sorted(record.services),
+        images=list(record.images),
     )
 
 
@@ -193,7 +194,7 @@ def _candidate(
 def _why_not(service: str, fleet: FleetState, record: ServiceRecord, name: str) -> str:
     """Why the host could not take an instance; empty if it could."""
     host = fleet.hosts[name]
-    if service not in host.services:
+    if service not in host.services and not (record.on_request and host.images):
         return "it does not offer the service"
     if host.closing:
         return "it is about to leave"

@@ -164,8 +164,12 @@ class Instance:
 
     async def _live(self) -> None:
         """From whatever state it is in to the end, one state after the other."""
-        if self._handle is None:
-            self._handle = await self._around.runtime.create(self._spec)
+        if self._handle is None and not await self._create():
+            self._step(_S.STOPPING, self._reason)
+            self._withdraw(self._reason)
+            self._step(_S.STOPPED)
+            return
+        assert self._handle is not None
         if self.state is _S.CREATING:
             self._step(_S.BOOTING)
         if self.state is _S.BOOTING and await self._boot():
@@ -184,6 +188,16 @@ class Instance:
         await self.story.written()
         end = await self._around.runtime.stop(self._handle, self._config.stop_grace)
         self._step(_S.STOPPED, _ending(end, self._config.stop_grace))
+
+    async def _create(self) -> bool:
+        """Whether it was made; False if it was told to leave before."""
+        async with task_scope() as tasks:
+            making = tasks.create_task(self._around.runtime.create(self._spec, self._note))
+            leaving = tasks.create_task(self._leave.wait())
+            await asyncio.wait((making, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if making.done():
+                self._handle = making.result()
+        return self._handle is not None
 
     async def _boot(self) -> bool:
         """Whether it became ready; False if it was told to leave before."""

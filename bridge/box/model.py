@@ -69,13 +69,15 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
 
     `version` counts this service's decisions. `slots` is sorted; it has `target` members but
     for one extra while a rollout replaces an instance. `moves` are slots whose instances are to be
-    replaced on other hosts, `avoid` says where which slot must not be placed.
+    replaced on other hosts, `avoid` says where which slot must not be placed. `on_request`: a
+    request alone has made the service, by an image, and each host that admits that can run it.
     """
 
     version: int = 0
     target: int = 0
     slots: list[int] = field(default_factory=list)
     config: ScaleConfig = field(default_factory=ScaleConfig)
+    on_request: bool = False
     rollout: Rollout | None = None
     moves: list[int] = field(default_factory=list)
     avoid: list[Avoidance] = field(default_factory=list)
@@ -141,20 +143,27 @@ class Offer(Struct, frozen=True, kw_only=True):
 
     `fixed_port` 0 means any port will do. `needs` are the labels that a host must have for it.
     `demand` is what an instance is to have unless a request's config says otherwise. `max_surge` is
-    how many extra instances there may be while instances are being replaced.
+    how many extra instances there may be while instances are being replaced. `image` is the one
+    that an instance is made from, "" if there is none.
     """
 
     fixed_port: int = 0
     needs: dict[str, str] = field(default_factory=dict)
     demand: Demand = NOTHING
     max_surge: int = 1
+    image: str = ""
+
+
+NO_OFFER: Final = Offer()
 
 
 class HostRecord(Struct, frozen=True, kw_only=True):
     """A live host and what it can run: `box_hosts`, key ``<host>``, renewed as a lease.
 
-    `memory_mib` is the memory of the host, 0 where that is not known. `notices` are sentences for
-    people about what on the host needs attention.
+    `memory_mib` is the memory of the host, 0 where that is not known. `images` are the patterns of
+    images that requests may name (see bridge.images). `lacks` says what its runtime cannot honour
+    there, and why, by the field of a request's config. `notices` are sentences for people about
+    what on the host needs attention.
     """
 
     host_id: str
@@ -164,6 +173,8 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     services: dict[str, Offer]
     labels: dict[str, str] = field(default_factory=dict)
     memory_mib: int = 0
+    images: tuple[str, ...] = ()
+    lacks: dict[str, str] = field(default_factory=dict)
     version: str = ""
     closing: bool = False
     notices: list[str] = field(default_factory=list)
@@ -223,8 +234,23 @@ class FleetState(Struct, frozen=True, kw_only=True):
             return self.census.tallies.get(service) or Tally()
         return Tally.of(self.services.get(service), self.slots_of(service))
 
-    def offering(self, service: str) -> Mapping[str, HostRecord]:
-        """The live hosts that can run `service` and are not about to leave."""
+    def is_listed(self, service: str) -> bool:
+        """Whether a live host lists `service`."""
+        return bool(self.offering(service)) or any(
+            service in host.services for host in self.hosts.values()
+        )
+
+    def offering(self, service: str, *, on_request: bool = False) -> Mapping[str, HostRecord]:
+        """The live hosts that list `service` and are not about to leave; of one that a request has
+        made, those as well that admit images.
+        """
+        hosts = self._offering(service)
+        if not on_request:
+            return hosts
+        admitting = {n: host for n, host in self.hosts.items() if host.images and not host.closing}
+        return {**hosts, **admitting}
+
+    def _offering(self, service: str) -> Mapping[str, HostRecord]:
         if self.offers is not None:
             return self.offers.get(service, {})
         return {

@@ -13,6 +13,7 @@ from typing import Final
 from bridge.box.journal import Journal
 from bridge.box.journal_store import CUT_OFF, SET_ASIDE, Snapshot
 from bridge.box.outbox import Outbox
+from bridge.box.runtimes.base import Runtime
 from bridge.observe import Metrics
 from bridge.protocol import format_time
 
@@ -23,10 +24,16 @@ class Notices:
     """What a living Box has to say of itself; keeps the age of its backlog in the metrics."""
 
     def __init__(
-        self, journal: Journal, outbox: Outbox, metrics: Metrics, clock: Callable[[], datetime]
+        self,
+        journal: Journal,
+        outbox: Outbox,
+        metrics: Metrics,
+        clock: Callable[[], datetime],
+        runtime: Runtime,
     ) -> None:
         self._journal = journal
         self._outbox = outbox
+        self._runtime = runtime
         self._clock = clock
         metrics.backlog_age.set_function(self._age)
 
@@ -35,9 +42,9 @@ class Notices:
         said = _of_facts({SET_ASIDE: self._journal.set_aside})
         if self._age() > _PATIENCE:
             said.append(_of_backlog(self._journal.backlog, self._outbox.oldest))
-        if problem := self._journal.problem:
-            said.append(problem)
-        return said
+        return said + [
+            problem for problem in (self._journal.problem, self._runtime.problem) if problem
+        ]
 
     def _age(self) -> float:
         """Seconds since the oldest event happened that is not stored yet; 0 if all are."""

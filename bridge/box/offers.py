@@ -7,15 +7,17 @@ from collections.abc import Mapping
 
 from bridge.box.fence import FENCE_NEEDS
 from bridge.box.model import Demand, HostRecord, Offer
-from bridge.box.runtimes.rules import fixed_port, refusal
+from bridge.box.runtimes.rules import NO_LACKS, fixed_port, refusal
 from bridge.errors import ConfigError
 from bridge.protocol import ScaleConfig
-from bridge.settings import Config
+from bridge.settings import Config, ServiceConfig
 from bridge.version import VERSION
 
 
-def host_record(config: Config, offered: Mapping[str, Offer], host_id: str) -> HostRecord:
-    """The host's record; `offered` is what `offers` found."""
+def host_record(
+    config: Config, offered: Mapping[str, Offer], host_id: str, lacks: Mapping[str, str]
+) -> HostRecord:
+    """The host's record; `offered` is what `offers` found, `lacks` what its runtime lacks here."""
     box = config.box
     return HostRecord(
         host_id=host_id,
@@ -25,21 +27,28 @@ def host_record(config: Config, offered: Mapping[str, Offer], host_id: str) -> H
         services=dict(offered),
         labels=box.labels,
         memory_mib=memory_mib(),
+        images=tuple(box.allow_images),
+        lacks=dict(lacks),
         version=VERSION,
     )
 
 
-def offers(config: Config) -> dict[str, Offer]:
-    """What this host offers to run. Raises ConfigError for what its runtime cannot honour."""
+def offers(config: Config, lacks: Mapping[str, str] = NO_LACKS) -> dict[str, Offer]:
+    """What this host offers to run. Raises ConfigError for what its runtime cannot honour, or lacks
+    here.
+    """
     found = {}
     for name, service in config.services.items():
         defaults = ScaleConfig(
+            image=service.image or None,
             vcpus=service.vcpus,
             memory_mib=service.memory_mib,
             env=service.env,
             port_map=service.port_map,
         )
-        if why := refusal(config.box.runtime, defaults, cpus=cpus()):
+        runtime = config.box.runtime
+        why = refusal(runtime, defaults, cpus=cpus(), lacks=lacks) or _misfit(runtime, service)
+        if why:
             raise ConfigError(f"[services.{name}]", why)
         if service.fence and config.timing.lease - config.timing.heartbeat < FENCE_NEEDS:
             raise ConfigError(
@@ -51,8 +60,22 @@ def offers(config: Config) -> dict[str, Offer]:
             needs=service.needs,
             demand=Demand.of(service.vcpus, service.memory_mib),
             max_surge=service.max_surge,
+            image=service.image,
         )
     return found
+
+
+def _misfit(runtime: str, service: ServiceConfig) -> str:
+    """What is configured for a service that its runtime has no meaning for."""
+    if runtime == "process":
+        return "entrypoint is for the oci runtime: put it into command" * bool(service.entrypoint)
+    if not service.image:
+        return "`image` is missing: the oci runtime makes instances from images"
+    if service.cwd:
+        return "cwd is for the process runtime: a container starts where its image says"
+    if service.fence:
+        return "fence = true is for the process runtime: no shim can watch over a container"
+    return ""
 
 
 def memory_mib() -> int:

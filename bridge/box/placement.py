@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Final
 
 from bridge.box.model import (
+    NO_OFFER,
     NOTHING,
     Demand,
     FleetState,
@@ -23,6 +24,7 @@ from bridge.box.model import (
     SlotRecord,
 )
 from bridge.box.runtimes.rules import fixed_port, refusal
+from bridge.images import admits, same_image
 from bridge.protocol import ScaleConfig
 
 Rank = tuple[bool, int, int, str]
@@ -32,18 +34,19 @@ _NONE: Final = (True, 0, 0, "")
 
 
 def able_hosts(
-    service: str, fleet: FleetState, config: ScaleConfig
+    service: str, fleet: FleetState, record: ServiceRecord
 ) -> tuple[dict[str, HostRecord], dict[str, str]]:
-    """The live hosts that can run `service` with `config`, cordoned ones too; and of those that
-    offer it, why the others cannot.
+    """The live hosts that can run `service` as `record` has it, cordoned ones too; and of those
+    that offer it, why the others cannot.
     """
     able, why_not = {}, {}
-    refused: dict[tuple[str, int], str] = {}  # most hosts are alike
-    for name, host in fleet.offering(service).items():
-        kind = host.runtime, host.cpus
+    refused: dict[tuple[object, ...], str] = {}  # most hosts are alike
+    for name, host in fleet.offering(service, on_request=record.on_request).items():
+        offer = host.services.get(service)
+        kind = host.runtime, host.cpus, host.images, *host.lacks.items(), offer and offer.image
         if kind not in refused:
-            refused[kind] = refusal(host.runtime, config, cpus=host.cpus) or ""
-        if why := _mislabelled(service, host) or refused[kind]:
+            refused[kind] = _refused(service, host, record.config)
+        if why := _mislabelled(service, host, record.config) or refused[kind]:
             why_not[name] = why
         else:
             able[name] = host
@@ -51,28 +54,58 @@ def able_hosts(
 
 
 def unfit(service: str, host: HostRecord, config: ScaleConfig) -> str:
-    """Why a host that offers `service` cannot run it with `config`; empty if it can."""
-    return _mislabelled(service, host) or refusal(host.runtime, config, cpus=host.cpus) or ""
+    """Why a host that offers `service` cannot run it with `config`; empty if it can. One that does
+    not list it offers to make it from an image.
+    """
+    return _mislabelled(service, host, config) or _refused(service, host, config)
 
 
-def _mislabelled(service: str, host: HostRecord) -> str:
-    for label, value in host.services[service].needs.items():
+def _mislabelled(service: str, host: HostRecord, config: ScaleConfig) -> str:
+    offer = host.services.get(service)
+    if offer is None and not config.image:
+        return "it does not list the service, and no image is named for it"
+    for label, value in offer.needs.items() if offer else ():
         if (found := host.labels.get(label)) != value:
             return f"it needs a host with {label} = {value!r}, not {found!r}"
     return ""
+
+
+def _refused(service: str, host: HostRecord, config: ScaleConfig) -> str:
+    if why := refusal(host.runtime, config, cpus=host.cpus, lacks=host.lacks):
+        return why
+    offer = host.services.get(service)
+    image, configured = config.image, offer.image if offer else ""
+    if not image or same_image(image, configured) or admits(host.images, image):
+        return ""
+    return f"image {image[:120]!r} is not admitted by its [box] allow_images"
+
+
+def rivals(fleet: FleetState, able: Mapping[str, HostRecord]) -> set[str]:
+    """The services that could use the hosts `able`: those that they list, and those made by
+    requests whose image one of them admits; what cannot be read may be one of these.
+    """
+    found = {name for host in able.values() for name in host.services}
+    if patterns := {host.images for host in able.values() if host.images}:
+        found |= fleet.unreadable_services
+        found |= {
+            name
+            for name, record in fleet.services.items()
+            if record.on_request and any(admits(own, record.config.image or "") for own in patterns)
+        }
+    return found
 
 
 def host_port(config: ScaleConfig, host: HostRecord, service: str) -> int:
     """The host port that an instance of `service` on `host` is bound to; 0 if to none."""
     if config.port_map:
         return fixed_port(config.port_map)
-    offer = host.services.get(service)
-    return offer.fixed_port if offer else 0
+    return host.services.get(service, NO_OFFER).fixed_port
 
 
 def demand(config: ScaleConfig, host: HostRecord, service: str) -> Demand:
     """What an instance of `service` with `config` is to have of `host`."""
-    return Demand.of(config.vcpus, config.memory_mib, host.services[service].demand)
+    usual = host.services.get(service, NO_OFFER).demand
+    return Demand.of(config.vcpus, config.memory_mib, usual)
 
 
 def room(name: str, host: HostRecord, fleet: FleetState) -> int:
@@ -99,7 +132,8 @@ def place(
     free = sorted(free)
     if not free:
         return {}  # the usual case, and a board costs a look at each host
-    board = Board(service, fleet, record, Spare(fleet, fleet.offering(service)))
+    hosts = fleet.offering(service, on_request=record.on_request)
+    board = Board(service, fleet, record, Spare(fleet, hosts))
     # Taking a slot changes nothing but the rank of who took it.
     ranks = board.ranks()
     heapq.heapify(ranks)
@@ -153,7 +187,7 @@ class Board:
     def __init__(
         self, service: str, fleet: FleetState, record: ServiceRecord, spare: Spare
     ) -> None:
-        self._hosts, _ = able_hosts(service, fleet, record.config)
+        self._hosts, _ = able_hosts(service, fleet, record)
         self._spare = spare
         self._needs = {
             name: demand(record.config, host, service) for name, host in self._hosts.items()

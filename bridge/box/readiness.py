@@ -1,5 +1,5 @@
 """When this Box may decide and plan: connected, streams checked, nothing lost, views, lease and
-journal current.
+journal current, and what makes its instances at work.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from bridge.box.host import Lease
 from bridge.box.journal import Journal
 from bridge.box.journal_store import CUT_OFF
 from bridge.box.restorer import Restorer
+from bridge.box.runtimes.base import Runtime
 from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.bus.registry import Registry
@@ -75,6 +76,7 @@ class Readiness:
         registry: Registry,
         journal: Journal,
         restorer: Restorer,
+        runtime: Runtime,
         clock: Callable[[], datetime],
     ) -> None:
         self._connection = connection
@@ -84,6 +86,7 @@ class Readiness:
         self._registry = registry
         self._journal = journal
         self._restorer = restorer
+        self._runtime = runtime
         self._clock = clock
         restorer.on_loss = self._recheck
         self._checked = True  # the streams, since this connection was made
@@ -153,4 +156,4 @@ class Readiness:
             return "this Box's view of the fleet is not current"
         if not self._lease.held:
             return "this Box's own lease is not current"
-        return self._journal.problem
+        return self._journal.problem or self._runtime.problem

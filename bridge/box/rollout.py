@@ -26,7 +26,7 @@ from bridge.box.model import (
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.placement import able_hosts, capacity, host_port, place, room
+from bridge.box.placement import able_hosts, capacity, host_port, place, rivals, room
 
 
 def outdated(service: str, fleet: FleetState) -> list[int]:
@@ -155,11 +155,11 @@ def _room(
     if any(_must_move(record, fleet, slot, slots[slot]) for slot in old):
         extra = fleet.free_slots(service, count, beside=set(record.slots))
         return len(place(service, fleet, record, extra, at=at))
-    able, _ = able_hosts(service, fleet, record.config)
+    able, _ = able_hosts(service, fleet, record)
     if any(host_port(record.config, host, service) for host in able.values()):
         return 0
-    rivals = {name for host in able.values() for name in host.services}
-    promised = sum(len(item.slots) for name, item in fleet.services.items() if name in rivals)
+    sharing = rivals(fleet, able)
+    promised = sum(len(item.slots) for name, item in fleet.services.items() if name in sharing)
     total = sum(capacity(name, host, fleet) for name, host in able.items())
     free = sum(max(0, room(name, host, fleet)) for name, host in able.items())
     return max(0, min(count, free, total - promised))
@@ -169,7 +169,7 @@ def _making_room(service: str, fleet: FleetState, old: list[int]) -> list[int]:
     """Those of the `old` whose end lets another be made: not on a host that takes none, unless it
     was ordered to be emptied all the same.
     """
-    able, _ = able_hosts(service, fleet, fleet.services[service].config)
+    able, _ = able_hosts(service, fleet, fleet.services[service])
     slots, orders = fleet.slots_of(service), fleet.orders
 
     def makes_room(host: str) -> bool:

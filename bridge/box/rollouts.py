@@ -27,7 +27,8 @@ class Rollouts:
         state = self._fleet.state
         if not rollout.is_open(service, state):
             return  # nearly always, and the first by name takes a look at each host
-        if min(state.offering(service), default="") != self._host:
+        offering = state.offering(service, on_request=state.services[service].on_request)
+        if min(offering, default="") != self._host:
             return
 
         def step(fleet: FleetState) -> ServiceRecord | None:

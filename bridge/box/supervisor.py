@@ -11,9 +11,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
@@ -21,7 +20,7 @@ from msgspec import Struct
 from bridge.box import lifecycle
 from bridge.box.claims import Claims
 from bridge.box.fleet import Fleet
-from bridge.box.instance import Instance, Surroundings
+from bridge.box.instance import Instance
 from bridge.box.journal_store import Entry
 from bridge.box.ledger import Ledger
 from bridge.box.model import SlotRecord
@@ -40,12 +39,13 @@ from bridge.box.planner import (
     wake_at,
 )
 from bridge.box.rollouts import Rollouts
-from bridge.box.runtimes.base import Handle, Spec
+from bridge.box.runtimes.base import Handle
 from bridge.box.story import Story, Teller
+from bridge.box.workshop import Workshop
 from bridge.bus.records import Record
 from bridge.errors import BusError, Conflict
 from bridge.protocol import InstanceState
-from bridge.settings import ServiceConfig, Timing
+from bridge.settings import Timing
 from bridge.subjects import slot_key
 from bridge.tasks import task_scope
 
@@ -71,17 +71,6 @@ class Held(Struct):
     retry_at: float = 0.0
     ended: bool = False
     settled: bool = False
-
-
-class Workshop(Struct, frozen=True, kw_only=True):
-    """What instances are made from on this host."""
-
-    services: Mapping[str, ServiceConfig]
-    around: Surroundings
-    instances_dir: Path
-    cwd: Path
-    fence: Path
-    timing: Timing
 
 
 class Supervisor:
@@ -128,11 +117,11 @@ class Supervisor:
             started = entry.identity is not None or info.state not in _BEFORE_START
             if started and info.state not in lifecycle.ENDED:
                 handle = await self._workshop.around.runtime.adopt(
-                    self._spec(entry), entry.identity, entry.port
+                    self._workshop.spec(entry), entry.identity, entry.port
                 )
             held = self._hold(self._assemble(entry, None, handle), entry)
             self._taken.append(held)
-            if info.service not in self._workshop.services:
+            if not self._workshop.still_makes(entry, self._fleet.state.services.get(info.service)):
                 held.instance.leave("its service is no longer offered on this host")
 
     def touch(self, services: Iterable[str] | None) -> None:
@@ -291,9 +280,10 @@ class Supervisor:
         """While no plan can be made: what this host has, it keeps alive, but for what is fenced."""
         if self._closing:
             return
-        services = self._workshop.services
-        for service in [name for name in self._held if name in services]:
-            if services[service].fence:
+        for service in list(self._held):
+            record = self._fleet.state.services.get(service)
+            config = self._workshop.config_of(service, record) if record else None
+            if config is None or config.fence:
                 continue
             local, now = self._locals(service), time.monotonic()
             for slot in remake(service, self._fleet.state, self._me, local, now=now):
@@ -315,7 +305,7 @@ class Supervisor:
         already, else the instance's story writes it.
         """
         record = self._fleet.state.services.get(service)
-        config = self._workshop.services.get(service)
+        config = self._workshop.config_of(service, record) if record else None
         if self._closing or record is None or config is None:
             return  # a claim is given up with the others
         before = self._held.get(service, {}).get(slot)
@@ -331,18 +321,6 @@ class Supervisor:
         )
         self._begin(self._hold(self._assemble(entry, claim, None), entry))
 
-    def _spec(self, entry: Entry) -> Spec:
-        shop, info = self._workshop, entry.life.info
-        return Spec.of(
-            info.id,
-            info.service,
-            entry.service,
-            entry.overrides,
-            directory=shop.instances_dir / info.id,
-            cwd=shop.cwd,
-            fence=shop.fence,
-        )
-
     def _assemble(
         self, entry: Entry, claim: Record[SlotRecord] | None, handle: Handle | None
     ) -> Instance:
@@ -355,7 +333,7 @@ class Supervisor:
             lost=lambda reason: instance.leave(reason),  # noqa: PLW0108 (bound below)
             traceparent=decision.traceparent if decision else "",
         )
-        instance = Instance(self._spec(entry), story, self._workshop.around, handle)
+        instance = Instance(self._workshop.spec(entry), story, self._workshop.around, handle)
         return instance
 
     def _hold(self, instance: Instance, entry: Entry) -> Held:

@@ -5,17 +5,28 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 
 from bridge.box.probes import Prober
 from bridge.box.runtimes.sockets import connections, established
 
+Count = Callable[[AbstractSet[int]], Counter[int]]
+
 
 class Traffic:
-    """One look at the kernel's tables serves everybody who asks within `freshness` seconds."""
+    """One look at the kernel's tables serves everybody who asks within `freshness` seconds.
 
-    def __init__(self, prober: Prober, freshness: float = 0.1) -> None:
+    `count` counts, from a thread, but for the requests from some ports: a runtime whose instances
+    have networks of their own does.
+    """
+
+    def __init__(
+        self, prober: Prober, freshness: float = 0.1, *, count: Count | None = None
+    ) -> None:
         self._prober = prober
         self._freshness = freshness
+        self._count = count or _on_this_host
         self._counts: Counter[int] = Counter()
         self._taken = float("-inf")
         self._turn = asyncio.Lock()
@@ -32,4 +43,8 @@ class Traffic:
             return self._counts
 
     def _look(self) -> Counter[int]:
-        return established(connections(), without=self._prober.ports)
+        return self._count(self._prober.ports)
+
+
+def _on_this_host(without: AbstractSet[int]) -> Counter[int]:
+    return established(connections(), without=without)

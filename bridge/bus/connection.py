@@ -369,8 +369,9 @@ class Connection:
             return
         _log.warning("nats: %s", said)
         if denied[1].lower() == "publish":
+            domain = f"$JS.{self.settings.domain}.API."  # the domain's own server knows none
             for asked in self._replies.values():
-                if asked.subject == denied[2]:
+                if denied[2] in (asked.subject, asked.subject.replace(domain, "$JS.API.", 1)):
                     asked.fail(NotPermitted(asked.subject))
         else:
             for listener in self._listeners:

@@ -228,7 +228,7 @@ async def _account_level(connection: Connection) -> int:
 async def ensure_stream(connection: Connection, config: StreamConfig) -> bool:
     """Create the stream if it is missing; whether it was. Raises what `ensure` does."""
     name = str(config.name)
-    found = await _call(connection, name, "info")
+    found = await stream_info(connection, name)
     if found is None:
         found = await _call(connection, name, "create", config)
         if found is not None:
@@ -239,6 +239,11 @@ async def ensure_stream(connection: Connection, config: StreamConfig) -> bool:
     if broken := differences(config, found.config):
         raise TopologyMismatch(name, broken)
     return False
+
+
+async def stream_info(connection: Connection, name: str) -> StreamInfo | None:
+    """The stream as it is; None if it is missing. Raises what `ensure` does."""
+    return await _call(connection, name, "info")
 
 
 async def _call(

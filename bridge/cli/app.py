@@ -28,6 +28,7 @@ for verb in (
     host_verbs.up,
     host_verbs.box,
     host_verbs.logs,
+    host_verbs.doctor,
     host_verbs.demo,
     host_verbs.version,
     gateway_verbs.scale,

@@ -28,8 +28,8 @@ def configuration(
 
 
 def require_services(config: Config) -> Config:
-    """`config`, if it lists something to run; raises ConfigError if not."""
-    if not config.services:
+    """`config`, if it has something to run; raises ConfigError if not."""
+    if not (config.services or config.box.allow_images):
         raise ConfigError(
             "[services]",
             "no service is configured: give -c box.toml with\n"

@@ -21,7 +21,7 @@ def scale(
     replicas: Annotated[int, Parameter(validator=_U32, help="How many instances it shall have.")],
     /,
     *,
-    image: Annotated[str | None, Parameter(help="OCI image, where the runtime has images.")] = None,
+    image: Annotated[str | None, Parameter(help="OCI image, which hosts must admit.")] = None,
     vcpus: Annotated[
         int | None, Parameter(validator=_U8, help="Processors of each instance.")
     ] = None,
@@ -63,6 +63,7 @@ def scale(
 
         box-bridge scale web 3 --wait
         box-bridge scale web 3 --memory-mib 256 --env LEVEL=debug
+        box-bridge scale shop 2 --image nginx:1.27 --port 0:80
         box-bridge scale web 0
     """
     from bridge.cli.scale import run_scale

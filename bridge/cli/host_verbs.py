@@ -90,6 +90,23 @@ def check(*, config: ConfigFile = None, json: Json = False) -> int:
     return run_check(config, json=json)
 
 
+def doctor(*, config: ConfigFile = None, link: Link | None = None, json: Json = False) -> int:
+    """Check that everything is there which a Box needs, or a gateway: a line each, with the cure.
+
+    With a configuration file it looks at NATS as that Box would, and at this host; without one, at
+    NATS as a gateway would:
+
+        box-bridge doctor -c box.toml
+        box-bridge doctor -s nats://127.0.0.1:4222
+
+    Each check has a deadline, and none hides another. Nothing is changed: a Box may be at work.
+    The exit code is 0 when nothing failed, and 1 when something did; warnings do not count.
+    """
+    from bridge.cli.doctor import run_doctor
+
+    return asyncio.run(run_doctor(config, (link or Link()).flags(), json=json))
+
+
 def demo(
     *,
     keep: Annotated[

@@ -48,7 +48,7 @@ async def run_up(
         config = replace(config, nats=own)
         if not json:
             err.print(f"NATS server: {server.url}   store and logs: {config.data_dir}")
-            first = min(config.services)
+            first = min(config.services, default="web --image …")
             err.print(f"Try: box-bridge scale {first} 2 --wait -s {server.url}\n")
         # Without its server this Box can tell nobody anything, and would wait for it for ever.
         async with task_scope() as tasks:

@@ -17,7 +17,7 @@ from tests.e2e.program import Finished, environment, run, running
 from tests.support import eventually, service_table
 
 VERBS = ["up", "box", "scale", "ps", "events", "routes", "timeline", "relay", "register", "logs"]
-VERBS += ["config", "config check", "demo", "version"]
+VERBS += ["config", "config check", "doctor", "demo", "version"]
 VERBS += ["hosts", "cordon", "drain", "uncordon", "rebalance", "history", "plan"]
 
 

@@ -58,7 +58,7 @@ async def test_a_sweep_spares_an_instance_that_is_being_spawned(
         return popen
 
     monkeypatch.setattr(runtime, "_spawn", wait_for_sweep)
-    process = await runtime.create(spec(tmp_path, "sleep", "60"))
+    process = await runtime.create(spec(tmp_path, "sleep", "60"), print)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(runtime.start(process, unwritten))
         assert await asyncio.to_thread(spawned.wait, 10)
@@ -82,7 +82,7 @@ async def test_what_a_shell_runs_has_the_grace_although_the_shell_is_gone(
 ) -> None:
     (tmp_path / "service.sh").write_text(FLUSH_SLOWLY)
     (tmp_path / "start.sh").write_text("/bin/sh service.sh\necho the shell was not ended\n")
-    process = await runtime.create(spec(tmp_path, "/bin/sh", "start.sh"))
+    process = await runtime.create(spec(tmp_path, "/bin/sh", "start.sh"), print)
     await runtime.start(process, unwritten)
     log = process.spec.directory / "stdout.log"
     await eventually(lambda: log.read_text() == "up\n")

@@ -86,7 +86,7 @@ class Checks:
 
     def intends(self, service: str, record: ServiceRecord, fleet: FleetState) -> None:
         """A Box is about to write `record`, from what it sees."""
-        able, _ = able_hosts(service, fleet, record.config)
+        able, _ = able_hosts(service, fleet, record)
         seen = Seen(
             sum(capacity(name, host, fleet) for name, host in able.items()),
             frozenset[str]().union(*(host.services for host in able.values())),

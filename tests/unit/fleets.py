@@ -15,11 +15,18 @@ SERVICES = ("web", "api", "jobs")
 
 
 def host(
-    *services: str, room: int = 10, closing: bool = False, cpus: int = 4, fixed_port: int = 0
+    *services: str,
+    room: int = 10,
+    closing: bool = False,
+    cpus: int = 4,
+    fixed_port: int = 0,
+    runtime: str = "process",
+    images: tuple[str, ...] = (),
 ) -> HostRecord:
     return HostRecord(
         host_id="id",
-        runtime="process",
+        runtime=runtime,
+        images=images,
         cpus=cpus,
         max_instances=room,
         services={name: Offer(fixed_port=fixed_port) for name in services or SERVICES},

@@ -174,7 +174,7 @@ def uneven(draw: st.DrawFn) -> FleetState:
     for service in SERVICES:
         record = ServiceRecord()
         board = Board(service, state, record, Spare(fleet(hosts=hosts, slots=slots)))
-        able = sorted(able_hosts(service, state, record.config)[0])
+        able = sorted(able_hosts(service, state, record)[0])
         claims: dict[int, SlotRecord] = {}
         for number in range(draw(st.integers(0, 10))):
             fit = [name for name in able if board.left(name) > 0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from bridge.box.environment import handed_to
 from bridge.box.runtimes.identity import Identity
@@ -18,19 +20,23 @@ from bridge.settings import ServiceConfig
 class Spec(Struct, frozen=True, kw_only=True):
     """All that makes one instance: a service's configuration with a request's overrides.
 
-    `port` 0 means any of the Box's range. `directory` is the instance's own. `fence` is the file
-    that says until when it may live (see bridge.box.fence), None for as long as it likes.
+    `port` 0 means any, else it is the first that `port_map` fixes. `directory` is the instance's
+    own. `fence` is the file that says until when it may live (see bridge.box.fence), None for as
+    long as it likes.
     """
 
     instance_id: str
     service: str
+    slot: int = 0
     command: list[str]
+    entrypoint: list[str] = field(default_factory=list)
     cwd: str
     env: dict[str, str]
     vcpus: int | None
     memory_mib: int | None
     image: str | None
     port: int
+    port_map: list[str] = field(default_factory=list)
     directory: Path
     fence: Path | None = None
 
@@ -42,26 +48,34 @@ class Spec(Struct, frozen=True, kw_only=True):
         config: ServiceConfig,
         overrides: ScaleConfig,
         *,
+        slot: int,
         directory: Path,
         cwd: Path,
         fence: Path | None = None,
     ) -> Spec:
         """The spec of one instance; a relative `cwd` of the service starts at `cwd`."""
+        port_map = overrides.port_map or config.port_map
         return cls(
             instance_id=instance_id,
             service=service,
+            slot=slot,
             command=config.command,
+            entrypoint=config.entrypoint,
             cwd=str(cwd / Path(config.cwd).expanduser()),
             env=config.env | overrides.env | handed_to(config),
             vcpus=config.vcpus if overrides.vcpus is None else overrides.vcpus,
             memory_mib=(
                 config.memory_mib if overrides.memory_mib is None else overrides.memory_mib
             ),
-            image=overrides.image or None,
-            port=fixed_port(overrides.port_map or config.port_map),
+            image=overrides.image or config.image or None,
+            port=fixed_port(port_map),
+            port_map=port_map,
             directory=directory,
             fence=fence if config.fence else None,
         )
+
+
+_UNSEEN: Final = "ended while its Box was away, its exit code unknown"
 
 
 class Exit(Struct, frozen=True, kw_only=True):
@@ -70,21 +84,24 @@ class Exit(Struct, frozen=True, kw_only=True):
     An exit code of 128 + n is taken for signal n, as shells have it. `code` None means that
     nobody knows: it ended while its Box was away, and left no word. Without `ran` it was never
     let go: its Box died first. With `fenced` it was ended because its host's lease was to end.
+    `why` is what the runtime knows beside that.
     """
 
     code: int | None = 0
     signal: int = 0
     ran: bool = True
     fenced: bool = False
+    why: str = ""
 
     def __str__(self) -> str:
         if self.fenced:
             return "fenced: its host was cut off until its lease was to end"
+        why = f": {self.why}" if self.why else ""
         if self.signal:
-            return f"killed by signal {self.signal}"
+            return f"killed by signal {self.signal}{why}"
         if self.code is None:
-            return "ended while its Box was away, its exit code unknown"
-        return f"exited with code {self.code}"
+            return f"ended, its exit code unknown{why}" if why else _UNSEEN
+        return f"exited with code {self.code}{why}"
 
 
 class Usage(Struct, frozen=True, kw_only=True):
@@ -116,8 +133,25 @@ class Handle(Protocol):
 class Runtime(Protocol):
     """How instances are made. Failures raise InstanceError, saying what is wrong."""
 
-    async def create(self, spec: Spec) -> Handle:
-        """Make what must be there before the start: a directory, an image."""
+    @property
+    def lacks(self) -> Mapping[str, str]:
+        """What cannot be honoured on this host of what the runtime can elsewhere, and why, by the
+        field of a request's config.
+        """
+
+    @property
+    def problem(self) -> str:
+        """Why no instance can be made or looked at just now; empty while all is well."""
+
+    async def run(self) -> None:
+        """Look after the instances until cancelled, if that needs doing."""
+
+    async def create(self, spec: Spec, tell: Callable[[str], None]) -> Handle:
+        """Make what must be there before the start: a directory, an image.
+
+        `tell` gets sentences on how that comes along, where it takes its time. Cancelled, it leaves
+        nothing but what `sweep` ends.
+        """
 
     async def start(
         self, handle: Handle, record: Callable[[Identity, int], Awaitable[None]]
@@ -125,7 +159,8 @@ class Runtime(Protocol):
         """Boot it. May be called again after `stop`, and then takes another port.
 
         `record` is awaited with its process and port before the instance does anything, so that
-        both can be written down first. Raises PortTaken if its fixed port is not free.
+        both can be written down first; with what is known of them then, and again with all, where
+        the start itself decides. Raises PortTaken if its fixed port is not free.
         """
 
     async def adopt(self, spec: Spec, identity: Identity | None, port: int) -> Handle:
@@ -153,6 +188,11 @@ class Runtime(Protocol):
 
     async def usage(self, handles: Iterable[Handle]) -> Mapping[str, Usage]:
         """What each of `handles` uses, by instance id; in one pass, as it is called often."""
+
+    def requests(self, without: AbstractSet[int]) -> Counter[int]:
+        """How many requests are in flight, by the port of `Handle.port`: established connections,
+        but for those from the ports in `without`. Called in a thread.
+        """
 
     async def sweep(self) -> list[str]:
         """End what carries this Box's label but belongs to none of its instances.

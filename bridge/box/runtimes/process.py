@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +27,13 @@ from bridge.box.runtimes.base import Exit, Found, Handle, Spec, Usage
 from bridge.box.runtimes.groups import group_of, has_others, members
 from bridge.box.runtimes.identity import Identity, identify, is_alive
 from bridge.box.runtimes.logs import STDERR, STDOUT, last_line
-from bridge.box.runtimes.sockets import holder, is_free, is_listening
+from bridge.box.runtimes.sockets import (
+    connections,
+    established,
+    holder,
+    is_free,
+    is_listening,
+)
 from bridge.box.runtimes.use import Meter
 from bridge.errors import InstanceError, PortTaken
 
@@ -81,7 +88,13 @@ class ProcessRuntime:
         self._meter = Meter()
         self._sweep_due = True
 
-    async def create(self, spec: Spec) -> Process:
+    lacks: Final[Mapping[str, str]] = {}
+    problem: Final = ""
+
+    async def run(self) -> None:
+        """There is nothing to do: the kernel tells."""
+
+    async def create(self, spec: Spec, tell: Callable[[str], None]) -> Process:
         try:
             spec.directory.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
@@ -163,6 +176,9 @@ class ProcessRuntime:
     async def usage(self, handles: Iterable[Handle]) -> Mapping[str, Usage]:
         groups = {process.pid: process for process in map(self._process, handles) if process.pid}
         return await asyncio.to_thread(self._usage, groups)
+
+    def requests(self, without: AbstractSet[int]) -> Counter[int]:
+        return established(connections(), without=without)
 
     async def sweep(self) -> list[str]:
         if not self._sweep_due:

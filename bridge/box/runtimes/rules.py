@@ -7,66 +7,128 @@ to say so for any host, so these rules know hosts only by what their records tel
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from bridge.protocol import ScaleConfig
 
 _PORTS: Final = re.compile(r"(\d{1,5}):(\d{1,5})")
+_IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,511}")
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_LEAST_MEMORY: Final = 6  # MiB: docker takes no less
+_LONGEST_VALUE: Final = 32_768  # bytes: docker reads lines of 64 KiB at most from its env file
+_MOST_PORTS: Final = 16
+_GUEST_PORT: Final = 8080  # inside a container that nobody said a port of
+
+NO_LACKS: Final[Mapping[str, str]] = {}
 
 
-def refusal(runtime: str, config: ScaleConfig, *, cpus: int) -> str | None:
-    """Why `runtime` on a host with `cpus` processors cannot honour `config`; None if it can."""
+def refusal(
+    runtime: str, config: ScaleConfig, *, cpus: int, lacks: Mapping[str, str] = NO_LACKS
+) -> str | None:
+    """Why `runtime` on a host with `cpus` processors cannot honour `config`; None if it can.
+
+    `lacks` says what the engine behind the runtime cannot honour there, and why, by field.
+    """
     check = _CHECKS.get(runtime)
     if check is None:
         return f"runtime {runtime!r} is not known to this Box"
-    return check(config, cpus)
+    return _limits(config, cpus) or check(config, lacks)
+
+
+def port_pair(entry: str) -> tuple[int, int]:
+    """The host's and the guest's port of ``host:guest``; (0, 0) if it is no such thing."""
+    match = _PORTS.fullmatch(entry)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def fixed_port(port_map: list[str]) -> int:
-    """The host port that `port_map` fixes; 0 where it fixes none."""
-    match = _PORTS.fullmatch(port_map[0]) if port_map else None
-    return int(match[1]) if match else 0
+    """The first host port that `port_map` fixes; 0 where it fixes none."""
+    return next((host for host, _ in map(port_pair, port_map) if host), 0)
 
 
-def _process(config: ScaleConfig, cpus: int) -> str | None:
+def guest_port(port_map: list[str]) -> int:
+    """The port inside a container at which the instance serves."""
+    return port_pair(port_map[0])[1] if port_map else _GUEST_PORT
+
+
+def _limits(config: ScaleConfig, cpus: int) -> str | None:
+    if config.vcpus is not None and not 1 <= config.vcpus <= cpus:
+        return f"vcpus must be 1 to {cpus}, the processors of the host, not {config.vcpus}"
+    if config.memory_mib is not None and config.memory_mib < 1:
+        return "memory_mib must be at least 1"
+    return None
+
+
+def _process(config: ScaleConfig, lacks: Mapping[str, str]) -> str | None:
     if config.image:
         return (
             f"image {config.image!r} cannot be honoured by the process runtime, which runs the "
             "configured command: leave image out"
         )
-    if config.vcpus is not None and not 1 <= config.vcpus <= cpus:
-        return f"vcpus must be 1 to {cpus}, the processors of the host, not {config.vcpus}"
-    if config.memory_mib is not None and config.memory_mib < 1:
-        return "memory_mib must be at least 1"
-    return _ports(config.port_map) or _env(config)
+    if len(config.port_map) > 1:
+        return "port_map may have one entry in the process runtime: an instance has one port"
+    port = str(fixed_port(config.port_map) or "")
+    cure = 'for a fixed port use port_map ["8080:80"], which makes PORT 8080'
+    return _ports(config.port_map) or _env(config, port, cure)
+
+
+def _oci(config: ScaleConfig, lacks: Mapping[str, str]) -> str | None:
+    if config.image and not _IMAGE.fullmatch(config.image):
+        return f"image {config.image[:80]!r} is not a reference like registry/name:tag"
+    if config.memory_mib is not None and config.memory_mib < _LEAST_MEMORY:
+        return f"memory_mib must be at least {_LEAST_MEMORY} in a container"
+    for field in ("vcpus", "memory_mib"):
+        if getattr(config, field) is not None and field in lacks:
+            return f"{field} cannot be honoured: {lacks[field]}"
+    if len(config.port_map) > _MOST_PORTS:
+        return f"port_map may have {_MOST_PORTS} entries"
+    port = str(guest_port(config.port_map))
+    problem = _ports(config.port_map) or _env(config, port, 'port_map ["0:80"] makes PORT 80')
+    return problem or _carried(config.env, lacks)
 
 
 def _ports(port_map: list[str]) -> str | None:
-    if len(port_map) > 1:
-        return "port_map may have one entry in the process runtime: an instance has one port"
     for entry in port_map:
-        match = _PORTS.fullmatch(entry)
-        if match is None or int(match[1]) > 65535 or not 1 <= int(match[2]) <= 65535:
+        host, guest = port_pair(entry)
+        if host > 65535 or not 1 <= guest <= 65535:
             return (
                 f'port_map {entry[:40]!r} must be "host:guest", ports from 1 to 65535 (host 0: any)'
             )
+    if len(set(map(port_pair, port_map))) < len(port_map):
+        return "port_map names the same ports twice"
     return None
 
 
-def _env(config: ScaleConfig) -> str | None:
-    port = fixed_port(config.port_map)
+def _env(config: ScaleConfig, port: str, cure: str) -> str | None:
     for key, value in config.env.items():
         if not key or "=" in key or "\0" in key + value:
             return f"env {key[:40]!r} cannot be an environment variable"
         if key.startswith("BOX_"):
             return f"env {key} is set by the Box"
-        if key == "PORT" and value != str(port or ""):
-            return (
-                'env PORT is set by the Box: for a fixed port use port_map ["8080:80"], '
-                "which makes PORT 8080"
-            )
+        if key == "PORT" and value != port:
+            return f"env PORT is set by the Box: {cure}"
     return None
 
 
-_CHECKS: Final[dict[str, Callable[[ScaleConfig, int], str | None]]] = {"process": _process}
+def _carried(env: Mapping[str, str], lacks: Mapping[str, str]) -> str | None:
+    """What cannot go by a file of ``KEY=value`` lines, the only way that no one else can read."""
+    for key, value in env.items():
+        if not _VARIABLE.fullmatch(key):
+            return f"env {key[:40]!r} is not a name that an environment file can carry"
+        if "\n" in value or "\r" in value:
+            return (
+                f"env {key} has several lines, which an environment file cannot carry: encode it "
+                "(base64, JSON), or put it into the image"
+            )
+        if len(value.encode(errors="replace")) > _LONGEST_VALUE:
+            return f"env {key} is longer than {_LONGEST_VALUE} bytes"
+        if value != value.strip() and "env" in lacks:
+            return f"env {key} cannot be honoured: {lacks['env']}"
+    return None
+
+
+_CHECKS: Final[dict[str, Callable[[ScaleConfig, Mapping[str, str]], str | None]]] = {
+    "process": _process,
+    "oci": _oci,
+}

@@ -1,0 +1,137 @@
+"""One instance as a container: what is known of it here, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from bridge.box.runtimes import kernel
+from bridge.box.runtimes.base import Exit, Spec
+from bridge.box.runtimes.engine_answers import State
+from bridge.box.runtimes.identity import Identity, boot_id, identify, is_alive
+from bridge.box.runtimes.rules import guest_port
+
+_SIGNALLED: Final = 128  # an exit code of 128 + n means signal n, as shells have it
+
+
+class Container:
+    """The handle of one instance. `made` says that the engine has a container of its name.
+
+    `suspected` says that it may have ended: the engine is to be asked. `patience_ends` is until
+    when the engine may take to see what the kernel has told, in the loop's time.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.made = False
+        self.ended: asyncio.Future[Exit] | None = None
+        self.suspected = False
+        self.concluding = False
+        self.patience_ends = float("inf")
+        self.identity: Identity | None = None  # of its main process, where the kernel knows it
+        self._port = 0
+        self._memory: Path | None = None
+        self._out_of_memory = False
+        self._pidfd = -1
+
+    @property
+    def instance_id(self) -> str:
+        return self.spec.instance_id
+
+    @property
+    def name(self) -> str:
+        """What the engine calls it."""
+        return self.spec.instance_id
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    @property
+    def guest(self) -> int:
+        """The port inside at which it serves."""
+        return guest_port(self.spec.port_map)
+
+    @property
+    def pid(self) -> int:
+        """Its main process; 0 where the kernel does not know it."""
+        return self.identity.pid if self.identity else 0
+
+    @property
+    def going(self) -> bool:
+        """Whether it was let go, and is not known to have ended."""
+        return self.ended is not None and not self.ended.done()
+
+    def begin(self) -> None:
+        """It is about to be let go."""
+        self.ended = asyncio.get_running_loop().create_future()
+        self.suspected, self.patience_ends = False, float("inf")
+        self.identity, self._port = None, 0
+
+    def took_off(self, state: State, suspect: Callable[[], None]) -> Identity:
+        """It runs, as `state` says. `suspect` is called once its main process has ended; the
+        process is returned, or what stands for it where the kernel does not know it.
+        """
+        self._port = state.ports.get(self.guest, 0)
+        self.identity = identify(state.pid) if state.pid else None
+        if self.identity is None:
+            self.suspected = True
+            return Identity(pid=0, started=0, boot_id=boot_id())
+        self._memory = kernel.memory_events(self.identity.pid)
+        self._watch(self.identity.pid, suspect)
+        return self.identity
+
+    def is_gone(self) -> bool:
+        """Whether its main process is known to be dead, whatever its engine says."""
+        return self.identity is not None and not is_alive(self.identity)
+
+    def unwatch(self) -> None:
+        """Look at its process no more."""
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def exit(self, state: State | None) -> Exit:
+        """How it ended; `state` is what the engine says, None if it has no such container."""
+        if state is None:
+            return Exit(code=None, why="its container was removed")
+        if not state.begun and (self.identity is None or self.identity.pid == 0):
+            return Exit(ran=False)
+        if state.running:
+            return Exit(code=None, why="its engine has lost sight of it")
+        if not state.begun or state.code is None:
+            return Exit(code=None, why=state.error)
+        killed_by = state.code - _SIGNALLED
+        if 0 < killed_by < signal.NSIG:
+            why = self._memory_ran_out(state, "out of memory") or state.error
+            return Exit(code=0, signal=killed_by, why=why)
+        why = self._memory_ran_out(state, "a process of it was killed, out of memory")
+        return Exit(code=state.code, why=why or state.error)
+
+    def _memory_ran_out(self, state: State, what: str) -> str:
+        limit = self.spec.memory_mib
+        if not (state.oom or self._out_of_memory):
+            return ""
+        return f"{what}: its limit is {limit} MiB" if limit else what
+
+    def _watch(self, pid: int, suspect: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def on_exit() -> None:
+            # Its control group is gone in a moment, and the count with it.
+            self._out_of_memory = kernel.oom_kills(self._memory) > 0
+            self.unwatch()
+            suspect()
+
+        self.unwatch()
+        with contextlib.suppress(ProcessLookupError):
+            self._pidfd = os.pidfd_open(pid)
+            loop.add_reader(self._pidfd, on_exit)
+            return
+        suspect()

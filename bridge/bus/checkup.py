@@ -1,0 +1,219 @@
+"""Is the bus fit for a fleet? One check each for the server, JetStream, the user's rights, the
+streams and the clock.
+
+Each gives a Finding, or raises a BusError for what kept it from finding anything. Nothing is
+created, changed or stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import nats.errors
+import nats.js.errors
+from nats.js.api import AccountInfo, StreamInfo
+
+from bridge.bus import permissions, topology
+from bridge.bus.clock import server_time
+from bridge.bus.connection import Connection
+from bridge.bus.store import mapped
+from bridge.errors import NoReply, StoreUnsuitable, without_secret
+from bridge.findings import Finding, fail, ok, skip, warn
+from bridge.settings import Timing
+
+_OLDEST: Final = (2, 11)  # per-message TTLs
+_BATCHES: Final = (2, 12)  # atomic batches: more than ten times the events a second
+_FULL: Final = 0.8  # of what the account may store
+_FAR: Final = 0.1  # seconds to the server and back; each claim and decision waits for it
+_SKEW: Final = 1.0  # seconds
+_MAX_SKEW: Final = 5.0  # seconds; a request expires 10 s after it was made, if not told otherwise
+
+_GRANT: Final = "grant that to this NATS user: docs/doctor.md lists what is needed"
+
+
+async def server(connection: Connection) -> Finding:
+    """Which server it is, how far away, and whether it is new enough."""
+    info = connection.server_info
+    version = str(info.get("version", "?"))
+    started = time.monotonic()
+    await connection.flush()
+    away = time.monotonic() - started
+    where = without_secret(", ".join(connection.settings.urls))
+    says = f"nats-server {version} at {where}, {away * 1000:.1f} ms away"
+    if _number(version) < _OLDEST:
+        return fail(says, "update it: 2.11 or newer is needed")
+    if away > _FAR:
+        return warn(says, "use a nearer server: each decision waits for it several times")
+    if _number(version) < _BATCHES:
+        return warn(says, "update it to 2.12 or newer, which stores events in batches")
+    return ok(says)
+
+
+async def jetstream(connection: Connection) -> Finding:
+    """Whether there is a store, and how much of it this account has left."""
+    await topology.api_level(connection)  # raises StoreUnsuitable, with the cure
+    info = await _account(connection)
+    limits = _limits(info)
+    if none := [name for name, _, most in limits if most == 0]:
+        return fail(
+            f"this account may use no {', no '.join(none)}",
+            "raise its JetStream limits: events and records are kept in files, registrations in "
+            "memory",
+        )
+    used = f"{info.streams} streams, {_mib(info.storage)} on disk, {_mib(info.memory)} in memory"
+    near = [f"{name} {has} of {most}" for name, has, most in limits if has >= most * _FULL]
+    if near:
+        return warn(f"{used}; near a limit: {', '.join(near)}", "raise the account's limits")
+    return ok(used if limits else f"{used}, no limits")
+
+
+async def rights(connection: Connection, host: str) -> Finding:
+    """Whether the user may do all that the Box `host` does; without a host, what a gateway does."""
+    settings = connection.settings
+    wanted = permissions.of_box(settings, host) if host else permissions.of_gateway(settings)
+    missing = await permissions.lacking(connection, wanted)
+    who = f"Box {host}" if host else "a gateway"
+    if missing:
+        return fail(f"as {who} this user may not {', '.join(missing)}", _GRANT)
+    tried = len(wanted.publish) + len(wanted.subscribe)
+    return ok(f"all that {who} needs is allowed ({tried} subjects tried)")
+
+
+async def streams(connection: Connection, timing: Timing | None) -> Finding:
+    """Whether the streams and buckets keep what they must, as far as they exist."""
+    replicas = connection.settings.replicas
+    wanted = topology.streams(
+        connection.subjects,
+        replicas=replicas,
+        lifetimes=None if timing is None else topology.Lifetimes.of(timing),
+    )
+    there: list[StreamInfo] = []
+    broken, missing = [], []
+    for config in wanted:
+        name = str(config.name)
+        if (found := await topology.stream_info(connection, name)) is None:
+            missing.append(name)
+            continue
+        there.append(found)
+        broken += [f"{name}: {line}" for line in topology.differences(config, found.config)]
+    if broken:
+        return fail(
+            "; ".join(broken),
+            "mend them with `nats stream edit NAME`, or choose another [nats] prefix",
+        )
+    if len(missing) == len(wanted):
+        return _replicated(connection) or warn(
+            f"none of the {len(wanted)} streams and buckets is there yet",
+            "start a Box, which makes them; or check the prefix",
+        )
+    if missing:
+        return warn(f"missing: {', '.join(missing)}", "a Box makes them when it starts")
+    if ailing := _ailing(there):
+        return warn(ailing, "see to those servers: `nats server report jetstream`")
+    return _replicated(connection) or ok(
+        f"{len(there)} streams and buckets, {_copies(replicas)}, all as they must be"
+    )
+
+
+async def clock(connection: Connection, now: Callable[[], datetime]) -> Finding:
+    """How far this host's clock is from the server's, which dates all that is stored."""
+    started = now()
+    before = time.monotonic()
+    try:
+        there = await server_time(connection)
+    except NoReply:
+        return skip("there is no stream yet that could tell the server's time: start a Box")
+    took = time.monotonic() - before
+    off = (started + timedelta(seconds=took / 2) - there).total_seconds()
+    side = "ahead of" if off > 0 else "behind"
+    says = f"{abs(off):.3f} s {side} the NATS server's, give or take {took / 2:.3f} s"
+    surely = max(0.0, abs(off) - took / 2)
+    if surely > _MAX_SKEW:
+        return fail(says, "set it, with NTP (`timedatectl`): requests would be taken for expired")
+    if surely > _SKEW:
+        return warn(says, "set it, with NTP (`timedatectl`)")
+    return ok(says)
+
+
+async def _account(connection: Connection) -> AccountInfo:
+    try:
+        return await connection.jetstream.account_info()
+    except nats.js.errors.APIError as exc:
+        raise mapped("JetStream", exc) from exc
+    except (nats.errors.Error, TimeoutError) as exc:
+        raise StoreUnsuitable(f"JetStream does not tell its limits: {exc}") from exc
+
+
+def _limits(info: AccountInfo) -> list[tuple[str, int, int]]:
+    """What the account uses and may use: bytes of each storage, numbers of the rest. An account
+    with tiers has its limits there.
+    """
+    parts: list[Any] = [*info.tiers.values()] if info.tiers else [info]
+    found = [
+        limit
+        for part in parts
+        for limit in (
+            ("file storage", part.storage, part.limits.max_storage),
+            ("memory storage", part.memory, part.limits.max_memory),
+            ("streams", part.streams, part.limits.max_streams or -1),
+            ("consumers", part.consumers, part.limits.max_consumers or -1),
+        )
+    ]
+    return [limit for limit in found if limit[2] >= 0]  # -1 is no limit
+
+
+def _replicated(connection: Connection) -> Finding | None:
+    """What is wrong with the number of copies; None if nothing is."""
+    replicas, info = connection.settings.replicas, connection.server_info
+    servers = len(set(info.get("connect_urls") or ())) or 1
+    if replicas > 1 and not info.get("cluster"):
+        return fail(
+            f"replicas = {replicas}, but this server is in no cluster",
+            "set [nats] replicas = 1, or connect to a cluster",
+        )
+    if replicas > servers:
+        return warn(
+            f"replicas = {replicas}, but the cluster tells of {servers} servers",
+            "add servers to it, or lower [nats] replicas",
+        )
+    if replicas == 1 and info.get("cluster") and servers >= 3:
+        return warn(
+            f"one copy of each stream in a cluster of {servers} servers",
+            "set [nats] replicas = 3, and `nats stream edit NAME --replicas 3` for what exists",
+        )
+    return None
+
+
+def _ailing(found: list[StreamInfo]) -> str:
+    """Which servers have not all that is stored, and of which streams; empty if all have."""
+    behind: dict[str, list[str]] = {}
+    for info in found:
+        peers: list[Any] = (info.cluster.replicas if info.cluster else None) or []
+        for peer in peers:
+            # One that was killed is not said to be offline for minutes; it just is not current.
+            if peer.offline or not peer.current:
+                behind.setdefault(str(peer.name), []).append(str(info.config.name))
+    return "; ".join(
+        f"server {name} is away, or behind with {', '.join(streams)}"
+        for name, streams in behind.items()
+    )
+
+
+def _copies(replicas: int) -> str:
+    return "one copy of each" if replicas == 1 else f"{replicas} copies of each"
+
+
+def _number(version: str) -> tuple[int, ...]:
+    parts: list[int] = []
+    for part in version.split("-", maxsplit=1)[0].split(".")[:2]:
+        with contextlib.suppress(ValueError):
+            parts.append(int(part))
+    return tuple(parts)
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,42 @@
+"""`doctor` on a cluster: how many copies there are, and which of them are not well."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from bridge.bus import checkup, topology
+from bridge.errors import BusError
+from bridge.findings import Finding, Status
+from tests.faults.cluster import Cluster
+from tests.support import connect, eventually
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+async def test_copies_are_counted_and_a_server_that_is_away_is_named(tmp_path: Path) -> None:
+    async with (
+        Cluster.running(tmp_path) as cluster,
+        connect(cluster.servers["one"].url) as alone,
+        connect(cluster.servers["one"].url, replicas=3) as connection,
+        connect(cluster.servers["one"].url, replicas=5) as greedy,
+    ):
+        assert (await checkup.streams(greedy, None)).status is Status.WARN
+        told = await checkup.streams(alone, None)
+        assert told.status is Status.WARN
+        assert "one copy of each stream in a cluster of 3 servers" in told.says
+        await topology.ensure(connection, replicas=3)
+
+        async def found(part: str) -> Finding | None:
+            with contextlib.suppress(BusError):  # while another leader is elected
+                told = await checkup.streams(connection, None)
+                return told if part in told.says else None
+            return None
+
+        await eventually(lambda: found("3 copies of each"), within=30)
+        await cluster.servers["two"].kill()
+        told = await eventually(lambda: found("server two is away"), within=60)
+        assert told.status is Status.WARN
+        assert "server one" not in told.says

@@ -1,0 +1,239 @@
+"""A container engine that hangs, goes or is killed, alone and with its Box: instances stay."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge.box.daemon import Box
+from bridge.bus.connection import Connection
+from bridge.bus.server import EmbeddedServer
+from bridge.protocol import InstanceInfo, InstanceState
+from tests.boxes import boxed, serving
+from tests.containers import containers, get, script, web
+from tests.faults.history import History
+from tests.faults.killable import scaled
+from tests.podman import Podman
+from tests.registry import registry
+from tests.support import ask, box_config, connect, eventually
+
+S = InstanceState
+
+
+async def unready(gateway: Connection, said: str, *, replicas: int) -> None:
+    """Return when the Box refuses a request for what is wanted already, for that reason."""
+
+    async def is_refused() -> bool:
+        answer = await ask(gateway, "web", replicas)
+        return not answer.accepted and said in (answer.error or "")
+
+    await eventually(is_refused, within=20, what=f"refused with {said!r}")
+
+
+async def ready(gateway: Connection, replicas: int) -> None:
+    """Return when the Box takes requests."""
+
+    async def is_taken() -> bool:
+        return (await ask(gateway, "web", replicas)).accepted
+
+    await eventually(is_taken, within=20, what="a request is taken")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("hung", "podman 4.* does not answer"), ("gone", "podman: not found")],
+)
+async def test_while_its_engine_is_of_no_use_a_box_says_so_and_instances_stay(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman, fault: str, said: str
+) -> None:
+    async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, recorder):
+        await ask(gateway, "web", 2)
+        before = await serving(gateway, "web", 2)
+        told = len(recorder.events)
+        pids = {info.id: podman.pid(info.id) for info in before}
+        with podman.fault(fault):
+            await unready(gateway, said.partition("*")[0].strip(), replicas=2)
+            for info in before:
+                assert await get(info)
+            os.kill(pids[before[0].id], signal.SIGKILL)  # told when the engine can say how
+            await unready(gateway, "not ready: podman", replicas=2)
+            assert not [e for _, e in recorder.events[told:] if e.to_state is S.FAILED]
+        await ready(gateway, 2)
+        await recorder.reached(before[0].id, "Failed")
+        assert recorder.of(before[0].id)[-1].message.startswith("killed by signal 9")
+        after = await serving(gateway, "web", 2)
+        assert before[1].id in {info.id for info in after}
+
+
+@pytest.mark.slow
+async def test_what_is_to_end_while_the_engine_hangs_ends_when_it_is_back(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, recorder):
+        await ask(gateway, "web", 1)
+        [info] = await serving(gateway, "web", 1)
+        with podman.fault("hung"):
+            await ask(gateway, "web", 0)
+            await recorder.reached(info.id, "Stopping")
+            await unready(gateway, "does not answer", replicas=0)
+            assert podman.names() == {info.id}
+        await recorder.reached(info.id, "Stopped")
+        await eventually(lambda: not podman.names())
+
+
+@pytest.mark.slow
+async def test_an_end_that_the_engine_has_lost_sight_of_is_told(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, recorder):
+        await ask(gateway, "web", 1)
+        [info] = await serving(gateway, "web", 1)
+        podman.kill_monitor(info.id)
+        os.kill(podman.pid(info.id), signal.SIGKILL)
+        await recorder.reached(info.id, "Failed")
+        assert "lost sight of it" in recorder.of(info.id)[-1].message
+        [other] = await serving(gateway, "web", 1)
+        assert other.id != info.id
+        await eventually(lambda: podman.names() == {other.id})
+
+
+async def test_a_box_does_not_start_without_a_word_from_its_engine(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    config = box_config(tmp_path, server.url, web(), **containers(podman))
+    with podman.fault("gone"), pytest.raises(Exception, match="podman: not found"):
+        await Box(config).run()
+
+
+class Killed:
+    """A Box with containers in a process of its own, to be killed."""
+
+    def __init__(self, directory: Path, podman: Podman) -> None:
+        self._directory = directory
+        self._podman = podman
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        with (self._directory / "box.log").open("ab") as log:
+            file = str(self._directory / "box-a.toml")
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "bridge.cli", "box", "-c", file], stderr=log
+            )
+        return self.process
+
+    def kill(self) -> None:
+        self.process.kill()
+        assert self.process.wait() == -signal.SIGKILL, "the fault did not fire"
+
+    def kill_with_engine(self) -> int:
+        """Kill the Box and every call to the engine that it has under way; how many these were."""
+        calls = children(self.process.pid)
+        self.kill()
+        for pid in calls:
+            os.kill(pid, signal.SIGKILL)
+        return len(calls)
+
+
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+@pytest.fixture
+def killed(podman: Podman, tmp_path: Path, server: EmbeddedServer) -> Iterator[Killed]:
+    box_config(tmp_path, server.url, web(), **containers(podman, on_exit="leave"))
+    box = Killed(tmp_path, podman)
+    yield box
+    box.process.kill()
+    box.process.wait()
+
+
+async def settled(gateway: Connection, podman: Podman, replicas: int) -> list[InstanceInfo]:
+    """So many serve, each chain of events is whole, and there is no other container."""
+    await scaled(gateway, replicas)  # once the Box is there
+    there = await serving(gateway, "web", replicas)
+    await eventually(lambda: podman.names() == {info.id for info in there}, within=20)
+    (await History.settled(gateway, there)).check()
+    return there
+
+
+async def test_containers_go_on_when_their_box_is_killed_and_are_taken_back(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman, killed: Killed
+) -> None:
+    async with connect(server.url) as gateway:
+        await scaled(gateway, 3)
+        before = await serving(gateway, "web", 3)
+        pids = {info.id: podman.pid(info.id) for info in before}
+        killed.kill()
+        for info in before:
+            assert await get(info)
+        gone = before[0].id
+        os.kill(pids.pop(gone), signal.SIGKILL)
+        killed.start()
+        after = await settled(gateway, podman, 3)
+        assert set(pids) < {info.id for info in after}
+        assert {name: podman.pid(name) for name in pids} == pids
+        history = await History.read(gateway)
+        assert history.states()[gone][-1] is S.FAILED
+        assert history.events[gone][-1][1].message.startswith("killed by signal 9")
+        untouched = [history.states()[name] for name in pids]
+        assert all(S.FAILED not in states and S.DRAINING not in states for states in untouched)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("calls", ["create", "start", "stop"])
+async def test_a_box_and_its_engine_killed_at_work_leave_nothing_behind(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman, killed: Killed, calls: str
+) -> None:
+    async with connect(server.url) as gateway:
+        await scaled(gateway, 3)
+        if calls == "stop":
+            await serving(gateway, "web", 3)
+            await scaled(gateway, 0)
+        await eventually(lambda: any(call.startswith(calls) for call in podman.calls()), within=20)
+        assert killed.kill_with_engine(), "the fault did not fire"
+        killed.start()
+        await settled(gateway, podman, 0 if calls == "stop" else 3)
+
+
+@pytest.mark.slow
+async def test_a_box_killed_while_an_image_is_pulled_pulls_it_in_its_next_life(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman, killed: Killed
+) -> None:
+    killed.kill()
+    with registry(podman) as images:
+        table = web(image=images.name)
+        box_config(tmp_path, server.url, table, **containers(podman, on_exit="leave"))
+        killed.start()
+        async with connect(server.url) as gateway:
+            await scaled(gateway, 1)
+            await eventually(lambda: any("/blobs/" in path for path in images.asked), within=20)
+            assert killed.kill_with_engine(), "the fault did not fire"
+            images.open.set()
+            killed.start()
+            await settled(gateway, podman, 1)
+        killed.kill()
+
+
+@pytest.mark.slow
+async def test_a_crash_loop_of_containers_leaves_none_behind(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    table = web(*script("sleep 0.2; exit 1"))
+    async with boxed(server, tmp_path, table, **containers(podman)) as (gateway, recorder):
+        await ask(gateway, "web", 3)
+
+        def failures() -> int:
+            return sum(event.to_state is S.FAILED for _, event in recorder.events)
+
+        await eventually(lambda: failures() >= 9, within=30)
+        assert len(podman.names()) <= 6
+        await ask(gateway, "web", 0)
+        await eventually(lambda: not podman.names(), within=20)

@@ -1,0 +1,303 @@
+"""What containers alone can do, and what can go wrong with them alone; on real podman."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bridge.box.daemon import Box
+from bridge.bus.connection import Connection
+from bridge.bus.server import EmbeddedServer
+from bridge.errors import ConfigError, EngineUnsuitable
+from bridge.protocol import InstanceState, ScaleConfig
+from tests.boxes import boxed, first_failure, instances, serving
+from tests.containers import containers, get, script, web
+from tests.podman import IMAGE, OTHER_IMAGE, SERVE, Podman
+from tests.registry import registry
+from tests.support import Recorder, ask, box_config, eventually
+
+S = InstanceState
+
+
+def messages(recorder: Recorder) -> list[str]:
+    return [event.message for _, event in recorder.events if event.message]
+
+
+async def refused(gateway: Connection, config: ScaleConfig) -> str:
+    answer = await ask(gateway, "web", 1, config=config)
+    assert not answer.accepted
+    assert answer.error
+    return answer.error
+
+
+# ── what a request and a configuration ask for ───────────────────────────────────────────
+
+
+async def test_all_of_a_config_is_honoured(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    config = ScaleConfig(vcpus=1, memory_mib=64, env={"GREETING": "hello"}, port_map=["0:81"])
+    async with boxed(server, tmp_path, web(env={"LEVEL": "a"}), **containers(podman)) as (
+        gateway,
+        _,
+    ):
+        await ask(gateway, "web", 1, config=config)
+        [info] = await serving(gateway, "web", 1)
+        limits = podman.inspect(info.id)["HostConfig"]
+        assert (limits["NanoCpus"], limits["Memory"], limits["MemorySwap"]) == (
+            1_000_000_000,
+            64 << 20,
+            64 << 20,
+        )
+        environ = (await get(info, "/cgi-bin/env")).splitlines()
+        assert {"GREETING=hello", "LEVEL=a", "PORT=81", f"BOX_INSTANCE_ID={info.id}"} <= {*environ}
+        assert info.endpoint is not None
+        [bound] = podman.inspect(info.id)["NetworkSettings"]["Ports"]["81/tcp"]
+        assert info.endpoint == f"{bound['HostIp']}:{bound['HostPort']}"
+
+
+async def test_a_container_says_whose_it_is(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, _):
+        await ask(gateway, "web", 1)
+        [info] = await serving(gateway, "web", 1)
+        host_id = (tmp_path / "data-box-a" / "host-id").read_text().strip()
+        assert podman.inspect(info.id)["Config"]["Labels"] == {
+            "box-bridge.host-id": host_id,
+            "box-bridge.service": "web",
+            "box-bridge.slot": "0",
+            "box-bridge.instance": info.id,
+        }
+
+
+async def test_secrets_show_in_no_command_line_and_stay_in_no_file(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    table = web(env={"PASSWORD": "opensesame"})
+    async with boxed(server, tmp_path, table, **containers(podman)) as (gateway, _):
+        await ask(gateway, "web", 1)
+        [info] = await serving(gateway, "web", 1)
+        assert "PASSWORD=opensesame" in (await get(info, "/cgi-bin/env"))
+        assert not [call for call in podman.calls() if "opensesame" in call]
+        [(mode, file)] = [line.split() for line in podman.env_files()]
+        assert mode == "600"
+        assert not Path(file).exists()
+
+
+async def test_entrypoint_and_command_are_those_of_the_configuration(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    table = web("-c", "exec httpd -f -p {port} -h /www", entrypoint=["sh", "-e"])
+    async with boxed(server, tmp_path, table, **containers(podman)) as (gateway, _):
+        await ask(gateway, "web", 1)
+        [info] = await serving(gateway, "web", 1)
+        found = podman.inspect(info.id)
+        assert found["Config"]["Entrypoint"] == "sh"
+        assert found["Args"] == ["-e", "-c", "exec httpd -f -p 80 -h /www"]
+
+
+async def test_a_request_for_another_image_replaces_the_instances(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    settings = containers(podman)
+    settings["more"] += '\nallow_images = ["localhost/box-bridge-test:*"]'
+    async with boxed(server, tmp_path, web(), **settings) as (gateway, recorder):
+        await ask(gateway, "web", 1)
+        [info] = await serving(gateway, "web", 1)
+        assert (await ask(gateway, "web", 1, config=ScaleConfig(image=OTHER_IMAGE))).accepted
+        await recorder.reached(info.id, "Stopped")
+        [other] = await serving(gateway, "web", 1)
+        assert podman.inspect(other.id)["ImageName"] == OTHER_IMAGE
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (ScaleConfig(env={"KEY": "a\nb"}), "env KEY has several lines"),
+        (ScaleConfig(env={"a b": "c"}), "env 'a b' is not a name"),
+        (ScaleConfig(env={"PORT": "1"}), 'port_map ["0:80"] makes PORT 80'),
+        (ScaleConfig(image="--privileged"), "is not a reference"),
+        (ScaleConfig(memory_mib=5), "memory_mib must be at least 6"),
+        (ScaleConfig(vcpus=255), "the processors of the host"),
+        (ScaleConfig(port_map=["0:80", "0:80"]), "the same ports twice"),
+    ],
+)
+async def test_what_a_container_cannot_honour_is_refused_in_the_reply(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman, config: ScaleConfig, said: str
+) -> None:
+    async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, _):
+        assert said in await refused(gateway, config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"image": ""}, "`image` is missing"),
+        ({"cwd": "/srv"}, "cwd is for the process runtime"),
+        ({"fence": True}, "fence = true is for the process runtime"),
+        ({"env": {"PORT": "1"}}, "env PORT is set by the Box"),
+    ],
+)
+def test_what_makes_no_sense_in_a_container_is_no_configuration(
+    tmp_path: Path, settings: dict[str, object], said: str
+) -> None:
+    table = web(**settings)
+    with pytest.raises(ConfigError, match=said):
+        Box(box_config(tmp_path, "nats://x", table, more='runtime = "oci"'))
+
+
+# ── limits ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_who_takes_more_memory_than_its_limit_is_killed_and_that_is_told(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    hungry = script("sleep 1; x=$(dd if=/dev/zero bs=1M count=200 | tr '\\0' x); sleep 9")
+    table = web(*hungry, memory_mib=32)
+    async with boxed(server, tmp_path, table, **containers(podman)) as (gateway, recorder):
+        await ask(gateway, "web", 1)
+        event = await first_failure(recorder)
+        assert event.message.startswith("killed by signal 9: out of memory: its limit is 32 MiB")
+
+
+async def test_a_process_beside_the_main_one_that_runs_out_of_memory_is_told_in_the_end(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    hungry = script("sleep 1; dd if=/dev/zero of=/dev/null bs=200M count=1; exit 4")
+    table = web(*hungry, memory_mib=32)
+    async with boxed(server, tmp_path, table, **containers(podman)) as (gateway, recorder):
+        await ask(gateway, "web", 1)
+        event = await first_failure(recorder)
+        assert event.message.startswith("exited with code 4: a process of it was killed, out of")
+
+
+# ── images ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_absent_image_is_pulled_once_and_that_is_told(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    with registry(podman) as images:
+        table = web(image=images.name)
+        async with boxed(server, tmp_path, table, **containers(podman)) as (gateway, recorder):
+            await ask(gateway, "web", 2)
+            told = f"pulling image {images.name}"
+            await eventually(lambda: told in messages(recorder))
+            await eventually(lambda: any("waiting for image" in m for m in messages(recorder)))
+            copying = f"{told}: Copying blob"
+            await eventually(lambda: any(m.startswith(copying) for m in messages(recorder)))
+            for info in await instances(gateway, "web"):
+                assert info.state is S.CREATING
+            images.open.set()
+            await serving(gateway, "web", 2)
+            notes = [e for _, e in recorder.events if "image" in e.message]
+            assert {(e.from_state, e.to_state) for e in notes} == {(S.CREATING, S.CREATING)}
+            assert any(m.startswith(f"pulled image {images.name} in") for m in messages(recorder))
+            assert len([call for call in podman.calls() if call.startswith("pull")]) == 1
+
+
+async def test_who_is_not_wanted_any_more_does_not_wait_for_its_image(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    with registry(podman) as images:
+        table = web(image=images.name)
+        async with boxed(server, tmp_path, table, **containers(podman)) as (gateway, recorder):
+            await ask(gateway, "web", 1)
+            await eventually(lambda: any("/blobs/" in path for path in images.asked))
+            [info] = await instances(gateway, "web")
+            await ask(gateway, "web", 0)
+            states = await recorder.reached(info.id, "Stopped")
+            assert states[-2:] == ["Stopping", "Stopped"]
+            assert "Booting" not in states
+            assert not images.open.is_set()
+
+
+async def test_a_pull_that_fails_is_told_with_the_engines_reason(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    with registry(podman) as images:
+        images.open.set()
+        absent = images.name.replace("/web:1", "@sha256:" + 64 * "0")
+        table = web(image=absent)
+        async with boxed(server, tmp_path, table, **containers(podman)) as (gateway, recorder):
+            await ask(gateway, "web", 1)
+            event = await first_failure(recorder)
+            assert event.from_state is S.CREATING
+            assert event.message.startswith(f"image {absent} cannot be pulled: ")
+
+
+# ── what others do to containers ─────────────────────────────────────────────────────────
+
+
+async def test_a_container_that_somebody_removes_is_told_and_replaced(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, recorder):
+        await ask(gateway, "web", 1)
+        [info] = await serving(gateway, "web", 1)
+        podman("rm", "-f", "-t", "0", info.id)
+        await recorder.reached(info.id, "Failed")
+        await eventually(lambda: len({e.instance_id for _, e in recorder.events}) == 2)
+        [other] = await serving(gateway, "web", 1)
+        assert other.id != info.id
+
+
+async def test_what_carries_our_label_and_is_nobodys_is_removed_and_others_containers_are_not(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, _):
+        await ask(gateway, "web", 1)
+        [info] = await serving(gateway, "web", 1)
+        host_id = (tmp_path / "data-box-a" / "host-id").read_text().strip()
+        stray = ("--name", "web-stray", "--label", f"box-bridge.host-id={host_id}")
+        other = ("--name", "web-other", "--label", "box-bridge.host-id=another")
+        for words in (stray, other):
+            podman("run", "-d", *words, IMAGE, *SERVE[:3], "80")
+        await eventually(lambda: podman.names() == {info.id, "web-other"})
+
+
+# ── the engine ───────────────────────────────────────────────────────────────────────────
+
+
+def failing(directory: Path, text: str) -> str:
+    """An engine that is a script of our own."""
+    file = directory / "engine"
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo podman version 2.1.1", "is version 2.1.1, 3.0 is needed: apt-get install podman"),
+        ("echo lxc 4.0", "it is none of podman, docker, nerdctl, a3s-box"),
+        ("echo no daemon >&2; exit 1", "exit code 1: no daemon"),
+    ],
+)
+async def test_an_engine_that_will_not_do_is_told_at_the_start(
+    server: EmbeddedServer, tmp_path: Path, script: str, said: str
+) -> None:
+    more = f'runtime = "oci"\nengine = "{failing(tmp_path, script)}"'
+    box = Box(box_config(tmp_path, server.url, web(), more=more))
+    with pytest.raises(EngineUnsuitable, match=said):
+        await box.run()
+
+
+async def test_an_engine_that_is_not_there_is_told_with_what_to_install(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    box = Box(box_config(tmp_path, server.url, web(), more='runtime = "oci"\nengine = "nerdctl"'))
+    with pytest.raises(EngineUnsuitable, match=r"install it .*nerdctl/releases"):
+        await box.run()
+
+
+async def test_sandbox_isolation_is_for_the_engine_that_has_it(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    more = containers(podman)["more"] + '\nisolation = "sandbox"'
+    box = Box(box_config(tmp_path, server.url, web(), more=more))
+    with pytest.raises(EngineUnsuitable, match="not for podman"):
+        await box.run()

@@ -1,0 +1,256 @@
+"""`doctor` on real servers: what is well is said to be, and each fault is named with its cure."""
+
+from __future__ import annotations
+
+import re
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from bridge.box import checkup
+from bridge.box.daemon import Box
+from bridge.bus import checkup as bus_checkup
+from bridge.bus import topology
+from bridge.bus.server import EmbeddedServer
+from bridge.cli import FAILED, doctor
+from bridge.cli.doctor import Report, Told, examine, run_doctor
+from bridge.findings import Finding, Status
+from bridge.protocol import now
+from tests.boxes import serving
+from tests.integration.test_connection import configured
+from tests.integration.test_topology import without_jetstream
+from tests.support import ask, box_config, connect, eventually
+
+OK, WARN, FAIL, SKIP = Status.OK, Status.WARN, Status.FAIL, Status.SKIP
+OF_BUS = ("nats", "jetstream", "permissions", "topology", "clock")
+OF_HOST = ("disk", "journal", "runtime", "ports")
+
+
+def found(report: Report, check: str) -> Told:
+    return next(told for told in report.checks if told.check == check)
+
+
+def statuses(report: Report, *checks: str) -> list[Status]:
+    return [found(report, check).status for check in checks]
+
+
+def box_file(directory: Path, url: str, **settings: object) -> Path:
+    """The file of a Box `box-a` that is right, unless told otherwise."""
+    box_config(directory, url, **settings)  # type: ignore[arg-type]
+    return directory / "box-a.toml"
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An absent server is known to be absent a little sooner."""
+    monkeypatch.setattr(doctor, "_CONNECT", 1.0)
+
+
+# ── all is well ──────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_box_at_work_is_found_well_and_is_not_disturbed(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    config = box_config(tmp_path, server.url)
+    async with Box.running(config), connect(server.url) as gateway:
+        assert (await ask(gateway, "web", 2)).accepted
+        await serving(gateway, "web", 2)
+
+        async def stored() -> dict[str, int]:
+            streams = ("BOX_EVENTS", "BOX_REGISTRY", "KV_box_services", "KV_box_slots")
+            infos = [await topology.stream_info(gateway, name) for name in streams]
+            return {str(info.config.name): info.state.messages for info in infos if info}
+
+        async def all_told() -> bool:
+            return (await stored())["BOX_REGISTRY"] == 2
+
+        await eventually(all_told)
+        before = await stored()
+        report = await examine(tmp_path / "box-a.toml", {})
+        assert report.ok, report
+        assert [told.check for told in report.checks] == ["config", *OF_BUS, *OF_HOST]
+        # How fast the machine is, and what else listens on it, is not this Box's doing.
+        quick = [told for told in report.checks if told.check not in ("nats", "disk", "ports")]
+        assert [told.status for told in quick] == [OK] * len(quick), quick
+        journal = "it is whole and knows 2 instances; a Box is at work on it"
+        assert found(report, "journal").says == journal
+        assert "all as they must be" in found(report, "topology").says
+        assert not any(told.cure for told in quick)
+        assert await stored() == before
+        assert (await ask(gateway, "web", 1)).accepted
+
+
+async def test_with_a_url_alone_it_looks_as_a_gateway(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # there is no box.toml here
+    report = await examine(None, {"url": server.url})
+    assert report.ok
+    assert [told.check for told in report.checks] == list(OF_BUS)
+    assert "a gateway" in found(report, "permissions").says
+    assert statuses(report, "jetstream", "permissions") == [OK, OK]
+    assert statuses(report, "topology", "clock") == [WARN, SKIP]  # no Box has been here yet
+
+
+# ── NATS ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_without_a_server_the_host_is_looked_at_all_the_same(
+    tmp_path: Path, unused_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = box_file(tmp_path, f"nats://127.0.0.1:{unused_port}")
+    assert await run_doctor(file, {}, json=False) == FAILED
+    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines()}
+    assert re.match(r"fail nats .*: connection refused\. Cure: start it", lines["nats"])
+    for check in OF_BUS[1:]:
+        assert lines[check].startswith("skip ")
+    for check in ("journal", "runtime"):
+        assert lines[check].startswith("ok ")
+    assert lines["ports"]
+    assert len(lines) == 1 + len(OF_BUS) + len(OF_HOST)
+
+
+async def test_wrong_credentials_are_told_from_an_absent_server(tmp_path: Path) -> None:
+    async with configured(tmp_path, "authorization { user: u, password: p }") as server:
+        report = await examine(None, {"url": server.url.replace("//", "//u:wrong@")})
+        nats = found(report, "nats")
+        assert nats.status is FAIL
+        assert "wrong" not in nats.says
+        assert "check the credentials" in nats.cure
+
+
+async def test_a_missing_credentials_file_is_told(tmp_path: Path, server: EmbeddedServer) -> None:
+    file = box_file(tmp_path, server.url)
+    file.write_text(file.read_text().replace("[nats]", '[nats]\ncreds = "/nowhere.creds"'))
+    report = await examine(file, {})
+    assert "/nowhere.creds" in found(report, "nats").says
+    assert statuses(report, "config", "nats", "journal") == [OK, FAIL, OK]
+
+
+async def test_a_server_without_jetstream_is_told_what_to_start_with(tmp_path: Path) -> None:
+    async with without_jetstream(tmp_path / "plain") as url:
+        report = await examine(None, {"url": url})
+        assert found(report, "jetstream").status is FAIL
+        assert "-js" in found(report, "jetstream").cure
+        assert statuses(report, "nats", "permissions") == [OK, OK]
+        assert not report.ok
+
+
+async def test_an_account_that_is_nearly_full_or_has_no_memory_is_told(tmp_path: Path) -> None:
+    users = "users: [{ user: u, password: p }]"
+    text = "accounts { A: { jetstream: { %s }, " + users + " } }"
+    async with (
+        configured(tmp_path, text % "max_streams: 7") as server,
+        connect(server.url, user="u", password="p") as connection,
+    ):
+        await topology.ensure(connection)
+        told = await bus_checkup.jetstream(connection)
+        assert (told.status, "streams 6 of 7" in told.says) == (WARN, True)
+    async with (
+        configured(tmp_path, text % "max_mem: 0, max_file: 1G") as server,
+        connect(server.url, user="u", password="p") as connection,
+    ):
+        told = await bus_checkup.jetstream(connection)
+        assert (told.status, "no memory storage" in told.says) == (FAIL, True), told
+
+
+# ── topology and clock ───────────────────────────────────────────────────────────────────
+
+
+async def test_a_stream_that_was_changed_is_told_with_what_it_must_be(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    file = box_file(tmp_path, server.url)
+    async with connect(server.url) as connection:
+        await topology.ensure(connection, lifetimes=topology.Lifetimes(lease=3))
+        assert statuses(await examine(file, {}), "topology") == [OK]
+        config = (await connection.jetstream.stream_info("BOX_EVENTS")).config
+        await connection.jetstream.update_stream(config.evolve(max_age=60, duplicate_window=60))
+        told = found(await examine(file, {}), "topology")
+        assert told.status is FAIL
+        assert "BOX_EVENTS: max_age is 60.0, and must be 604800.0" in told.says
+        assert "nats stream edit" in told.cure
+        await connection.jetstream.delete_stream("KV_box_slots")
+        await connection.jetstream.update_stream(config)
+        told = found(await examine(file, {}), "topology")
+        assert (told.status, told.says) == (WARN, "missing: KV_box_slots")
+
+
+async def test_more_copies_than_there_are_servers_are_told(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    file = box_file(tmp_path, server.url, replicas=3)
+    told = found(await examine(file, {}), "topology")
+    assert (told.status, "in no cluster" in told.says) == (FAIL, True)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "status", "side"),
+    [(0.0, OK, ""), (3.0, WARN, "ahead of"), (-3.0, WARN, "behind"), (60.0, FAIL, "ahead of")],
+)
+async def test_a_clock_that_is_off_is_told_by_how_much(
+    server: EmbeddedServer, tmp_path: Path, ahead: float, status: Status, side: str
+) -> None:
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+    report = await examine(
+        None, {"url": server.url}, clock=lambda: now() + timedelta(seconds=ahead)
+    )
+    told = found(report, "clock")
+    assert told.status is status, told
+    assert side in told.says
+    assert report.ok is (status is not FAIL)
+
+
+# ── one failure hides no other ───────────────────────────────────────────────────────────
+
+
+async def test_a_wrong_file_does_not_hide_what_is_wrong_with_nats(
+    tmp_path: Path, unused_port: int
+) -> None:
+    file = tmp_path / "box.toml"
+    file.write_text("[box]\nmax_instance = 3")
+    report = await examine(file, {"url": f"nats://127.0.0.1:{unused_port}"})
+    assert statuses(report, "config", "nats") == [FAIL, FAIL]
+    assert "did you mean `max_instances`" in found(report, "config").says
+
+
+async def test_a_disk_that_hangs_holds_up_nothing_else(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+
+    def hang(directory: Path) -> Finding:
+        released.wait(60)
+        raise AssertionError("nobody waits for this")
+
+    monkeypatch.setattr(checkup, "disk", hang)
+    monkeypatch.setattr(doctor, "_DEADLINE", 1.5)
+    report = await examine(box_file(tmp_path, server.url), {})
+    assert found(report, "disk").says == "no answer within 1.5 s"
+    assert statuses(report, "jetstream", "disk", "journal", "runtime") == [OK, FAIL, OK, OK]
+    released.set()
+
+
+async def test_a_server_that_freezes_is_told_within_the_deadline(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_DEADLINE", 0.5)
+    file = box_file(tmp_path, server.url)
+    judged = bus_checkup.server
+
+    async def freeze(connection: object) -> Finding:
+        told = await judged(connection)  # type: ignore[arg-type]
+        server.pause()
+        return told
+
+    monkeypatch.setattr(bus_checkup, "server", freeze)
+    try:
+        report = await examine(file, {})
+    finally:
+        server.resume()
+    assert statuses(report, "nats", "jetstream", "topology") == [OK, FAIL, FAIL]
+    assert statuses(report, "journal", "runtime") == [OK, OK]

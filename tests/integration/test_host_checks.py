@@ -1,0 +1,198 @@
+"""What `doctor` finds on a host: its disk, its journal, its runtime and its ports."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bridge.box import checkup
+from bridge.box.daemon import Box
+from bridge.box.host import own_directory
+from bridge.box.runtimes.sockets import is_free
+from bridge.bus.server import EmbeddedServer
+from bridge.findings import Status
+from tests.integration.test_doctor import FAIL, OK, WARN
+from tests.support import box_config, service_table
+
+
+@contextmanager
+def tiny_disk(directory: Path) -> Iterator[Path]:
+    """A file system of 256 KiB, or a skipped test."""
+    mount, umount = shutil.which("mount"), shutil.which("umount")
+    directory.mkdir()
+    if mount is None or umount is None or os.geteuid() != 0:
+        pytest.skip("only root can make a small file system")
+    command = [mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield directory
+    finally:
+        subprocess.run([umount, str(directory)], check=True)
+
+
+def test_a_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    for directory in (tmp_path / "data", tmp_path / "data" / "deeper"):
+        told = checkup.disk(directory)
+        assert (told.status, told.says) == (FAIL, f"{tmp_path / 'data'} is no directory")
+
+
+def test_a_directory_that_is_yet_to_be_made_is_looked_at_where_it_would_be(tmp_path: Path) -> None:
+    told = checkup.disk(tmp_path / "a" / "b")
+    assert told.status is not FAIL
+    assert told.says.startswith(f"{tmp_path}, where {tmp_path / 'a' / 'b'} would be made")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    with tiny_disk(tmp_path / "small") as directory:
+        told = checkup.disk(directory)
+        assert (told.status, "make room" in told.cure) == (FAIL, True)
+        (directory / "filler").write_bytes(b"\0" * 240 * 1024)
+        with pytest.raises(OSError, match="No space"):
+            (directory / "more").write_bytes(b"\0" * 64 * 1024)
+        told = checkup.disk(directory)
+        assert (told.status, "No space left on device" in told.says) == (FAIL, True)
+
+
+def test_a_disk_that_is_read_only_is_told(tmp_path: Path) -> None:
+    with tiny_disk(tmp_path / "small") as directory:
+        subprocess.run(["mount", "-o", "remount,ro", str(directory)], check=True)
+        told = checkup.disk(directory)
+        assert (told.status, "Read-only file system" in told.says) == (FAIL, True)
+
+
+async def test_a_damaged_journal_is_told_and_left_as_it_is(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    config = box_config(tmp_path, server.url)
+    async with Box.running(config):
+        pass
+    assert "no Box is at work on it" in checkup.journal(config.data_dir).says
+    path = config.data_dir / "journal.db"
+    data = bytearray(path.read_bytes())
+    data[100:4000] = b"\xff" * 3900
+    path.write_bytes(data)
+    told = checkup.journal(config.data_dir)
+    assert told.status is FAIL
+    assert "start the Box" in told.cure
+    assert path.read_bytes() == data
+
+
+def test_whether_a_box_is_at_work_is_told(tmp_path: Path) -> None:
+    assert checkup.journal(tmp_path).says == "there is none yet; no Box is at work on it"
+    with own_directory(tmp_path):
+        assert checkup.journal(tmp_path).says == "there is none yet; a Box is at work on it"
+    with own_directory(tmp_path):
+        pass  # what looked at the lock keeps nobody out
+
+
+# ── the runtime and the ports ────────────────────────────────────────────────────────────
+
+
+def test_a_program_that_is_missing_is_told(tmp_path: Path) -> None:
+    config = box_config(
+        tmp_path,
+        "nats://127.0.0.1:4222",
+        service_table("web"),
+        service_table("api", command=["no-such-program"]),
+    )
+    told = checkup.runtime(config)
+    assert (told.status, "no-such-program of service api" in told.says) == (FAIL, True)
+    assert "web" not in told.says
+
+
+def engine(directory: Path, script: str) -> Path:
+    """A fake engine, which says that it is podman and then does as `script` has it."""
+    path = directory / "fake-podman"
+    path.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo "podman version 4.3.1" && exit\n{script}\n'
+    )
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "says"),
+    [
+        ("exit 0", OK, "podman 4.3.1"),
+        ("echo no daemon >&2; exit 1", FAIL, "does not answer: no daemon"),
+        ("exec sleep 60", FAIL, "not within 0.2 s"),
+        (None, FAIL, "there is no such program"),
+    ],
+)
+def test_an_engine_that_is_missing_or_does_not_answer_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str | None,
+    status: Status,
+    says: str,
+) -> None:
+    if script and "sleep" in script:
+        monkeypatch.setattr(checkup, "_ENGINE", 0.2)
+    path = engine(tmp_path, script) if script else tmp_path / "nowhere"
+    config = box_config(
+        tmp_path,
+        "nats://127.0.0.1:4222",
+        '[services.web]\nimage = "localhost/web"\n',
+        more=f'runtime = "oci"\nengine = "{path}"',
+    )
+    told = checkup.runtime(config)
+    assert (told.status, says in f"{told.says}: {told.cure}") == (status, True), told
+
+
+def unused_range(count: int) -> int:
+    """The first of so many ports on which nobody listens."""
+    for first in range(11000 + 100 * (os.getpid() % 50), 20000, count):
+        if all(map(is_free, range(first, first + count))):
+            return first
+    raise AssertionError("this machine has no free ports")
+
+
+@contextmanager
+def holding(ports: range) -> Iterator[list[int]]:
+    """Listen on all of `ports`."""
+    sockets = [socket.create_server(("127.0.0.1", port)) for port in ports]
+    try:
+        yield [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def test_ports_that_are_taken_are_told_with_who_has_them(tmp_path: Path) -> None:
+    first = unused_range(12)
+    config = box_config(
+        tmp_path, "nats://127.0.0.1:4222", ports=f"{first}-{first + 11}", max_instances=10
+    )
+    assert checkup.ports(config).status is OK
+    with holding(range(first, first + 2)):
+        told = checkup.ports(config)
+        assert told.status is WARN
+        assert told.says.startswith(f"10 of {first}-{first + 11} are free")
+        assert f"pid {os.getpid()}" in told.says
+        with holding(range(first + 2, first + 3)):
+            assert checkup.ports(config).status is FAIL
+
+
+def test_a_fixed_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    with holding(range(1)) as [port]:
+        first = unused_range(12)
+        config = box_config(
+            tmp_path,
+            "nats://127.0.0.1:4222",
+            service_table("web", port_map=[f"{port}:80"]),
+            ports=f"{first}-{first + 11}",
+        )
+        told = checkup.ports(config)
+    assert (told.status, f"{port} is" in told.says) == (FAIL, True)
+    assert checkup.ports(config).status is OK

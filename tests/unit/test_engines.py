@@ -1,0 +1,325 @@
+"""Container engines: which one there is, what is said to it, and what its answers mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from bridge.box.offers import host_record, offers
+from bridge.box.placement import unfit
+from bridge.box.runtimes import engine_answers as answers
+from bridge.box.runtimes import engine_words as words
+from bridge.box.runtimes.engine_answers import Sample, State
+from bridge.box.runtimes.engines import KINDS, Engine, find_engine
+from bridge.box.runtimes.rules import refusal
+from bridge.errors import EngineUnsuitable
+from bridge.protocol import ScaleConfig
+from bridge.settings import BoxConfig, Config, ServiceConfig
+
+ORDER = words.Order(
+    name="web-abc",
+    image="nginx:alpine",
+    entrypoint=["/bin/server", "-x"],
+    command=["--listen", "0.0.0.0:{port}"],
+    ports=["0:80", "8443:443"],
+    vcpus=2,
+    memory_mib=512,
+    labels=words.labels("4f1d", "web-abc", "web", 7),
+    env_file="/data/env",
+    address="127.0.0.1",
+)
+LABELS = [
+    *("--label", "box-bridge.host-id=4f1d"),
+    *("--label", "box-bridge.service=web"),
+    *("--label", "box-bridge.slot=7"),
+    *("--label", "box-bridge.instance=web-abc"),
+]
+
+
+# ── which engine ─────────────────────────────────────────────────────────────────────────
+
+
+def program(directory: Path, text: str, name: str = "engine") -> str:
+    file = directory / name
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "version"),
+    [
+        ("podman version 4.3.1", "podman", "4.3.1"),
+        ("podman version 5.4.0-dev", "podman", "5.4.0-dev"),
+        ("Docker version 20.10.24+dfsg1, build 297e128", "docker", "20.10.24+dfsg1"),
+        ("nerdctl version 1.7.7", "nerdctl", "1.7.7"),
+        ("a3s-box 3.2.0", "a3s-box", "3.2.0"),
+    ],
+)
+def test_an_engine_says_itself_which_it_is(
+    tmp_path: Path, said: str, kind: str, version: str
+) -> None:
+    engine = find_engine(program(tmp_path, f"echo '{said}'"), environ={})
+    assert (engine.kind.name, engine.version) == (kind, version)
+    assert engine.name == f"{kind} {version}"
+
+
+def test_an_engine_is_looked_for_on_the_path_that_is_given(tmp_path: Path) -> None:
+    file = program(tmp_path, "echo podman version 4.3.1", name="podman")
+    assert find_engine("podman", environ={"PATH": str(tmp_path)}).path == file
+    with pytest.raises(EngineUnsuitable, match="apt-get install podman"):
+        find_engine("podman", environ={"PATH": str(tmp_path / "none")})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("echo docker version 19.3", "20.10 is needed"),
+        ("echo hello", "none of podman, docker, nerdctl, a3s-box"),
+        ("exit 3", "exit code 3"),
+        ("kill -9 $$", "exit code -9"),
+    ],
+)
+def test_what_is_no_engine_is_told_with_what_to_do(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(EngineUnsuitable, match=said):
+        find_engine(program(tmp_path, text), environ={"PATH": "/usr/bin:/bin"})
+
+
+def test_isolation_is_for_the_engine_that_has_it(tmp_path: Path) -> None:
+    path = program(tmp_path, "echo a3s-box 3.2.0")
+    assert find_engine(path, isolation="sandbox", environ={}).kind.name == "a3s-box"
+    path = program(tmp_path, "echo podman version 4.3.1")
+    with pytest.raises(EngineUnsuitable, match="not for podman: leave it out"):
+        find_engine(path, isolation="sandbox", environ={})
+
+
+# ── what is said ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ["podman", "docker", "nerdctl"])
+def test_the_engines_of_containers_create_one(kind: str) -> None:
+    assert words.make(KINDS[kind], ORDER) == [
+        *("create", "--name", "web-abc", *LABELS),
+        *("-p", "127.0.0.1::80", "-p", "127.0.0.1:8443:443"),
+        *("--cpus", "2", "--memory", "512m", "--memory-swap", "512m"),
+        *("--env-file", "/data/env", "--entrypoint", "/bin/server", "nginx:alpine"),
+        *("-x", "--listen", "0.0.0.0:80"),
+    ]
+
+
+def test_a3s_box_runs_one_as_its_documentation_says() -> None:
+    order = replace(ORDER, isolation="sandbox")
+    assert words.make(KINDS["a3s-box"], order) == [
+        *("run", "-d", "--name", "web-abc", *LABELS),
+        *("-p", "0:80", "-p", "8443:443", "--cpus", "2", "--memory", "512m"),
+        *("--isolation", "sandbox", "--env-file", "/data/env"),
+        *("--entrypoint", "/bin/server", "nginx:alpine", "--", "-x", "--listen", "0.0.0.0:80"),
+    ]
+    microvm = words.make(KINDS["a3s-box"], ORDER)
+    assert "--isolation" not in microvm  # left out for a MicroVM
+    assert words.listing(KINDS["a3s-box"], "4f1d") == [
+        *("ps", "-a", "--filter", "label=box-bridge.host-id=4f1d", "--format", "json"),
+    ]
+    assert words.sampling(KINDS["a3s-box"]) == ["stats", "--no-stream"]
+    assert words.remove(KINDS["a3s-box"], ["web-abc"]) == ["rm", "-f", "web-abc"]
+
+
+def test_what_is_not_asked_for_is_left_to_the_image_and_the_engine() -> None:
+    bare = replace(
+        ORDER, entrypoint=[], command=[], ports=[], vcpus=None, memory_mib=None, address=""
+    )
+    assert words.make(KINDS["docker"], bare) == [
+        *("create", "--name", "web-abc", *LABELS, "-p", "8080"),
+        *("--env-file", "/data/env", "nginx:alpine"),
+    ]
+
+
+def test_ports_are_published_at_an_address_of_either_kind() -> None:
+    six = words.make(KINDS["podman"], replace(ORDER, address="::1"))
+    assert ("[::1]::80" in six, "[::1]:8443:443" in six) == (True, True)
+    everywhere = words.make(KINDS["podman"], replace(ORDER, address=""))
+    assert ("80" in everywhere, "8443:443" in everywhere) == (True, True)
+
+
+def test_grace_is_whole_seconds_and_never_less_than_was_asked() -> None:
+    assert words.stop("web-abc", 0.3) == ["stop", "-t", "1", "web-abc"]
+    assert words.stop("web-abc", 0) == ["stop", "-t", "0", "web-abc"]
+    assert words.stop("web-abc", 10.0) == ["stop", "-t", "10", "web-abc"]
+
+
+def test_an_environment_file_has_a_line_a_variable() -> None:
+    assert words.env_file({"A": " b=c ", "D": ""}) == b"A= b=c \nD=\n"
+
+
+# ── what is answered ─────────────────────────────────────────────────────────────────────
+
+
+def test_inspect_of_docker_and_podman() -> None:
+    data = b"""[{"Id": "1", "Name": "/web-abc", "State": {"Status": "running", "Running": true,
+        "Pid": 4711, "ExitCode": 0, "OOMKilled": false, "Error": ""},
+        "NetworkSettings": {"Ports": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "41213"}],
+        "53/udp": [{"HostIp": "", "HostPort": "53"}], "443/tcp": null}}},
+        {"Name": "web-def", "State": {"Status": "exited", "Running": false, "Pid": 0,
+        "ExitCode": 137, "OOMKilled": true}, "NetworkSettings": {"Ports": {}}},
+        {"Name": "web-new", "State": {"Status": "created", "Running": false, "ExitCode": 0}}]"""
+    found = answers.states(data)
+    assert found["web-abc"] == State(
+        name="web-abc", begun=True, running=True, pid=4711, code=0, ports={80: 41213}
+    )
+    assert (found["web-def"].code, found["web-def"].oom) == (137, True)
+    assert (found["web-new"].begun, found["web-new"].running) == (False, False)
+    assert answers.states(b"") == {}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'[{"Names": ["web-abc"], "State": "running"}, {"Names": ["web-def"], "State": "exited"}]',
+        b'{"Names":"web-abc","State":"running"}\n{"Names":"web-def","State":"exited"}\n',
+        b'{"Names":"web-abc","Status":"Up 2 minutes"}\n{"Names":"web-def","Status":"Exited (1)"}',
+    ],
+    ids=["podman", "docker", "nerdctl"],
+)
+def test_ps_of_the_engines_of_containers(data: bytes) -> None:
+    assert answers.listed(data) == {"web-abc": True, "web-def": False}
+
+
+def test_an_empty_list_is_no_container() -> None:
+    assert answers.listed(b"") == answers.listed(b"[]\n") == {}
+
+
+@pytest.mark.parametrize("data", [b"{", b"[1]", b'[{"State": "running"}]', b"usage: ps"])
+def test_a_list_that_is_none_is_not_taken_for_an_empty_one(data: bytes) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        answers.listed(data)
+
+
+def test_stats_of_podman_and_docker() -> None:
+    podman = (
+        b'[{"name": "web-abc", "cpu_time": "1m2.5s", "cpu_percent": "18.90%", '
+        b'"mem_usage": "512kB / 25.28GB"}]'
+    )
+    assert answers.samples(podman) == {
+        "web-abc": Sample(cpu_percent=18.9, cpu_seconds=62.5, memory_bytes=512_000)
+    }
+    docker = b'{"Name":"web-abc","CPUPerc":"0.07%","MemUsage":"1.5MiB / 2GiB"}\n'
+    assert answers.samples(docker) == {
+        "web-abc": Sample(cpu_percent=0.07, cpu_seconds=None, memory_bytes=1_572_864)
+    }
+    ended = b'{"Name":"web-abc","CPUPerc":"--","MemUsage":"-- / --"}'
+    assert answers.samples(ended)["web-abc"].memory_bytes == 0
+
+
+def test_a_share_of_the_processor_is_that_of_the_time_between_two_samples() -> None:
+    def sample(seconds: float) -> Sample:
+        return Sample(cpu_percent=99.0, cpu_seconds=seconds, memory_bytes=1)
+
+    assert answers.usage((10.0, sample(1.0)), (12.0, sample(1.5))).cpu_percent == 25.0
+    assert answers.usage(None, (12.0, sample(1.5))).cpu_percent == 0.0
+    told = Sample(cpu_percent=7.0, cpu_seconds=None, memory_bytes=1)
+    assert answers.usage(None, (12.0, told)).cpu_percent == 7.0
+
+
+@pytest.mark.parametrize(
+    ("stderr", "said"),
+    [
+        ('time="…" level=warning msg="x"\nError: no such image\n', "no such image"),
+        ("Error response from daemon: No such container: x", "No such container: x"),
+        ("something else", "something else"),
+        ("", "it gave no reason"),
+    ],
+)
+def test_a_complaint_is_the_line_that_says_what_is_wrong(stderr: str, said: str) -> None:
+    assert answers.complaint(stderr) == said
+
+
+@pytest.mark.parametrize(
+    ("stderr", "missing"),
+    [
+        ('Error: inspecting object: no such object: "x"', True),
+        ("Error: No such object: x", True),
+        ("Error response from daemon: No such container: x", True),
+        ('Error: no container with name or ID "x" found: no such container', True),
+        ("No such container or image: x", True),
+        ("podman: not found", False),
+        ("Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", False),
+        ("open /var/lib/containers: no such file or directory", False),
+    ],
+)
+def test_a_missing_container_is_told_from_an_engine_that_fails(stderr: str, missing: bool) -> None:
+    assert answers.is_missing(stderr) == missing
+
+
+# ── a3s-box, from a transcript that was written by hand ──────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def a3s_box() -> dict[str, bytes]:
+    """What each call prints."""
+    text = (Path(__file__).parents[1] / "transcripts" / "a3s-box.txt").read_text()
+    calls = (part.partition("\n") for part in text.split("\n$ ")[1:])
+    return {call: answer.encode() for call, _, answer in calls}
+
+
+def test_the_documented_list_of_a3s_box(a3s_box: dict[str, bytes]) -> None:
+    call = " ".join(["a3s-box", *words.listing(KINDS["a3s-box"], "4f1d")])
+    assert answers.listed(a3s_box[call]) == {"web-abc": True, "web-def": False}
+
+
+def test_the_documented_inspect_of_a3s_box(a3s_box: dict[str, bytes]) -> None:
+    def state(name: str) -> State:
+        call = " ".join(["a3s-box", *words.inspect([name])])
+        return answers.states(a3s_box[call])[name]
+
+    assert state("web-abc") == State(
+        name="web-abc", begun=True, running=True, pid=4711, ports={80: 41213}
+    )
+    assert state("web-def") == State(name="web-def", begun=True, running=False, code=137)
+    assert state("web-new") == State(name="web-new", begun=False, running=False)
+
+
+def test_the_documented_stats_of_a3s_box(a3s_box: dict[str, bytes]) -> None:
+    call = " ".join(["a3s-box", *words.sampling(KINDS["a3s-box"])])
+    assert answers.samples(a3s_box[call]) == {
+        "web-abc": Sample(cpu_percent=12.5, cpu_seconds=None, memory_bytes=96_500_000)
+    }
+
+
+# ── what it lacks ────────────────────────────────────────────────────────────────────────
+
+
+def lacking(kind: str, **lacks: str) -> Engine:
+    return Engine(kind=KINDS[kind], path="/x", version="1", lacks=lacks)
+
+
+def test_what_an_engine_lacks_is_refused_when_a_request_needs_it() -> None:
+    lacks = lacking("podman", vcpus="no cgroups", memory_mib="no cgroups").lacks
+
+    def why(config: ScaleConfig) -> str | None:
+        return refusal("oci", config, cpus=4, lacks=lacks)
+
+    assert why(ScaleConfig(env={"A": "b"})) is None
+    assert why(ScaleConfig(vcpus=1)) == "vcpus cannot be honoured: no cgroups"
+    assert why(ScaleConfig(memory_mib=64)) == "memory_mib cannot be honoured: no cgroups"
+
+
+def test_blanks_around_a_value_are_refused_where_the_engine_loses_them(tmp_path: Path) -> None:
+    a3s_box = find_engine(program(tmp_path, "echo a3s-box 3.2.0"), environ={}).lacks
+    padded = ScaleConfig(env={"A": " b"})
+    assert "A cannot be honoured: a3s-box loses the blanks" in (
+        refusal("oci", padded, cpus=1, lacks=a3s_box) or ""
+    )
+    assert refusal("oci", padded, cpus=1) is None
+
+
+def test_every_box_of_a_fleet_refuses_what_one_host_lacks() -> None:
+    service = ServiceConfig(image="nginx")
+    config = Config(box=BoxConfig(name="box-a", runtime="oci"), services={"web": service})
+    lacks = {"memory_mib": "no cgroups"}
+    record = host_record(config, offers(config, lacks), "id", lacks)
+    assert unfit("web", record, ScaleConfig(memory_mib=64)) == (
+        "memory_mib cannot be honoured: no cgroups"
+    )
+    assert not unfit("web", record, ScaleConfig(vcpus=1))
