@@ -141,11 +141,11 @@ def place(
     for slot in free:
         if not ranks:
             break
-        if best := _first(ranks, avoided(record, slot, at)):
+        off = avoided(record, slot, at) if record.avoid else None
+        if best := _first(ranks, off) if off else heapq.heappop(ranks)[-1]:
             placed[slot] = best
-            board.take(best)
-            if board.left(best) > 0:
-                heapq.heappush(ranks, board.rank(best))
+            if (rank := board.take(best)) is not None:
+                heapq.heappush(ranks, rank)
     return placed
 
 
@@ -165,8 +165,6 @@ def _first(ranks: list[Rank], avoided: Container[str]) -> str:
 
 def avoided(record: ServiceRecord, slot: int, at: datetime) -> set[str]:
     """The hosts that `slot` must not be placed on at `at`."""
-    if not record.avoid:
-        return set()
     return {item.host for item in record.avoid if item.slot == slot and item.until > at}
 
 
@@ -189,9 +187,8 @@ class Board:
     ) -> None:
         self._hosts, _ = able_hosts(service, fleet, record)
         self._spare = spare
-        self._needs = {
-            name: demand(record.config, host, service) for name, host in self._hosts.items()
-        }
+        needs = ((name, demand(record.config, host, service)) for name, host in self._hosts.items())
+        self._needs = {name: wish for name, wish in needs if wish != NOTHING}
         self._fixed = {
             name for name, host in self._hosts.items() if host_port(record.config, host, service)
         }
@@ -213,11 +210,16 @@ class Board:
             return 0 if self._own[name] else min(1, self._spare.room[name])
         return self._spare.room[name]
 
-    def take(self, name: str) -> None:
-        """The host takes a slot."""
-        self._own[name] += 1
-        self._spare.room[name] -= 1
-        self._spare.reserved[name] = self._spare.reserved[name].plus(self._needs[name])
+    def take(self, name: str) -> Rank | None:
+        """The host takes a slot; returns where it stands then, None if it has no more room."""
+        own = self._own.get(name, 0) + 1
+        room = self._spare.room[name] - 1
+        self._own[name], self._spare.room[name] = own, room
+        if (needs := self._needs.get(name)) is not None:
+            self._spare.reserved[name] = self._spare.reserved[name].plus(needs)
+        elif room > 0 and name not in self._fixed:
+            return False, -room, own, name  # as below, in short: this is done for every slot
+        return self.rank(name) if self.left(name) > 0 else None
 
     def give_back(self, claim: SlotRecord) -> None:
         """The host of `claim`, which lives, has it no more."""
@@ -228,12 +230,11 @@ class Board:
 
     def fits(self, name: str) -> bool:
         """Whether what the instance is to have is there; a wish to 0, or of 0, is none."""
-        if self._needs[name] == NOTHING:
+        if (needs := self._needs.get(name)) is None:
             return True
-        host, then = self._hosts[name], self._spare.reserved[name].plus(self._needs[name])
-        return (then.vcpus <= host.cpus or not self._needs[name].vcpus) and (
-            not (host.memory_mib and self._needs[name].memory_mib)
-            or then.memory_mib <= host.memory_mib
+        host, then = self._hosts[name], self._spare.reserved[name].plus(needs)
+        return (then.vcpus <= host.cpus or not needs.vcpus) and (
+            not (host.memory_mib and needs.memory_mib) or then.memory_mib <= host.memory_mib
         )
 
     def rank(self, name: str) -> Rank:
