@@ -79,6 +79,7 @@ class Fleet:
         self._loads: dict[str, InstanceHealth] = {}
         self._lives: dict[str, InstanceInfo] = {}
         self._reports: dict[str, HostStats] = {}
+        self._told: dict[str, bytes] = {}
         self._census = Census(self._services, self._slots, self._hosts, self._dead)
         self._leases = WatchedLeases[str](lease)
         self._lease = lease
@@ -187,8 +188,12 @@ class Fleet:
             self._lives.pop(instance_id, None)
 
     def take_stats(self, message: Message) -> None:
-        """A host's report of what its instances use; a bad one is counted and dropped."""
+        """A host's report of what its instances use; a bad one is counted and dropped. One that
+        says what the last one said, as of a host that is idle, is not even read.
+        """
         host = last_token(message.subject)
+        if self._told.get(host) == message.data:
+            return
         metrics = self._connection.metrics
         if len(message.data) > _MAX_STATS:
             metrics.refuse("stats", "too large")
@@ -199,16 +204,18 @@ class Fleet:
             metrics.refuse("stats", "malformed")
             return
         if host in self._hosts:  # strangers could fill the memory
-            self.report(host, report)
+            self.report(host, report, message.data)
 
-    def report(self, host: str, report: HostStats) -> None:
-        """Take over what `host` says its instances use."""
+    def report(self, host: str, report: HostStats, data: bytes) -> None:
+        """Take over what `host` says its instances use, in these words."""
+        self._told[host] = data
         for instance_id in self._reports.get(host, {}).keys() - report.keys():
             self._loads.pop(instance_id, None)
         self._reports[host] = report
         self._loads.update(report)
 
     def _drop_report(self, host: str) -> None:
+        self._told.pop(host, None)
         for instance_id in self._reports.pop(host, {}):
             self._loads.pop(instance_id, None)
 
