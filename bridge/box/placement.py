@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from typing import Final
 
@@ -28,6 +29,7 @@ from bridge.protocol import ScaleConfig
 Rank = tuple[bool, int, int, str]
 """Where a host stands: the first of all takes the next slot. Its name comes last."""
 
+_NOWHERE: Final[AbstractSet[str]] = frozenset()
 _NONE: Final = (True, 0, 0, "")
 
 
@@ -115,8 +117,10 @@ def place(
     return placed
 
 
-def _first(ranks: list[Rank], avoided: Container[str]) -> str:
+def _first(ranks: list[Rank], avoided: AbstractSet[str]) -> str:
     """Take the least of a heap of ranks whose host is not `avoided`; "" if there is none."""
+    if not avoided:
+        return heapq.heappop(ranks)[-1]
     passed_over, best = [], ""
     while ranks and not best:
         rank = heapq.heappop(ranks)
@@ -129,10 +133,10 @@ def _first(ranks: list[Rank], avoided: Container[str]) -> str:
     return best
 
 
-def avoided(record: ServiceRecord, slot: int, at: datetime) -> set[str]:
+def avoided(record: ServiceRecord, slot: int, at: datetime) -> AbstractSet[str]:
     """The hosts that `slot` must not be placed on at `at`."""
     if not record.avoid:
-        return set()
+        return _NOWHERE
     return {item.host for item in record.avoid if item.slot == slot and item.until > at}
 
 
@@ -155,9 +159,8 @@ class Board:
     ) -> None:
         self._hosts, _ = able_hosts(service, fleet, record.config)
         self._spare = spare
-        self._needs = {
-            name: demand(record.config, host, service) for name, host in self._hosts.items()
-        }
+        needs = ((name, demand(record.config, host, service)) for name, host in self._hosts.items())
+        self._needs = {name: wish for name, wish in needs if wish != NOTHING}
         self._fixed = {
             name for name, host in self._hosts.items() if host_port(record.config, host, service)
         }
@@ -183,7 +186,8 @@ class Board:
         """The host takes a slot."""
         self._own[name] += 1
         self._spare.room[name] -= 1
-        self._spare.reserved[name] = self._spare.reserved[name].plus(self._needs[name])
+        if (needs := self._needs.get(name)) is not None:
+            self._spare.reserved[name] = self._spare.reserved[name].plus(needs)
 
     def give_back(self, claim: SlotRecord) -> None:
         """The host of `claim`, which lives, has it no more."""
@@ -194,12 +198,11 @@ class Board:
 
     def fits(self, name: str) -> bool:
         """Whether what the instance is to have is there; a wish to 0, or of 0, is none."""
-        if self._needs[name] == NOTHING:
+        if (needs := self._needs.get(name)) is None:
             return True
-        host, then = self._hosts[name], self._spare.reserved[name].plus(self._needs[name])
-        return (then.vcpus <= host.cpus or not self._needs[name].vcpus) and (
-            not (host.memory_mib and self._needs[name].memory_mib)
-            or then.memory_mib <= host.memory_mib
+        host, then = self._hosts[name], self._spare.reserved[name].plus(needs)
+        return (then.vcpus <= host.cpus or not needs.vcpus) and (
+            not (host.memory_mib and needs.memory_mib) or then.memory_mib <= host.memory_mib
         )
 
     def rank(self, name: str) -> Rank:

@@ -65,7 +65,7 @@ class BoxLife:
             self.me,
             self.fleet,
             self.ledger,
-            host.record(closing=False).services,
+            host.record().services,
             self.kernel,
             host.world.new_id,
         )
@@ -197,7 +197,7 @@ class BoxLife:
         self._renewed = started
 
     def _record(self) -> HostRecord:
-        return self.host.record(closing=False)
+        return self.host.record()
 
     def may_plan(self) -> bool:
         """Whether what this Box sees is current."""
@@ -271,8 +271,11 @@ class BoxLife:
             now=self.kernel.now,
             at=self.kernel.wall(),
         ):
-            self.kernel.note(f"{self.me.host} {service} {action}")
+            self._note(service, action)
             await self._act(service, action)
+
+    def _note(self, service: str, action: Action) -> None:
+        self.kernel.note(lambda: f"{self.me.host} {service} {action}")
 
     async def _act(self, service: str, action: Action) -> None:
         match action:

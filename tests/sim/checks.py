@@ -238,7 +238,7 @@ class Checks:
             if fresh and self._claims[new.host] > room and not self._in_trouble(host):
                 raise Violation(f"{new.host} holds {self._claims[new.host]} claims of {room}")
         writer = self._world.writer
-        self._world.kernel.note(f"{key}: {_brief(old)} → {_brief(new)}")
+        self._world.kernel.note(lambda: f"{key}: {_brief(old)} → {_brief(new)}")
         if old is not None and (old.host, old.host_id) != writer:
             self._check_taken(key, old)
         elif new is not None and (new.host, new.host_id) != writer:
@@ -390,7 +390,7 @@ class Checks:
         for host in self._world.hosts.values():
             if host.gone or service not in host.services or host.name in avoided:
                 continue
-            there = host.record(closing=False)
+            there = host.record()
             fits = not unfit(service, there, record.config)
             taken = host_port(record.config, there, service) and any(
                 key.startswith(f"{service}.") and entry.value and entry.value.host == host.name

@@ -37,6 +37,7 @@ class Host:
         self._private = Kept()
         self._cpus = cpus
         self._labels = {"zone": zone}
+        self._told: dict[str, HostRecord] = {}
         self._lives = 0
         self._cuts = 0
         self._cut = False
@@ -52,17 +53,20 @@ class Host:
         life = self.life
         return self._cut or life is None or life.link.frozen or not life.may_plan()
 
-    def record(self, *, closing: bool) -> HostRecord:
+    def record(self) -> HostRecord:
         """What it tells the fleet of itself."""
-        return HostRecord(
-            host_id=self.host_id,
-            runtime="process",
-            cpus=self._cpus,
-            max_instances=self.room,
-            services=self.services,
-            labels=self._labels,
-            closing=closing,
-        )
+        told = self._told.get(self.host_id)
+        if told is None:
+            told = HostRecord(
+                host_id=self.host_id,
+                runtime="process",
+                cpus=self._cpus,
+                max_instances=self.room,
+                services=self.services,
+                labels=self._labels,
+            )
+            self._told = {self.host_id: told}
+        return told
 
     def demand(self, record: ServiceRecord) -> Demand:
         """What an instance has of this host."""
@@ -70,7 +74,7 @@ class Host:
 
     def offers(self, service: str, record: ServiceRecord) -> bool:
         """Whether it can run `service` as its record has it."""
-        there = self.record(closing=False)
+        there = self.record()
         return service in self.services and not placement.unfit(service, there, record.config)
 
     # ── its instances ────────────────────────────────────────────────────────────────────

@@ -38,7 +38,7 @@ class Kernel:
         self.now = 0.0
         self.events = 0
         self.current: Process | None = None
-        self.last: deque[str] = deque(maxlen=40)
+        self._last: deque[tuple[float, str | Callable[[], str]]] = deque(maxlen=40)
         self._trace = trace
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
@@ -64,12 +64,17 @@ class Kernel:
             call()
         self.now = moment
 
-    def note(self, what: str) -> None:
-        """One of the last things that happened, for whoever looks into a failure."""
-        line = f"{self.now:9.3f}  {what}"
-        self.last.append(line)
+    def note(self, what: str | Callable[[], str]) -> None:
+        """One of the last things that happened, or what tells it, for who looks into a failure."""
+        self._last.append((self.now, what))
         if self._trace:
-            print(line, flush=True)
+            print(self.last[-1], flush=True)
+
+    @property
+    def last(self) -> list[str]:
+        """The last things that happened."""
+        told = ((at, what if isinstance(what, str) else what()) for at, what in self._last)
+        return [f"{at:9.3f}  {what}" for at, what in told]
 
     def spawn(self, owner: Process, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` for as long as its owner lives; while that is frozen it stands still."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bridge.box import rollout
-from bridge.box.model import FleetState, HostOrder, Rollout, ServiceRecord, SlotRecord
+from bridge.box.model import FleetState, HostOrder, Offer, Rollout, ServiceRecord, SlotRecord
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.unit.fleets import AT, fleet, host, slot
 
@@ -47,6 +47,51 @@ def test_the_replacement_comes_before_the_outdated_one_goes() -> None:
     assert ready is not None
     assert len(ready.slots) == 2
     assert 2 in ready.slots
+
+
+def surging(slots: dict[int, SlotRecord], surge: int, *, target: int, room: int = 10) -> FleetState:
+    state = rolling(slots, target=target, room=room)
+    offers = {"web": Offer(max_surge=surge)}
+    return replace(state, hosts={"box-a": replace(host(room=room), services=offers)})
+
+
+def test_as_many_replacements_come_at_once_as_max_surge_says() -> None:
+    first = step(surging({n: old(n) for n in range(4)}, 3, target=4))
+    assert first is not None
+    assert first.slots == [0, 1, 2, 3, 4, 5, 6]
+    halfway = {n: old(n) for n in range(4)} | {4: new(4), 5: new(5), 6: new(6, S.BOOTING)}
+    after = step(surging(halfway, 3, target=4))
+    assert after is not None
+    assert len(after.slots) == 5  # two of them serve, so two outdated ones go
+    assert {4, 5, 6} < set(after.slots)
+    left = {n: there for n, there in halfway.items() if n in after.slots}
+    more = step(surging(left, 3, target=4))
+    assert more is not None
+    assert len(more.slots) == 6  # no more than there are outdated ones
+
+
+def test_no_more_come_than_there_is_room_for() -> None:
+    after = step(surging({n: old(n) for n in range(4)}, 3, target=4, room=5))
+    assert after is not None
+    assert len(after.slots) == 5
+
+
+def test_where_hosts_differ_the_most_careful_one_is_heeded() -> None:
+    state = surging({n: old(n) for n in range(4)}, 3, target=4)
+    careful = replace(host(), services={"web": Offer(max_surge=2)})
+    after = step(replace(state, hosts={**state.hosts, "box-b": careful}))
+    assert after is not None
+    assert len(after.slots) == 6
+
+
+def test_a_rollout_that_stops_gives_up_all_replacements_that_do_not_serve() -> None:
+    claims = {n: old(n) for n in range(3)} | {3: new(3, S.FAILED), 4: new(4, S.BOOTING)}
+    state = surging(claims, 2, target=3)
+    record = replace(state.services["web"], rollout=Rollout(config=NEW_ID, failures=2))
+    state = replace(state, services={"web": record})
+    stopped = rollout.failed("web", state, 3, "why", at=AT, host="box-a")
+    assert stopped is not None
+    assert stopped.slots == [0, 1, 2]
 
 
 def test_without_room_the_old_one_goes_first() -> None:
