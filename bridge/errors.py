@@ -24,6 +24,7 @@ carries its data as attributes, and its message says what to do about it::
     │   ├── JournalError          the host's journal cannot be kept or read
     │   └── InstanceError         one instance could not be made or reached
     │       └── PortTaken         another process listens on the instance's port
+    ├── BenchFailed               a measurement did not do its work
     ├── NoRoute                   no instance of the service takes traffic
     └── ScaleError                a request did not do what was asked
         ├── NoBoxError            nobody answers on the scale subject
@@ -256,6 +257,10 @@ class PortTaken(InstanceError):
 
 
 # ── routes ───────────────────────────────────────────────────────────────────────────────
+
+
+class BenchFailed(BridgeError):
+    """A row of the bench did not do what it measures: its figure would mean nothing."""
 
 
 class NoRoute(BridgeError):

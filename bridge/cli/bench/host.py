@@ -73,6 +73,7 @@ async def fleet(
         *(sys.executable, "-m", "bridge.cli.bench.host"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,  # a Ctrl-C is for the owner
     )
     assert process.stdin is not None
     assert process.stdout is not None
