@@ -30,6 +30,7 @@ from bridge.box.model import (
     merged,
 )
 from bridge.box.placement import able_hosts, capacity, host_port
+from bridge.box.standing import Standing
 from bridge.errors import NameRefused
 from bridge.protocol import (
     InstanceInfo,
@@ -85,12 +86,12 @@ def decide(asked: Asked, fleet: FleetState) -> Verdict:
     if receipt := _receipt(record, request.request_id):
         return _repeat(asked, fleet, receipt, record)
     config = merged(record.config, request.config, replaces=asked.replaces_config)
-    able, why_not = able_hosts(request.service, fleet, config)
-    if not able:
-        if not why_not:
+    hosts = standing(request.service, fleet, config)
+    if not hosts.able:
+        if not hosts.why_not:
             return refuse(request, fleet, _unknown(request.service, fleet))
-        return refuse(request, fleet, f"config: {why_not[max(why_not)]}")
-    return _grant(asked, fleet, record, config, able)
+        return refuse(request, fleet, f"config: {hosts.why_not[max(hosts.why_not)]}")
+    return _grant(asked, fleet, record, hosts)
 
 
 def expired(expires_at: datetime, at: datetime, host: str) -> str:
@@ -194,21 +195,49 @@ def _unreadable(service: str, host: str) -> str:
     )
 
 
-def _capacity(
-    service: str, fleet: FleetState, config: ScaleConfig, able: Mapping[str, HostRecord]
-) -> tuple[int, int]:
-    """How many instances `able` could hold in all, and how many other services may take.
+def standing(service: str, fleet: FleetState, config: ScaleConfig) -> Standing:
+    """The hosts that could run `service` with `config`: found out once, until they change.
 
-    A fixed host port leaves room for one instance a host, a cordoned host counts for what it has.
-    What is promised to a service whose record cannot be read is at least what it holds.
+    A cordoned host counts for what it has.
     """
-    rivals = {name for host in able.values() for name in host.services} - {service}
-    used = sum(record.target for name, record in fleet.services.items() if name in rivals)
-    used += sum(len(fleet.slots_of(name)) for name in rivals & fleet.unreadable_services)
-    total = sum(capacity(name, host, fleet) for name, host in able.items())
-    if _fixes_port(able, config, service):
-        total = min(total, len(able) + used)
+    if fleet.standings is not None and (known := fleet.standings.get(service, config)):
+        return known
+    able, why_not = able_hosts(service, fleet, config)
+    found = Standing(
+        config=config,
+        able=able,
+        why_not=why_not,
+        total=sum(capacity(name, host, fleet) for name, host in able.items()),
+        rivals={name for host in able.values() for name in host.services} - {service},
+        fixes_port=_fixes_port(able, config, service),
+    )
+    if fleet.standings is not None:
+        fleet.standings.keep(service, found)
+    return found
+
+
+def _capacity(service: str, fleet: FleetState, hosts: Standing) -> tuple[int, int]:
+    """How many instances the hosts could hold in all, and how many other services may take.
+
+    A fixed host port leaves room for one instance a host. What is promised to a service whose
+    record cannot be read is at least what it holds.
+    """
+    used = _granted(service, fleet, hosts)
+    used += sum(len(fleet.slots_of(name)) for name in hosts.rivals & fleet.unreadable_services)
+    total = min(hosts.total, len(hosts.able) + used) if hosts.fixes_port else hosts.total
     return total, used
+
+
+def _granted(service: str, fleet: FleetState, hosts: Standing) -> int:
+    """The targets of the rivals, together: summed up once, until one of them changes."""
+    if fleet.standings is not None:
+        known = fleet.standings.granted(service)
+        if known is not None:
+            return known
+    count = sum(record.target for name, record in fleet.services.items() if name in hosts.rivals)
+    if fleet.standings is not None:
+        fleet.standings.keep_granted(service, count)
+    return count
 
 
 def _fixes_port(hosts: Mapping[str, HostRecord], config: ScaleConfig, service: str) -> bool:
@@ -226,14 +255,13 @@ def _grant(
     asked: Asked,
     fleet: FleetState,
     record: ServiceRecord,
-    config: ScaleConfig,
-    able: Mapping[str, HostRecord],
+    hosts: Standing,
 ) -> Verdict:
-    request = asked.request
-    total, used = _capacity(request.service, fleet, config, able)
+    request, config, able = asked.request, hosts.config, hosts.able
+    total, used = _capacity(request.service, fleet, hosts)
     target = min(request.replicas, max(total - used, 0, record.target))
-    fixed_before = _fixes_port(able, record.config, request.service)
-    if target > len(able) and _fixes_port(able, config, request.service) and not fixed_before:
+    fixed_before = hosts.fixes_port and _fixes_port(able, record.config, request.service)
+    if target > len(able) and hosts.fixes_port and not fixed_before:
         return refuse(request, fleet, _one_a_host(len(able), target))
     accepted = target == request.replicas
     error = None

@@ -25,6 +25,7 @@ from bridge.box.model import (
     ServiceRecord,
     SlotRecord,
 )
+from bridge.box.standing import Standings
 from bridge.bus.connection import Connection
 from bridge.bus.leases import WatchedLeases
 from bridge.bus.message import Message
@@ -83,6 +84,7 @@ class Fleet:
         self._census = Census(self._services, self._slots, self._hosts, self._dead)
         self._leases = WatchedLeases[str](lease)
         self._lease = lease
+        self._standings = Standings()
         self.state = FleetState(
             services=self._services,
             hosts=self._hosts,
@@ -98,6 +100,7 @@ class Fleet:
             loads=self._loads,
             lives=self._lives,
             census=self._census,
+            standings=self._standings,
         )
         self.services = Records(
             connection,
@@ -229,6 +232,7 @@ class Fleet:
             self._services[key] = new
         else:
             self._services.pop(key, None)
+        self._standings.targets_changed()
         self._census.service_changed(key)
         if new is None and key in self.services.unreadable:
             self._unreadable_services.add(key)  # not lost: a newer Box wrote it
@@ -265,6 +269,8 @@ class Fleet:
 
     def _count(self, record: SlotRecord, times: int) -> None:
         host = record.host
+        if host in self._orders:
+            self._standings.hosts_changed()  # a cordoned host counts for what it holds
         self._used[host] = self._used.get(host, 0) + times
         self._reserved[host] = self._reserved.get(host, NOTHING).plus(record.demand, times)
         if not self._used[host]:
@@ -319,6 +325,7 @@ class Fleet:
             self._hosts[name] = new
             for service in new.services if not new.closing else ():
                 self._offers.setdefault(service, {})[name] = new
+        self._standings.hosts_changed()
         self._census.hosts_changed([name])
 
     def _order_changed(self, key: str, old: HostOrder | None, new: HostOrder | None) -> None:
@@ -331,6 +338,7 @@ class Fleet:
             self._orders.pop(host, None)
         else:
             self._orders[host] = new
+        self._standings.hosts_changed()
         self._touch(None)
 
     # A complete view tells of what it holds, not of what it could not read.
