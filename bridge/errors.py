@@ -26,6 +26,7 @@ carries its data as attributes, and its message says what to do about it::
     │   └── InstanceError         one instance could not be made or reached
     │       ├── EngineSilent      the container engine does not answer: the outcome is unknown
     │       └── PortTaken         another process listens on the instance's port
+    ├── BenchFailed               a measurement did not do its work
     ├── NoRoute                   no instance of the service takes traffic
     └── ScaleError                a request did not do what was asked
         ├── NoBoxError            nobody answers on the scale subject
@@ -277,6 +278,10 @@ class PortTaken(InstanceError):
 
 
 # ── routes ───────────────────────────────────────────────────────────────────────────────
+
+
+class BenchFailed(BridgeError):
+    """A row of the bench did not do what it measures: its figure would mean nothing."""
 
 
 class NoRoute(BridgeError):

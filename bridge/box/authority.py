@@ -31,6 +31,7 @@ from bridge.box.model import (
     merged,
 )
 from bridge.box.placement import able_hosts, capacity, host_port, rivals
+from bridge.box.standing import Promised, Standing
 from bridge.errors import NameRefused
 from bridge.images import admits, full_reference
 from bridge.protocol import (
@@ -88,12 +89,12 @@ def decide(asked: Asked, fleet: FleetState) -> Verdict:
         return _repeat(asked, fleet, receipt, record)
     config = merged(record.config, request.config, replaces=asked.replaces_config)
     wanted = replace(record, config=config)
-    able, why_not = able_hosts(request.service, fleet, wanted)
-    if not able and not _only_lowers(asked, record):
-        return refuse(request, fleet, _no_host(request.service, fleet, wanted, why_not))
+    hosts = standing(request.service, fleet, wanted)
+    if not hosts.able and not _only_lowers(asked, record):
+        return refuse(request, fleet, _no_host(request.service, fleet, wanted, hosts.why_not))
     if wanted.on_request and (why := requested.one_too_many(request.service, fleet, asked.at)):
         return refuse(request, fleet, why)
-    return _grant(asked, fleet, record, requested.fully_named(config), able)
+    return _grant(asked, fleet, record, requested.fully_named(config), hosts)
 
 
 def expired(expires_at: datetime, at: datetime, host: str) -> str:
@@ -225,21 +226,52 @@ def _unreadable(service: str, host: str) -> str:
     )
 
 
-def _capacity(
-    service: str, fleet: FleetState, config: ScaleConfig, able: Mapping[str, HostRecord]
-) -> tuple[int, int]:
-    """How many instances `able` could hold in all, and how many other services may take.
+def standing(service: str, fleet: FleetState, wanted: ServiceRecord) -> Standing:
+    """The hosts that could run `service` as `wanted` has it: found out once, until they change.
 
-    A fixed host port leaves room for one instance a host, a cordoned host counts for what it has.
-    What is promised to a service whose record cannot be read is at least what it holds.
+    A cordoned host counts for what it has.
     """
-    others = rivals(fleet, able) - {service}
-    used = sum(record.target for name, record in fleet.services.items() if name in others)
-    used += sum(len(fleet.slots_of(name)) for name in others & fleet.unreadable_services)
-    total = sum(capacity(name, host, fleet) for name, host in able.items())
-    if _fixes_port(able, config, service):
-        total = min(total, len(able) + used)
+    known = fleet.standings.get(service, wanted) if fleet.standings is not None else None
+    if known is not None:
+        return known
+    able, why_not = able_hosts(service, fleet, wanted)
+    found = Standing(
+        config=wanted.config,
+        on_request=wanted.on_request,
+        able=able,
+        why_not=why_not,
+        total=sum(capacity(name, host, fleet) for name, host in able.items()),
+        fixes_port=_fixes_port(able, wanted.config, service),
+    )
+    if fleet.standings is not None:
+        fleet.standings.keep(service, found)
+    return found
+
+
+def _capacity(service: str, fleet: FleetState, hosts: Standing) -> tuple[int, int]:
+    """How many instances the hosts could hold in all, and how many other services may take.
+
+    A fixed host port leaves room for one instance a host. What is promised to a service whose
+    record cannot be read is at least what it holds.
+    """
+    promised = _promised(service, fleet, hosts)
+    unreadable = promised.rivals & fleet.unreadable_services
+    used = promised.count + sum(len(fleet.slots_of(name)) for name in unreadable)
+    total = min(hosts.total, len(hosts.able) + used) if hosts.fixes_port else hosts.total
     return total, used
+
+
+def _promised(service: str, fleet: FleetState, hosts: Standing) -> Promised:
+    """What the rivals were granted, together: summed up once, until a record changes."""
+    known = fleet.standings.promised(service) if fleet.standings is not None else None
+    if known is not None:
+        return known
+    others = rivals(fleet, hosts.able) - {service}
+    count = sum(record.target for name, record in fleet.services.items() if name in others)
+    found = Promised(rivals=others, count=count)
+    if fleet.standings is not None:
+        fleet.standings.keep_promised(service, found)
+    return found
 
 
 def _fixes_port(hosts: Mapping[str, HostRecord], config: ScaleConfig, service: str) -> bool:
@@ -258,13 +290,13 @@ def _grant(
     fleet: FleetState,
     record: ServiceRecord,
     config: ScaleConfig,
-    able: Mapping[str, HostRecord],
+    hosts: Standing,
 ) -> Verdict:
-    request = asked.request
-    total, used = _capacity(request.service, fleet, config, able)
+    request, able = asked.request, hosts.able
+    total, used = _capacity(request.service, fleet, hosts)
     target = min(request.replicas, max(total - used, 0, record.target))
-    fixed_before = _fixes_port(able, record.config, request.service)
-    if target > len(able) and _fixes_port(able, config, request.service) and not fixed_before:
+    fixed_before = hosts.fixes_port and _fixes_port(able, record.config, request.service)
+    if target > len(able) and hosts.fixes_port and not fixed_before:
         return refuse(request, fleet, _one_a_host(len(able), target))
     accepted = target == request.replicas
     error = None

@@ -25,6 +25,7 @@ from bridge.box.model import (
     ServiceRecord,
     SlotRecord,
 )
+from bridge.box.standing import Standings
 from bridge.bus.connection import Connection
 from bridge.bus.leases import WatchedLeases
 from bridge.bus.message import Message
@@ -84,9 +85,11 @@ class Fleet:
         self._loads: dict[str, InstanceHealth] = {}
         self._lives: dict[str, InstanceInfo] = {}
         self._reports: dict[str, HostStats] = {}
+        self._told: dict[str, bytes] = {}
         self._census = Census(self._services, self._slots, self._hosts, self._dead)
         self._leases = WatchedLeases[str](lease)
         self._lease = lease
+        self._standings = Standings()
         self.state = FleetState(
             services=self._services,
             hosts=self._hosts,
@@ -102,6 +105,7 @@ class Fleet:
             loads=self._loads,
             lives=self._lives,
             census=self._census,
+            standings=self._standings,
         )
         self.services = Records(
             connection,
@@ -192,8 +196,12 @@ class Fleet:
             self._lives.pop(instance_id, None)
 
     def take_stats(self, message: Message) -> None:
-        """A host's report of what its instances use; a bad one is counted and dropped."""
+        """A host's report of what its instances use; a bad one is counted and dropped. One that
+        says what the last one said, as of a host that is idle, is not even read.
+        """
         host = last_token(message.subject)
+        if self._told.get(host) == message.data:
+            return
         metrics = self._connection.metrics
         if len(message.data) > _MAX_STATS:
             metrics.refuse("stats", "too large")
@@ -204,16 +212,18 @@ class Fleet:
             metrics.refuse("stats", "malformed")
             return
         if host in self._hosts:  # strangers could fill the memory
-            self.report(host, report)
+            self.report(host, report, message.data)
 
-    def report(self, host: str, report: HostStats) -> None:
-        """Take over what `host` says its instances use."""
+    def report(self, host: str, report: HostStats, data: bytes) -> None:
+        """Take over what `host` says its instances use, in these words."""
+        self._told[host] = data
         for instance_id in self._reports.get(host, {}).keys() - report.keys():
             self._loads.pop(instance_id, None)
         self._reports[host] = report
         self._loads.update(report)
 
     def _drop_report(self, host: str) -> None:
+        self._told.pop(host, None)
         for instance_id in self._reports.pop(host, {}):
             self._loads.pop(instance_id, None)
 
@@ -227,6 +237,7 @@ class Fleet:
             self._services[key] = new
         else:
             self._services.pop(key, None)
+        self._standings.records_changed()
         self._census.service_changed(key)
         if new is None and key in self.services.unreadable:
             self._unreadable_services.add(key)  # not lost: a newer Box wrote it
@@ -263,6 +274,8 @@ class Fleet:
 
     def _count(self, record: SlotRecord, times: int) -> None:
         host = record.host
+        if host in self._orders:
+            self._standings.hosts_changed()  # a cordoned host counts for what it holds
         self._used[host] = self._used.get(host, 0) + times
         self._reserved[host] = self._reserved.get(host, NOTHING).plus(record.demand, times)
         if not self._used[host]:
@@ -317,6 +330,7 @@ class Fleet:
             self._hosts[name] = new
             for service in new.services if not new.closing else ():
                 self._offers.setdefault(service, {})[name] = new
+        self._standings.hosts_changed()
         self._census.hosts_changed([name])
 
     def _order_changed(self, key: str, old: HostOrder | None, new: HostOrder | None) -> None:
@@ -331,6 +345,7 @@ class Fleet:
             self._orders[host] = new
         if key not in self.orders.unreadable:  # else a newer Box wrote it
             self._saw_order(host, new)
+        self._standings.hosts_changed()
         self._touch(None)
 
     # A complete view tells of what it holds, not of what it could not read.
@@ -339,6 +354,7 @@ class Fleet:
         if live:
             self._unreadable_services.clear()
             self._unreadable_services.update(self.services.unreadable)
+            self._standings.records_changed()
 
     def _slots_live(self, live: bool) -> None:
         if live:

@@ -17,6 +17,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from bridge.box.census import Census, Tally, is_gone
+from bridge.box.standing import Standings
 from bridge.protocol import InstanceHealth, InstanceInfo, ScaleConfig, ScaleRequest, Time, encode
 
 RECEIPTS: Final = 64  # the last of each service (WIRE, "What a scale request means")
@@ -211,6 +212,7 @@ class FleetState(Struct, frozen=True, kw_only=True):
     `reserved` sums what their instances are to have. `loads` are the newest health reports of all
     hosts, `lives` this host's own instances as they are, a moment ahead of their records; both by
     instance id. `census` has the slots sorted; without one each question sorts them anew.
+    `standings` is what deciders have found out of the hosts, and may find there again.
     """
 
     services: Mapping[str, ServiceRecord] = field(default_factory=dict)
@@ -227,6 +229,7 @@ class FleetState(Struct, frozen=True, kw_only=True):
     loads: Mapping[str, InstanceHealth] = field(default_factory=dict)
     lives: Mapping[str, InstanceInfo] = field(default_factory=dict)
     census: Census | None = None
+    standings: Standings | None = None
 
     def slots_of(self, service: str) -> Mapping[int, SlotRecord]:
         """The claimed slots of `service`."""

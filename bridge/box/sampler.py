@@ -68,9 +68,10 @@ class Sampler:
             if handle is not None:  # it may have ended while the others were measured
                 requests = inflight[handle.port]
                 report[instance.id] = instance.sample(usage.get(instance.id), requests)
-        self._fleet.report(self._host, report)
+        data = encode(report)
+        self._fleet.report(self._host, report, data)
         with contextlib.suppress(BusError):  # at most once: the next sample tells anew
-            self._connection.publish(self._connection.subjects.stats(self._host), encode(report))
+            self._connection.publish(self._connection.subjects.stats(self._host), data)
         self._gauge()
 
     def _gauge(self) -> None:

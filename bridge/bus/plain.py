@@ -148,6 +148,7 @@ async def echoing(echo: Echo) -> AsyncIterator[None]:
         *(sys.executable, "-m", "bridge.bus.plain"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,  # a Ctrl-C is for the owner
     )
     assert process.stdin is not None
     assert process.stdout is not None

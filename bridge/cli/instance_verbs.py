@@ -80,4 +80,5 @@ def register(
         deregister_delay=deregister_delay,
         grace=grace,
     )
+    asyncio.set_event_loop_policy(None)  # uvloop starts no child in a process group of its own
     return asyncio.run(run_register(wanted, (link or Link()).flags()))

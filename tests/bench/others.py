@@ -11,7 +11,7 @@ from typing import Final
 
 from bridge.cli.bench.messages import consuming, read_all
 from bridge.cli.bench.row import Row, Sides, Site, at_least
-from bridge.errors import ConfigError
+from bridge.errors import BenchFailed
 
 _PEERS: Final = Path(__file__).with_name("peers")
 _SLOWER: Final = 5  # times: it reads as many fewer events, in about the same time
@@ -51,14 +51,14 @@ class Peer:
         self._process.stdin.write(b"\n")
         answer = await self._process.stdout.readline()
         if not answer:
-            raise ConfigError("bench", "a peer ended by itself: see what it wrote")
+            raise BenchFailed("a peer ended by itself: see what it wrote")
         return float(answer)
 
 
 @contextlib.asynccontextmanager
 async def _beside_faststream(site: Site) -> AsyncIterator[Sides]:
     if not _PYTHON.exists():
-        raise ConfigError("bench", "FastStream is not installed: `make bench` sets up .bench-venv")
+        raise BenchFailed("FastStream is not installed: `make bench` sets up .bench-venv")
     async with consuming(site) as (connection, count):
         program = _PEERS / "faststream_consume.py"
         stream, fewer = connection.subjects.events_stream, max(count // _SLOWER, 1)

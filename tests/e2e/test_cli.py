@@ -19,6 +19,7 @@ from tests.support import eventually, service_table
 VERBS = ["up", "box", "scale", "ps", "events", "routes", "timeline", "relay", "register", "logs"]
 VERBS += ["config", "config check", "doctor", "demo", "version"]
 VERBS += ["hosts", "cordon", "drain", "uncordon", "rebalance", "history", "plan"]
+VERBS += ["bench"]
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
@@ -52,6 +53,7 @@ async def test_every_verb_has_help_that_says_what_it_does(verb: str, tmp_path: P
         (["cordon", "*"], "is not a name"),
         (["drain"], "HOST"),
         (["plan", "web", "-1"], "Must be >= 0"),
+        (["bench", "--only", "nope"], "there is no row nope"),
     ],
 )
 async def test_wrong_usage_is_told_and_exits_with_2(

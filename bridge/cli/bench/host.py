@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import msgspec
@@ -30,12 +30,14 @@ _SERVICE: Final = (
     "while True: server.accept()[0].close()"
 )
 
+_SELDOM: Final = Probe(tcp=True, interval=600.0)  # probes are not what most rows measure
 
-def service() -> ServiceConfig:
+
+def service(probe: Probe) -> ServiceConfig:
     """A service whose instances start and end at once, and do nothing meanwhile."""
     return ServiceConfig(
         command=[sys.executable, "-I", "-S", "-c", _SERVICE, "{port}"],
-        probe=Probe(tcp=True, interval=600.0),
+        probe=probe,
         deregister_delay=0.0,
         drain_timeout=0.0,
         stop_grace=1.0,
@@ -43,8 +45,17 @@ def service() -> ServiceConfig:
 
 
 @contextlib.asynccontextmanager
-async def fleet(site: Site, *, most: int, name: str = "bench") -> AsyncIterator[ScaleClient]:
-    """A Box that runs up to `most` instances of the service ``web``, and a client of it."""
+async def fleet(
+    site: Site,
+    *,
+    most: int,
+    name: str = "bench",
+    probe: Probe = _SELDOM,
+    started: Callable[[int], object] = lambda pid: None,
+) -> AsyncIterator[ScaleClient]:
+    """A Box that runs up to `most` instances of the service ``web``, and a client of it. `started`
+    is told the Box's pid.
+    """
     config = Config(
         box=BoxConfig(
             name=name,
@@ -54,7 +65,7 @@ async def fleet(site: Site, *, most: int, name: str = "bench") -> AsyncIterator[
             on_exit="drain",
         ),
         nats=site.nats,
-        services={"web": service()},
+        services={"web": service(probe)},
         directory=site.directory,
         environ={"PATH": "/usr/bin:/bin"},
     )
@@ -62,6 +73,7 @@ async def fleet(site: Site, *, most: int, name: str = "bench") -> AsyncIterator[
         *(sys.executable, "-m", "bridge.cli.bench.host"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,  # a Ctrl-C is for the owner
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -70,6 +82,7 @@ async def fleet(site: Site, *, most: int, name: str = "bench") -> AsyncIterator[
         async with asyncio.timeout(_PATIENCE):
             if not await process.stdout.readline():
                 raise ServerNotStarted("the Box that is measured ended by itself")
+        started(process.pid)
         async with site.connect() as connection:
             yield _client(connection)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from bridge.bus import topology
@@ -29,13 +29,15 @@ async def _two_fleets(site: Site) -> AsyncIterator[Sides]:
         among(site.of("large"), site.times(LARGE)) as large,
         among(site.of("small"), SMALL) as small,
     ):
-        yield Sides(ours=_latency(large, asked), floor=_latency(small, asked))
+        yield Sides(ours=latency(large, asked), floor=latency(small, asked))
 
 
 @contextlib.asynccontextmanager
-async def among(site: Site, count: int) -> AsyncIterator[ScaleClient]:
+async def among(
+    site: Site, count: int, started: Callable[[int], object] = lambda pid: None
+) -> AsyncIterator[ScaleClient]:
     """A client of a Box that runs ten instances of ``web`` in a fleet of `count` others. All its
-    hosts offer ``web`` as well, and have no room.
+    hosts offer ``web`` as well, and have no room. `started` is told the Box's pid.
     """
     try:
         async with site.connect() as connection:
@@ -43,7 +45,7 @@ async def among(site: Site, count: int) -> AsyncIterator[ScaleClient]:
             await fleets.record(connection, count)
             async with (
                 fleets.hosts_live(connection, count, also="web"),
-                fleet(site, most=_INSTANCES) as gateway,
+                fleet(site, most=_INSTANCES, started=started) as gateway,
             ):
                 await gateway.scale("web", _INSTANCES, wait=True)
                 yield gateway
@@ -52,7 +54,7 @@ async def among(site: Site, count: int) -> AsyncIterator[ScaleClient]:
             await topology.remove(connection)
 
 
-def _latency(gateway: ScaleClient, times: int) -> Measure:
+def latency(gateway: ScaleClient, times: int) -> Measure:
     """The median of so many requests that change nothing, one in flight."""
     connection = gateway.connection
     body = encode(ScaleRequest(service="web", replicas=_INSTANCES))

@@ -19,6 +19,7 @@ from bridge.bus.follow import Start
 from bridge.bus.publisher import LIMIT, Publisher
 from bridge.bus.store import Outgoing, store_batch
 from bridge.cli.bench.row import Row, Sides, Site, at_least
+from bridge.errors import BenchFailed
 from bridge.gateway.events import EventStream
 from bridge.ids import new_id
 from bridge.protocol import InstanceEvent, ScaleConfig, decode, encode, now
@@ -166,7 +167,7 @@ async def _reading(site: Site) -> AsyncIterator[Sides]:
 
 def _expect(found: int, wanted: int) -> None:
     if found != wanted:
-        raise RuntimeError(f"{found} events were read of {wanted}")
+        raise BenchFailed(f"{found} events were read of {wanted}")
 
 
 ROWS: Final = (

@@ -23,7 +23,7 @@ from bridge.protocol import encode
 from bridge.settings import NatsConfig, Timing
 
 COUNT: Final = 100_000
-_TIMING: Final = Timing(registration_ttl=fleets.TTL)
+TIMING: Final = Timing(registration_ttl=fleets.TTL)
 
 
 @contextlib.asynccontextmanager
@@ -43,7 +43,7 @@ async def _joining(site: Site) -> AsyncIterator[Sides]:
 
             async def ours() -> float:
                 start = time.perf_counter()
-                async with RouteTable.open(connection, timing=_TIMING) as table:
+                async with RouteTable.open(connection, timing=TIMING) as table:
                     took = time.perf_counter() - start
                     assert len(table) == count
                 return took
@@ -90,7 +90,7 @@ async def _grow(settings: NatsConfig, count: int) -> float:
     async with Connection.open(settings, name="box-bridge bench") as connection:
         gc.collect()
         before = _resident()
-        async with RouteTable.open(connection, timing=_TIMING) as table:
+        async with RouteTable.open(connection, timing=TIMING) as table:
             gc.collect()
             assert len(table) == count
             return (_resident() - before) / count

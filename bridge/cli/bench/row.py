@@ -1,4 +1,4 @@
-"""What is measured, and what a measurement says: rows, goals and results. Pure.
+"""What is measured, and what a measurement says: rows, goals and results.
 
 A row is declared by its name, its goal and `prepare`, which sets the stage once and gives the two
 sides of the row. A side does its work once and returns the figure of that round, in the row's

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from bridge.cli.bench import large, messages, registrations, requests, routes
+from bridge.cli.bench import crowd, large, messages, registrations, requests, routes
 from bridge.cli.bench.row import Row
 
 ROWS: Final[tuple[Row, ...]] = (
@@ -13,4 +13,5 @@ ROWS: Final[tuple[Row, ...]] = (
     *routes.ROWS,
     *registrations.ROWS,
     *large.ROWS,
+    *crowd.ROWS,
 )

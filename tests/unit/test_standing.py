@@ -1,0 +1,149 @@
+"""What a decision finds out of the hosts is found out once, and never out of date."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from bridge.box.authority import Asked, Verdict, decide
+from bridge.box.fleet import Fleet
+from bridge.box.model import HostOrder, HostRecord, Offer, ServiceRecord, SlotRecord
+from bridge.box.standing import LIMIT, Standing, Standings
+from bridge.bus.connection import Connection
+from bridge.observe import Metrics
+from bridge.protocol import InstanceInfo, InstanceState, ScaleConfig, ScaleRequest, now
+from bridge.settings import NatsConfig
+
+AT = now()
+HOSTS = [f"box-{letter}" for letter in "abcd"]
+SERVICES = ["api", "web", "work"]
+
+
+@pytest.fixture
+async def fleet() -> Fleet:
+    connection = Connection(NatsConfig(), "test", Metrics())
+    return Fleet(connection, 10, lambda _: None, lambda *_: None)
+
+
+def host(*services: str, room: int = 9, port: int = 0, images: bool = False) -> HostRecord:
+    return HostRecord(
+        host_id="id",
+        runtime="oci" if images else "process",
+        images=("docker.io/library/*",) if images else (),
+        cpus=4,
+        max_instances=room,
+        services={name: Offer(fixed_port=port) for name in services},
+    )
+
+
+def claim(service: str, slot: int, name: str) -> SlotRecord:
+    info = InstanceInfo(
+        id=f"{service}-{slot}", state=InstanceState.READY, service=service, created_at=AT
+    )
+    return SlotRecord(host=name, host_id="id", config="", seq=1, info=info)
+
+
+def asked(service: str, replicas: int, config: ScaleConfig | None = None) -> Asked:
+    request = ScaleRequest(service=service, replicas=replicas, config=config or ScaleConfig())
+    return Asked(request=request, host="box-a", at=AT)
+
+
+def verdicts(fleet: Fleet, question: Asked) -> tuple[Verdict, Verdict]:
+    """What is decided with what was found out before, and without."""
+    return decide(question, fleet.state), decide(question, replace(fleet.state, standings=None))
+
+
+def change(fleet: Fleet, chance: random.Random) -> None:
+    """Something happens to the fleet."""
+    name, service = chance.choice(HOSTS), chance.choice(SERVICES)
+    match chance.randrange(4):
+        case 0:
+            offers = chance.sample(SERVICES, chance.randrange(4))
+            there = fleet.state.hosts.get(name)
+            room, port, images = chance.randrange(1, 9), chance.choice([0, 0, 80]), chance.random()
+            new = host(*offers, room=room, port=port, images=images < 0.5)
+            fleet._host_changed(name, there, new)
+        case 1:
+            order = None if name in fleet.state.orders else HostOrder(at=AT)
+            fleet._order_changed(f"cordon.{name}", None, order)
+        case 2:
+            target = chance.randrange(6)
+            record = ServiceRecord(version=1, target=target, slots=list(range(target)))
+            if chance.random() < 0.3:
+                image = ScaleConfig(image="docker.io/library/busybox:1")
+                record = replace(record, on_request=True, config=image)
+            fleet._service_changed(service, fleet.state.services.get(service), record)
+        case 3:
+            slot = chance.randrange(6)
+            old = fleet.state.slots_of(service).get(slot)
+            new_claim = None if old else claim(service, slot, name)
+            fleet.slots._view.markers[f"{service}.{slot}"] = 1  # as somebody who gives it up
+            fleet._slot_changed(f"{service}.{slot}", old, new_claim)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_decision_is_what_it_would_be_if_nothing_were_known(
+    fleet: Fleet, seed: int
+) -> None:
+    chance = random.Random(seed)
+    differed: set[str | None] = set()
+    for _ in range(150):
+        change(fleet, chance)
+        for _ in range(2):  # the second time it is known
+            image = chance.choice([None, "busybox:1", "evil/busybox:1"])
+            config = ScaleConfig(port_map=chance.choice([[], [], ["80:80"]]), image=image)
+            question = asked(chance.choice(SERVICES), chance.randrange(8), config)
+            quick, plain = verdicts(fleet, question)
+            assert quick == plain
+            differed.add(plain.response.error)
+    assert len(differed) > 5
+
+
+class Counted(dict[str, HostRecord]):
+    """Hosts that count how often all of them are looked at."""
+
+    looks = 0
+
+    def items(self) -> Any:
+        self.looks += 1
+        return super().items()
+
+    def __iter__(self) -> Iterator[str]:
+        self.looks += 1
+        return super().__iter__()
+
+
+async def test_requests_do_not_look_at_each_host(fleet: Fleet) -> None:
+    for number in range(50):
+        fleet._host_changed(f"box-{number}", None, host("web", "api"))
+    fleet._service_changed("web", None, ServiceRecord(target=2, slots=[0, 1]))
+    fleet._offers["web"] = hosts = Counted(fleet._offers["web"])
+    for _ in range(100):
+        assert decide(asked("web", 2), fleet.state).record is None
+    assert hosts.looks == 1
+    fleet._service_changed("api", None, ServiceRecord(target=1, slots=[0]))
+    same = host("web", "api")
+    fleet._host_changed("box-7", same, same)  # renews its lease
+    assert decide(asked("web", 2), fleet.state).record is None
+    assert hosts.looks == 1
+    fleet._host_changed("box-7", same, host("web", room=1))
+    assert decide(asked("web", 2), fleet.state).record is None
+    assert hosts.looks == 2
+
+
+def test_what_is_kept_is_bounded() -> None:
+    standings = Standings()
+    standing = Standing(
+        config=ScaleConfig(), on_request=False, able={}, why_not={}, total=0, fixes_port=False
+    )
+    for number in range(3 * LIMIT):
+        standings.keep(f"service-{number}", standing)
+    assert len(standings._found) <= LIMIT
+    last, plain = f"service-{3 * LIMIT - 1}", ServiceRecord()
+    assert standings.get(last, plain) is standing
+    assert standings.get(last, replace(plain, config=ScaleConfig(vcpus=1))) is None
+    assert standings.get(last, replace(plain, on_request=True)) is None
