@@ -24,7 +24,7 @@ from bridge.box.runtimes import engine_answers as answers
 from bridge.box.runtimes import engine_words as words
 from bridge.box.runtimes import kernel
 from bridge.box.runtimes.base import Exit, Found, Handle, Spec, Usage
-from bridge.box.runtimes.containers import Container
+from bridge.box.runtimes.containers import Container, unbegun
 from bridge.box.runtimes.engine_calls import Calls
 from bridge.box.runtimes.identity import Identity, boot_id
 from bridge.box.runtimes.images import Images
@@ -108,7 +108,8 @@ class OciRuntime:
         container = self._container(handle)
         await asyncio.to_thread(_check_ports, container.spec.port_map)
         container.begin()
-        await record(Identity(pid=0, started=0, boot_id=boot_id()), 0)
+        await record(unbegun(), 0)
+        container.let_go = True
         await self._let_go(container)
         state = (await self._survey.inspect([container.name])).get(container.name)
         if state is None or not state.running:
@@ -128,6 +129,7 @@ class OciRuntime:
             container.took_off(state, lambda: self._survey.suspect(container))
         else:
             container.identity = identity
+            container.let_go = identity != unbegun()
             await self._conclude(container, state)
         return container
 

@@ -16,11 +16,16 @@ from bridge.errors import InstanceError, PortTaken
 from tests.integration.runtimes.bench import FAILING, POLITE, STUBBORN, Bench
 from tests.support import eventually
 
+RUNTIMES = ["process", "oci", pytest.param("a3s-shaped", marks=pytest.mark.slow)]
 
-@pytest.fixture(params=["process", "oci"])
+
+@pytest.fixture(params=RUNTIMES)
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
-    podman = request.getfixturevalue("podman") if request.param == "oci" else None
-    made = Bench(tmp_path, podman)
+    made = Bench(tmp_path, None)
+    if request.param != "process":
+        podman = request.getfixturevalue("podman")
+        engine = podman.engine if request.param == "oci" else podman.a3s_shaped
+        made = Bench(tmp_path, podman, engine)
     yield made
     async with made.life() as runtime:  # what a failed test has left
         await runtime.sweep()
