@@ -28,7 +28,7 @@ from bridge.box.runtimes.containers import Container, unbegun
 from bridge.box.runtimes.engine_calls import Calls
 from bridge.box.runtimes.identity import Identity, boot_id
 from bridge.box.runtimes.images import Images
-from bridge.box.runtimes.logs import STDERR, STDOUT, last_line
+from bridge.box.runtimes.logs import ENGINE, STDERR, STDOUT, last_line
 from bridge.box.runtimes.rules import port_pair
 from bridge.box.runtimes.sockets import established, holder, is_free, read_tables
 from bridge.box.runtimes.survey import Survey
@@ -91,6 +91,7 @@ class OciRuntime:
         container = self._containers[spec.instance_id] = Container(spec)
         try:
             spec.directory.mkdir(parents=True, exist_ok=True)
+            (spec.directory / ENGINE).write_text(self._calls.engine.path)
             await self._images.provide(spec.image, tell)
             if self._kind.creates:
                 await self._make(container)
