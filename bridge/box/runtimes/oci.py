@@ -30,7 +30,7 @@ from bridge.box.runtimes.identity import Identity, boot_id
 from bridge.box.runtimes.images import Images
 from bridge.box.runtimes.logs import ENGINE, STDERR, STDOUT, last_line
 from bridge.box.runtimes.rules import port_pair
-from bridge.box.runtimes.sockets import established, holder, is_free, read_tables
+from bridge.box.runtimes.sockets import holder, is_free
 from bridge.box.runtimes.survey import Survey
 from bridge.errors import EngineSilent, InstanceError, PortTaken
 
@@ -174,17 +174,14 @@ class OciRuntime:
         ids = [handle.instance_id for handle in handles]
         return {name: used[name] for name in ids if name in used}
 
-    def requests(self, without: AbstractSet[int]) -> Counter[int]:
-        ours = established(read_tables(), without=without)
-        counts: Counter[int] = Counter()
-        for container in list(self._containers.values()):
-            pid, port = container.pid, container.port
-            if pid and kernel.has_own_network(pid):
-                inside = established(kernel.tcp_tables(pid), without=without)
-                counts[port] = inside[container.guest]
-            else:
-                counts[port] = ours[port]
-        return counts
+    def requests_inside(self, without: AbstractSet[int]) -> Counter[int]:
+        return Counter(
+            {
+                container.port: kernel.connections(container.pid, container.guest, without)
+                for container in list(self._containers.values())
+                if container.pid and kernel.has_own_network(container.pid)
+            }
+        )
 
     async def sweep(self) -> list[str]:
         strays = await self._survey.strays()

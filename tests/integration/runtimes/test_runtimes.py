@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from bridge.box.probes import Prober
 from bridge.box.runtimes.base import Exit, Handle, Runtime
+from bridge.box.traffic import Traffic
 from bridge.errors import InstanceError, PortTaken
 from tests.integration.runtimes.bench import FAILING, POLITE, STUBBORN, Bench
 from tests.support import eventually
@@ -190,18 +192,29 @@ async def test_a_fixed_port_is_taken_or_its_holder_told(bench: Bench, unused_por
         await runtime.stop(handle, 0)
 
 
-async def test_requests_in_flight_are_counted_but_for_the_boxes_own(bench: Bench) -> None:
-    async with bench.life() as runtime:
+async def test_requests_in_flight_are_counted_but_for_the_boxes_probes(bench: Bench) -> None:
+    async with bench.life() as runtime, Prober.open("127.0.0.1") as prober:
         handle = await bench.serving(runtime)
-        assert runtime.requests(frozenset())[handle.port] == 0
-        reader, writer = await asyncio.open_connection("127.0.0.1", handle.port)
-        await eventually(lambda: runtime.requests(frozenset())[handle.port] == 1)
-        own = writer.get_extra_info("sockname")[1]
-        assert runtime.requests({own})[handle.port] == 0
-        writer.close()
-        await writer.wait_closed()
-        del reader
-        await eventually(lambda: runtime.requests(frozenset())[handle.port] == 0)
+        traffic = Traffic(prober, freshness=0.0, inside=runtime.requests_inside)
+
+        async def counted() -> int:
+            return (await traffic.inflight())[handle.port]
+
+        async def one() -> bool:
+            return await counted() == 1
+
+        async def none() -> bool:
+            return await counted() == 0
+
+        await eventually(none)
+        where = ("127.0.0.1", handle.port)
+        with prober._socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", where)) as probe:
+            await asyncio.get_running_loop().sock_connect(probe, where)
+            _, writer = await asyncio.open_connection(*where)
+            await eventually(one)
+            writer.close()
+            await writer.wait_closed()
+            await eventually(none)
         await runtime.stop(handle, 0)
 
 
