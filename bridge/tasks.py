@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class _BlockEnded(Exception):
@@ -40,6 +43,14 @@ async def task_scope() -> AsyncIterator[asyncio.TaskGroup]:
         raise asyncio.CancelledError
     if raised is not None:
         raise raised
+
+
+async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """What `work` returns; None, with `work` cancelled, if `event` is set first."""
+    async with task_scope() as tasks:
+        working, waiting = tasks.create_task(work), tasks.create_task(event.wait())
+        await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
 
 
 def heed_cancellation() -> None:

@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,6 +66,15 @@ class Podman:
     def __init__(self, here: Path) -> None:
         self.here = here
         self.engine = here / "podman"
+
+    @property
+    def a3s_shaped(self) -> Path:
+        """The same podman behind calls and answers like those of a3s-box."""
+        script = self.here / "a3s-box"
+        shaped = Path(__file__).with_name("services") / "a3s_shaped.py"
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} {shaped} {self.engine} "$@"\n')
+        script.chmod(0o755)
+        return script
 
     def install(self) -> str:
         """Make the store and the image; why that cannot be done here, "" if it could."""

@@ -24,13 +24,13 @@ from bridge.box.runtimes import engine_answers as answers
 from bridge.box.runtimes import engine_words as words
 from bridge.box.runtimes import kernel
 from bridge.box.runtimes.base import Exit, Found, Handle, Spec, Usage
-from bridge.box.runtimes.containers import Container
+from bridge.box.runtimes.containers import Container, unbegun
 from bridge.box.runtimes.engine_calls import Calls
 from bridge.box.runtimes.identity import Identity, boot_id
 from bridge.box.runtimes.images import Images
-from bridge.box.runtimes.logs import STDERR, STDOUT, last_line
+from bridge.box.runtimes.logs import ENGINE, STDERR, STDOUT, last_line
 from bridge.box.runtimes.rules import port_pair
-from bridge.box.runtimes.sockets import connections, established, holder, is_free, parse
+from bridge.box.runtimes.sockets import holder, is_free
 from bridge.box.runtimes.survey import Survey
 from bridge.errors import EngineSilent, InstanceError, PortTaken
 
@@ -91,6 +91,7 @@ class OciRuntime:
         container = self._containers[spec.instance_id] = Container(spec)
         try:
             spec.directory.mkdir(parents=True, exist_ok=True)
+            (spec.directory / ENGINE).write_text(self._calls.engine.path)
             await self._images.provide(spec.image, tell)
             if self._kind.creates:
                 await self._make(container)
@@ -108,7 +109,8 @@ class OciRuntime:
         container = self._container(handle)
         await asyncio.to_thread(_check_ports, container.spec.port_map)
         container.begin()
-        await record(Identity(pid=0, started=0, boot_id=boot_id()), 0)
+        await record(unbegun(), 0)
+        container.let_go = True
         await self._let_go(container)
         state = (await self._survey.inspect([container.name])).get(container.name)
         if state is None or not state.running:
@@ -128,6 +130,7 @@ class OciRuntime:
             container.took_off(state, lambda: self._survey.suspect(container))
         else:
             container.identity = identity
+            container.let_go = identity != unbegun()
             await self._conclude(container, state)
         return container
 
@@ -171,17 +174,14 @@ class OciRuntime:
         ids = [handle.instance_id for handle in handles]
         return {name: used[name] for name in ids if name in used}
 
-    def requests(self, without: AbstractSet[int]) -> Counter[int]:
-        ours = established(connections(), without=without)
-        counts: Counter[int] = Counter()
-        for container in list(self._containers.values()):
-            pid, port = container.pid, container.port
-            if pid and kernel.has_own_network(pid):
-                inside = established(parse(kernel.tcp_tables(pid)), without=without)
-                counts[port] = inside[container.guest]
-            else:
-                counts[port] = ours[port]
-        return counts
+    def requests_inside(self, without: AbstractSet[int]) -> Counter[int]:
+        return Counter(
+            {
+                container.port: kernel.connections(container.pid, container.guest, without)
+                for container in list(self._containers.values())
+                if container.pid and kernel.has_own_network(container.pid)
+            }
+        )
 
     async def sweep(self) -> list[str]:
         strays = await self._survey.strays()

@@ -27,13 +27,7 @@ from bridge.box.runtimes.base import Exit, Found, Handle, Spec, Usage
 from bridge.box.runtimes.groups import group_of, has_others, members
 from bridge.box.runtimes.identity import Identity, identify, is_alive
 from bridge.box.runtimes.logs import STDERR, STDOUT, last_line
-from bridge.box.runtimes.sockets import (
-    connections,
-    established,
-    holder,
-    is_free,
-    is_listening,
-)
+from bridge.box.runtimes.sockets import holder, is_free, is_listening
 from bridge.box.runtimes.use import Meter
 from bridge.errors import InstanceError, PortTaken
 
@@ -177,8 +171,8 @@ class ProcessRuntime:
         groups = {process.pid: process for process in map(self._process, handles) if process.pid}
         return await asyncio.to_thread(self._usage, groups)
 
-    def requests(self, without: AbstractSet[int]) -> Counter[int]:
-        return established(connections(), without=without)
+    def requests_inside(self, without: AbstractSet[int]) -> Counter[int]:
+        return Counter()
 
     async def sweep(self) -> list[str]:
         if not self._sweep_due:
