@@ -4,14 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Generator
+from contextvars import Context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-class _BlockEnded(Exception):
-    """Raised inside a TaskGroup to end the tasks that outlive the block."""
+class _Scope(asyncio.TaskGroup):
+    """A TaskGroup that can be told to end its tasks.
+
+    An exception would end them too; but a TaskGroup of Python 3.13 that fails cancels its owner
+    once more if that was ever cancelled, be it that the block has heeded it long ago.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._running: set[asyncio.Task[Any]] = set()
+        self._ended = False
+
+    def create_task(
+        self,
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+    ) -> asyncio.Task[T]:
+        if self._ended:
+            coro.close()
+            raise RuntimeError("the block that owned these tasks has ended")
+        task = super().create_task(coro, name=name, context=context)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    def end(self) -> None:
+        """Cancel what still runs, and take nothing more."""
+        self._ended = True
+        for task in list(self._running):
+            task.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -28,17 +59,16 @@ async def task_scope() -> AsyncIterator[asyncio.TaskGroup]:
     cancels = owner.cancelling()
     raised: Exception | None = None
     try:
-        async with asyncio.TaskGroup() as group:
+        async with _Scope() as group:
             try:
                 yield group
             except Exception as exc:  # re-raised below, without the group around it
                 raised = exc
             cancels = owner.cancelling()  # what came before now was the block's to heed
-            raise _BlockEnded
+            group.end()
     except BaseExceptionGroup as failures:
-        _, rest = failures.split(_BlockEnded)
-        if raised is None and rest is not None:
-            raise _bare(rest) from None
+        if raised is None:
+            raise _bare(failures) from None
     if owner.cancelling() > cancels:  # a TaskGroup that is ending its tasks drops it
         raise asyncio.CancelledError
     if raised is not None:

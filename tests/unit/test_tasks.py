@@ -101,3 +101,45 @@ async def test_a_swallowed_cancellation_is_raised_when_it_is_asked_for() -> None
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_what_cleans_up_after_a_cancellation_is_not_cancelled_again() -> None:
+    steps = []
+
+    async def clean_up() -> None:
+        async with task_scope() as tasks:
+            tasks.create_task(asyncio.Event().wait())
+            await asyncio.sleep(0)
+            steps.append("in the block")
+        await asyncio.sleep(0)
+        steps.append("after it")
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await clean_up()
+
+    task = asyncio.ensure_future(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert steps == ["in the block", "after it"]
+
+
+async def test_a_block_that_has_ended_takes_no_more_tasks() -> None:
+    refused = []
+
+    async def outlive(tasks: asyncio.TaskGroup) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            with pytest.raises(RuntimeError, match="has ended"):
+                tasks.create_task(asyncio.sleep(3600))
+            refused.append(True)
+
+    async with task_scope() as tasks:
+        tasks.create_task(outlive(tasks))
+        await asyncio.sleep(0)
+    assert refused
