@@ -194,7 +194,8 @@ class World:
         kernel.run_until(8.0)
         start = 15.0 if self.private else 40.0
         usual = max(1, size.instances // len(self.services))
-        for number, service in enumerate(self.services):
+        in_turn = sorted(self.services, key=lambda name: name.partition("-")[::-1])  # of the pools
+        for number, service in enumerate(in_turn):
             later = (start - 15.0) * number / len(self.services)  # decisions come one by one
             kernel.after(later, functools.partial(self._ask, service, usual))
         for _ in range(kernel.log_uniform(1, 40)):
