@@ -114,8 +114,12 @@ def room(name: str, host: HostRecord, fleet: FleetState) -> int:
 
 
 def capacity(name: str, host: HostRecord, fleet: FleetState) -> int:
-    """How many instances the host counts for: a cordoned one for those that it has."""
-    return fleet.used.get(name, 0) if name in fleet.orders else host.max_instances
+    """How many instances the host counts for: a cordoned one for those that it has, and on its way
+    back a host may have more than it should.
+    """
+    if name not in fleet.orders:
+        return host.max_instances
+    return min(fleet.used.get(name, 0), host.max_instances)
 
 
 def place(
