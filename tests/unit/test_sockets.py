@@ -16,7 +16,14 @@ import pytest
 from bridge.box.runtimes import sock_diag
 from bridge.box.runtimes.groups import children, members
 from bridge.box.runtimes.shim import has_command
-from bridge.box.runtimes.sockets import connections, established, is_free, parse, read_tables
+from bridge.box.runtimes.sockets import (
+    connections,
+    established,
+    is_free,
+    parse,
+    read_tables,
+    serves,
+)
 
 TABLE = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
