@@ -22,7 +22,6 @@ from bridge.box.instance import Surroundings
 from bridge.box.journal import Journal
 from bridge.box.journal_store import CUT_OFF, JOURNAL
 from bridge.box.ledger import Ledger
-from bridge.box.model import ServiceRecord
 from bridge.box.notices import Notices
 from bridge.box.offers import host_record, offers
 from bridge.box.operations import Operations
@@ -216,7 +215,13 @@ class _Parts:
         self._me = Me(host=host, host_id=host_id)
         self._streams = Streams(connection, config)
         restore = self._streams.restore
-        self._fleet = Fleet(connection, timing.lease, self._touch, self._saw)
+        self._fleet = Fleet(
+            connection,
+            timing.lease,
+            self._touch,
+            lambda name, record: self._restorer.saw(name, record),  # noqa: PLW0108 (made below)
+            lambda host, order: self._restorer.saw_order(host, order),  # noqa: PLW0108
+        )
         self._restorer = Restorer(self._fleet, journal, timing.heartbeat)
         self._lease = Lease(
             self._fleet.hosts,
@@ -359,9 +364,6 @@ class _Parts:
 
     def _touch(self, services: Iterable[str] | None) -> None:
         self._supervisor.touch(services)
-
-    def _saw(self, service: str, record: ServiceRecord | None) -> None:
-        self._restorer.saw(service, record)
 
     async def _first_view(self) -> None:
         try:

@@ -45,6 +45,9 @@ Touch = Callable[[Iterable[str] | None], None]
 Saw = Callable[[str, ServiceRecord | None], None]
 """Told of each change of a service's record; None for one that is gone. Must not block."""
 
+SawOrder = Callable[[str, HostOrder | None], None]
+"""The same of orders, by host."""
+
 
 class Fleet:
     """See the module. `touch` is called when a plan may have changed. `monotonic` is the clock of
@@ -57,6 +60,7 @@ class Fleet:
         lease: float,
         touch: Touch,
         saw: Saw,
+        saw_order: SawOrder = lambda *_: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         subjects = connection.subjects
@@ -64,6 +68,7 @@ class Fleet:
         self._touch = touch
         self._monotonic = monotonic
         self._saw = saw
+        self._saw_order = saw_order
         self._services: dict[str, ServiceRecord] = {}
         self._hosts: dict[str, HostRecord] = {}
         self._offers: dict[str, dict[str, HostRecord]] = {}
@@ -334,11 +339,13 @@ class Fleet:
         except NameRefused:
             self._connection.metrics.refuse("orders", "bad key")
             return
-        if new is None:
+        if new is None or new.lifted:
             self._orders.pop(host, None)
         else:
             self._orders[host] = new
         self._standings.hosts_changed()
+        if key not in self.orders.unreadable:  # else a newer Box wrote it
+            self._saw_order(host, new)
         self._touch(None)
 
     # A complete view tells of what it holds, not of what it could not read.

@@ -34,7 +34,7 @@ from bridge.box.journal_store import (
     Pending,
     open_store,
 )
-from bridge.box.model import ServiceRecord
+from bridge.box.model import HostOrder, ServiceRecord
 from bridge.errors import JournalError
 from bridge.protocol import InstanceEvent, encode
 
@@ -69,6 +69,7 @@ class Journal:
         self.set_aside = set_aside or store.facts().get(SET_ASIDE, "")
         self.entries = store.entries()
         self.services = store.services()
+        self.orders = store.orders()
         self.last_of_past_life = store.last_pending()
         self.backlog = store.backlog()
         self.untold = store.untold()
@@ -123,6 +124,14 @@ class Journal:
         self.services[name] = record
         values = (name, record.version, encode(record))
         self._give(("services", (name,), values))
+
+    def keep_order(self, host: str, order: HostOrder) -> None:
+        """The newest order for a host that was seen; an older one is ignored."""
+        known = self.orders.get(host)
+        if known is not None and known.version >= order.version:
+            return
+        self.orders[host] = order
+        self._give([("INSERT OR REPLACE INTO orders VALUES (?, ?)", (host, encode(order)))])
 
     def state(self, fact: str, value: str) -> None:
         """A fact about this host, for whoever looks while the Box cannot answer; "" removes it."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from bridge.box.lifecycle import Life
-from bridge.box.model import Demand, ServiceRecord
+from bridge.box.model import Demand, HostOrder, ServiceRecord
 from bridge.box.runtimes.identity import Identity
 from bridge.errors import JournalError, ProtocolError
 from bridge.protocol import InstanceEvent, ScaleConfig, decode
@@ -37,6 +37,7 @@ _MIGRATIONS: Final = (
     ) STRICT;
     CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     """,
+    "CREATE TABLE orders (host TEXT PRIMARY KEY, record BLOB NOT NULL) STRICT;",
 )
 """Each brings the schema one version further; ``user_version`` counts them."""
 
@@ -163,6 +164,7 @@ def _checked(path: Path) -> JournalStore:
         store.migrate()
         store.entries()  # raises for what cannot be read
         store.services()
+        store.orders()
         store.pending(0, 1)
     except BaseException:
         store.close()
@@ -269,6 +271,11 @@ class JournalStore:
         """The newest known record of each service."""
         rows = self._reads.execute("SELECT name, record FROM services")
         return {name: decode(ServiceRecord, record) for name, record in rows}
+
+    def orders(self) -> dict[str, HostOrder]:
+        """The newest known order for each host."""
+        rows = self._reads.execute("SELECT host, record FROM orders")
+        return {host: decode(HostOrder, record) for host, record in rows}
 
     def facts(self) -> dict[str, str]:
         """What `Journal.state` was told."""

@@ -175,13 +175,17 @@ class HostOrder(Struct, frozen=True, kw_only=True):
     slot is placed on the host.
 
     With `draining` the instances there are replaced on other hosts, each Ready before the old one
-    drains; with `forced` the old one goes even if there is no room for another.
+    drains; with `forced` the old one goes even if there is no room for another. `version` counts
+    the host's orders; a `lifted` one is none any more, and stays, so that a store which comes back
+    with an older one is noticed.
     """
 
     draining: bool = False
     forced: bool = False
     reason: str = ""
     at: Time | None = None
+    version: int = 0
+    lifted: bool = False
 
 
 class FleetState(Struct, frozen=True, kw_only=True):

@@ -81,7 +81,7 @@ class Orders:
                 if order is None or isinstance(order, str):
                     return order or ""
                 try:
-                    await orders.compare_and_set(key, order, seq)
+                    await orders.compare_and_set(key, self._next(key, order), seq)
                 except Conflict as exc:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout_at(deadline):
@@ -92,12 +92,18 @@ class Orders:
 
     async def _uncordon(self, host: str) -> AdminResponse:
         orders, key = self._fleet.orders, cordon_key(host)
-        if orders.get(key) is not None:
+        if host in self._fleet.state.orders:
+            lifted = HostOrder(lifted=True, at=self._clock())
             try:
-                await orders.delete(key, orders.revision(key))
+                await orders.update(key, self._next(key, lifted), orders.revision(key))
             except Conflict:
                 return _no(f"Busy: another order for {host} came first; ask again")
         return AdminResponse(done=True)
+
+    def _next(self, key: str, order: HostOrder) -> HostOrder:
+        """The order, as the next one for its host."""
+        there = self._fleet.orders.get(key)
+        return replace(order, version=there.value.version + 1 if there else 1)
 
     async def _resume(self, host: str) -> bool:
         """Have rollouts that stopped go on, of the services that have slots on `host`; whether all

@@ -11,7 +11,6 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
-from collections.abc import Set as AbstractSet
 from datetime import datetime
 from typing import Final
 
@@ -29,7 +28,6 @@ from bridge.protocol import ScaleConfig
 Rank = tuple[bool, int, int, str]
 """Where a host stands: the first of all takes the next slot. Its name comes last."""
 
-_NOWHERE: Final[AbstractSet[str]] = frozenset()
 _NONE: Final = (True, 0, 0, "")
 
 
@@ -83,8 +81,12 @@ def room(name: str, host: HostRecord, fleet: FleetState) -> int:
 
 
 def capacity(name: str, host: HostRecord, fleet: FleetState) -> int:
-    """How many instances the host counts for: a cordoned one for those that it has."""
-    return fleet.used.get(name, 0) if name in fleet.orders else host.max_instances
+    """How many instances the host counts for: a cordoned one for those that it has, and on its way
+    back a host may have more than it should.
+    """
+    if name not in fleet.orders:
+        return host.max_instances
+    return min(fleet.used.get(name, 0), host.max_instances)
 
 
 def place(
@@ -109,18 +111,16 @@ def place(
     for slot in free:
         if not ranks:
             break
-        if best := _first(ranks, avoided(record, slot, at)):
+        off = avoided(record, slot, at) if record.avoid else None
+        if best := _first(ranks, off) if off else heapq.heappop(ranks)[-1]:
             placed[slot] = best
-            board.take(best)
-            if board.left(best) > 0:
-                heapq.heappush(ranks, board.rank(best))
+            if (rank := board.take(best)) is not None:
+                heapq.heappush(ranks, rank)
     return placed
 
 
-def _first(ranks: list[Rank], avoided: AbstractSet[str]) -> str:
+def _first(ranks: list[Rank], avoided: Container[str]) -> str:
     """Take the least of a heap of ranks whose host is not `avoided`; "" if there is none."""
-    if not avoided:
-        return heapq.heappop(ranks)[-1]
     passed_over, best = [], ""
     while ranks and not best:
         rank = heapq.heappop(ranks)
@@ -133,10 +133,8 @@ def _first(ranks: list[Rank], avoided: AbstractSet[str]) -> str:
     return best
 
 
-def avoided(record: ServiceRecord, slot: int, at: datetime) -> AbstractSet[str]:
+def avoided(record: ServiceRecord, slot: int, at: datetime) -> set[str]:
     """The hosts that `slot` must not be placed on at `at`."""
-    if not record.avoid:
-        return _NOWHERE
     return {item.host for item in record.avoid if item.slot == slot and item.until > at}
 
 
@@ -182,12 +180,16 @@ class Board:
             return 0 if self._own[name] else min(1, self._spare.room[name])
         return self._spare.room[name]
 
-    def take(self, name: str) -> None:
-        """The host takes a slot."""
-        self._own[name] += 1
-        self._spare.room[name] -= 1
+    def take(self, name: str) -> Rank | None:
+        """The host takes a slot; returns where it stands then, None if it has no more room."""
+        own = self._own.get(name, 0) + 1
+        room = self._spare.room[name] - 1
+        self._own[name], self._spare.room[name] = own, room
         if (needs := self._needs.get(name)) is not None:
             self._spare.reserved[name] = self._spare.reserved[name].plus(needs)
+        elif room > 0 and name not in self._fixed:
+            return False, -room, own, name  # as below, in short: this is done for every slot
+        return self.rank(name) if self.left(name) > 0 else None
 
     def give_back(self, claim: SlotRecord) -> None:
         """The host of `claim`, which lives, has it no more."""

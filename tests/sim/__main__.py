@@ -8,6 +8,7 @@ python -m tests.sim --seed 3 --hosts 1000 --instances 100000
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ def size_of(seed: int, most: tuple[int, int], fixed: tuple[int, int]) -> Size:
 def simulate(seed: int, size: Size, planted: str = "", *, trace: bool = False) -> dict[str, Any]:
     """What came of one seed; "violation" says what was broken, if anything."""
     logging.disable()
+    gc.set_threshold(200_000, 50, 1000)  # there is much that lives, and few cycles
     began = time.perf_counter()
     undo = plant(planted)
     world = World(seed, size, trace=trace, planted=planted)

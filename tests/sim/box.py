@@ -177,10 +177,7 @@ class BoxLife:
             return
         view.restoring = view.owner is None
         try:
-            lost = [
-                name for name in list(view.kept.services) if await view.restorer._write_back(name)
-            ]
-            if lost:
+            if await view.restorer.write_back():
                 await self.kernel.sleep(HEARTBEAT)
         finally:
             view.restoring = False

@@ -29,10 +29,10 @@ from msgspec import Struct
 
 from bridge.box import rollout
 from bridge.box.lifecycle import SERVING
-from bridge.box.model import RECEIPTS, FleetState, HostRecord, ServiceRecord, SlotRecord
+from bridge.box.model import RECEIPTS, FleetState, HostOrder, HostRecord, ServiceRecord, SlotRecord
 from bridge.box.placement import able_hosts, capacity, host_port, unfit
 from bridge.protocol import InstanceState, ScaleRequest, ScaleResponse
-from bridge.subjects import parse_slot_key, slot_key
+from bridge.subjects import cordon_key, parse_slot_key, slot_key
 from tests.sim.instances import TIMING, Held
 from tests.sim.view import Kept
 
@@ -72,6 +72,7 @@ class Checks:
         self._claims: Counter[str] = Counter()
         self._renewed: dict[str, float] = {}
         self._absent_until: dict[str, float] = {}
+        self._orders: dict[str, HostOrder] = {}
         self._out: dict[tuple[str, int], float] = {}
         self._forgiven: set[str] = set()
         self.lost_at = float("-inf")
@@ -194,7 +195,7 @@ class Checks:
         """
         newest = max((version for version, found in self._written[key].items() if found), default=0)
         if new.version <= newest and key not in self._forgiven:
-            if self._world.kernel.now > self.lost_at + 2 * self._grace:
+            if not self.restoring:
                 raise Violation(f"{key}: version {new.version} is decided a second time")
             self._forgiven.add(key)
 
@@ -249,7 +250,7 @@ class Checks:
         self.counts["takeovers"] += 1
         world.kernel.note(f"{key} is taken from {old.host}")
         host = world.hosts[old.host]
-        if host.host_id != old.host_id or now < self.lost_at + 2 * self._grace:
+        if host.host_id != old.host_id or self.restoring:
             return
         renewed = self._renewed.get(old.host, float("-inf"))
         absent = now - renewed >= TIMING.lease
@@ -283,10 +284,35 @@ class Checks:
             )
             if max(versions, default=0) > newest:
                 self._forgiven.add(name)
+        for host, order in self._orders.items():
+            known = (kept.orders[host].version for kept in sound if host in kept.orders)
+            if max(known, default=0) < order.version:
+                self._forgiven.add(cordon_key(host))  # whoever has seen it is in trouble
         self._claims.clear()
         for entry in world.buckets["slots"].last.values():
             if entry.value is not None:
                 self._claims[entry.value.host] += 1
+
+    @property
+    def restoring(self) -> bool:
+        """Whether a loss of the store may still be being made good."""
+        return self._world.kernel.now < self.lost_at + 2 * self._grace
+
+    def ordered(self, host: Host, order: HostOrder) -> None:
+        """An operator orders something for the host, or takes it back."""
+        self._orders[host.name] = order
+
+    def judge_orders(self) -> None:
+        """What operators ordered last is what the store has, once a loss has been made good."""
+        if self.restoring:
+            return
+        admin, now = self._world.buckets["admin"], self._world.kernel.now
+        for name, order in self._orders.items():
+            if cordon_key(name) in self._forgiven:
+                continue
+            if (there := admin.get(cordon_key(name), now)) != order:
+                raise Violation(f"{name}: {order} was ordered, and {there} is in the store")
+            self.counts["orders_kept"] += 1
 
     # ── what gateways are told ───────────────────────────────────────────────────────────
 

@@ -145,6 +145,7 @@ class Host:
         """Its data directory is lost; call it after the machine has died."""
         self.journal.clear()
         self._private.services.clear()
+        self._private.orders.clear()
         self.host_id = f"{self.name}-{self._lives}"
 
     def freeze(self, seconds: float) -> None:

@@ -149,11 +149,17 @@ class Kept:
 
     def __init__(self) -> None:
         self.services: dict[str, ServiceRecord] = {}
+        self.orders: dict[str, HostOrder] = {}
 
     def keep_service(self, name: str, record: ServiceRecord) -> None:
         known = self.services.get(name)
         if known is None or known.version < record.version:
             self.services[name] = record
+
+    def keep_order(self, host: str, order: HostOrder) -> None:
+        known = self.orders.get(host)
+        if known is None or known.version < order.version:
+            self.orders[host] = order
 
 
 class View:
@@ -191,6 +197,7 @@ class View:
             lease,
             touched,
             lambda name, record: self.restorer.saw(name, record),  # noqa: PLW0108 (made below)
+            lambda host, order: self.restorer.saw_order(host, order),  # noqa: PLW0108
             kernel.monotonic,
         )
         fleet.services = SimRecords(

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bridge.box.authority import Asked
 from bridge.box.model import FleetState, HostOrder, HostRecord, Offer, ServiceRecord, SlotRecord
@@ -193,7 +194,8 @@ class World:
         kernel.run_until(8.0)
         start = 15.0 if self.private else 40.0
         usual = max(1, size.instances // len(self.services))
-        for number, service in enumerate(self.services):
+        in_turn = sorted(self.services, key=lambda name: name.partition("-")[::-1])  # of the pools
+        for number, service in enumerate(in_turn):
             later = (start - 15.0) * number / len(self.services)  # decisions come one by one
             kernel.after(later, functools.partial(self._ask, service, usual))
         for _ in range(kernel.log_uniform(1, 40)):
@@ -216,6 +218,8 @@ class World:
         kernel, since = self.kernel, self.kernel.now
         problems = ["not looked"]
         while problems:
+            for host in self.hosts.values():
+                self._lift(host)  # also what is written back only now
             kernel.run_until(kernel.now + (5.0 if self.private else 20.0))
             problems = list(self.checks.unsettled())
             if problems and kernel.now - since > _PATIENCE:
@@ -227,9 +231,7 @@ class World:
         self.kernel.note("all is healed")
         self._calm = True
         self.bus.loss = 0.0
-        for key, entry in list(self.buckets["admin"].last.items()):
-            if entry.value is not None:
-                self.buckets["admin"].write(key, b"", {}, self.kernel.now)
+        self.checks.judge_orders()
         for host in self.hosts.values():
             if host.life is not None and host.life.link.frozen:
                 self.kernel.thaw(host.life.link)
@@ -345,11 +347,26 @@ class World:
 
     def _order(self, host: Host) -> None:
         """An operator cordons or drains the host, or takes that back."""
-        bucket, key, chance = self.buckets["admin"], cordon_key(host.name), self.kernel.random
-        if bucket.get(key, self.kernel.now) is not None:
-            bucket.write(key, b"", {}, self.kernel.now)
-            return
-        order = HostOrder(draining=chance.random() < 0.5, forced=chance.random() < 0.3)
+        chance = self.kernel.random
+        if self.checks.restoring:
+            return  # Boxes are not ready, and say so
+        if not self._lift(host):
+            order = HostOrder(draining=chance.random() < 0.5, forced=chance.random() < 0.3)
+            self._say(host, order)
+
+    def _lift(self, host: Host) -> bool:
+        """Whether there was an order for the host, which there is no more."""
+        order = self.buckets["admin"].get(cordon_key(host.name), self.kernel.now)
+        if order is None or order.lifted:
+            return False
+        self._say(host, HostOrder(lifted=True))
+        return True
+
+    def _say(self, host: Host, order: HostOrder) -> None:
+        bucket, key = self.buckets["admin"], cordon_key(host.name)
+        before = bucket.get(key, self.kernel.now)
+        order = replace(order, version=before.version + 1 if before else 1)
+        self.checks.ordered(host, order)
         bucket.write(key, encode(order), {}, self.kernel.now)
 
     def _outage(self, _: Host) -> None:
