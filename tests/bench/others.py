@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from bridge.cli.bench.messages import consuming, read_all
 from bridge.cli.bench.row import Row, Sides, Site, at_least
@@ -72,7 +74,39 @@ async def _beside_faststream(site: Site) -> AsyncIterator[Sides]:
             yield Sides(ours=lambda: read_all(connection, count), floor=floor)
 
 
+@contextlib.asynccontextmanager
+async def _beside_c(site: Site) -> AsyncIterator[Sides]:
+    """The floor that no Python reaches: how far it is away is good to know."""
+    program = site.directory / "consume"
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        raise BenchFailed("there is no C compiler here")
+    compiling = await asyncio.create_subprocess_exec(
+        *(compiler, "-O2", "-o", str(program), str(_PEERS / "consume.c"))
+    )
+    if await compiling.wait():
+        raise BenchFailed("the peer in C does not compile")
+    address = urlsplit(site.url)
+    async with consuming(site) as (connection, count):
+        stream = connection.subjects.events_stream
+        command = [program, address.hostname, address.port, stream, count]
+        async with Peer.running(command) as peer:
+
+            async def floor() -> float:
+                return count / await peer.seconds()
+
+            yield Sides(ours=lambda: read_all(connection, count), floor=floor)
+
+
 ROWS: Final = (
+    Row(
+        name="consume-c",
+        what="stored events through the async iterator, checked and decoded",
+        against="C, counting frames",
+        unit="events/s",
+        goal=None,
+        prepare=_beside_c,
+    ),
     Row(
         name="consume-faststream",
         what="stored events through the async iterator, checked and decoded",

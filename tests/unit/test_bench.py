@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bridge.cli.bench.machine import Machine, Noise
 from bridge.cli.bench.report import number, table
-from bridge.cli.bench.row import Result, at_least, at_most
+from bridge.cli.bench.row import Goal, Result, at_least, at_most
 from bridge.cli.bench.runner import Report
 from bridge.cli.bench.svg import svg
 
@@ -23,7 +23,7 @@ def result(
     ours: tuple[float, ...] = (),
     floor: tuple[float, ...] = (),
     *,
-    goal: float = 1.0,
+    goal: float | None = 1.0,
     more: bool = True,
     error: str = "",
 ) -> Result:
@@ -32,8 +32,7 @@ def result(
         what="what <is> done",
         against="a & b" if floor else "",
         unit="ms",
-        goal=goal,
-        at_least=more,
+        goal=None if goal is None else Goal(goal, at_least=more),
         ours=[*ours],
         floor=[*floor],
         error=error,
@@ -83,6 +82,16 @@ def test_what_was_not_measured_meets_nothing() -> None:
     assert not row.met
     assert not report(result(ours=(2.0,)), row).met
     assert report(result(ours=(2.0,))).met
+
+
+def test_a_row_without_a_goal_is_for_the_record() -> None:
+    row = result(ours=(2.0,), floor=(1.0,), goal=None)
+    assert row.met
+    assert not result(goal=None, error="gone").met
+    page = io.StringIO()
+    Console(file=page, width=200).print(table(report(row)))
+    assert page.getvalue().splitlines()[1].split()[-4:] == ["2.00", "2.00", "2.00", "-"]
+    assert "2×" in svg(report(row))
 
 
 def test_a_goal_is_met_at_its_bound() -> None:

@@ -23,20 +23,22 @@ def table(report: Report) -> Table:
 
 def _figures(row: Result) -> list[str]:
     value = row.value
-    sign = "≥" if row.at_least else "≤"
+    goal = str(row.goal or "-")
     if value is None:
-        return ["-", "-", "-", "-", "-", f"{sign} {row.goal:g}"]
+        return ["-", "-", "-", "-", "-", goal]
     ours = f"{number(Spread.of(row.ours).median)} {row.unit}"
     if not row.floor:
-        return [ours, "-", "-", number(value.low), number(value.high), f"{sign} {row.goal:g}"]
+        return [ours, "-", "-", number(value.low), number(value.high), goal]
     theirs = f"{number(Spread.of(row.floor).median)} {row.unit}"
     ratios = [f"{part:.2f}" for part in (value.median, value.low, value.high)]
-    return [ours, theirs, *ratios, f"{sign} {row.goal:g}"]
+    return [ours, theirs, *ratios, goal]
 
 
 def _verdict(row: Result) -> Text:
     if row.error:
         return Text(f"failed: {row.error}", style="red")
+    if row.goal is None:
+        return Text("")
     return Text("met", style="green") if row.met else Text("short", style="red")
 
 

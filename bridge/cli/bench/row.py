@@ -38,6 +38,9 @@ class Goal(Struct, frozen=True):
     bound: float
     at_least: bool
 
+    def __str__(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.bound:g}"
+
     def met(self, value: float) -> bool:
         """Whether `value` reaches it."""
         return value >= self.bound if self.at_least else value <= self.bound
@@ -100,13 +103,13 @@ Prepare = Callable[[Site], AbstractAsyncContextManager[Sides]]
 
 class Row(Struct, frozen=True, kw_only=True):
     """One kind of work. `name` (a-z and '-') chooses it, `what` says what is done in a round,
-    `against` what the floor is, "" if there is none.
+    `against` what the floor is, "" if there is none. A row without a goal is for the record.
     """
 
     name: str
     what: str
     unit: str
-    goal: Goal
+    goal: Goal | None
     prepare: Prepare
     against: str = ""
 
@@ -135,8 +138,7 @@ class Result(Struct, frozen=True, kw_only=True):
     what: str
     against: str
     unit: str
-    goal: float
-    at_least: bool
+    goal: Goal | None
     ours: list[float] = []
     floor: list[float] = []
     error: str = ""
@@ -154,6 +156,6 @@ class Result(Struct, frozen=True, kw_only=True):
 
     @property
     def met(self) -> bool:
-        """Whether the goal is reached."""
+        """Whether the goal is reached, or was measured if there is none."""
         value = self.value
-        return value is not None and Goal(self.goal, self.at_least).met(value.median)
+        return value is not None and (self.goal is None or self.goal.met(value.median))

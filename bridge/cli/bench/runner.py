@@ -108,6 +108,5 @@ def _nothing_of(row: Row) -> Result:
         what=row.what,
         against=row.against,
         unit=row.unit,
-        goal=row.goal.bound,
-        at_least=row.goal.at_least,
+        goal=row.goal,
     )

@@ -8,7 +8,7 @@ from typing import Final
 from xml.sax.saxutils import escape
 
 from bridge.cli.bench.report import number, setting
-from bridge.cli.bench.row import Result
+from bridge.cli.bench.row import Result, at_least
 from bridge.cli.bench.runner import Report
 
 _WIDTH: Final = 460  # pixels of the bars
@@ -53,7 +53,6 @@ def svg(report: Report) -> str:
 
 
 def _row(row: Result, top: int) -> Iterator[str]:
-    sign = "≥" if row.at_least else "≤"
     against = f" / {row.against}" if row.against else ""
     yield f'<text x="12" y="{top + 14}">{escape(row.name + against)[:60]}</text>'
     value = row.value
@@ -61,7 +60,7 @@ def _row(row: Result, top: int) -> Iterator[str]:
         yield f'<text x="{_NAMES}" y="{top + 14}">{escape(row.error)[:90]}</text>'
         return
     unit = "×" if row.floor else f" {row.unit}"
-    said = f"{number(value.median)}{unit} ({sign} {row.goal:g})"
+    said = f"{number(value.median)}{unit}" + (f" ({row.goal})" if row.goal else "")
     end = _place(value.median, row)
     start, stop = sorted((_NAMES + _WIDTH / 2, end))
     yield (
@@ -75,7 +74,8 @@ def _row(row: Result, top: int) -> Iterator[str]:
 
 
 def _place(value: float, row: Result) -> float:
-    """How far to the right: as good as the goal is in the middle."""
-    better = math.log10(max(value, 1e-12) / row.goal) * (1 if row.at_least else -1)
+    """How far to the right: as good as the goal, or without one as the floor, is in the middle."""
+    goal = row.goal or at_least(1.0)
+    better = math.log10(max(value, 1e-12) / goal.bound) * (1 if goal.at_least else -1)
     share = min(max(better / _DECADES, -1.0), 1.0)
     return _NAMES + _WIDTH / 2 * (1 + share)
