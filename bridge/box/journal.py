@@ -131,7 +131,7 @@ class Journal:
         if known is not None and known.version >= order.version:
             return
         self.orders[host] = order
-        self._give([("INSERT OR REPLACE INTO orders VALUES (?, ?)", (host, encode(order)))])
+        self._give(("orders", (host,), (host, encode(order))))
 
     def state(self, fact: str, value: str) -> None:
         """A fact about this host, for whoever looks while the Box cannot answer; "" removes it."""

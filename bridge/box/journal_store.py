@@ -52,7 +52,7 @@ one key that are applied together only the last is written. A key of the outbox 
 last number: what goes may be many, what is put is one.
 """
 
-_COLUMNS: Final = {"instances": 2, "outbox": 5, "services": 3, "facts": 2}
+_COLUMNS: Final = {"instances": 2, "outbox": 5, "services": 3, "orders": 2, "facts": 2}
 _DELETE: Final = {
     "instances": "DELETE FROM instances WHERE id = ?",
     "outbox": "DELETE FROM outbox WHERE n BETWEEN ? AND ?",
