@@ -34,13 +34,14 @@ from bridge.box.placement import able_hosts, capacity, host_port, unfit
 from bridge.protocol import InstanceState, ScaleRequest, ScaleResponse
 from bridge.subjects import cordon_key, parse_slot_key, slot_key
 from tests.sim.instances import TIMING, Held
-from tests.sim.view import Kept
+from tests.sim.view import HEARTBEAT, REPLY_TIMEOUT, Kept
 
 if TYPE_CHECKING:
     from tests.sim.hosts import Host
     from tests.sim.world import World
 
-_GRACE: Final = TIMING.lease + 5.0  # seconds after a trouble, to resync, restore, plan and drain
+_GRACE: Final = REPLY_TIMEOUT + HEARTBEAT + 3.0  # seconds after a trouble: for a write that was on
+# its way to be given up, for others to restore what was lost, and to resync, plan and drain
 _SLOWER: Final = 200.0  # seconds more for all messages lost: each costs a timeout of 5 s
 _FLIGHT: Final = 8.0  # seconds between a look at a lease and the landing of what follows from it
 _SLACK: Final = 6.0  # seconds from a renewal to its being heard of, and from a look to the act
