@@ -43,6 +43,7 @@ class Ledger:
         self._clock = clock
         self._stale = stale
         self._turn = asyncio.Lock()
+        self._turns = 0  # taken and waited for: a lock with waiters is free for a moment
 
     def answer(self, asked: Asked) -> ScaleResponse | None:
         """The answer to a request that changes nothing; None where something is to be written, or
@@ -50,7 +51,7 @@ class Ledger:
 
         Most of a fleet's requests repeat what is so. They need no turn, no task and no wait.
         """
-        if self._turn.locked():
+        if self._turns:
             return None
         if why := self._stale():
             return self._refused(asked, f"not ready: {why}; ask again")
@@ -103,8 +104,12 @@ class Ledger:
 
         Waiting behind this Box's own decisions is no lost race and does not count.
         """
-        async with self._turn:
-            yield asyncio.get_running_loop().time() + self._patience
+        self._turns += 1
+        try:
+            async with self._turn:
+                yield asyncio.get_running_loop().time() + self._patience
+        finally:
+            self._turns -= 1
 
     async def _write(self, service: str, record: ServiceRecord, deadline: float) -> bool:
         """Whether `record` is stored; if somebody was faster, the view has caught up now.

@@ -371,7 +371,7 @@ class _Run:
         """
         if self._alike and reply.startswith(self._alike):
             rest = reply[len(self._alike) :].split(".")
-            if len(rest) >= 3 and rest[0].isdigit() and rest[1].isdigit() and rest[2].isdigit():
+            if len(rest) >= 4 and rest[0].isdigit() and rest[1].isdigit() and rest[2].isdigit():
                 return int(rest[0]), int(rest[1]), int(rest[2])
         position = parse_position(reply)
         if position is None or position.consumer != self.name:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from bridge.box.authority import Asked
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
-from bridge.box.model import FleetState
+from bridge.box.model import FleetState, HostRecord, Offer
 from bridge.bus.server import EmbeddedServer
 from bridge.protocol import ScaleRequest, now
 from tests.support import connect
@@ -37,3 +39,35 @@ async def test_a_step_that_waited_its_turn_is_not_taken_from_what_is_seen_no_mor
         looked: list[FleetState] = []
         assert not await ledger.amend("web", looked.append)
         assert looked == []
+
+
+async def test_what_changes_nothing_is_answered_at_once_but_not_past_a_decision_under_way(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as connection:
+        fleet = Fleet(connection, 3, lambda service: None, lambda name, record: None)
+        ledger = Ledger(fleet, 2.0, now)
+        asked = Asked(request=ScaleRequest(service="web", replicas=1), host="box-a", at=now())
+        assert ledger.answer(asked) == await ledger.decide(asked)  # the plain way
+        async with ledger._my_turn():
+            assert ledger.answer(asked) is None
+            waiting = asyncio.ensure_future(ledger.decide(asked))
+            await asyncio.sleep(0)  # it begins to wait
+        assert ledger.answer(asked) is None  # that one came first
+        assert await waiting == ledger.answer(asked)
+
+
+async def test_what_must_be_written_is_not_answered_at_once(server: EmbeddedServer) -> None:
+    async with connect(server.url) as connection:
+        fleet = Fleet(connection, 3, lambda service: None, lambda name, record: None)
+        offer = HostRecord(
+            host_id="1", runtime="process", cpus=2, max_instances=5, services={"web": Offer()}
+        )
+        fleet._set_host("box-a", offer)
+        ledger = Ledger(fleet, 2.0, now)
+        more = Asked(request=ScaleRequest(service="web", replicas=1), host="box-a", at=now())
+        same = Asked(request=ScaleRequest(service="web", replicas=0), host="box-a", at=now())
+        assert ledger.answer(more) is None
+        answer = ledger.answer(same)
+        assert answer is not None
+        assert answer.accepted

@@ -40,6 +40,13 @@ class Service:
         self.most = 0
         self.go = asyncio.Event()
 
+    def at_once(self, message: Message) -> Reply | None:
+        if not message.data.startswith(b"quick"):
+            return None
+        if message.data == b"quick crash":
+            raise RuntimeError("secret detail")
+        return Reply(data=b"at once " + message.data)
+
     async def handle(self, message: Message) -> Reply | None:
         self.taken.append(message.data)
         self.under_way += 1
@@ -61,7 +68,9 @@ def refusal(error: str) -> Reply:
 
 
 @asynccontextmanager
-async def responding(server: EmbeddedServer, **settings: Any) -> AsyncIterator[Any]:
+async def responding(
+    server: EmbeddedServer, *, quick: bool = False, **settings: Any
+) -> AsyncIterator[Any]:
     """A service, a responder that answers for it, and a caller's connection."""
     async with (
         connect(server.url, **settings) as connection,
@@ -69,7 +78,12 @@ async def responding(server: EmbeddedServer, **settings: Any) -> AsyncIterator[A
     ):
         service = Service()
         endpoint = Endpoint(
-            name="scale", subject="box.scale", queue="box", handle=service.handle, refuse=refusal
+            name="scale",
+            subject="box.scale",
+            queue="box",
+            handle=service.handle,
+            refuse=refusal,
+            at_once=service.at_once if quick else None,
         )
         responder = Responder(connection, DESCRIPTION, [endpoint])
         async with task_scope() as tasks:
@@ -98,6 +112,25 @@ async def test_a_handlers_exception_reaches_neither_the_caller_nor_the_loop(
     async with responding(server) as (_, _, caller):
         assert await ask(caller, b"crash") == b"internal error: see the log of the Box"
         assert await ask(caller, b"x") == b"done x"
+
+
+async def test_what_takes_no_waiting_is_answered_before_the_queue_but_never_past_it(
+    server: EmbeddedServer,
+) -> None:
+    async with responding(server, quick=True) as (service, responder, caller):
+        assert await ask(caller, b"quick 1") == b"at once quick 1"
+        assert service.taken == []
+        assert await ask(caller, b"slow") == b"done slow"  # at_once leaves it to handle
+        assert await ask(caller, b"quick crash") == b"internal error: see the log of the Box"
+        [endpoint], seen = responder._endpoints, list[bytes]()
+        await caller.listen("_INBOX.here.*", lambda message: seen.append(message.data))
+        await caller.flush()
+        for data in (b"slow 2", b"quick 2"):  # as they come in one piece
+            responder._receive(endpoint, Message("box.scale", "_INBOX.here.x", data, b""))
+        await eventually(lambda: len(seen) == 2)
+        assert seen == [b"done slow 2", b"done quick 2"]
+        [stats] = responder._stats()
+        assert (stats.num_requests, stats.num_errors) == (5, 1)
 
 
 async def test_a_body_over_the_bound_never_reaches_the_handler(server: EmbeddedServer) -> None:

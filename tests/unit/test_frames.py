@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
 import nats.errors
@@ -10,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.bus.client import FrameRefused, GuardedClient
-from bridge.bus.follow import Position, parse_position
+from bridge.bus.connection import Connection
+from bridge.bus.follow import Position, _Run, parse_position
 from bridge.bus.message import Message
+from bridge.observe import Metrics
+from bridge.settings import NatsConfig
 
 subjects = st.binary(min_size=1, max_size=12).filter(
     lambda raw: not any(byte in raw for byte in b" \t\r\n")
@@ -211,3 +215,33 @@ def test_what_the_server_would_hang_up_on_is_not_sent(
 )
 def test_the_position_is_read_off_the_reply_subject(reply: str, found: Position | None) -> None:
     assert parse_position(reply) == found
+
+
+numbers = st.integers(0, 2**63).map(str)
+parts = st.one_of(numbers, st.sampled_from(["", "x", "-1", "$JS", "ACK", "c1", "other", "1"]))
+
+
+@given(st.lists(st.lists(parts, max_size=6), max_size=4), st.booleans())
+async def test_a_reply_subject_is_compared_as_it_would_be_parsed(
+    tails: list[list[str]], domain: bool
+) -> None:
+    run = _Run(Connection(NatsConfig(), "test", Metrics()), Nobody(), asyncio.Event())
+    before = "$JS.ACK.d.hash.S" if domain else "$JS.ACK.S"
+    after = "4.x" if domain else "4"
+    for tail in [["1", "42", "7", "1700", after], *tails, ["1", "43", "8", "1701", after]]:
+        reply = ".".join([before, run.name, *tail])
+        position = parse_position(reply)  # the plain way
+        found = run._locate(reply)
+        if position is None or position.consumer != run.name:
+            assert found is None
+        else:
+            assert found == (position.stream_seq, position.consumer_seq, position.time_ns)
+
+
+class Nobody:
+    """A sink for what never comes."""
+
+    def begin(self) -> None: ...
+    def take(self, message: Message, seq: int, time_ns: int) -> None: ...
+    def complete(self, last_seq: int) -> None: ...
+    def lost(self) -> None: ...

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from bridge.box.runtimes import sock_diag
-from bridge.box.runtimes.sockets import connections, established, is_free, parse, read_tables
+from bridge.box.runtimes.groups import children, members
+from bridge.box.runtimes.shim import has_command
+from bridge.box.runtimes.sockets import (
+    connections,
+    established,
+    is_free,
+    parse,
+    read_tables,
+    serves,
+)
 
 TABLE = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -77,3 +93,39 @@ def test_where_the_kernel_is_not_to_be_asked_its_tables_are_read(
         port = server.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)):
             assert established(connections())[port] == 1
+
+
+def test_who_listens_is_found_without_a_look_at_all_processes(
+    monkeypatch: pytest.MonkeyPatch, unused_port: int
+) -> None:
+    """As for an instance: its shim does not listen, a child of the shim's does."""
+    service = Path(__file__).parent.parent / "services" / "tiny_service.py"
+    run = f"{sys.executable} -I -S {service} {unused_port}; :"
+    leader = subprocess.Popen(["/bin/sh", "-c", run], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 20
+        while is_free(unused_port) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert has_command(leader.pid)
+        monkeypatch.setattr(psutil, "pids", lambda: pytest.fail("looked at all processes"))
+        monkeypatch.setattr(psutil, "process_iter", lambda: pytest.fail("looked at all of them"))
+        assert serves(members(leader.pid), unused_port)
+        assert has_command(leader.pid)
+        assert not serves([os.getpid(), leader.pid], unused_port)  # neither does itself
+    finally:
+        os.killpg(leader.pid, signal.SIGKILL)
+        leader.wait()
+    assert children(leader.pid) == []
+
+
+def test_who_listens_is_found_where_the_kernel_is_not_to_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> None:
+        raise PermissionError("as in a sandbox")
+
+    monkeypatch.setattr(sock_diag, "listening", refuse)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert serves([os.getpid()], port)
+    assert not serves([os.getpid()], port)

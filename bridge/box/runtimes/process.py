@@ -27,7 +27,7 @@ from bridge.box.runtimes.base import Exit, Found, Handle, Spec, Usage
 from bridge.box.runtimes.groups import group_of, has_others, members
 from bridge.box.runtimes.identity import Identity, identify, is_alive
 from bridge.box.runtimes.logs import STDERR, STDOUT, last_line
-from bridge.box.runtimes.sockets import holder, is_free, is_listening
+from bridge.box.runtimes.sockets import holder, is_free, serves
 from bridge.box.runtimes.use import Meter
 from bridge.errors import InstanceError, PortTaken
 
@@ -283,7 +283,7 @@ class ProcessRuntime:
     def _listens(self, process: Process) -> bool:
         if is_free(process.port):
             return False
-        if any(is_listening(member, process.port) for member in members(process.pid)):
+        if serves(members(process.pid), process.port):
             return True
         if is_free(process.port):
             return False  # it was somebody's for a moment only

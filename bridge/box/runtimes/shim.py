@@ -21,7 +21,7 @@ from typing import Final
 import psutil
 
 from bridge.box.runtimes.base import Exit, Found
-from bridge.box.runtimes.groups import group_of
+from bridge.box.runtimes.groups import children, group_of
 from bridge.box.runtimes.identity import identify
 from bridge.box.runtimes.logs import STDERR, STDOUT
 
@@ -119,8 +119,11 @@ def living(root: Path) -> dict[str, Found]:
 
 def has_command(pid: int) -> bool:
     """Whether a child of the shim's is the command: before its exec it looks like the shim."""
-    with contextlib.suppress(psutil.Error):
-        parent = psutil.Process(pid)
-        like = parent.cmdline()
-        return any(child.cmdline() != like for child in parent.children())
+    with contextlib.suppress(OSError):
+        like = _command_line(pid)
+        return any(_command_line(child) != like for child in children(pid))
     return False
+
+
+def _command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
