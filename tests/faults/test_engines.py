@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,7 @@ async def test_while_its_engine_is_of_no_use_a_box_says_so_and_instances_stay(
         before = await serving(gateway, "web", 2)
         told = len(recorder.events)
         pids = {info.id: podman.pid(info.id) for info in before}
+        asked, since = len(podman.calls()), time.monotonic()
         with podman.fault(fault):
             await unready(gateway, said.partition("*")[0].strip(), replicas=2)
             for info in before:
@@ -66,11 +68,25 @@ async def test_while_its_engine_is_of_no_use_a_box_says_so_and_instances_stay(
             os.kill(pids[before[0].id], signal.SIGKILL)  # told when the engine can say how
             await unready(gateway, "not ready: podman", replicas=2)
             assert not [e for _, e in recorder.events[told:] if e.to_state is S.FAILED]
+            calls = len(podman.calls()) - asked
+            assert calls <= 10 + 4 * (time.monotonic() - since), "it is asked over and over"
         await ready(gateway, 2)
         await recorder.reached(before[0].id, "Failed")
         assert recorder.of(before[0].id)[-1].message.startswith("killed by signal 9")
         after = await serving(gateway, "web", 2)
         assert before[1].id in {info.id for info in after}
+
+
+@pytest.mark.slow
+async def test_a_container_that_is_slow_to_start_is_started_once(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, recorder):
+        with podman.fault("slow"):
+            await ask(gateway, "web", 1)
+            [info] = await serving(gateway, "web", 1)
+        assert [call for call in podman.calls() if call.startswith("start")] == [f"start {info.id}"]
+        assert await recorder.reached(info.id, "Ready") == ["Booting", "Ready"]
 
 
 @pytest.mark.slow

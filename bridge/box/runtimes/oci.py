@@ -115,6 +115,7 @@ class OciRuntime:
         await record(unbegun(), 0)
         container.let_go = True
         await self._let_go(container)
+        container.is_off()
         state = (await self._survey.inspect([container.name])).get(container.name)
         if state is None or not state.running:
             self._survey.suspect(container)  # `watch` tells how it ended
@@ -129,6 +130,7 @@ class OciRuntime:
         container.begin()
         state = (await self._survey.inspect([container.name])).get(container.name)
         container.made = state is not None
+        container.is_off()
         if state is not None and state.running:
             container.took_off(state, lambda: self._survey.suspect(container))
         else:

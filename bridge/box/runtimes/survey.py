@@ -86,6 +86,7 @@ class Survey:
                 await self._take_turns()
             except InstanceError as exc:
                 self._note(str(exc))
+                await asyncio.sleep(_WHILE_BLIND)
 
     async def swept(self) -> list[str]:
         """What carried this Box's label and belonged to none of its instances, and was removed
@@ -135,7 +136,7 @@ class Survey:
         loop = asyncio.get_running_loop()
         due = min(self._list_due, self._sample_due)
         if any(container.suspected for container in self._containers.values()):
-            due = min(due, loop.time() + (_WHILE_BLIND if self.problem else _DOUBT))
+            due = min(due, loop.time() + _DOUBT)
         try:
             async with asyncio.timeout_at(due):
                 await self._wake.wait()
@@ -145,7 +146,7 @@ class Survey:
 
     async def _settle(self) -> None:
         """Ask about the containers that may have ended, all in one call."""
-        suspects = [item for item in self._containers.values() if item.suspected and item.going]
+        suspects = [item for item in self._containers.values() if item.suspected and item.off]
         states = await self.inspect([container.name for container in suspects])
         now = asyncio.get_running_loop().time()
         async with task_scope() as tasks:
@@ -163,13 +164,13 @@ class Survey:
     async def _take_turns(self) -> None:
         loop = asyncio.get_running_loop()
         if loop.time() >= self._list_due:
-            blind = any(item.going and not item.pid for item in self._containers.values())
+            blind = any(item.off and not item.pid for item in self._containers.values())
             self._list_due = loop.time() + (_WHILE_BLIND if blind else _EVERY)
             await self._remove_unknown()
             self._note("")
         if loop.time() >= self._sample_due:
             self._sample_due = loop.time() + self._sample_every
-            if any(container.going for container in self._containers.values()):
+            if any(container.off for container in self._containers.values()):
                 await self._sample()
 
     async def _remove_unknown(self) -> None:
@@ -177,7 +178,7 @@ class Survey:
         before = set(self._containers)
         listed = await self.listed()
         for container in self._containers.values():
-            if container.going and container.made and not listed.get(container.name):
+            if container.off and not listed.get(container.name):
                 self.suspect(container)
         # What was known a moment ago, or is by now, was not left behind.
         strays = sorted(listed.keys() - before - self._containers.keys())
@@ -206,5 +207,3 @@ class Survey:
         elif self.problem and not problem:
             _log.info("%s answers again", self._calls.engine.name)
         self.problem = problem
-        if problem:
-            self._list_due = asyncio.get_running_loop().time() + _WHILE_BLIND
