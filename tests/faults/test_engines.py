@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +60,6 @@ async def test_while_its_engine_is_of_no_use_a_box_says_so_and_instances_stay(
         before = await serving(gateway, "web", 2)
         told = len(recorder.events)
         pids = {info.id: podman.pid(info.id) for info in before}
-        asked, since = len(podman.calls()), time.monotonic()
         with podman.fault(fault):
             await unready(gateway, said.partition("*")[0].strip(), replicas=2)
             for info in before:
@@ -68,8 +67,9 @@ async def test_while_its_engine_is_of_no_use_a_box_says_so_and_instances_stay(
             os.kill(pids[before[0].id], signal.SIGKILL)  # told when the engine can say how
             await unready(gateway, "not ready: podman", replicas=2)
             assert not [e for _, e in recorder.events[told:] if e.to_state is S.FAILED]
-            calls = len(podman.calls()) - asked
-            assert calls <= 10 + 4 * (time.monotonic() - since), "it is asked over and over"
+            asked = len(podman.calls())
+            await asyncio.sleep(3)  # in which it is asked three times or four, or over and over
+            assert len(podman.calls()) - asked <= 8
         await ready(gateway, 2)
         await recorder.reached(before[0].id, "Failed")
         assert recorder.of(before[0].id)[-1].message.startswith("killed by signal 9")
