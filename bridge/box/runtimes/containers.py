@@ -36,6 +36,7 @@ class Container:
         self.concluding = False
         self.patience_ends = float("inf")
         self.identity: Identity | None = None  # of its main process, where the kernel knows it
+        self._off = False
         self._port = 0
         self._memory: Path | None = None
         self._out_of_memory = False
@@ -66,14 +67,23 @@ class Container:
 
     @property
     def going(self) -> bool:
-        """Whether it was let go, and is not known to have ended."""
+        """Whether it is about to run, or runs, as far as is known."""
         return self.ended is not None and not self.ended.done()
+
+    @property
+    def off(self) -> bool:
+        """Whether its engine has let it go, and it is not known to have ended."""
+        return self._off and self.going
 
     def begin(self) -> None:
         """It is about to be let go."""
         self.ended = asyncio.get_running_loop().create_future()
         self.suspected, self.patience_ends = False, float("inf")
-        self.identity, self._port, self.let_go = None, 0, False
+        self.identity, self._port, self.let_go, self._off = None, 0, False, False
+
+    def is_off(self) -> None:
+        """Its engine says that it has let it go: from now on an end is an end."""
+        self._off = True
 
     def took_off(self, state: State, suspect: Callable[[], None]) -> Identity:
         """It runs, as `state` says. `suspect` is called once its main process has ended; the

@@ -109,6 +109,7 @@ class Bench:
         return OciRuntime(
             Calls(engine, ENVIRON, PATIENCE),
             "the-host-id",
+            secrets=self.directory / "secrets",
             environ={"NATS_URL": "nats://example"},
             address="127.0.0.1",
             sample=0.1,

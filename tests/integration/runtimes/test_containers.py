@@ -57,6 +57,18 @@ async def test_all_of_a_config_is_honoured(
         assert info.endpoint == f"{bound['HostIp']}:{bound['HostPort']}"
 
 
+async def test_all_ports_are_published_and_the_first_is_where_it_serves(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman, unused_port: int
+) -> None:
+    table = web(port_map=["0:80", f"{unused_port}:81"])
+    async with boxed(server, tmp_path, table, **containers(podman)) as (gateway, _):
+        assert "Capped to 1" in ((await ask(gateway, "web", 2)).error or "")
+        [info] = await serving(gateway, "web", 1)
+        ports = podman.inspect(info.id)["NetworkSettings"]["Ports"]
+        assert info.endpoint == f"127.0.0.1:{ports['80/tcp'][0]['HostPort']}"
+        assert ports["81/tcp"] == [{"HostIp": "127.0.0.1", "HostPort": str(unused_port)}]
+
+
 async def test_a_container_says_whose_it_is(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
@@ -107,7 +119,7 @@ async def test_a_request_for_another_image_replaces_the_instances(
         await ask(gateway, "web", 1)
         [info] = await serving(gateway, "web", 1)
         assert (await ask(gateway, "web", 1, config=ScaleConfig(image=OTHER_IMAGE))).accepted
-        await recorder.reached(info.id, "Stopped")
+        await eventually(lambda: recorder.states(info.id)[-1:] == ["Stopped"], within=30)
         [other] = await serving(gateway, "web", 1)
         assert podman.inspect(other.id)["ImageName"] == OTHER_IMAGE
 
