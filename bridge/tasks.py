@@ -75,6 +75,14 @@ async def task_scope() -> AsyncIterator[asyncio.TaskGroup]:
         raise raised
 
 
+async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """What `work` returns; None, with `work` cancelled, if `event` is set first."""
+    async with task_scope() as tasks:
+        working, waiting = tasks.create_task(work), tasks.create_task(event.wait())
+        await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+
+
 def heed_cancellation() -> None:
     """Raise the CancelledError that somebody else's code has swallowed, if this task's was.
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,11 +37,12 @@ default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
 
 # Stands between a Box and podman, and fails on demand: by files that a test makes.
 _SCRIPT = """#!/bin/sh
+echo "$@" >> {here}/calls
 if [ -e {here}/gone ]; then echo "podman: not found" >&2; exit 127; fi
 while [ -e {here}/hung ]; do sleep 0.1; done
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 export CONTAINERS_CONF={here}/containers.conf CONTAINERS_REGISTRIES_CONF={here}/registries.conf
-echo "$@" >> {here}/calls
+if [ -e {here}/slow ] && [ "$1" = start ]; then sleep 5; fi
 for word in "$@"; do
   [ "$before" != --env-file ] || stat -c "%a $word" "$word" >> {here}/env-files
   before=$word
@@ -65,6 +67,15 @@ class Podman:
     def __init__(self, here: Path) -> None:
         self.here = here
         self.engine = here / "podman"
+
+    @property
+    def a3s_shaped(self) -> Path:
+        """The same podman behind calls and answers like those of a3s-box."""
+        script = self.here / "a3s-box"
+        shaped = Path(__file__).with_name("services") / "a3s_shaped.py"
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} {shaped} {self.engine} "$@"\n')
+        script.chmod(0o755)
+        return script
 
     def install(self) -> str:
         """Make the store and the image; why that cannot be done here, "" if it could."""
@@ -105,7 +116,9 @@ class Podman:
 
     @contextlib.contextmanager
     def fault(self, kind: str) -> Iterator[None]:
-        """The engine is ``gone``, or it has ``hung``, for as long as the block lasts."""
+        """The engine is ``gone``, has ``hung``, or is ``slow`` to start a container (5 s), for as
+        long as the block lasts.
+        """
         switch = self.here / kind
         switch.touch()
         try:

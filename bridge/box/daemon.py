@@ -261,7 +261,7 @@ class _Parts:
         around = Surroundings(
             runtime=runtime,
             prober=prober,
-            traffic=Traffic(prober, count=runtime.requests),
+            traffic=Traffic(prober, inside=runtime.requests_inside),
             reports=self._reports,
             address=config.box.address,
             idle_samples=timing.idle_samples,

@@ -38,7 +38,7 @@ from bridge.protocol import (
     InstanceState,
 )
 from bridge.registration import HEALTHY_KEY, endpoint_of
-from bridge.tasks import task_scope
+from bridge.tasks import task_scope, unless
 
 _log = logging.getLogger(__name__)
 
@@ -129,14 +129,7 @@ class Instance:
         said of late wins over it.
         """
         self._judge()
-        report = self._around.reports.of(self.id)
-        said = report.health if report else InstanceHealth(inflight_requests=inflight)
-        cpu, memory = said.cpu_percent, said.memory_bytes
-        health = InstanceHealth(
-            cpu_percent=usage.cpu_percent if usage and cpu is None else cpu,
-            memory_bytes=usage.memory_bytes if usage and memory is None else memory,
-            inflight_requests=said.inflight_requests,
-        )
+        health = self._around.reports.beside(self.id, usage, inflight)
         life, event = lifecycle.sample(
             self.life, health, self._now(), idle_samples=self._around.idle_samples
         )
@@ -166,7 +159,6 @@ class Instance:
         """From whatever state it is in to the end, one state after the other."""
         if self._handle is None and not await self._create():
             self._step(_S.STOPPING, self._reason)
-            self._withdraw(self._reason)
             self._step(_S.STOPPED)
             return
         assert self._handle is not None
@@ -191,12 +183,8 @@ class Instance:
 
     async def _create(self) -> bool:
         """Whether it was made; False if it was told to leave before."""
-        async with task_scope() as tasks:
-            making = tasks.create_task(self._around.runtime.create(self._spec, self._note))
-            leaving = tasks.create_task(self._leave.wait())
-            await asyncio.wait((making, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if making.done():
-                self._handle = making.result()
+        creating = self._around.runtime.create(self._spec, self._note)
+        self._handle = await unless(self._leave, creating)
         return self._handle is not None
 
     async def _boot(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Final
 from msgspec import Struct
 
 from bridge.box.lifecycle import ENDED
+from bridge.box.runtimes.base import Usage
 from bridge.bus.message import Message
 from bridge.errors import ProtocolError
 from bridge.observe import Metrics
@@ -82,6 +83,17 @@ class Reports:
             del self._reports[instance_id]
             return None
         return report
+
+    def beside(self, instance_id: str, usage: Usage | None, inflight: int) -> InstanceHealth:
+        """What the instance has said of late, and what was measured where it said nothing."""
+        report = self.of(instance_id)
+        said = report.health if report else InstanceHealth(inflight_requests=inflight)
+        cpu, memory = said.cpu_percent, said.memory_bytes
+        return InstanceHealth(
+            cpu_percent=usage.cpu_percent if usage and cpu is None else cpu,
+            memory_bytes=usage.memory_bytes if usage and memory is None else memory,
+            inflight_requests=said.inflight_requests,
+        )
 
     def forget(self, instance_id: str) -> None:
         """The instance has ended."""

@@ -11,22 +11,22 @@ from collections.abc import Set as AbstractSet
 from bridge.box.probes import Prober
 from bridge.box.runtimes.sockets import established, read_tables
 
-Count = Callable[[AbstractSet[int]], Counter[int]]
+Inside = Callable[[AbstractSet[int]], Counter[int]]
 
 
 class Traffic:
     """One look at the kernel's tables serves everybody who asks within `freshness` seconds.
 
-    `count` counts, from a thread, but for the requests from some ports: a runtime whose instances
-    have networks of their own does.
+    `inside` counts, from a thread, what the tables of this host do not show: see
+    Runtime.requests_inside.
     """
 
     def __init__(
-        self, prober: Prober, freshness: float = 0.1, *, count: Count | None = None
+        self, prober: Prober, freshness: float = 0.1, *, inside: Inside | None = None
     ) -> None:
         self._prober = prober
+        self._inside = inside
         self._freshness = freshness
-        self._count = count or _on_this_host
         self._counts: Counter[int] = Counter()
         self._taken = float("-inf")
         self._turn = asyncio.Lock()
@@ -43,8 +43,7 @@ class Traffic:
             return self._counts
 
     def _look(self) -> Counter[int]:
-        return self._count(self._prober.ports)
-
-
-def _on_this_host(without: AbstractSet[int]) -> Counter[int]:
-    return established(read_tables(), without=without)
+        counts = established(read_tables(), without=self._prober.ports)
+        if self._inside:
+            counts.update(self._inside(self._prober.ports))
+        return counts

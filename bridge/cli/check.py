@@ -33,12 +33,14 @@ def run_check(file: Path | None, *, json: bool) -> int:
         return DONE
     box = config.box
     out.print(f"host {box.name}: at most {box.max_instances} instances at {box.address}, ", end="")
-    out.print(f"ports {box.ports}, runtime {box.runtime}, data in {box.data_dir}")
+    runtime = f"oci by {box.engine}" if box.runtime == "oci" else box.runtime
+    out.print(f"ports {box.ports}, runtime {runtime}, data in {box.data_dir}")
     out.print(f"NATS {nats.url}, prefix {nats.prefix}")
     if box.allow_images:
         out.print(f"images that requests may name: {', '.join(box.allow_images)}", markup=False)
     for name, service in config.services.items():
         probe = f"http {service.probe.http}" if service.probe.http else "tcp"
-        out.print(f"service {name}: {' '.join(service.command)}  (probe: {probe})", markup=False)
+        words = " ".join([service.image, *service.entrypoint, *service.command]).strip()
+        out.print(f"service {name}: {words}  (probe: {probe})", markup=False)
     out.print("ok")
     return DONE

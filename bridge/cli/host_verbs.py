@@ -29,6 +29,17 @@ def up(
     The first Ctrl-C drains the instances, a second one ends them at once; with --on-exit leave
     they keep running, and the next `up` takes them back. The server's store is kept in the data
     directory, so that the next `up` goes on where this one ended.
+
+    Instances are processes; with [box] runtime = "oci" they are containers of podman, docker or
+    nerdctl, or MicroVMs of a3s-box. In box.toml:
+
+        [box]
+        runtime = "oci"
+        engine = "podman"
+
+        [services.web]
+        image = "docker.io/library/nginx:alpine"
+        port_map = ["0:80"]
     """
     from bridge.cli.serve import run_up
 
@@ -51,6 +62,8 @@ def box(
     was acknowledged. The first signal stops the Box in order, a second one at once; either way the
     instances keep running, and the next life of the Box takes them back. With --on-exit drain the
     first signal drains them, and a second one ends them at once.
+
+    Instances are processes; with [box] runtime = "oci" containers or MicroVMs: see `up --help`.
     """
     from bridge.cli.serve import run_box
 
@@ -75,7 +88,8 @@ def logs(
 ) -> int:
     """Show what an instance of this host has written to stdout and stderr.
 
-    The logs of the ten last ended instances of each service are kept.
+    The logs of the ten last ended instances of each service are kept. While a container runs, its
+    engine has its log, and this says how to ask for it.
     """
     from bridge.cli.logs import run_logs
 

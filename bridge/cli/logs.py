@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from msgspec import Struct
 
-from bridge.box.runtimes.logs import STDERR, STDOUT, instances_dir
+from bridge.box.runtimes.logs import ENGINE, STDERR, STDOUT, instances_dir
 from bridge.cli import DONE
 from bridge.cli.connect import configuration, connected
 from bridge.cli.output import print_json
@@ -35,13 +35,21 @@ async def run_logs(
     follow: bool,
     json: bool,
 ) -> int:
-    """Print both logs of the instance; with `follow` go on until it has ended."""
+    """Print both logs of the instance; with `follow` go on until it has ended. Raises InstanceError
+    where there are none, saying who has them.
+    """
     check_name("instance id", instance_id)
     root = data_dir or configuration(file, {}).data_dir
     directory = instances_dir(root) / instance_id
     if not directory.is_dir():
         where = await _elsewhere(instance_id, flags)
         raise InstanceError(f"{instance_id}: no logs in {directory}{where}")
+    if not (directory / STDOUT).exists() and (directory / ENGINE).exists():
+        engine = (directory / ENGINE).read_text()
+        raise InstanceError(
+            f"{instance_id} is a container that has not ended, and its engine has its log: "
+            f"{engine} logs -f {instance_id}"
+        )
     with contextlib.ExitStack() as stack, contextlib.suppress(asyncio.CancelledError):
         tails = [
             _Tail(stack.enter_context((directory / name).open("rb")), name.partition(".")[0])

@@ -95,3 +95,10 @@ def test_the_wheel_holds_the_server_configuration_and_the_type_marker(tmp_path: 
         packaged = archive.read("bridge/bus/nats-server.conf")
         assert not any(name.startswith(("tests/", "deploy/")) for name in names)
     assert packaged == (ROOT / "deploy" / "nats" / "nats-server.conf").read_bytes()
+
+
+async def test_the_example_for_containers_is_right(tmp_path: Path) -> None:
+    told = await run("config", "check", "-c", str(ROOT / "deploy/oci/box.toml"), cwd=tmp_path)
+    assert told.code == 0
+    assert "runtime oci by podman" in told.out
+    assert "service web: docker.io/library/nginx:alpine" in told.out

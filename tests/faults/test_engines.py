@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +60,7 @@ async def test_while_its_engine_is_of_no_use_a_box_says_so_and_instances_stay(
         before = await serving(gateway, "web", 2)
         told = len(recorder.events)
         pids = {info.id: podman.pid(info.id) for info in before}
+        asked, since = len(podman.calls()), time.monotonic()
         with podman.fault(fault):
             await unready(gateway, said.partition("*")[0].strip(), replicas=2)
             for info in before:
@@ -65,11 +68,25 @@ async def test_while_its_engine_is_of_no_use_a_box_says_so_and_instances_stay(
             os.kill(pids[before[0].id], signal.SIGKILL)  # told when the engine can say how
             await unready(gateway, "not ready: podman", replicas=2)
             assert not [e for _, e in recorder.events[told:] if e.to_state is S.FAILED]
+            calls = len(podman.calls()) - asked
+            assert calls <= 10 + 4 * (time.monotonic() - since), "it is asked over and over"
         await ready(gateway, 2)
         await recorder.reached(before[0].id, "Failed")
         assert recorder.of(before[0].id)[-1].message.startswith("killed by signal 9")
         after = await serving(gateway, "web", 2)
         assert before[1].id in {info.id for info in after}
+
+
+@pytest.mark.slow
+async def test_a_container_that_is_slow_to_start_is_started_once(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, recorder):
+        with podman.fault("slow"):
+            await ask(gateway, "web", 1)
+            [info] = await serving(gateway, "web", 1)
+        assert [call for call in podman.calls() if call.startswith("start")] == [f"start {info.id}"]
+        assert await recorder.reached(info.id, "Ready") == ["Booting", "Ready"]
 
 
 @pytest.mark.slow
@@ -136,9 +153,12 @@ class Killed:
         """Kill the Box and every call to the engine that it has under way; how many these were."""
         calls = children(self.process.pid)
         self.kill()
+        ended = 0
         for pid in calls:
-            os.kill(pid, signal.SIGKILL)
-        return len(calls)
+            with contextlib.suppress(ProcessLookupError):  # it was just done
+                os.kill(pid, signal.SIGKILL)
+                ended += 1
+        return ended
 
 
 def children(pid: int) -> list[int]:
@@ -158,10 +178,19 @@ def killed(podman: Podman, tmp_path: Path, server: EmbeddedServer) -> Iterator[K
 async def settled(gateway: Connection, podman: Podman, replicas: int) -> list[InstanceInfo]:
     """So many serve, each chain of events is whole, and there is no other container."""
     await scaled(gateway, replicas)  # once the Box is there
-    there = await serving(gateway, "web", replicas)
-    await eventually(lambda: podman.names() == {info.id for info in there}, within=20)
+
+    async def alike() -> tuple[list[InstanceInfo]] | None:
+        there = await serving(gateway, "web", replicas)
+        return (there,) if podman.names() == {info.id for info in there} else None
+
+    [there] = await eventually(alike, within=20)
     (await History.settled(gateway, there)).check()
     return there
+
+
+def secrets(tmp_path: Path) -> list[Path]:
+    """What is left of environment files."""
+    return list((tmp_path / "data-box-a" / "secrets").iterdir())
 
 
 async def test_containers_go_on_when_their_box_is_killed_and_are_taken_back(
@@ -187,6 +216,21 @@ async def test_containers_go_on_when_their_box_is_killed_and_are_taken_back(
         assert all(S.FAILED not in states and S.DRAINING not in states for states in untouched)
 
 
+async def test_containers_are_taken_back_without_a_journal(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman, killed: Killed
+) -> None:
+    async with connect(server.url) as gateway:
+        await scaled(gateway, 2)
+        before = await serving(gateway, "web", 2)
+        pids = {info.id: podman.pid(info.id) for info in before}
+        killed.kill()
+        for file in (tmp_path / "data-box-a").glob("journal.db*"):
+            file.unlink()
+        killed.start()
+        after = await settled(gateway, podman, 2)
+        assert {info.id: podman.pid(info.id) for info in after} == pids
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("calls", ["create", "start", "stop"])
 async def test_a_box_and_its_engine_killed_at_work_leave_nothing_behind(
@@ -199,8 +243,11 @@ async def test_a_box_and_its_engine_killed_at_work_leave_nothing_behind(
             await scaled(gateway, 0)
         await eventually(lambda: any(call.startswith(calls) for call in podman.calls()), within=20)
         assert killed.kill_with_engine(), "the fault did not fire"
+        left = tmp_path / "data-box-a" / "secrets" / "web-of-the-killed"
+        left.touch()
         killed.start()
         await settled(gateway, podman, 0 if calls == "stop" else 3)
+        assert not secrets(tmp_path)
 
 
 @pytest.mark.slow

@@ -189,9 +189,10 @@ class Runtime(Protocol):
     async def usage(self, handles: Iterable[Handle]) -> Mapping[str, Usage]:
         """What each of `handles` uses, by instance id; in one pass, as it is called often."""
 
-    def requests(self, without: AbstractSet[int]) -> Counter[int]:
-        """How many requests are in flight, by the port of `Handle.port`: established connections,
-        but for those from the ports in `without`. Called in a thread.
+    def requests_inside(self, without: AbstractSet[int]) -> Counter[int]:
+        """The established connections, by `Handle.port`, of instances with networks of their own,
+        which the tables of this host do not show; but for those from the ports in `without`. Called
+        in a thread.
         """
 
     async def sweep(self) -> list[str]:

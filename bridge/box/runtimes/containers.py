@@ -20,7 +20,8 @@ _SIGNALLED: Final = 128  # an exit code of 128 + n means signal n, as shells hav
 
 
 class Container:
-    """The handle of one instance. `made` says that the engine has a container of its name.
+    """The handle of one instance. `made` says that the engine has a container of its name,
+    `let_go` that it may have run.
 
     `suspected` says that it may have ended: the engine is to be asked. `patience_ends` is until
     when the engine may take to see what the kernel has told, in the loop's time.
@@ -29,11 +30,13 @@ class Container:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.made = False
+        self.let_go = False
         self.ended: asyncio.Future[Exit] | None = None
         self.suspected = False
         self.concluding = False
         self.patience_ends = float("inf")
         self.identity: Identity | None = None  # of its main process, where the kernel knows it
+        self._off = False
         self._port = 0
         self._memory: Path | None = None
         self._out_of_memory = False
@@ -64,14 +67,23 @@ class Container:
 
     @property
     def going(self) -> bool:
-        """Whether it was let go, and is not known to have ended."""
+        """Whether it is about to run, or runs, as far as is known."""
         return self.ended is not None and not self.ended.done()
+
+    @property
+    def off(self) -> bool:
+        """Whether its engine has let it go, and it is not known to have ended."""
+        return self._off and self.going
 
     def begin(self) -> None:
         """It is about to be let go."""
         self.ended = asyncio.get_running_loop().create_future()
         self.suspected, self.patience_ends = False, float("inf")
-        self.identity, self._port = None, 0
+        self.identity, self._port, self.let_go, self._off = None, 0, False, False
+
+    def is_off(self) -> None:
+        """Its engine says that it has let it go: from now on an end is an end."""
+        self._off = True
 
     def took_off(self, state: State, suspect: Callable[[], None]) -> Identity:
         """It runs, as `state` says. `suspect` is called once its main process has ended; the
@@ -81,7 +93,7 @@ class Container:
         self.identity = identify(state.pid) if state.pid else None
         if self.identity is None:
             self.suspected = True
-            return Identity(pid=0, started=0, boot_id=boot_id())
+            return unbegun()
         self._memory = kernel.memory_events(self.identity.pid)
         self._watch(self.identity.pid, suspect)
         return self.identity
@@ -99,10 +111,10 @@ class Container:
 
     def exit(self, state: State | None) -> Exit:
         """How it ended; `state` is what the engine says, None if it has no such container."""
+        if not self.let_go and (state is None or not state.begun):
+            return Exit(ran=False)
         if state is None:
             return Exit(code=None, why="its container was removed")
-        if not state.begun and (self.identity is None or self.identity.pid == 0):
-            return Exit(ran=False)
         if state.running:
             return Exit(code=None, why="its engine has lost sight of it")
         if not state.begun or state.code is None:
@@ -135,3 +147,8 @@ class Container:
             loop.add_reader(self._pidfd, on_exit)
             return
         suspect()
+
+
+def unbegun() -> Identity:
+    """What is written down in place of a process before there is one that can be told."""
+    return Identity(pid=0, started=0, boot_id=boot_id())

@@ -22,7 +22,7 @@ from bridge.tasks import task_scope
 _LONGEST: Final = 64 << 20  # bytes of an answer; `inspect` says 10 KiB of each container
 _LONGEST_WORDS: Final = 64 << 10  # bytes of complaints that are kept: the last ones
 _CHUNK: Final = 64 << 10
-_AT_ONCE: Final = 16  # heavy calls, which make something
+_AT_ONCE: Final = 16  # of the calls that take turns
 _CLOSING: Final = 1.0  # seconds for pipes to close after the call; a child may hold them open
 
 
@@ -71,10 +71,10 @@ class Calls:
         except OSError as exc:
             raise EngineSilent(self.engine.name, call, f"cannot be run: {exc}") from exc
 
-    async def make(self, words: Sequence[str], *, within: float) -> Answer:
-        """The same for a heavy call, which takes its turn among those first."""
+    async def make(self, words: Sequence[str], *, within: float, last: int = 0) -> Answer:
+        """The same for a call of which many may come at once: it takes its turn among those."""
         async with self._places:
-            return await self.ask(words, within=within)
+            return await self.ask(words, within=within, last=last)
 
     async def _call(
         self, words: Sequence[str], tell: Callable[[str], None] | None, last: int

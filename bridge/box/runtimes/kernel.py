@@ -11,19 +11,14 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Final
 
 _MOUNT: Final = Path("/sys/fs/cgroup")
 _KILLS: Final = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 _LISTENING: Final = "0A"
-
-
-def tcp_tables(pid: int) -> Iterator[str]:
-    """The lines of the TCP tables of the network that `pid` is in; none if there is no such pid."""
-    for name in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError), Path(f"/proc/{pid}/net/{name}").open() as table:
-            yield from table
+_ESTABLISHED: Final = "01"
 
 
 def has_own_network(pid: int) -> bool:
@@ -36,11 +31,15 @@ def has_own_network(pid: int) -> bool:
 
 def listens(pid: int, port: int) -> bool:
     """Whether somebody in the network of `pid` listens on `port`."""
-    for line in tcp_tables(pid):
-        fields = line.split(None, 4)
-        if len(fields) > 3 and fields[3] == _LISTENING and _port(fields[1]) == port:
-            return True
-    return False
+    return any(local == port for local, _ in _sockets(pid, _LISTENING))
+
+
+def connections(pid: int, port: int, without: AbstractSet[int]) -> int:
+    """How many connections are established to `port` in the network of `pid`, but for those from
+    the ports in `without`.
+    """
+    pairs = _sockets(pid, _ESTABLISHED)
+    return sum(local == port and remote not in without for local, remote in pairs)
 
 
 def memory_events(pid: int) -> Path | None:
@@ -63,6 +62,16 @@ def oom_kills(events: Path | None) -> int:
     except OSError:
         return 0
     return int(match[1]) if match else 0
+
+
+def _sockets(pid: int, state: str) -> Iterator[tuple[int, int]]:
+    """The local and the remote ports of the sockets in `state`, in the network of `pid`."""
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), Path(f"/proc/{pid}/net/{name}").open() as table:
+            for line in table:
+                fields = line.split(None, 4)
+                if len(fields) > 3 and fields[3] == state:
+                    yield _port(fields[1]), _port(fields[2])
 
 
 def _port(address: str) -> int:

@@ -11,6 +11,7 @@ from typing import Final
 
 STDOUT: Final = "stdout.log"
 STDERR: Final = "stderr.log"
+ENGINE: Final = "engine"  # says which program made a container, and has its log until it has ended
 KEPT: Final = 10  # directories of ended instances, of each service
 
 _TAIL: Final = 4096  # bytes of a log in which its last line is looked for

@@ -24,13 +24,13 @@ from bridge.box.runtimes import engine_answers as answers
 from bridge.box.runtimes import engine_words as words
 from bridge.box.runtimes import kernel
 from bridge.box.runtimes.base import Exit, Found, Handle, Spec, Usage
-from bridge.box.runtimes.containers import Container
+from bridge.box.runtimes.containers import Container, unbegun
 from bridge.box.runtimes.engine_calls import Calls
 from bridge.box.runtimes.identity import Identity, boot_id
 from bridge.box.runtimes.images import Images
-from bridge.box.runtimes.logs import STDERR, STDOUT, last_line
+from bridge.box.runtimes.logs import ENGINE, STDERR, STDOUT, last_line
 from bridge.box.runtimes.rules import port_pair
-from bridge.box.runtimes.sockets import established, holder, is_free, read_tables
+from bridge.box.runtimes.sockets import holder, is_free
 from bridge.box.runtimes.survey import Survey
 from bridge.errors import EngineSilent, InstanceError, PortTaken
 
@@ -44,6 +44,7 @@ _PORT_TRIES: Final = 3  # for a port that the engine chose, and somebody else wa
 
 class OciRuntime:
     """Runtime ``oci``. `environ` is what every instance gets, `address` where it is published.
+    `secrets` is a directory of its own, for what only this user may read, and for moments only.
 
     Works while `run` does: it notices ends, measures, and finds what belongs to nobody.
     """
@@ -53,6 +54,7 @@ class OciRuntime:
         calls: Calls,
         host_id: str,
         *,
+        secrets: Path,
         environ: Mapping[str, str],
         address: str = "",
         isolation: str = "",
@@ -61,12 +63,13 @@ class OciRuntime:
         self._calls = calls
         self._kind = calls.engine.kind
         self._host_id = host_id
+        self._secrets = secrets.absolute()
         self._environ = environ
         self._address = address
         self._isolation = isolation
         self._images = Images(calls)
         self._containers: dict[str, Container] = {}
-        self._survey = Survey(calls, host_id, self._containers, self._conclude, sample)
+        self._survey = Survey(calls, host_id, self._containers, self, sample)
 
     @property
     def lacks(self) -> Mapping[str, str]:
@@ -91,6 +94,7 @@ class OciRuntime:
         container = self._containers[spec.instance_id] = Container(spec)
         try:
             spec.directory.mkdir(parents=True, exist_ok=True)
+            (spec.directory / ENGINE).write_text(self._calls.engine.path)
             await self._images.provide(spec.image, tell)
             if self._kind.creates:
                 await self._make(container)
@@ -108,8 +112,10 @@ class OciRuntime:
         container = self._container(handle)
         await asyncio.to_thread(_check_ports, container.spec.port_map)
         container.begin()
-        await record(Identity(pid=0, started=0, boot_id=boot_id()), 0)
+        await record(unbegun(), 0)
+        container.let_go = True
         await self._let_go(container)
+        container.is_off()
         state = (await self._survey.inspect([container.name])).get(container.name)
         if state is None or not state.running:
             self._survey.suspect(container)  # `watch` tells how it ended
@@ -124,14 +130,17 @@ class OciRuntime:
         container.begin()
         state = (await self._survey.inspect([container.name])).get(container.name)
         container.made = state is not None
+        container.is_off()
         if state is not None and state.running:
             container.took_off(state, lambda: self._survey.suspect(container))
         else:
             container.identity = identity
-            await self._conclude(container, state)
+            container.let_go = identity != unbegun()
+            await self.conclude(container, state)
         return container
 
     async def found(self) -> Mapping[str, Found]:
+        await asyncio.to_thread(_clear, self._secrets)  # of a Box that was killed at work
         listed = await self._survey.listed()
         states = await self._survey.inspect([name for name, runs in listed.items() if runs])
         return {name: _found(state) for name, state in states.items() if state.running}
@@ -154,7 +163,7 @@ class OciRuntime:
     async def end_all(self) -> None:
         names = [container.name for container in self._containers.values() if container.made]
         with contextlib.suppress(InstanceError):
-            await self._remove(names)
+            await self.remove(names)
 
     def forget(self, handle: Handle) -> None:
         container = self._containers.pop(handle.instance_id, None)
@@ -171,25 +180,17 @@ class OciRuntime:
         ids = [handle.instance_id for handle in handles]
         return {name: used[name] for name in ids if name in used}
 
-    def requests(self, without: AbstractSet[int]) -> Counter[int]:
-        ours = established(read_tables(), without=without)
-        counts: Counter[int] = Counter()
-        for container in list(self._containers.values()):
-            pid, port = container.pid, container.port
-            if pid and kernel.has_own_network(pid):
-                inside = established(kernel.tcp_tables(pid), without=without)
-                counts[port] = inside[container.guest]
-            else:
-                counts[port] = ours[port]
-        return counts
+    def requests_inside(self, without: AbstractSet[int]) -> Counter[int]:
+        return Counter(
+            {
+                container.port: kernel.connections(container.pid, container.guest, without)
+                for container in list(self._containers.values())
+                if container.pid and kernel.has_own_network(container.pid)
+            }
+        )
 
     async def sweep(self) -> list[str]:
-        strays = await self._survey.strays()
-        with contextlib.suppress(EngineSilent):  # they are found again
-            if strays:
-                await self._remove(strays)
-                return strays
-        return []
+        return await self._survey.swept()
 
     def last_line(self, handle: Handle) -> str:
         directory = self._container(handle).spec.directory
@@ -204,7 +205,7 @@ class OciRuntime:
     async def _make(self, container: Container) -> None:
         """Have the engine make the container, in place of any of its name: ids are our own."""
         spec = container.spec
-        file = spec.directory / "env"
+        file = self._secrets / spec.instance_id
         environ = {
             **self._environ,
             **spec.env,
@@ -218,7 +219,7 @@ class OciRuntime:
             within = _SLOW * self._calls.patience
             answer = await self._calls.make(call, within=within)
             if not answer.ok and answers.is_name_taken(answer.err):
-                await self._remove([container.name])  # the engine outlived the Box that asked
+                await self.remove([container.name])  # the engine outlived the Box that asked
                 answer = await self._calls.make(call, within=within)
             self._check(container, call[0], answer.ok, answer.err)
         finally:
@@ -254,11 +255,14 @@ class OciRuntime:
                 answer = await self._calls.make(call, within=_SLOW * self._calls.patience)
                 self._check(container, call[0], answer.ok, answer.err)
             except PortTaken as exc:
-                await self._remove([container.name])
+                await self.remove([container.name])
                 container.made = False
-                if container.spec.port or attempt == _PORT_TRIES - 1:
+                if container.spec.port:
                     who = await asyncio.to_thread(holder, exc.port)
                     raise PortTaken(exc.port, who) from exc
+                if attempt == _PORT_TRIES - 1:
+                    tries = f"{_PORT_TRIES} times running"
+                    raise InstanceError(f"lost the race for a port {tries}") from exc
             else:
                 return
 
@@ -272,7 +276,7 @@ class OciRuntime:
 
     async def _stop(self, container: Container, grace: float) -> Exit:
         if container.ended is None:
-            await self._remove([container.name])
+            await self.remove([container.name])
             return Exit()
         if not container.ended.done():
             within = grace + _SLOW * self._calls.patience
@@ -280,13 +284,13 @@ class OciRuntime:
             state = (await self._survey.inspect([container.name])).get(container.name)
             if state is not None and state.running and not container.is_gone():
                 raise InstanceError(f"{container.name} does not end, not even by SIGKILL")
-            await self._conclude(container, state)
+            await self.conclude(container, state)
         end = await asyncio.shield(container.ended)
-        await self._remove([container.name])
+        await self.remove([container.name])
         container.made = False
         return end
 
-    async def _remove(self, names: list[str]) -> None:
+    async def remove(self, names: list[str]) -> None:
         """End and remove containers; one that is not there is fine. Raises EngineSilent."""
         if names:
             call = words.remove(self._kind, names)
@@ -294,7 +298,7 @@ class OciRuntime:
             if not answer.ok and not answers.is_missing(answer.err):
                 _log.warning("%s: %s", " ".join(call), answers.complaint(answer.err))
 
-    async def _conclude(self, container: Container, state: answers.State | None) -> None:
+    async def conclude(self, container: Container, state: answers.State | None) -> None:
         """The container has ended: keep what it said, and tell how, once."""
         if container.concluding or not container.going:
             return
@@ -312,10 +316,13 @@ class OciRuntime:
     async def _keep_words(self, container: Container) -> None:
         """Write the last that it said to where logs are kept: the engine's go with it."""
         with contextlib.suppress(InstanceError, OSError):
+            patience = self._calls.patience
             try:
-                answer = await self._calls.ask(words.logs(container.name), last=_WORDS)
+                call = words.logs(container.name)
+                answer = await self._calls.make(call, within=patience, last=_WORDS)
             except EngineSilent:
-                answer = await self._calls.ask(words.tail(container.name), last=_WORDS)
+                call = words.tail(container.name)
+                answer = await self._calls.make(call, within=patience, last=_WORDS)
             directory = container.spec.directory
             directory.mkdir(parents=True, exist_ok=True)
             (directory / STDOUT).write_bytes(answer.out)
@@ -341,7 +348,13 @@ def _listens(container: Container) -> bool:
     return bool(container.port) and not is_free(container.port)
 
 
+def _clear(directory: Path) -> None:
+    for file in directory.iterdir() if directory.is_dir() else ():
+        file.unlink(missing_ok=True)
+
+
 def _write_secret(file: Path, data: bytes) -> None:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
         out.write(data)

@@ -32,6 +32,7 @@ async def open_runtime(config: Config, host_id: str) -> Runtime:
     return OciRuntime(
         Calls(engine, config.environ, config.timing.engine),
         host_id,
+        secrets=config.data_dir / "secrets",
         environ=handed(config),
         address=await asyncio.to_thread(_publishable, box.address),
         isolation=box.isolation,

@@ -26,13 +26,7 @@ from bridge.box.runtimes.base import Exit, Found, Handle, Spec, Usage
 from bridge.box.runtimes.groups import group_of, has_others, members
 from bridge.box.runtimes.identity import Identity, identify, is_alive
 from bridge.box.runtimes.logs import STDERR, STDOUT, last_line
-from bridge.box.runtimes.sockets import (
-    established,
-    holder,
-    is_free,
-    is_listening,
-    read_tables,
-)
+from bridge.box.runtimes.sockets import holder, is_free, is_listening
 from bridge.errors import InstanceError, PortTaken
 
 _LOOK: Final = 0.05  # seconds between looks at a group that has lost its leader
@@ -175,8 +169,8 @@ class ProcessRuntime:
         groups = {process.pid: process for process in map(self._process, handles) if process.pid}
         return await asyncio.to_thread(self._usage, groups)
 
-    def requests(self, without: AbstractSet[int]) -> Counter[int]:
-        return established(read_tables(), without=without)
+    def requests_inside(self, without: AbstractSet[int]) -> Counter[int]:
+        return Counter()
 
     async def sweep(self) -> list[str]:
         if not self._sweep_due:

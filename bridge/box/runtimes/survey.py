@@ -7,9 +7,10 @@ so and nothing is concluded.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -20,6 +21,7 @@ from bridge.box.runtimes.base import Usage
 from bridge.box.runtimes.containers import Container
 from bridge.box.runtimes.engine_calls import Answer, Calls
 from bridge.errors import EngineSilent, InstanceError
+from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +33,15 @@ _DOUBT_PATIENCE: Final = 5.0  # seconds for the engine to notice, too; then it n
 
 T = TypeVar("T")
 
-Conclude = Callable[[Container, answers.State | None], Awaitable[None]]
+
+class Hands(Protocol):
+    """What is done with containers on account of what was seen."""
+
+    async def conclude(self, container: Container, state: answers.State | None) -> None:
+        """It has ended."""
+
+    async def remove(self, names: list[str]) -> None:
+        """They are nobody's. Raises EngineSilent."""
 
 
 class Survey:
@@ -42,19 +52,20 @@ class Survey:
         calls: Calls,
         host_id: str,
         containers: Mapping[str, Container],
-        conclude: Conclude,
+        hands: Hands,
         sample: float,
     ) -> None:
         self._calls = calls
         self._kind = calls.engine.kind
         self._host_id = host_id
         self._containers = containers
-        self._conclude = conclude
+        self._hands = hands
         self._sample_every = max(sample, _SAMPLE_LEAST)
         self._sample_due = 0.0
         self._list_due = 0.0
         self._wake = asyncio.Event()
-        self._strays: list[str] | None = None  # None before the first list
+        self._strays: list[str] = []  # that were removed, and not yet told
+        self._all_known = False
         self._samples: dict[str, tuple[float, answers.Sample]] = {}
         self.usage: dict[str, Usage] = {}
         self.problem = ""
@@ -75,13 +86,19 @@ class Survey:
                 await self._take_turns()
             except InstanceError as exc:
                 self._note(str(exc))
+                await asyncio.sleep(_WHILE_BLIND)
 
-    async def strays(self) -> list[str]:
-        """What carries this Box's label and belongs to none of its instances, by the last list."""
-        if self._strays is None:
-            self._strays = await self._unknown()
+    async def swept(self) -> list[str]:
+        """What carried this Box's label and belonged to none of its instances, and was removed
+        since the last time. The first call says that the instances of the last life are known by
+        now; it looks, and removes, itself.
+        """
+        if not self._all_known:
+            self._all_known = True
+            with contextlib.suppress(EngineSilent):  # they are found again
+                await self._remove_unknown()
         strays, self._strays = self._strays, []
-        return [name for name in strays if name not in self._containers]  # taken back since
+        return strays
 
     async def listed(self) -> dict[str, bool]:
         """The containers of this Box, by name: whether each runs. Raises EngineSilent."""
@@ -119,7 +136,7 @@ class Survey:
         loop = asyncio.get_running_loop()
         due = min(self._list_due, self._sample_due)
         if any(container.suspected for container in self._containers.values()):
-            due = min(due, loop.time() + (_WHILE_BLIND if self.problem else _DOUBT))
+            due = min(due, loop.time() + _DOUBT)
         try:
             async with asyncio.timeout_at(due):
                 await self._wake.wait()
@@ -129,39 +146,45 @@ class Survey:
 
     async def _settle(self) -> None:
         """Ask about the containers that may have ended, all in one call."""
-        suspects = [item for item in self._containers.values() if item.suspected and item.going]
+        suspects = [item for item in self._containers.values() if item.suspected and item.off]
         states = await self.inspect([container.name for container in suspects])
         now = asyncio.get_running_loop().time()
-        for container in suspects:
-            state = states.get(container.name)
-            if state is None or not state.running:
-                await self._conclude(container, state)
-            elif not container.is_gone():
-                container.suspected = False
-            elif now > container.patience_ends:
-                await self._conclude(container, state)  # its engine lost sight of it
+        async with task_scope() as tasks:
+            ends = []
+            for container in suspects:
+                state = states.get(container.name)
+                lost_sight = container.is_gone() and now > container.patience_ends
+                if state is None or not state.running or lost_sight:
+                    ends.append(tasks.create_task(self._hands.conclude(container, state)))
+                elif not container.is_gone():
+                    container.suspected = False
+            if ends:
+                await asyncio.wait(ends)
 
     async def _take_turns(self) -> None:
         loop = asyncio.get_running_loop()
         if loop.time() >= self._list_due:
-            blind = any(item.going and not item.pid for item in self._containers.values())
+            blind = any(item.off and not item.pid for item in self._containers.values())
             self._list_due = loop.time() + (_WHILE_BLIND if blind else _EVERY)
-            self._strays = await self._unknown()
+            await self._remove_unknown()
             self._note("")
         if loop.time() >= self._sample_due:
             self._sample_due = loop.time() + self._sample_every
-            if any(container.going for container in self._containers.values()):
+            if any(container.off for container in self._containers.values()):
                 await self._sample()
 
-    async def _unknown(self) -> list[str]:
-        """Compare the engine's list with what should be there; returns what should not."""
+    async def _remove_unknown(self) -> None:
+        """Compare the engine's list with what should be there, and remove what should not."""
         before = set(self._containers)
         listed = await self.listed()
         for container in self._containers.values():
-            if container.going and container.made and not listed.get(container.name):
+            if container.off and not listed.get(container.name):
                 self.suspect(container)
         # What was known a moment ago, or is by now, was not left behind.
-        return sorted(listed.keys() - before - self._containers.keys())
+        strays = sorted(listed.keys() - before - self._containers.keys())
+        if strays and self._all_known:
+            await self._hands.remove(strays)
+            self._strays += strays
 
     async def _sample(self) -> None:
         answer = await self._calls.ask(words.sampling(self._kind))
@@ -184,5 +207,3 @@ class Survey:
         elif self.problem and not problem:
             _log.info("%s answers again", self._calls.engine.name)
         self.problem = problem
-        if problem:
-            self._list_due = asyncio.get_running_loop().time() + _WHILE_BLIND

@@ -34,10 +34,14 @@ FAILING = ["sh", "-c", "echo the first line; echo the last words >&2; exit 3"]
 
 @dataclass
 class Bench:
-    """How a test makes runtimes of one kind, all for the same Box, and specs for them."""
+    """How a test makes runtimes of one kind, all for the same Box, and specs for them.
+
+    `podman` is what runs containers, if that is what it makes, and `engine` the program to call.
+    """
 
     directory: Path
     podman: Podman | None
+    engine: Path | None = None
     recorded: list[tuple[Identity, int]] = field(default_factory=list)
 
     @property
@@ -101,10 +105,11 @@ class Bench:
         root = self.directory / "instances"
         if self.podman is None:
             return ProcessRuntime(root, range(FIRST_PORT, FIRST_PORT + 100), ENVIRON)
-        engine = find_engine(str(self.podman.engine), environ=ENVIRON)
+        engine = find_engine(str(self.engine), environ=ENVIRON)
         return OciRuntime(
             Calls(engine, ENVIRON, PATIENCE),
             "the-host-id",
+            secrets=self.directory / "secrets",
             environ={"NATS_URL": "nats://example"},
             address="127.0.0.1",
             sample=0.1,

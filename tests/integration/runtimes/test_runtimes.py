@@ -11,16 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from bridge.box.probes import Prober
 from bridge.box.runtimes.base import Exit, Handle, Runtime
+from bridge.box.traffic import Traffic
 from bridge.errors import InstanceError, PortTaken
 from tests.integration.runtimes.bench import FAILING, POLITE, STUBBORN, Bench
 from tests.support import eventually
 
+RUNTIMES = ["process", "oci", pytest.param("a3s-shaped", marks=pytest.mark.slow)]
 
-@pytest.fixture(params=["process", "oci"])
+
+@pytest.fixture(params=RUNTIMES)
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
-    podman = request.getfixturevalue("podman") if request.param == "oci" else None
-    made = Bench(tmp_path, podman)
+    made = Bench(tmp_path, None)
+    if request.param != "process":
+        podman = request.getfixturevalue("podman")
+        engine = podman.engine if request.param == "oci" else podman.a3s_shaped
+        made = Bench(tmp_path, podman, engine)
     yield made
     async with made.life() as runtime:  # what a failed test has left
         await runtime.sweep()
@@ -185,18 +192,29 @@ async def test_a_fixed_port_is_taken_or_its_holder_told(bench: Bench, unused_por
         await runtime.stop(handle, 0)
 
 
-async def test_requests_in_flight_are_counted_but_for_the_boxes_own(bench: Bench) -> None:
-    async with bench.life() as runtime:
+async def test_requests_in_flight_are_counted_but_for_the_boxes_probes(bench: Bench) -> None:
+    async with bench.life() as runtime, Prober.open("127.0.0.1") as prober:
         handle = await bench.serving(runtime)
-        assert runtime.requests(frozenset())[handle.port] == 0
-        reader, writer = await asyncio.open_connection("127.0.0.1", handle.port)
-        await eventually(lambda: runtime.requests(frozenset())[handle.port] == 1)
-        own = writer.get_extra_info("sockname")[1]
-        assert runtime.requests({own})[handle.port] == 0
-        writer.close()
-        await writer.wait_closed()
-        del reader
-        await eventually(lambda: runtime.requests(frozenset())[handle.port] == 0)
+        traffic = Traffic(prober, freshness=0.0, inside=runtime.requests_inside)
+
+        async def counted() -> int:
+            return (await traffic.inflight())[handle.port]
+
+        async def one() -> bool:
+            return await counted() == 1
+
+        async def none() -> bool:
+            return await counted() == 0
+
+        await eventually(none)
+        where = ("127.0.0.1", handle.port)
+        with prober._socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", where)) as probe:
+            await asyncio.get_running_loop().sock_connect(probe, where)
+            _, writer = await asyncio.open_connection(*where)
+            await eventually(one)
+            writer.close()
+            await writer.wait_closed()
+            await eventually(none)
         await runtime.stop(handle, 0)
 
 
@@ -219,7 +237,7 @@ async def test_what_a_life_leaves_the_next_one_takes_back(bench: Bench) -> None:
         assert not watching.done()
         writer.close()
         await runtime.stop(handle, 0)
-        assert (await watching).signal == signal.SIGKILL
+        assert (await watching).signal in (signal.SIGTERM, signal.SIGKILL)
 
 
 async def test_what_ended_meanwhile_is_told_as_it_ended(bench: Bench) -> None:
