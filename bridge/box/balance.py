@@ -2,7 +2,8 @@
 
 An instance moves while its host has at least two places less than a host that could take it, from
 the fullest host first, so each move helps, none is undone, and a fleet that is even is left alone.
-The moves go one at a time through the placement that will carry them out.
+The moves go one at a time through the placement that will carry them out; an instance that would
+move again as others do goes straight to where it would end.
 """
 
 from __future__ import annotations
@@ -47,12 +48,18 @@ def balance(fleet: FleetState, *, only: str = "") -> Balance:
             waiting[service] = why
         else:
             movable.append(service)
-    moves: list[Move] = []
+    moves: dict[tuple[str, int], Move] = {}
     for move in _Scales(fleet, movable).moves():
-        if len(moves) == MAX_MOVES:
-            return Balance(moves=moves, waiting=waiting, more=True)
-        moves.append(move)
-    return Balance(moves=moves, waiting=waiting)
+        key = move.service, move.slot
+        if key not in moves and len(moves) == MAX_MOVES:
+            return Balance(moves=_straight(moves.values()), waiting=waiting, more=True)
+        first = moves.get(key, move)
+        moves[key] = replace(move, source=first.source)
+    return Balance(moves=_straight(moves.values()), waiting=waiting)
+
+
+def _straight(moves: Iterable[Move]) -> list[Move]:
+    return [move for move in moves if move.source != move.target]
 
 
 def marked(
@@ -100,21 +107,28 @@ class _Scales:
             service: Board(service, fleet, fleet.services[service], self._spare)
             for service in services
         }
+        self._claims: dict[tuple[str, int], SlotRecord] = {}
         self._there: dict[str, dict[str, list[int]]] = {}
         for service in services:
             for slot in fleet.services[service].slots:
                 claim = fleet.slots_of(service).get(slot)
                 if claim is not None and self._may_leave(claim):
-                    self._there.setdefault(claim.host, {}).setdefault(service, []).append(slot)
+                    self._put(service, slot, claim)
 
     def moves(self) -> Iterator[Move]:
         """One move after the other, each as if those before had been made."""
         while (move := self._next()) is not None:
             board = self._boards[move.service]
-            board.give_back(self._fleet.slots_of(move.service)[move.slot])
+            claim = self._claims[move.service, move.slot]
+            board.give_back(claim)
             board.take(move.target)
             self._there[move.source][move.service].remove(move.slot)
+            self._put(move.service, move.slot, replace(claim, host=move.target))
             yield move
+
+    def _put(self, service: str, slot: int, claim: SlotRecord) -> None:
+        self._claims[service, slot] = claim
+        self._there.setdefault(claim.host, {}).setdefault(service, []).append(slot)
 
     def _next(self) -> Move | None:
         room = self._spare.room
@@ -140,11 +154,10 @@ class _Scales:
 
     def _move(self, service: str, source: str, target: str) -> Move:
         [slot] = idlest(self._fleet, service, self._there[source][service], 1)
-        claim = self._fleet.slots_of(service)[slot]
         return Move(
             service=service,
             slot=slot,
-            instance_id=claim.info.id,
+            instance_id=self._claims[service, slot].info.id,
             source=source,
             target=target,
         )

@@ -150,6 +150,20 @@ def test_the_record_takes_the_moves_that_still_stand() -> None:
     assert marked("web", fleet(), moves, NOW) is None
 
 
+def test_an_instance_that_others_would_push_on_goes_straight_to_where_it_ends() -> None:
+    zoned = {"web": Offer(), "api": Offer(needs={"zone": "a"}), "jobs": Offer(needs={"zone": "a"})}
+    rooms = {"box-a": (1, "a"), "box-b": (5, "b"), "box-c": (3, "a"), "box-d": (8, "a")}
+    hosts = {
+        name: replace(host(room=room), services=zoned, labels={"zone": zone})
+        for name, (room, zone) in rooms.items()
+    }
+    state = spread(hosts, web=[1, 2, 0, 0], api=[0, 0, 3, 0], jobs=[0, 0, 0, 5])
+    moves = balance(state).moves
+    assert len({(move.service, move.slot) for move in moves}) == len(moves)
+    assert ("web", "box-a", "box-b") in pairs(moves)
+    assert balance(made(state, moves)).moves == []
+
+
 @st.composite
 def uneven(draw: st.DrawFn) -> FleetState:
     """A fleet of which no host has more than it may, with labels and fixed ports."""
