@@ -64,7 +64,7 @@ class Survey:
         self._sample_due = 0.0
         self._list_due = 0.0
         self._wake = asyncio.Event()
-        self._strays: list[str] = []  # that were removed, and not yet told
+        self._strays: set[str] = set()  # that were removed, and not yet told
         self._all_known = False
         self._samples: dict[str, tuple[float, answers.Sample]] = {}
         self.usage: dict[str, Usage] = {}
@@ -97,8 +97,8 @@ class Survey:
             self._all_known = True
             with contextlib.suppress(EngineSilent):  # they are found again
                 await self._remove_unknown()
-        strays, self._strays = self._strays, []
-        return strays
+        strays, self._strays = self._strays, set()
+        return sorted(strays)
 
     async def listed(self) -> dict[str, bool]:
         """The containers of this Box, by name: whether each runs. Raises EngineSilent."""
@@ -184,7 +184,7 @@ class Survey:
         strays = sorted(listed.keys() - before - self._containers.keys())
         if strays and self._all_known:
             await self._hands.remove(strays)
-            self._strays += strays
+            self._strays |= set(strays)
 
     async def _sample(self) -> None:
         answer = await self._calls.ask(words.sampling(self._kind))

@@ -270,7 +270,11 @@ async def test_what_nobody_takes_back_is_ended_and_named(bench: Bench) -> None:
         handle = await runtime.adopt(known.spec, identity, port)  # type: ignore[attr-defined]
         assert await runtime.sweep() == ["web-b"]
         assert await runtime.listens(handle)
-        assert set(await runtime.found()) == {"web-a"}
+
+        async def alone() -> bool:
+            return set(await runtime.found()) == {"web-a"}
+
+        await eventually(alone)
         await runtime.stop(handle, 0)
 
 
