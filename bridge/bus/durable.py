@@ -26,14 +26,13 @@ from bridge.bus.connection import Connection
 from bridge.bus.follow import (
     Begin,
     Checkpoint,
-    Position,
     Reset,
     begin_at,
     filters,
     find_reset,
-    parse_position,
 )
 from bridge.bus.message import Message
+from bridge.bus.position import Position, parse_position
 from bridge.bus.store import api_subject, mapped
 from bridge.errors import BusError, DurableMismatch, NotPermitted, StoreUnsuitable
 

@@ -25,6 +25,7 @@ from nats.nuid import NUID
 
 from bridge.bus.connection import Connection, Listener
 from bridge.bus.message import Message
+from bridge.bus.position import parse_position
 from bridge.errors import BusError, NotPermitted, StoreUnsuitable
 
 _log = logging.getLogger(__name__)
@@ -90,30 +91,6 @@ class Reset(Struct, frozen=True, kw_only=True):
     reason: Literal["trimmed", "recreated"]
     expected: int
     next: int
-
-
-class Position(Struct, frozen=True):
-    """Where in its stream and consumer a message is, as its reply subject says, and for which time
-    it comes.
-    """
-
-    consumer: str
-    stream_seq: int
-    consumer_seq: int
-    time_ns: int
-    attempt: int = 1
-
-
-def parse_position(reply: str) -> Position | None:
-    """The position in a ``$JS.ACK.…`` reply subject, of either length; None if it is none."""
-    parts = reply.split(".")
-    if parts[:2] != ["$JS", "ACK"]:
-        return None
-    if len(parts) >= 11:  # with domain and account hash
-        parts = [*parts[:2], *parts[4:]]
-    if len(parts) < 9 or not all(part.isdigit() for part in parts[4:8]):
-        return None
-    return Position(parts[3], int(parts[5]), int(parts[6]), int(parts[7]), int(parts[4]))
 
 
 def find_reset(position: int, created: datetime | None, info: StreamInfo) -> Reset | None:

@@ -21,8 +21,9 @@ from typing import Final, Self
 
 from bridge.bus.connection import Connection
 from bridge.bus.durable import LOOK, DurableConsumer
-from bridge.bus.follow import Begin, Position, Reset, Start
+from bridge.bus.follow import Begin, Reset, Start
 from bridge.bus.message import Message
+from bridge.bus.position import Position
 from bridge.errors import BusError, ConfigError
 from bridge.gateway.event_filter import EventFilter, Services, read_event
 from bridge.protocol import InstanceEvent, InstanceState

@@ -10,8 +10,8 @@ from msgspec import Struct
 from bridge.box.lifecycle import ENDED, NEXT
 from bridge.bus import history
 from bridge.bus.connection import Connection
-from bridge.bus.follow import parse_position
 from bridge.bus.message import Message
+from bridge.bus.position import parse_position
 from bridge.protocol import InstanceEvent, InstanceInfo, InstanceState, decode
 from bridge.subjects import BOX_SEQ
 from tests.support import eventually

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from bridge.bus.client import FrameRefused, GuardedClient
 from bridge.bus.connection import Connection
-from bridge.bus.follow import Position, _Run, parse_position
+from bridge.bus.follow import _Run
 from bridge.bus.message import Message
+from bridge.bus.position import Position, parse_position
 from bridge.observe import Metrics
 from bridge.settings import NatsConfig
 
