@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -11,6 +12,12 @@ import pytest
 
 from bridge.bus.server import EmbeddedServer
 from tests.podman import Podman
+
+
+def pytest_configure() -> None:
+    """Programs started here hear Ctrl-C, even if a shell runs the tests in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
