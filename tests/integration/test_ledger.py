@@ -7,7 +7,7 @@ import asyncio
 from bridge.box.authority import Asked
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
-from bridge.box.model import HostRecord, Offer
+from bridge.box.model import FleetState, HostRecord, Offer
 from bridge.bus.server import EmbeddedServer
 from bridge.protocol import ScaleRequest, now
 from tests.support import connect
@@ -60,3 +60,14 @@ async def test_what_must_be_written_is_not_answered_at_once(server: EmbeddedServ
         answer = ledger.answer(same)
         assert answer is not None
         assert answer.accepted
+
+
+async def test_a_step_that_waited_its_turn_is_not_taken_from_what_is_seen_no_more(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as connection:
+        fleet = Fleet(connection, 3, lambda services: None, lambda name, record: None)
+        ledger = Ledger(fleet, 2.0, now, lambda: "this Box is cut off")
+        looked: list[FleetState] = []
+        assert not await ledger.amend("web", looked.append)
+        assert looked == []

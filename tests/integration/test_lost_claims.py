@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from bridge.box import lifecycle
 from bridge.box.fleet import Fleet
 from bridge.box.model import SlotRecord
+from bridge.box.story import as_left
 from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
@@ -87,3 +88,17 @@ async def test_an_instance_that_ended_is_remembered_while_its_record_says_that_i
         revision = fleet.slots.revision("web.0")
         await fleet.slots.update("web.0", claim("box-b", "web-2"), revision)
         assert not fleet.state.lives
+
+
+async def test_an_older_record_at_the_same_revision_is_not_as_it_was_left(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as connection, watching(connection, 10) as fleet:
+        record = fleet.slots.get("web.0")
+        assert record is not None
+        left = record.value.info
+        told = left.id, left.state, left.ready_at, left.endpoint, left.health.healthy
+        assert as_left(fleet.slots, "web.0", record.revision, told)
+        assert not as_left(fleet.slots, "web.0", record.revision + 1, told)
+        ready = left.id, InstanceState.READY, *told[2:]
+        assert not as_left(fleet.slots, "web.0", record.revision, ready)

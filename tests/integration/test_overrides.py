@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from bridge.bus.server import EmbeddedServer
+from bridge.gateway.operator import Operator
 from bridge.protocol import (
     InstanceInfo,
     InstancesResponse,
@@ -53,6 +54,24 @@ async def test_overrides_reach_the_instances_and_a_change_replaces_them_one_by_o
         assert fewest == 2
         reasons = {e.message for _, e in recorder.events if e.to_state is S.DRAINING}
         assert "replaced: its config has changed" in reasons
+
+
+async def test_max_surge_has_several_replaced_at_once_and_never_more(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    table = service_table("web", max_surge=3)
+    async with boxed(server, tmp_path, table) as (gateway, _):
+        await ask(gateway, "web", 3)
+        before = {info.id for info in await serving(gateway, "web", 3)}
+        await ask(gateway, "web", 3, config=ScaleConfig(env={"LEVEL": "debug"}))
+
+        async def all_new() -> bool:
+            return not before & {info.id for info in await serving(gateway, "web", 3)}
+
+        await eventually(all_new, within=20)
+        history = await Operator(gateway).history("web")
+        extra = [len(entry.added) for entry in history.entries]
+        assert extra == [3, 0, 3, *[0] * (len(extra) - 3)]  # asked for, then all three at once
 
 
 async def test_three_failed_replacements_stop_the_rollout_and_ps_can_tell(

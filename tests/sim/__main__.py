@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -119,10 +120,20 @@ def _results(
     if arguments.fail_fast:
         yield from (simulate(*job, arguments.planted) for job in jobs)
         return
-    with ProcessPoolExecutor(arguments.processes) as pool:
+    ignore = signal.SIGINT, signal.SIG_IGN  # Ctrl-C ends the one that reports
+    with ProcessPoolExecutor(
+        arguments.processes, initializer=signal.signal, initargs=ignore
+    ) as pool:
         running = [pool.submit(simulate, *job, arguments.planted) for job in jobs]
-        for future in as_completed(running):
-            yield future.result()
+        try:
+            for future in as_completed(running):
+                yield future.result()
+        except BaseException:
+            workers = list(pool._processes.values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.terminate()
+            raise
 
 
 def _complain(result: dict[str, Any]) -> None:
@@ -157,4 +168,7 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

@@ -22,17 +22,14 @@ of a set runs once and is Ready, unless no host has room for it; nothing else ru
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from bridge.box import rollout
-from bridge.box.lifecycle import SERVING
 from bridge.box.model import RECEIPTS, FleetState, HostOrder, HostRecord, ServiceRecord, SlotRecord
-from bridge.box.placement import able_hosts, capacity, host_port, unfit
+from bridge.box.placement import able_hosts, capacity
 from bridge.protocol import InstanceState, ScaleRequest, ScaleResponse
-from bridge.subjects import cordon_key, parse_slot_key, slot_key
+from bridge.subjects import cordon_key, slot_key
 from tests.sim.instances import TIMING, Held
 from tests.sim.view import HEARTBEAT, REPLY_TIMEOUT, Kept
 
@@ -70,7 +67,7 @@ class Checks:
         self._replies: dict[tuple[str, str], tuple[object, ...]] = {}
         self._runs: dict[tuple[str, int], dict[str, Held]] = defaultdict(dict)
         self._doubles: set[tuple[str, int]] = set()
-        self._claims: Counter[str] = Counter()
+        self.claims: Counter[str] = Counter()
         self._renewed: dict[str, float] = {}
         self._absent_until: dict[str, float] = {}
         self._orders: dict[str, HostOrder] = {}
@@ -231,14 +228,14 @@ class Checks:
     def on_slot(self, key: str, old: SlotRecord | None, new: SlotRecord | None) -> None:
         """A slot was claimed, updated or let go."""
         if old is not None:
-            self._claims[old.host] -= 1
+            self.claims[old.host] -= 1
         if new is not None:
-            self._claims[new.host] += 1
+            self.claims[new.host] += 1
             host = self._world.hosts[new.host]
             room = host.room  # on its way back a host has instances that it claims no more
             fresh = new.info.state is InstanceState.CREATING
-            if fresh and self._claims[new.host] > room and not self._in_trouble(host):
-                raise Violation(f"{new.host} holds {self._claims[new.host]} claims of {room}")
+            if fresh and self.claims[new.host] > room and not self._in_trouble(host):
+                raise Violation(f"{new.host} holds {self.claims[new.host]} claims of {room}")
         writer = self._world.writer
         self._world.kernel.note(lambda: f"{key}: {_brief(old)} → {_brief(new)}")
         if old is not None and (old.host, old.host_id) != writer:
@@ -270,7 +267,7 @@ class Checks:
         first, last = now - 2 * lease, now - lease / 2 - _SLACK
         wave = sum(first < at < last for at in self._renewed.values())
         known = sum(
-            at > first - _SLACK or self._claims[name] > 0 for name, at in self._renewed.items()
+            at > first - _SLACK or self.claims[name] > 0 for name, at in self._renewed.items()
         )
         return renewed > first and wave >= 2 and wave * 2 >= known
 
@@ -289,10 +286,10 @@ class Checks:
             known = (kept.orders[host].version for kept in sound if host in kept.orders)
             if max(known, default=0) < order.version:
                 self._forgiven.add(cordon_key(host))  # whoever has seen it is in trouble
-        self._claims.clear()
+        self.claims.clear()
         for entry in world.buckets["slots"].last.values():
             if entry.value is not None:
-                self._claims[entry.value.host] += 1
+                self.claims[entry.value.host] += 1
 
     @property
     def restoring(self) -> bool:
@@ -351,81 +348,6 @@ class Checks:
             twice = [request_id for request_id, times in effects.items() if times > 1]
             if twice and service not in self._forgiven:
                 raise Violation(f"{service}: request {twice[0]} had two effects")
-
-    def unsettled(self) -> Iterator[str]:
-        """What is not yet as it should be, with all healed."""
-        world, now = self._world, self._world.kernel.now
-        services = {key: e.value for key, e in world.buckets["services"].last.items()}
-        claims = self._claims_by_service()
-        running = {
-            instance: host.name for host in world.hosts.values() for instance in host.running
-        }
-        for host in world.hosts.values():
-            if host.in_trouble and not host.gone:
-                yield f"{host.name} may not plan"
-        for service, record in services.items():
-            for slot, claim in claims.pop(service, {}).items():
-                where = running.get(claim.info.id)
-                if where == claim.host and slot in record.slots:
-                    if claim.info.state in SERVING:
-                        del running[claim.info.id]
-                        continue
-                elif slot in record.slots and self._is_stuck(service, record, slot, claim):
-                    continue
-                yield f"{service}.{slot} of {claim.host} is {claim.info.state}, runs at {where}"
-            yield from self._unplaced(service, record, now)
-        for service in claims:
-            yield f"{service} has claims and no record"
-        for instance, name in running.items():
-            yield f"{instance} runs on {name}, and is nobody's"
-
-    def _claims_by_service(self) -> dict[str, dict[int, SlotRecord]]:
-        claims: dict[str, dict[int, SlotRecord]] = defaultdict(dict)
-        for key, entry in self._world.buckets["slots"].last.items():
-            if entry.value is not None:
-                service, slot = parse_slot_key(key)
-                claims[service][slot] = entry.value
-        return claims
-
-    def _is_stuck(self, service: str, record: ServiceRecord, slot: int, claim: SlotRecord) -> bool:
-        """Whether a slot stays with a host that is gone, for nobody has room."""
-        host = self._world.hosts[claim.host]
-        away = host.gone or host.host_id != claim.host_id
-        return away and not self._has_room(service, record, slot)
-
-    def _unplaced(self, service: str, record: ServiceRecord, now: float) -> Iterator[str]:
-        claimed = self._world.buckets["slots"].last
-        for slot in record.slots:
-            entry = claimed.get(slot_key(service, slot))
-            if (entry is None or entry.value is None) and self._has_room(service, record, slot):
-                yield f"{service}.{slot} is free, and there is room for it"
-        state = self._world.a_state()
-        if rollout.under_way(service, state):
-            step = rollout.next_step(service, state, at=self._world.kernel.wall(), host="anyone")
-            stuck = any(
-                self._is_stuck(service, record, slot, claim)
-                for slot, claim in state.slots_of(service).items()
-            )
-            if step is not None or (len(record.slots) != record.target and not stuck):
-                yield f"{service} is being rolled out"
-        elif len(record.slots) != record.target and not (record.rollout and record.rollout.stopped):
-            yield f"{service} has {len(record.slots)} slots for a target of {record.target}"
-
-    def _has_room(self, service: str, record: ServiceRecord, slot: int) -> bool:
-        at = self._world.kernel.wall()
-        avoided = {item.host for item in record.avoid if item.slot == slot and item.until > at}
-        for host in self._world.hosts.values():
-            if host.gone or service not in host.services or host.name in avoided:
-                continue
-            there = host.record()
-            fits = not unfit(service, there, record.config)
-            taken = host_port(record.config, there, service) and any(
-                key.startswith(f"{service}.") and entry.value and entry.value.host == host.name
-                for key, entry in self._world.buckets["slots"].last.items()
-            )
-            if fits and not taken and self._claims[host.name] < host.room:
-                return True
-        return False
 
 
 def _brief(record: SlotRecord | None) -> str:

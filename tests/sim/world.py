@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.box.authority import Asked
 from bridge.box.model import FleetState, HostOrder, HostRecord, Offer, ServiceRecord, SlotRecord
-from bridge.protocol import ScaleConfig, ScaleRequest, ScaleResponse, encode
+from bridge.protocol import encode
 from bridge.subjects import cordon_key
 from tests.sim.box import BoxLife
 from tests.sim.checks import Checks, Violation
+from tests.sim.gateway import Gateway
 from tests.sim.groups import Group
 from tests.sim.hosts import Host
 from tests.sim.instances import TIMING, Times
-from tests.sim.kernel import Kernel, Process
+from tests.sim.kernel import Kernel
 from tests.sim.store import Bucket
+from tests.sim.unsettled import Unsettled
 from tests.sim.view import Bus, Link, View
 
 PRIVATE: Final = 16  # hosts up to which each has a view of its own
 _GROUPS: Final = 3
-_EXPIRY: Final = 4.0  # seconds after which a request has no effect
-_TRIES: Final = 6
 _PATIENCE: Final = 400.0  # seconds after which a healed fleet must have settled: the longest
 # back-off of an instance is 60 s, five of them let a slot go, and a rollout takes its time
 
@@ -49,6 +47,7 @@ class World:
         self.private = size.hosts <= PRIVATE
         self.times = Times(kernel, self.private)
         self.checks = Checks(self)
+        self._unsettled = Unsettled(self, self.checks)
         chance = kernel.random
         self._failures = chance.choice([0.0, 0.02, 0.2]) if self.private else 0.001
         loss = chance.choice([0.0, 0.01, 0.1]) if self.private else 0.001
@@ -69,14 +68,14 @@ class World:
         self._views: list[View] = []
         self._groups: list[Group] = []
         self._ids = 0
-        self._calm = False
+        self.calm = False
         self.services: list[str] = []
         self.hosts: dict[str, Host] = {}
         self._furnish()
         if not self.private:
             self._groups = [Group(self) for _ in range(_GROUPS)]
             self._views = [group.view for group in self._groups]
-        self._gateway = Process("gateway")
+        self._gateway = Gateway(self)
 
     # ── what there is ────────────────────────────────────────────────────────────────────
 
@@ -126,7 +125,7 @@ class World:
 
     def fails(self) -> bool:
         """Whether an instance that boots fails."""
-        return not self._calm and self.kernel.random.random() < self._failures
+        return not self.calm and self.kernel.random.random() < self._failures
 
     @property
     def writer(self) -> tuple[str, str]:
@@ -197,9 +196,11 @@ class World:
         in_turn = sorted(self.services, key=lambda name: name.partition("-")[::-1])  # of the pools
         for number, service in enumerate(in_turn):
             later = (start - 15.0) * number / len(self.services)  # decisions come one by one
-            kernel.after(later, functools.partial(self._ask, service, usual))
+            kernel.after(later, functools.partial(self._gateway.ask, service, usual))
         for _ in range(kernel.log_uniform(1, 40)):
-            kernel.after(kernel.random.uniform(1, start + size.troubled), self._some_request)
+            kernel.after(
+                kernel.random.uniform(1, start + size.troubled), self._gateway.ask_something
+            )
         for _ in range(kernel.log_uniform(1, 20)):
             kernel.after(kernel.random.uniform(start / 2, start + size.troubled), self._trouble)
         kernel.run_until(start + size.troubled + 8.0)
@@ -221,7 +222,7 @@ class World:
             for host in self.hosts.values():
                 self._lift(host)  # also what is written back only now
             kernel.run_until(kernel.now + (5.0 if self.private else 20.0))
-            problems = list(self.checks.unsettled())
+            problems = list(self._unsettled.all())
             if problems and kernel.now - since > _PATIENCE:
                 listed = "; ".join(problems[:5])
                 raise Violation(f"{len(problems)} not settled after {_PATIENCE:g} s: {listed}")
@@ -229,7 +230,7 @@ class World:
 
     def _heal(self) -> None:
         self.kernel.note("all is healed")
-        self._calm = True
+        self.calm = True
         self.bus.loss = 0.0
         self.checks.judge_orders()
         for host in self.hosts.values():
@@ -238,73 +239,10 @@ class World:
             host.heal()
             host.boot()
 
-    # ── requests ─────────────────────────────────────────────────────────────────────────
-
-    def _some_request(self) -> None:
-        if self._calm:
-            return
-        chance = self.kernel.random
-        service = chance.choice(self.services)
-        usual = max(1, self.size.instances // len(self.services))
-        config = ScaleConfig()
-        if usual <= 8 and chance.random() < 0.2:
-            config = ScaleConfig(env={"V": str(chance.randint(1, 3))})
-        replicas = chance.choice([0, usual // 2, usual, usual + 1, 2 * usual])
-        self._ask(service, replicas, config)
-
-    def _ask(self, service: str, replicas: int, config: ScaleConfig | None = None) -> None:
-        request = ScaleRequest(
-            service=service,
-            replicas=replicas,
-            config=config or ScaleConfig(),
-            request_id=self.new_id("r"),
-        )
-        twice = self.kernel.random.random() < 0.2
-        for _ in range(2 if twice else 1):
-            self.kernel.spawn(self._gateway, self._asking(request))
-
-    async def _asking(self, request: ScaleRequest) -> None:
-        """What a gateway does: ask, and ask again somewhere until there is an answer."""
-        answers: list[ScaleResponse] = []
-
-        def got(response: ScaleResponse) -> None:
-            answers.append(response)
-            self.checks.replied(request, response)
-
-        for _ in range(_TRIES):
-            self._send(request, got)
-            await self.kernel.sleep(self.kernel.random.uniform(1, 6))
-            if answers and (answers[-1].accepted or (answers[-1].error or "").startswith("Cap")):
-                return
-
-    def _send(self, request: ScaleRequest, got: Callable[[ScaleResponse], None]) -> None:
-        kernel = self.kernel
-        there = [h for h in self.hosts.values() if h.life is not None and h.life.link.reachable]
-        if not there or self.bus.lost():
-            return
-        host = kernel.random.choice(there)
-        life = host.life
-        assert life is not None
-
-        def reply(response: ScaleResponse) -> None:
-            if life.link.reachable and not self.bus.lost():
-                kernel.after(self.bus.delay(), lambda: got(response))
-
-        asked = Asked(
-            request=request,
-            host=host.name,
-            at=kernel.wall(),
-            expires_at=kernel.wall() + timedelta(seconds=_EXPIRY),
-        )
-        kernel.after(
-            self.bus.delay(),
-            lambda: kernel.act(life.link, lambda: life.spawn(life.answer(asked, reply))),
-        )
-
     # ── troubles ─────────────────────────────────────────────────────────────────────────
 
     def _trouble(self) -> None:
-        if self._calm or self.kernel.now < self.checks.lost_at + 25.0:
+        if self.calm or self.kernel.now < self.checks.lost_at + 25.0:
             return  # a loss is healed from what the living have journaled: let them
         chance = self.kernel.random
         troubles: list[Callable[[Host], None]] = [

@@ -13,7 +13,7 @@ from bridge.box import journal as journal_module
 from bridge.box import journal_store, lifecycle
 from bridge.box.journal import Journal
 from bridge.box.journal_store import Entry, look
-from bridge.box.model import ServiceRecord
+from bridge.box.model import HostOrder, ServiceRecord
 from bridge.box.runtimes.identity import Identity
 from bridge.errors import JournalError
 from bridge.protocol import InstanceEvent, InstanceState, ScaleConfig, now
@@ -150,9 +150,12 @@ async def test_only_the_newest_version_of_a_record_is_kept(tmp_path: Path) -> No
     async with Journal.open(tmp_path / "journal.db") as journal:
         journal.keep_service("web", ServiceRecord(version=5, target=5))
         journal.keep_service("web", ServiceRecord(version=4, target=4))
+        journal.keep_order("box-a", HostOrder(version=2, lifted=True))
+        journal.keep_order("box-a", HostOrder(version=1))
         await journal.written()
     async with Journal.open(tmp_path / "journal.db") as journal:
         assert journal.services["web"].target == 5
+        assert journal.orders == {"box-a": HostOrder(version=2, lifted=True)}
 
 
 async def test_many_changes_at_once_share_transactions(
