@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from tests.sim.hosts import Host
     from tests.sim.world import World
 
-_GRACE: Final = REPLY_TIMEOUT + HEARTBEAT + 3.0  # seconds after a trouble: for a write that was on
-# its way to be given up, for others to restore what was lost, and to resync, plan and drain
+_GRACE: Final = REPLY_TIMEOUT + HEARTBEAT + 7.0  # seconds after a trouble: for a write that was on
+# its way to be given up, for others to restore what was lost, and to resync and to attend to all
+# services in turn, with hundreds of slots over a slow net
 _SLOWER: Final = 200.0  # seconds more for all messages lost: each costs a timeout of 5 s
 _FLIGHT: Final = 8.0  # seconds between a look at a lease and the landing of what follows from it
 _SLACK: Final = 6.0  # seconds from a renewal to its being heard of, and from a look to the act
