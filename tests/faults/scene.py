@@ -114,8 +114,8 @@ class Scene:
 
     async def chains(self, lost: Iterable[Told] = ()) -> dict[str, list[Told]]:
         """The checked history of every instance, once all that was told is stored."""
-        path = self.box.config.data_dir / "journal.db"
-        await eventually(lambda: not look(path).backlog, what="all is told")
+        sample, name = self.box.metrics.registry.get_sample_value, "box_bridge_backlog_events"
+        await eventually(lambda: sample(name) == 0.0, what="all is told")
         return check_history(await read_history(self.gateway), lost)
 
 
