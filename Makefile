@@ -17,7 +17,7 @@ WORKERS := auto
 SOAK := kills sim
 BENCH_ARGS :=
 BENCH_READY := .bench-venv/.ready
-SIM_ARGS := --seeds 9990 --up-to-hosts 100 --up-to-instances 1000 --full 10
+SIM_ARGS := --seeds 9990 --full 10
 
 .PHONY: demo test lint check soak bench clean
 

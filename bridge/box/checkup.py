@@ -27,6 +27,7 @@ from bridge.box.runtimes.engines import find_engine
 from bridge.box.runtimes.rules import fixed_port
 from bridge.errors import BoxError, ConfigError, JournalError
 from bridge.findings import Finding, fail, ok, warn
+from bridge.protocol import now
 from bridge.settings import BoxConfig, Config
 
 _LEAST: Final = 64 * 2**20  # bytes; below, the next log or journal write may be the last
@@ -87,7 +88,7 @@ def journal(directory: Path) -> Finding:
             str(exc),
             "start the Box: it keeps a damaged one, and builds another from what the fleet knows",
         )
-    if told := told_by(snapshot):
+    if told := told_by(snapshot, alive_at=now() if holder else None):
         return warn("; ".join(told), "the Box tells them once NATS answers; see docs/faults.md")
     living = sum(entry.life.info.state not in ENDED for entry in snapshot.entries)
     return ok(f"it is whole and knows {living} instances; {state}")

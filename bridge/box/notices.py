@@ -52,10 +52,15 @@ class Notices:
         return max(0.0, (self._clock() - oldest).total_seconds()) if oldest else 0.0
 
 
-def told_by(snapshot: Snapshot) -> list[str]:
-    """What the journal has to say for a Box that nobody hears."""
-    backlog = [_of_backlog(snapshot.backlog, snapshot.oldest)] if snapshot.backlog else []
-    return _of_facts(snapshot.facts) + backlog
+def told_by(snapshot: Snapshot, *, alive_at: datetime | None = None) -> list[str]:
+    """What the journal has to say for a Box that nobody hears; of one that is alive at that time
+    the newest events are on their way, and not worth telling.
+    """
+    said, oldest = _of_facts(snapshot.facts), snapshot.oldest
+    under_way = alive_at and oldest and (alive_at - oldest).total_seconds() <= _PATIENCE
+    if snapshot.backlog and not under_way:
+        said.append(_of_backlog(snapshot.backlog, oldest))
+    return said
 
 
 def _of_facts(facts: Mapping[str, str]) -> list[str]:
