@@ -39,6 +39,18 @@ def test_a_process_is_read_as_psutil_reads_it() -> None:
     assert load.started > 0
 
 
+def test_a_process_that_did_nothing_is_not_read_again() -> None:
+    with leading("import time; time.sleep(60)") as child:
+        deadline = time.monotonic() + 20
+        before, load = None, read_load(child.pid)
+        while (before is None or load is not before) and time.monotonic() < deadline:
+            time.sleep(0.05)  # until it sleeps
+            before, load = load, read_load(child.pid, load)
+        assert before is not None
+        assert load is before
+        assert load == read_load(child.pid)
+
+
 def test_a_process_that_is_not_there_uses_nothing() -> None:
     child = subprocess.Popen([sys.executable, "-S", "-c", "pass"])
     child.wait()

@@ -1,13 +1,15 @@
-"""What groups of processes use: CPU and memory, one read of one small file for each process.
+"""What groups of processes use: CPU and memory.
 
-psutil takes six for the same two numbers, which for 500 instances, once a second, is a fortieth of
-a core.
+The kernel has a clock of the CPU of each process. Where it stands still the process did nothing,
+its memory is as it was, and there is nothing to be read; else one small file is. psutil reads six
+files for the same two numbers, which for 500 instances, once a second, is a fortieth of a core.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections import Counter
 from collections.abc import Container
 from typing import Final
@@ -16,13 +18,10 @@ from msgspec import Struct
 
 from bridge.box.runtimes.groups import group_of
 
-_TICKS: Final = os.sysconf("SC_CLK_TCK")  # a second
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")  # bytes
 _STAT: Final = 1024  # bytes; a line of /proc/<pid>/stat is shorter
 
 # Fields of /proc/<pid>/stat after the command's closing bracket: proc(5), less the first three.
-_USER: Final = 11
-_SYSTEM: Final = 12
 _STARTED: Final = 19
 _RESIDENT: Final = 21
 
@@ -54,12 +53,12 @@ class Meter:
             group = group_of(pid)
             if group not in groups or pid == group:
                 continue
-            load = read_load(pid)
+            before = self._seen.get(pid)
+            load = read_load(pid, before)
             if load is None:
                 continue
             seen[pid] = load
             memory[group] += load.memory
-            before = self._seen.get(pid)
             if before is not None and before.started == load.started and span > 0:
                 cpu[group] += round((load.cpu - before.cpu) / span * 1000)
         self._seen, self._at = seen, now
@@ -71,17 +70,25 @@ def pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 (thousands)
 
 
-def read_load(pid: int) -> Load | None:
-    """What `pid` uses; None if there is no such process."""
+def read_load(pid: int, before: Load | None = None) -> Load | None:
+    """What `pid` uses; None if there is no such process. `before` is what it used when it was
+    looked at last: the same if its clock has not moved.
+    """
     with contextlib.suppress(OSError):
+        cpu = time.clock_gettime(_cpu_clock(pid))
+        if before is not None and before.cpu == cpu:
+            return before
         file = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
         try:
             fields = os.read(file, _STAT).rpartition(b")")[2].split()
         finally:
             os.close(file)
-        return Load(
-            (int(fields[_USER]) + int(fields[_SYSTEM])) / _TICKS,
-            int(fields[_RESIDENT]) * _PAGE,
-            int(fields[_STARTED]),
-        )
+        return Load(cpu, int(fields[_RESIDENT]) * _PAGE, int(fields[_STARTED]))
     return None
+
+
+def _cpu_clock(pid: int) -> int:
+    """The number of the clock of the CPU that a process has used: as clock_getcpuclockid(3) and
+    linux/posix-timers.h make it (CPUCLOCK_SCHED is 2).
+    """
+    return ~pid << 3 | 2
