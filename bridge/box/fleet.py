@@ -36,6 +36,7 @@ from bridge.subjects import last_token, parse_cordon_key, parse_slot_key
 
 _log = logging.getLogger(__name__)
 
+_LET_GO: Final = 1.0  # seconds until a lease that has run out is looked for in the store again
 _CONFIRMED: Final = 1.0  # seconds for which a direct look at a host's lease is believed
 _MAX_STATS: Final = 1024 * 1024  # bytes of one host's report
 
@@ -178,8 +179,10 @@ class Fleet:
         if now - self._confirmed.get(claim.host, -_CONFIRMED) < _CONFIRMED:
             return True
         there = await self.hosts.read(claim.host)
-        if there is not None and there.host_id == claim.host_id:
-            self._leases.renew(claim.host, self._monotonic())  # the view will tell
+        if there is not None and there.value.host_id == claim.host_id:
+            # Renewed, as the view will tell; or the store lets go a little later than leases do.
+            late = self._lease - _LET_GO if there.revision <= self.hosts.revision(claim.host) else 0
+            self._leases.renew(claim.host, self._monotonic() - late)
             return False
         self._confirmed[claim.host] = now
         return True

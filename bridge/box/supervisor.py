@@ -54,6 +54,7 @@ _log = logging.getLogger(__name__)
 _TICK: Final = 5.0  # seconds after which every service is planned anew, changed or not
 _LOOK: Final = 0.05  # seconds between looks while closing
 _RELEASE_PATIENCE: Final = 5.0  # seconds; a claim that stays is given up with the host's lease
+_AT_ONCE: Final = 16  # actions of one plan that wait for the bus
 _RETRY: Final = 0.25  # seconds before a plan that the bus kept from being carried out
 
 
@@ -222,10 +223,30 @@ class Supervisor:
             if not held.ended:
                 held.instance.story.reassert()  # what runs here wins over what the store has lost
         local = self._locals(service)
-        for action in plan(service, state, self._me, local, now=now, at=self._now()):
-            if self._closing:
-                return
-            await self._act(service, action)
+        await self._act_all(service, plan(service, state, self._me, local, now=now, at=self._now()))
+
+    async def _act_all(self, service: str, actions: list[Action]) -> None:
+        """Begin with `actions` in their order, some at once: a dead host's claims are many, and
+        each waits for the disk of NATS. What the bus prevents, of all, is raised in the end.
+        """
+        if not actions:
+            return  # as nearly always
+        left, failures = iter(actions), list[BusError]()
+
+        async def act() -> None:
+            for action in left:
+                if self._closing:
+                    return
+                try:
+                    await self._act(service, action)
+                except BusError as exc:
+                    failures.append(exc)
+
+        async with task_scope() as tasks:
+            at_once = min(_AT_ONCE, len(actions))
+            await asyncio.gather(*(tasks.create_task(act()) for _ in range(at_once)))
+        if failures:
+            raise failures[0]
 
     async def _act(self, service: str, action: Action) -> None:
         match action:

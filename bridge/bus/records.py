@@ -116,7 +116,7 @@ class Records(Generic[T]):
             self._moved.clear()
             await self._moved.wait()
 
-    async def read(self, key: str) -> T | None:
+    async def read(self, key: str) -> Record[T] | None:
         """What the store itself has of `key` now, past the view; None if it has nothing.
 
         Raises BusError when it does not answer, ProtocolError for an unreadable value.
@@ -129,7 +129,7 @@ class Records(Generic[T]):
         except (nats.errors.Error, TimeoutError) as exc:
             raise mapped(subject, exc) from exc
         deleted = (raw.headers or {}).get(_OPERATION) in _DELETED
-        return None if deleted else decode(self._class, raw.data or b"")
+        return None if deleted else Record(decode(self._class, raw.data or b""), raw.seq or 0)
 
     def drop(self, key: str) -> None:
         """Forget a record that `read` says has expired: the view is not told of that."""

@@ -154,7 +154,7 @@ async def test_a_lost_journal_is_rebuilt_from_a_record_older_than_the_last_event
         record = await slots.read("web.0")
         assert record is not None
         booting = replace(before, state=S.BOOTING, ready_at=None, endpoint=None)
-        await slots.put("web.0", replace(record, seq=1, info=booting))
+        await slots.put("web.0", replace(record.value, seq=1, info=booting))
         _damage(tmp_path / "data-box-a" / "journal.db", "gone")
         async with Box.running(box_config(tmp_path, server.url)):
             await check(gateway, box, 1)

@@ -14,7 +14,7 @@ from msgspec import Struct
 from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.bus.message import Message
-from bridge.bus.records import Records
+from bridge.bus.records import Record, Records
 from bridge.bus.server import EmbeddedServer
 from bridge.bus.store import store
 from bridge.errors import Conflict, NoReply
@@ -167,7 +167,7 @@ async def test_the_store_itself_can_be_asked(server: EmbeddedServer) -> None:
     async with views(server) as [view]:
         assert await view.records.read("web.1") is None
         revision = await view.records.create("web.1", Value(7))
-        assert await view.records.read("web.1") == Value(7)
+        assert await view.records.read("web.1") == Record(Value(7), revision)
         await view.records.delete("web.1", revision)
         assert await view.records.read("web.1") is None
 

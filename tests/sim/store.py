@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from bridge.bus.records import Record
 from bridge.bus.store import EXPECTED_SEQ, EXPECTED_SUBJECT_SEQ
 from bridge.errors import Conflict
 from bridge.protocol import decode
@@ -55,6 +56,11 @@ class Bucket:
             del self.last[key]
             return None
         return None if entry is None else entry.value
+
+    def read(self, key: str, now: float) -> Record[Any] | None:
+        """The same with its revision; None if there is no value."""
+        value = self.get(key, now)
+        return None if value is None else Record(value, self.last[key].seq)
 
     def write(
         self,

@@ -17,7 +17,7 @@ from bridge.box.fleet import Fleet
 from bridge.box.model import HostOrder, HostRecord, ServiceRecord, SlotRecord
 from bridge.box.restorer import Restorer
 from bridge.bus.connection import Connection
-from bridge.bus.records import Records
+from bridge.bus.records import Record, Records
 from bridge.errors import BusError, CutOff, NoReply
 from bridge.subjects import Subjects, parse_slot_key
 from tests.sim.kernel import Kernel, Process, Resume, suspend
@@ -127,10 +127,11 @@ class SimRecords(Records[T]):
 
         return cast(int, await self._of.bus.request(f"{bucket.name} {key}", write))
 
-    async def read(self, key: str) -> T | None:
+    async def read(self, key: str) -> Record[T] | None:
         kernel, bucket = self._of.kernel, self._there
         return cast(
-            "T | None", await self._of.bus.request(key, lambda: bucket.get(key, kernel.now))
+            "Record[T] | None",
+            await self._of.bus.request(key, lambda: bucket.read(key, kernel.now)),
         )
 
     async def wait_for(self, seq: int, deadline: float = float("inf")) -> None:

@@ -1,0 +1,106 @@
+"""When a host counts as dead: its lease has run out, and the store itself has let go of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import pytest
+
+from bridge.box.fleet import Fleet
+from bridge.box.model import HostRecord, SlotRecord
+from bridge.bus import topology
+from bridge.bus.records import Record
+from bridge.bus.server import EmbeddedServer
+from bridge.protocol import InstanceInfo, InstanceState
+from bridge.tasks import task_scope
+from tests.support import connect, eventually
+
+LEASE = 10.0
+HOST = HostRecord(host_id="old", runtime="process", cpus=2, max_instances=5, services={})
+CLAIM = SlotRecord(
+    host="box-a",
+    host_id="old",
+    config="",
+    seq=1,
+    info=InstanceInfo(
+        id="web-1",
+        state=InstanceState.READY,
+        service="web",
+        created_at=datetime(2026, 11, 21, tzinfo=UTC),
+    ),
+)
+
+
+class Watch:
+    """A fleet whose leases go by a clock that the test sets; the buckets are the server's."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.now = 0.0
+
+    def passes(self, seconds: float) -> None:
+        """That time goes by, watched all the while."""
+        until = self.now + seconds
+        while self.now < until:
+            self.now += 0.5
+            self.fleet.tick()
+
+    async def sees(self) -> None:
+        """Return when the lease that was renewed in the store has been seen."""
+        revision = await self.fleet.hosts.put("box-a", HOST)
+        await eventually(lambda: self.fleet.hosts.revision("box-a") == revision)
+
+
+@asynccontextmanager
+async def watching(server: EmbeddedServer) -> AsyncIterator[Watch]:
+    async with connect(server.url) as connection, task_scope() as tasks:
+        await topology.ensure(connection)
+        fleet = Fleet(
+            connection,
+            LEASE,
+            lambda services: None,
+            lambda name, record: None,
+            monotonic=lambda: watch.now,
+        )
+        watch = Watch(fleet)
+        for view in fleet.views:
+            tasks.create_task(view.run())
+        await fleet.wait_live()
+        fleet.tick()
+        yield watch
+
+
+async def test_a_lease_that_the_store_keeps_a_little_longer_is_looked_for_again_soon(
+    server: EmbeddedServer,
+) -> None:
+    async with watching(server) as watch:
+        fleet = watch.fleet
+        await watch.sees()
+        watch.passes(LEASE + 1)
+        assert fleet.state.is_orphan(CLAIM)
+        assert not await fleet.is_dead(CLAIM)  # the bucket's own lease runs by another clock
+        watch.passes(1.5)
+        assert fleet.state.is_orphan(CLAIM), "after a second, not after another lease"
+        await fleet.hosts.delete("box-a", fleet.hosts.revision("box-a"))
+        assert await fleet.is_dead(CLAIM)
+
+
+async def test_a_lease_that_was_renewed_unseen_runs_anew(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with watching(server) as watch:
+        fleet = watch.fleet
+        await watch.sees()
+        watch.passes(LEASE + 1)
+        unseen = Record(HOST, fleet.hosts.revision("box-a") + 1)
+
+        async def late_view_read(key: str) -> Record[HostRecord]:
+            return unseen
+
+        monkeypatch.setattr(fleet.hosts, "read", late_view_read)
+        assert fleet.state.is_orphan(CLAIM)
+        assert not await fleet.is_dead(CLAIM)
+        watch.passes(LEASE - 1)
+        assert not fleet.state.is_orphan(CLAIM)
