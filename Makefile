@@ -3,7 +3,7 @@
 # make lint   ruff, mypy and the import rules
 # make check  lint and test
 # make soak   kills at random, then the whole history checked (10 minutes; SOAK_ARGS=--help), and
-#             10,000 simulated fleets (SIM_ARGS=--help); SOAK=kills or SOAK=sim for one of them alone
+#             10,000 simulated fleets (hours; SIM_ARGS=--help); SOAK=kills or SOAK=sim for one alone
 # make bench  how fast it is, beside its peers (BENCH_ARGS=--help); bench-results/ has JSON and a plot
 #
 # Each sets up what it needs: a .venv with pinned dependencies and a nats-server.
@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MARK := not slow
-WORKERS := auto
+WORKERS := $(shell expr $$(nproc) \* 3 / 2) # tests wait half of the time
 SOAK := kills sim
 BENCH_ARGS :=
 BENCH_READY := .bench-venv/.ready

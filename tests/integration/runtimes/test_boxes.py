@@ -35,7 +35,7 @@ class Host:
     podman: Podman | None
 
 
-@pytest.fixture(params=["process", "oci"])
+@pytest.fixture(params=["process", pytest.param("oci", marks=pytest.mark.slow)])
 def host(request: pytest.FixtureRequest) -> Host:
     if request.param == "oci":
         podman = request.getfixturevalue("podman")

@@ -18,7 +18,11 @@ from bridge.errors import InstanceError, PortTaken
 from tests.integration.runtimes.bench import FAILING, POLITE, STUBBORN, Bench
 from tests.support import eventually
 
-RUNTIMES = ["process", "oci", pytest.param("a3s-shaped", marks=pytest.mark.slow)]
+RUNTIMES = [
+    "process",
+    pytest.param("oci", marks=pytest.mark.slow),
+    pytest.param("a3s-shaped", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(params=RUNTIMES)
