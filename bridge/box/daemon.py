@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import datetime
 from typing import Final
+
+import stamina
 
 from bridge.box.adoption import rebuilt
 from bridge.box.endpoints import Endpoints
@@ -45,7 +47,7 @@ from bridge.bus.discovery import Description
 from bridge.bus.publisher import Publisher
 from bridge.bus.registry import Registry
 from bridge.bus.responder import Responder
-from bridge.errors import BusError
+from bridge.errors import BusError, NotPermitted, StoreUnsuitable, TopologyMismatch
 from bridge.observe import Metrics
 from bridge.protocol import format_time, now
 from bridge.settings import Config
@@ -54,7 +56,7 @@ from bridge.version import VERSION
 
 _log = logging.getLogger(__name__)
 
-_PATIENCE: Final = 30.0  # seconds for the first connection, and for the first complete view
+_PATIENCE: Final = 30.0  # seconds for the first connection, the first complete view, and the like
 _FLUSH_PATIENCE: Final = 5.0  # seconds for the last withdrawals when stopping
 
 
@@ -299,7 +301,7 @@ class _Parts:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Streams, views, what the last life left, lease, then work; requests come last."""
         fleet = self._fleet
-        await self._streams.restore()
+        await self._insist(self._streams.restore)
         for view in fleet.views:
             tasks.create_task(view.run(), name=f"view-{view.bucket}")
         subjects = self._connection.subjects
@@ -307,9 +309,9 @@ class _Parts:
         await self._connection.listen(subjects.all_health, self._reports.take)
         await self._first_view()
         self._journal.state(CUT_OFF, "")
-        await self._restorer.restore()
+        await self._insist(self._restorer.restore)
         await self._take_back()
-        await self._lease.take()
+        await self._insist(self._lease.take)
         for name, work in {
             "journal": self._journal.watch(),
             "runtime": self._runtime.run(),
@@ -330,6 +332,23 @@ class _Parts:
     def why_not(self) -> str:
         """Why this Box must not answer requests now; empty when it may."""
         return self._readiness.why_not()
+
+    async def _insist(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Take a step of the start, and again while the bus cannot do its part: on a cluster a
+        stream has no leader for a moment when it was just made, or when its server died.
+        """
+        async for attempt in stamina.retry_context(
+            on=_may_pass, attempts=None, timeout=_PATIENCE, wait_initial=0.1, wait_max=2.0
+        ):
+            with attempt:
+                if attempt.num > 1:  # a stream may be gone
+                    await self._streams.restore()
+                try:
+                    await step()
+                except BusError as exc:
+                    if _may_pass(exc):
+                        _log.warning("this Box cannot start yet: %s", exc)
+                    raise
 
     async def _take_back(self) -> None:
         """Go on with the instances of this host's last life, and end what nobody knows."""
@@ -371,3 +390,10 @@ class _Parts:
                 await self._fleet.wait_live()
         except TimeoutError as exc:
             raise BusError(f"no complete view of the fleet within {_PATIENCE:g} s") from exc
+
+
+def _may_pass(exc: Exception) -> bool:
+    """Whether it may help to wait."""
+    return isinstance(exc, BusError) and not isinstance(
+        exc, (NotPermitted, StoreUnsuitable, TopologyMismatch)
+    )

@@ -44,6 +44,7 @@ class Ledger:
         self._stale = stale
         self._turn = asyncio.Lock()
         self._turns = 0  # taken and waited for: a lock with waiters is free for a moment
+        self._failing = False  # whether the store refused the last decision
 
     def answer(self, asked: Asked) -> ScaleResponse | None:
         """The answer to a request that changes nothing; None where something is to be written, or
@@ -83,7 +84,10 @@ class Ledger:
         except CutOff:
             return self._refused(asked, "not ready: this Box is cut off from NATS; ask again")
         except (StoreRefused, NoResponders) as exc:
-            _log.error("a decision on %s could not be stored: %s", request.service, exc)
+            # Once for each outage: whoever was refused asks again, a hundred times a second.
+            level = logging.DEBUG if self._failing else logging.ERROR
+            _log.log(level, "a decision on %s could not be stored: %s", request.service, exc)
+            self._failing = True
             return self._refused(asked, f"the fleet's store refused the decision: {exc}")
 
     async def amend(self, service: str, change: Amend) -> bool:
@@ -124,6 +128,7 @@ class Ledger:
             async with asyncio.timeout_at(deadline):
                 await services.wait_for(seq + 1 if exc.last is None else exc.last)
                 return False
+        self._failing = False
         return True
 
     def _refused(self, asked: Asked, error: str) -> ScaleResponse:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bridge.box.daemon import Box
-from bridge.box.host import own_directory
+from bridge.box.host import Lease, own_directory
 from bridge.bus import topology
 from bridge.bus.server import EmbeddedServer
 from bridge.bus.store import store
@@ -74,6 +74,25 @@ async def test_a_wiped_directory_waits_for_the_old_lease_to_end(
         await store(connection, "$KV.box_hosts.box-a", left)
         async with asyncio.timeout(10):
             await start(Box(config))
+
+
+async def test_a_bucket_that_takes_nothing_yet_is_waited_for(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a cluster, where a stream that was just made has no leader for a moment."""
+    take, tries = Lease.take, 0
+
+    async def take_after_a_loss(self: Lease) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            await gateway.jetstream.delete_stream("KV_box_hosts")
+        await take(self)
+
+    monkeypatch.setattr(Lease, "take", take_after_a_loss)
+    async with connect(server.url) as gateway, boxed(server, tmp_path):
+        assert (await ask(gateway, "web", 0)).accepted
+    assert tries > 1
 
 
 async def test_what_a_killed_box_left_behind_its_next_life_takes_back(

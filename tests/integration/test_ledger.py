@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+
+import pytest
 
 from bridge.box.authority import Asked
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
 from bridge.box.model import FleetState, HostRecord, Offer
+from bridge.bus import topology
+from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
 from bridge.protocol import ScaleRequest, now
 from tests.support import connect
@@ -59,15 +64,41 @@ async def test_what_changes_nothing_is_answered_at_once_but_not_past_a_decision_
 
 async def test_what_must_be_written_is_not_answered_at_once(server: EmbeddedServer) -> None:
     async with connect(server.url) as connection:
-        fleet = Fleet(connection, 3, lambda service: None, lambda name, record: None)
-        offer = HostRecord(
-            host_id="1", runtime="process", cpus=2, max_instances=5, services={"web": Offer()}
-        )
-        fleet._set_host("box-a", offer)
-        ledger = Ledger(fleet, 2.0, now)
+        ledger = Ledger(_offering(connection), 2.0, now)
         more = Asked(request=ScaleRequest(service="web", replicas=1), host="box-a", at=now())
         same = Asked(request=ScaleRequest(service="web", replicas=0), host="box-a", at=now())
         assert ledger.answer(more) is None
         answer = ledger.answer(same)
         assert answer is not None
         assert answer.accepted
+
+
+async def test_a_store_that_takes_nothing_is_told_once_not_at_each_request(
+    server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connect(server.url) as connection:
+        ledger = Ledger(_offering(connection), 2.0, now)
+        asked = Asked(request=ScaleRequest(service="web", replicas=1), host="box-a", at=now())
+        refused = "the fleet's store refused the decision: nobody answers on $KV.box_services.web"
+        for _ in range(3):
+            answer = await ledger.decide(asked)  # there is no bucket
+            assert answer is not None
+            assert answer.error == refused
+        await topology.ensure(connection)
+        assert (answer := await ledger.decide(asked)) is not None
+        assert answer.accepted
+        await topology.remove(connection)
+        more = Asked(request=ScaleRequest(service="web", replicas=2), host="box-a", at=now())
+        await ledger.decide(more)
+    told = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(told) == 2, "once for each of two outages"
+
+
+def _offering(connection: Connection) -> Fleet:
+    """A fleet of one host that offers the service."""
+    fleet = Fleet(connection, 3, lambda services: None, lambda name, record: None)
+    offer = HostRecord(
+        host_id="1", runtime="process", cpus=2, max_instances=5, services={"web": Offer()}
+    )
+    fleet._set_host("box-a", offer)
+    return fleet
