@@ -24,6 +24,7 @@ from bridge.settings import Timing
 _log = logging.getLogger(__name__)
 
 _CHECK: Final = 0.1  # seconds between looks at whether another's lease has ended
+_LEAST_PATIENCE: Final = 1.0  # seconds for a renewal, at least; else a heartbeat
 _LOCK_PATIENCE: Final = 1.0  # seconds; what a killed Box was just forking holds its lock a moment
 
 
@@ -122,13 +123,16 @@ class Lease:
 
     async def run(self) -> None:
         """Renew until cancelled. Raises HostTaken if another host takes the name."""
+        pause = heartbeat = self._timing.heartbeat
         while True:
-            await asyncio.sleep(self._timing.heartbeat)
+            await asyncio.sleep(pause)
             there = self._hosts.get(self._name)
             if there is not None and there.value.host_id != self._record.host_id:
                 raise HostTaken(f"another host has taken the name {self._name!r}")
+            pause = heartbeat / 4  # a lease has no time to lose
             with contextlib.suppress(BusError):
                 await self._renew()
+                pause = heartbeat
 
     async def renew_now(self) -> None:
         """Renew out of turn, as after a reconnect; raises BusError."""
@@ -149,7 +153,10 @@ class Lease:
 
     async def _renew(self) -> None:
         started = time.monotonic()
-        await self._hosts.put(self._name, replace(self._record, notices=self._notices()))
+        # The answer is lost with the server that would have given it. Asked again, it does no harm.
+        patience = max(self._timing.heartbeat, _LEAST_PATIENCE)
+        record = replace(self._record, notices=self._notices())
+        await self._hosts.put(self._name, record, timeout=patience)
         self._renewed = started
         self._fence.extend(self._timing.lease - (time.monotonic() - started))
 

@@ -75,24 +75,33 @@ class Leases(Generic[H]):
 class WatchedLeases(Leases[H]):
     """Leases of holders that somebody replaces when they are dead.
 
-    That takes an observer who has watched unbroken for one whole lease. When half of the holders or
-    more (at least two) vanish at once, it is likelier that something else has failed than that they
-    all have died: then it waits one lease more.
+    That takes an observer who has watched unbroken for one whole lease, and who is a holder itself:
+    when the leases of all have run out, nobody could renew, and the watch begins anew with the
+    first who can. When half of the holders or more (at least two) vanish at once, it is likelier
+    that something else has failed than that they all have died: then it waits one lease more for
+    each of them, though others may be back by then, as whatever failed has failed for all.
     """
 
     def __init__(self, lease: float) -> None:
         super().__init__(lease)
         self._gone: dict[H, float] = {}
+        self._wave: set[H] = set()
+        self._silence = False  # the leases of all have run out
         self._watched_since: float | None = None
 
     def renew(self, holder: H, now: float) -> None:
         super().renew(holder, now)
+        if self._silence:
+            self._silence = False
+            self._watched_since = now
         self._gone.pop(holder, None)
+        self._wave.discard(holder)
 
     def release(self, holder: H) -> None:
         """`holder` gave its lease back: it is gone, and did not vanish."""
         if holder in self._deadlines:
             self._gone[holder] = float("-inf")
+        self._wave.discard(holder)
         super().release(holder)
 
     def expect(self, holder: H, now: float) -> None:
@@ -103,6 +112,7 @@ class WatchedLeases(Leases[H]):
     def forget(self, holder: H) -> None:
         """Nothing is asked about `holder` any more, should it be gone."""
         self._gone.pop(holder, None)
+        self._wave.discard(holder)
 
     def rearm(self, now: float) -> None:
         super().rearm(now)
@@ -115,6 +125,10 @@ class WatchedLeases(Leases[H]):
             self._watched_since = now
         gone = super().tick(now, live=live)
         self._gone.update(dict.fromkeys(gone, now))
+        if live and self._gone:
+            self._find_wave(now)
+        if gone and not self._deadlines:
+            self._silence = True
         return gone
 
     def dead(self, now: float) -> set[H]:
@@ -123,9 +137,16 @@ class WatchedLeases(Leases[H]):
             return set()
         if self._watched_since is None or now - self._watched_since < self._lease:
             return set()
-        recent = [holder for holder, at in self._gone.items() if now - at < self._lease]
+        return self._gone.keys() - (self._wave & self._recent(now))
+
+    def _find_wave(self, now: float) -> None:
+        recent = self._recent(now)
         # Who is silent for half a lease has missed a renewal, and may be of the same wave.
-        silent = len(self.due(now + self._lease / 2))
-        wave = len(recent) + silent
-        many = wave >= MANY and wave * 2 >= len(recent) + len(self._deadlines)
-        return self._gone.keys() - (recent if many else ())
+        silent = self.due(now + self._lease / 2)
+        wave = len(recent) + len(silent)
+        if wave >= MANY and wave * 2 >= len(recent) + len(self._deadlines):
+            self._wave.update(recent, silent)
+
+    def _recent(self, now: float) -> set[H]:
+        """Who has been gone for less than a lease."""
+        return {holder for holder, at in self._gone.items() if now - at < self._lease}

@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 _OPERATION: Final = "KV-Operation"
 _DELETED: Final = ("DEL", "PURGE")
+_TIMEOUT: Final = 5.0  # seconds for a write
 
 T = TypeVar("T", bound=Struct)
 
@@ -149,9 +150,9 @@ class Records(Generic[T]):
         self._apply(key, value, seq)
         return seq
 
-    async def put(self, key: str, value: T) -> int:
+    async def put(self, key: str, value: T, *, timeout: float = _TIMEOUT) -> int:
         """Write `key`, whatever it holds; in a bucket with a ttl this renews the lease."""
-        seq = await self._write(key, encode(value), {})
+        seq = await self._write(key, encode(value), {}, timeout)
         self._apply(key, value, seq)
         return seq
 
@@ -171,9 +172,14 @@ class Records(Generic[T]):
             self._advance(new)  # nothing lay between
         return new
 
-    async def _write(self, key: str, data: bytes, headers: dict[str, str]) -> int:
-        subject = self._prefix + key
-        return (await store(self._connection, subject, data, headers=headers or None)).seq
+    async def _write(
+        self, key: str, data: bytes, headers: dict[str, str], timeout: float = _TIMEOUT
+    ) -> int:
+        subject, headers_or_none = self._prefix + key, headers or None
+        stored = await store(
+            self._connection, subject, data, headers=headers_or_none, timeout=timeout
+        )
+        return stored.seq
 
     def _apply(self, key: str, value: T | None, seq: int) -> None:
         """Take an acknowledged write into the view before it comes back."""

@@ -183,14 +183,17 @@ class BoxLife:
             view.restoring = False
 
     async def _renewing(self) -> None:
+        pause = HEARTBEAT
         while True:
-            await self.kernel.sleep(HEARTBEAT)
+            await self.kernel.sleep(pause)
+            pause = HEARTBEAT / 4
             with contextlib.suppress(BusError):
                 await self._renew()
+                pause = HEARTBEAT
 
     async def _renew(self) -> None:
         started = self.kernel.now
-        await self.fleet.hosts.put(self.me.host, self._record())
+        await self.fleet.hosts.put(self.me.host, self._record(), timeout=HEARTBEAT)
         self._renewed = started
 
     def _record(self) -> HostRecord:

@@ -62,7 +62,9 @@ class Bus:
         """Whether a message is lost."""
         return self.loss > 0 and self._kernel.random.random() < self.loss
 
-    async def request(self, what: str, act: Callable[[], Any]) -> Any:
+    async def request(
+        self, what: str, act: Callable[[], Any], timeout: float = REPLY_TIMEOUT
+    ) -> Any:
         """What `act` gives at the store, for the process that runs now. Raises what it raises,
         CutOff (not sent) and NoReply (the outcome is unknown).
         """
@@ -70,15 +72,17 @@ class Bus:
         assert isinstance(link, Link)
         if not link.connected:
             raise CutOff(0.0)
-        return await suspend(self._sending(link, what, act))
+        return await suspend(self._sending(link, what, act, timeout))
 
-    def _sending(self, link: Link, what: str, act: Callable[[], Any]) -> Callable[[Resume], None]:
+    def _sending(
+        self, link: Link, what: str, act: Callable[[], Any], timeout: float
+    ) -> Callable[[Resume], None]:
         kernel, epoch, since = self._kernel, link.epoch, self._kernel.now
 
         def arm(resume: Resume) -> None:
             def silence() -> None:
-                left = max(0.0, since + REPLY_TIMEOUT - kernel.now)
-                kernel.after(left, lambda: resume(error=NoReply(what, REPLY_TIMEOUT)))
+                left = max(0.0, since + timeout - kernel.now)
+                kernel.after(left, lambda: resume(error=NoReply(what, timeout)))
 
             def answer(result: Any, error: BusError | None) -> None:
                 if link.epoch != epoch or not link.reachable:
@@ -116,7 +120,9 @@ class SimRecords(Records[T]):
         self._of = view
         self._there = bucket
 
-    async def _write(self, key: str, data: bytes, headers: dict[str, str]) -> int:
+    async def _write(
+        self, key: str, data: bytes, headers: dict[str, str], timeout: float = REPLY_TIMEOUT
+    ) -> int:
         kernel, bucket = self._of.kernel, self._there
         link = kernel.current
         assert isinstance(link, Link)
@@ -125,7 +131,7 @@ class SimRecords(Records[T]):
         def write() -> int:
             return bucket.write(key, data, headers, kernel.now, writer)
 
-        return cast(int, await self._of.bus.request(f"{bucket.name} {key}", write))
+        return cast(int, await self._of.bus.request(f"{bucket.name} {key}", write, timeout))
 
     async def read(self, key: str) -> Record[T] | None:
         kernel, bucket = self._of.kernel, self._there

@@ -85,7 +85,34 @@ def test_half_of_all_vanishing_at_once_are_given_a_lease_more() -> None:
     assert leases.holders == {"a"}
     assert leases.dead(39) == set(), "a lease after the first of them is not over"
     hear(leases, "a", 40, 41)
-    assert leases.dead(40) == {"b", "c", "d"}
+    assert leases.dead(40) == {"c", "d"}
+    hear(leases, "a", 41, 43)
+    assert leases.dead(42) == {"b", "c", "d"}
+
+
+def test_after_a_silence_of_all_nobody_is_dead_before_a_lease_was_watched_again() -> None:
+    """A cluster that elects for longer than two leases: who renews last is not dead."""
+    leases = watched("a", "b", "c")
+    hear(leases, "", 21, 55)
+    assert leases.dead(54) == {"a", "b", "c"}, "whoever says so holds no lease, and may not act"
+    hear(leases, "ab", 55, 65)
+    assert leases.dead(64) == set()
+    hear(leases, "ab", 65, 66)
+    assert leases.dead(65) == {"c"}
+
+
+def test_who_vanished_among_many_is_given_a_lease_more_though_the_others_are_back() -> None:
+    """A store that took nothing for a while: the one whose renewal comes last is not dead."""
+    leases = watched("a", "b", "c", "d")
+    hear(leases, "d", 21, 31)
+    assert leases.holders == {"d"}
+    hear(leases, "abd", 31, 40)
+    assert leases.dead(39) == set()
+    hear(leases, "abd", 40, 41)
+    assert leases.dead(40) == {"c"}
+    leases.renew("c", 41)
+    hear(leases, "abd", 41, 52)
+    assert leases.dead(51) == {"c"}, "alone this time"
 
 
 def test_nobody_is_dead_before_a_whole_lease_was_watched() -> None:
