@@ -145,26 +145,24 @@ def place(
     for slot in free:
         if not ranks:
             break
-        off = avoided(record, slot, at) if record.avoid else None
-        if best := _first(ranks, off) if off else heapq.heappop(ranks)[-1]:
-            placed[slot] = best
-            if (rank := board.take(best)) is not None:
-                heapq.heappush(ranks, rank)
+        passed_over = _pass_over(ranks, avoided(record, slot, at)) if record.avoid else ()
+        if ranks:
+            placed[slot] = best = ranks[0][-1]
+            if (rank := board.take(best)) is None:
+                heapq.heappop(ranks)
+            else:
+                heapq.heapreplace(ranks, rank)
+        for rank in passed_over:
+            heapq.heappush(ranks, rank)
     return placed
 
 
-def _first(ranks: list[Rank], avoided: Container[str]) -> str:
-    """Take the least of a heap of ranks whose host is not `avoided`; "" if there is none."""
-    passed_over, best = [], ""
-    while ranks and not best:
-        rank = heapq.heappop(ranks)
-        if rank[-1] in avoided:
-            passed_over.append(rank)
-        else:
-            best = rank[-1]
-    for rank in passed_over:
-        heapq.heappush(ranks, rank)
-    return best
+def _pass_over(ranks: list[Rank], avoided: Container[str]) -> list[Rank]:
+    """Take from a heap of ranks those that come before the first whose host is not `avoided`."""
+    passed_over = []
+    while ranks and ranks[0][-1] in avoided:
+        passed_over.append(heapq.heappop(ranks))
+    return passed_over
 
 
 def avoided(record: ServiceRecord, slot: int, at: datetime) -> set[str]:
