@@ -232,7 +232,7 @@ def format_time(value: datetime) -> str:
 def parse_time(text: str) -> datetime:
     """An RFC 3339 time with an offset, in UTC; raises ProtocolError for anything else."""
     try:
-        return _utc(msgspec.convert(text, Time))
+        return in_utc(msgspec.convert(text, Time))
     except (msgspec.ValidationError, OverflowError) as exc:
         raise ProtocolError("time", "", f"{text[:40]!r} is not RFC 3339 with an offset") from exc
 
@@ -240,7 +240,8 @@ def parse_time(text: str) -> datetime:
 # ── the canonical form: what two peers agree is the same value ───────────────────────────
 
 
-def _utc(value: datetime) -> datetime:
+def in_utc(value: datetime) -> datetime:
+    """The same moment in UTC. Raises ProtocolError where there is no offset."""
     if value.tzinfo is UTC:
         return value
     if value.tzinfo is None:
@@ -273,8 +274,8 @@ def _health(value: InstanceHealth) -> InstanceHealth:
 
 
 def _info(value: InstanceInfo) -> InstanceInfo:
-    created = _utc(value.created_at)
-    ready = None if value.ready_at is None else _utc(value.ready_at)
+    created = in_utc(value.created_at)
+    ready = None if value.ready_at is None else in_utc(value.ready_at)
     health = _health(value.health)
     if created is value.created_at and ready is value.ready_at and health is value.health:
         return value
@@ -283,12 +284,12 @@ def _info(value: InstanceInfo) -> InstanceInfo:
 
 def _event(value: InstanceEvent) -> InstanceEvent:
     at = value.timestamp
-    return value if at.tzinfo is UTC else replace(value, timestamp=_utc(at))
+    return value if at.tzinfo is UTC else replace(value, timestamp=in_utc(at))
 
 
 def _registration(value: InstanceRegistration) -> InstanceRegistration:
     at = value.started_at
-    return value if at.tzinfo is UTC else replace(value, started_at=_utc(at))
+    return value if at.tzinfo is UTC else replace(value, started_at=in_utc(at))
 
 
 def _with_infos(value: Any) -> Any:

@@ -21,8 +21,11 @@ MAX_METADATA: Final = 16 * 1024
 HEALTHY_KEY: Final = "box-healthy"
 """In the metadata of an instance that takes no traffic just now: ``box-healthy=false``."""
 
-_ENDPOINT: Final = re.compile(r"(?:\[([^\[\]]+)\]|[A-Za-z0-9._-]{1,253}):([1-9][0-9]{0,4})")
-_MAX_PORT: Final = 65535
+_PORT: Final = (  # 1 to 65535
+    r":(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+)
+_NAMED: Final = re.compile(r"[A-Za-z0-9._-]{1,253}" + _PORT)
+_BRACKETED: Final = re.compile(r"\[([^\[\]]+)\]" + _PORT)
 _MAX_CPU: Final = 1e5  # percent of one core: a thousand cores
 
 
@@ -30,8 +33,10 @@ def check_endpoint(value: str) -> str:
     """`value`, if it is ``host:port`` with a name, an IPv4 or a bracketed IPv6 address; raises
     ProtocolError.
     """
-    match = _ENDPOINT.fullmatch(value)
-    if match is None or int(match[2]) > _MAX_PORT or (match[1] and not _is_address(match[1])):
+    if _NAMED.fullmatch(value) is not None:
+        return value
+    bracketed = _BRACKETED.fullmatch(value)
+    if bracketed is None or not _is_address(bracketed[1]):
         raise ProtocolError(
             "InstanceRegistration",
             "endpoint",

@@ -183,7 +183,8 @@ def parse_instance_subject(subject: str) -> tuple[str, str, str]:
     found = _ABOUT.fullmatch(subject)
     if found is None:
         raise NameRefused("subject", subject)
-    return found[1], found[2], found[3]
+    kind, service, instance_id = found.groups()
+    return kind, service, instance_id
 
 
 def slot_key(service: str, slot: int) -> str:

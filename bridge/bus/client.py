@@ -36,7 +36,7 @@ from nats.aio.transport import TcpTransport
 
 from bridge.bus.feed import Feed
 from bridge.bus.frames import FrameParser
-from bridge.bus.message import Handler, Message
+from bridge.bus.message import Handler
 
 _log = logging.getLogger(__name__)
 
@@ -125,8 +125,6 @@ class GuardedClient(Client):
             raise FrameRefused(f"subjects of {len(subject) + len(reply)} letters are too long")
         if self._pending_data_size + size > _MAX_PENDING:
             raise nats.errors.OutboundBufferLimitError
-        self.stats["out_msgs"] += 1
-        self.stats["out_bytes"] += len(data)
         self._queue(b"".join((line, block, data, b"\r\n")))
 
     def _queue(self, frame: bytes) -> None:
@@ -160,23 +158,10 @@ class GuardedClient(Client):
 
     # ── receiving ────────────────────────────────────────────────────────────────────────
 
-    def dispatch(
-        self, handler: Handler, subject: bytes, reply: bytes, data: bytes, headers: bytes
-    ) -> None:
-        """Hand one message to its handler; the handler's exceptions end here, counted."""
-        self.stats["in_msgs"] += 1
-        self.stats["in_bytes"] += len(data)
-        message = Message(
-            subject.decode("utf-8", "backslashreplace"),
-            reply.decode("utf-8", "backslashreplace"),
-            data,
-            headers,
-        )
-        try:
-            handler(message)
-        except Exception:
-            self.count("handler_error")
-            _log.exception("handling a message on %s failed", message.subject)
+    def take_failure(self, subject: str) -> None:
+        """The handler of a message on `subject` has just raised an exception."""
+        self.count("handler_error")
+        _log.exception("handling a message on %s failed", subject)
 
     async def _read_loop(self) -> None:
         if not isinstance(self._transport, TcpTransport):

@@ -313,10 +313,8 @@ class _Run:
         """All up to the stream sequence `last` must come before the run is complete."""
         self._heard = time.monotonic()
         self._last = last
-        if empty:
+        if empty or self.highest >= last:
             self._finish()
-        else:
-            self._check_complete()
 
     def handle(self, message: Message) -> None:
         if self.over or self._broken.is_set():
@@ -336,8 +334,8 @@ class _Run:
         self._received = consumer_seq
         self.highest = stream_seq
         self._sink.take(message, stream_seq, time_ns)
-        if not self._complete:
-            self._check_complete()
+        if not self._complete and self._last is not None and stream_seq >= self._last:
+            self._finish()
 
     def _locate(self, reply: str) -> tuple[int, int, int] | None:
         """The stream sequence, the consumer sequence and the time that `reply` names; None if it is
@@ -372,10 +370,6 @@ class _Run:
             passed = message.headers.get("Nats-Last-Stream", "")
             self.highest = max(self.highest, int(passed) if passed.isdigit() else 0)
             self._finish()  # idle, and nothing missing: there is nothing more to come
-
-    def _check_complete(self) -> None:
-        if self._last is not None and self.highest >= self._last:
-            self._finish()
 
     def _finish(self) -> None:
         if not self._complete and self._last is not None:

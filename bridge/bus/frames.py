@@ -12,14 +12,14 @@ from typing import Final, Protocol
 
 import nats.errors
 
-from bridge.bus.message import Handler
+from bridge.bus.message import Handler, Message
 
 _log = logging.getLogger(__name__)
 
 _MAX_LINE: Final = 1024 * 1024  # an INFO line lists every server of a cluster
 _MESSAGES: Final = (b"MSG ", b"HMSG")
 
-Frame = tuple[int, bytes, bytes, int, int]
+Frame = tuple[int, str, str, int, int]
 """Subscription, subject, reply, bytes of headers, bytes of headers and payload."""
 
 
@@ -29,9 +29,7 @@ class Taker(Protocol):
     handlers: dict[int, Handler]
     count: Callable[[str], None]
 
-    def dispatch(
-        self, handler: Handler, subject: bytes, reply: bytes, data: bytes, headers: bytes
-    ) -> None: ...
+    def take_failure(self, subject: str) -> None: ...
 
     def take_ping(self) -> None: ...
 
@@ -115,7 +113,10 @@ class FrameParser:
             self._frame = frame = None
             handler = handlers.get(sid)
             if handler is not None:  # else it was on its way when the subscription ended
-                client.dispatch(handler, subject, reply, data[body:end], data[pos:body])
+                try:
+                    handler(Message(subject, reply, data[body:end], data[pos:body]))
+                except Exception:  # it ends here, and the next message is read
+                    client.take_failure(subject)
             pos = end + 2
         return b""
 
@@ -135,12 +136,15 @@ class FrameParser:
 
 def _parse_frame(line: bytes) -> Frame:
     """``[H]MSG subject sid [reply] [header-size] size`` → sid, subject, reply, sizes."""
-    parts = line.split(b" ")
-    headed = parts[0] == b"HMSG"
+    try:
+        parts = line.decode().split(" ")
+    except UnicodeDecodeError:
+        parts = line.decode(errors="backslashreplace").split(" ")
+    headed = parts[0] == "HMSG"
     with_reply = 6 if headed else 5
     if len(parts) not in (with_reply - 1, with_reply):
         raise nats.errors.ProtocolError
-    reply = parts[3] if len(parts) == with_reply else b""
+    reply = parts[3] if len(parts) == with_reply else ""
     header_size, size = int(parts[-2]) if headed else 0, int(parts[-1])
     if not 0 <= header_size <= size:
         raise nats.errors.ProtocolError

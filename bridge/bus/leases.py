@@ -39,7 +39,8 @@ class Leases(Generic[H]):
     def renew(self, holder: H, now: float) -> None:
         """`holder` has just been heard of."""
         self._deadlines[holder] = deadline = now + self._lease
-        self._soonest = min(self._soonest, deadline)
+        if deadline < self._soonest:
+            self._soonest = deadline
 
     def release(self, holder: H) -> None:
         """`holder` gave its lease back."""

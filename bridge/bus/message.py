@@ -5,36 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from msgspec import Struct
+
 _LINE: Final = b"NATS/1.0"
-_NONE: Final[Mapping[str, str]] = {}
 _BLANK: Final = " \t\n\r\x0b\x0c"  # what bytes.strip takes away
 
 
-class Message:
+class Message(Struct, eq=False, gc=False):
     """One message. `subject` and `reply` are always text: bytes that are not UTF-8 come as
-    ``\\xNN``, which no valid subject contains. Headers are parsed when first asked for.
+    ``\\xNN``, which no valid subject contains. `raw_headers` are the headers as they came: what
+    many messages have in common need be parsed but once. They are parsed when first asked for.
     """
 
-    __slots__ = ("_headers", "_malformed", "_raw", "data", "reply", "subject")
-
-    def __init__(self, subject: str, reply: str, data: bytes, raw_headers: bytes) -> None:
-        self.subject = subject
-        self.reply = reply
-        self.data = data
-        self._raw = raw_headers
-        self._headers: Mapping[str, str] | None = None if raw_headers else _NONE
-        self._malformed = False
+    subject: str
+    reply: str
+    data: bytes
+    raw_headers: bytes
+    _headers: dict[str, str] | None = None
+    _malformed: bool = False
 
     @property
     def size(self) -> int:
         """The bytes of headers and payload together."""
-        return len(self._raw) + len(self.data)
+        return len(self.raw_headers) + len(self.data)
 
     @property
     def headers(self) -> Mapping[str, str]:
         """The headers; of a name given twice, the last value. See `malformed`."""
         if self._headers is None:
-            self._headers = self._parse()
+            self._headers = self._parse() if self.raw_headers else {}
         return self._headers
 
     @property
@@ -44,7 +43,7 @@ class Message:
         Read from the first line alone: the headers of an event are nobody's business until asked
         for, and parsing them took a third of the time that reading an event takes.
         """
-        raw = self._raw
+        raw = self.raw_headers
         if raw[8:10] == b"\r\n" or not raw.startswith(_LINE):
             return 0
         status = raw.partition(b"\r\n")[0][len(_LINE) + 1 : len(_LINE) + 4]
@@ -53,15 +52,14 @@ class Message:
     @property
     def malformed(self) -> bool:
         """Whether the header block breaks its own format; what could be read is in `headers`."""
-        if self._headers is None:
-            self._headers = self._parse()
+        _ = self.headers  # parsed now, if not before
         return self._malformed
 
-    def _parse(self) -> Mapping[str, str]:
-        first, _, rest = self._raw.partition(b"\r\n")
+    def _parse(self) -> dict[str, str]:
+        first, _, rest = self.raw_headers.partition(b"\r\n")
         if not first.startswith(_LINE):
             self._malformed = True
-            return _NONE
+            return {}
         if not rest.isascii():
             return self._parse_lines(rest)
         headers: dict[str, str] = {}
@@ -74,7 +72,7 @@ class Message:
                     self._malformed = True
         return headers
 
-    def _parse_lines(self, rest: bytes) -> Mapping[str, str]:
+    def _parse_lines(self, rest: bytes) -> dict[str, str]:
         """The same for any bytes: lines that are no text are left out. ASCII need not be tried line
         by line.
         """

@@ -101,13 +101,16 @@ class RouteIndex:
 
     def put(self, route: Route) -> None:
         """Add a route, or replace that of the same instance."""
-        service = self._services.setdefault(route.service, _Service())
-        place = service.places.setdefault(route.instance_id, len(service.routes))
+        service = self._services.get(route.service)
+        if service is None:
+            service = self._services[route.service] = _Service()
+        routes = service.routes
+        place = service.places.setdefault(route.instance_id, len(routes))
         service.shown = None
-        if place < len(service.routes):
-            service.routes[place] = route
+        if place < len(routes):
+            routes[place] = route
         else:
-            service.routes.append(route)
+            routes.append(route)
 
     def delete(self, service_name: str, instance_id: str) -> None:
         """Remove the route of an instance, which must have one."""

@@ -24,13 +24,13 @@ from msgspec.structs import replace
 
 from bridge.bus.leases import Leases
 from bridge.gateway.route import Change, Delete, Key, Put, Route, RouteIndex
-from bridge.gateway.routed import Routed, Shared
+from bridge.gateway.routed import Routed
 from bridge.protocol import (
     InstanceEvent,
     InstanceHealth,
-    InstanceRegistration,
     InstanceState,
 )
+from bridge.registration import HEALTHY_KEY
 
 MEMORY: Final = 600.0  # seconds that what has no lease is remembered, as the registry remembers it
 LIMIT: Final = 100_000  # instances that are registered, and as many that are remembered
@@ -58,7 +58,8 @@ class Sampled(Protocol):
 class RouteBook:
     """See the module. `lease` in seconds; `now` is always a monotonic time in seconds.
 
-    `routes` is always current; `news` holds what changed since the last `take_news`.
+    `routes` is always current, `seq` counts its changes. While `telling`, `news` holds what changed
+    since the last `take_news`.
     """
 
     def __init__(self, lease: float, *, limit: int = LIMIT) -> None:
@@ -75,51 +76,68 @@ class RouteBook:
         self._reporting: dict[Key, Routed] = {}
         self._damped: dict[Key, Routed] = {}
         self._sick: set[str] = set()
-        self._shared = Shared()
+        self._alones: dict[str, tuple[str, ...]] = {}
         self.news: list[Change] = []
+        self.telling = True
 
     # ── what the bus says ────────────────────────────────────────────────────────────────
 
-    def register(
-        self,
-        registration: InstanceRegistration,
-        time_ns: int,
-        now: float,
-        *,
-        host: str = "",
-        age: float = 0.0,
-    ) -> bool:
-        """An instance announces itself, or renews its lease, of which `age` seconds are over.
+    def register(self, told: Route, time_ns: int, now: float, *, age: float = 0.0) -> bool:
+        """An instance announces itself as `told`, or renews its lease, of which `age` seconds are
+        over.
 
         `time_ns` is the server's. Returns False when there is no room for it.
         """
         self.newest_ns = max(self.newest_ns, time_ns)
-        key = registration.service, registration.instance_id
+        key = told.key
         instance = self._leased.get(key)
         if instance is None:
             instance, full = self._find(key), len(self._leased) >= self._limit
-            if instance.withdrawn or full or instance.outdates(registration, time_ns, host):
+            if instance.withdrawn or full or instance.outdates(told, time_ns):
                 self._remember(instance, now)
                 return bool(instance.withdrawn) or not full
             self._rest.pop(instance.key, None)
             self._leased[instance.key] = instance
-        elif instance.outdates(registration, time_ns, host):
+        elif instance.outdates(told, time_ns):
             return True
         instance.time_ns = time_ns
         self._leases.renew(instance.key, now - age)
         self.held_over.discard(key)
-        if not instance.is_told(registration, host):
-            instance.route = self._route(instance, registration, host)
+        if not instance.is_told(told):
+            state = instance.state
+            instance.route = told if told.state is state else replace(told, state=state)
             self._settle(instance, now)
         return True
 
-    def shared(self, registration: InstanceRegistration) -> InstanceRegistration:
-        """The same registration, which keeps no copy of what others say as well."""
-        return replace(
-            registration,
-            service=self._shared.one(registration.service),
-            metadata=self._shared.metadata(registration.metadata),
-        )
+    def take_over(self, snapshot: dict[Key, Routed], server_ns: int, now: float) -> int:
+        """Register all of a snapshot that was taken at `server_ns` by the server's clock, and whose
+        leases were not over then. Returns for how many there was no room.
+
+        Of one of whom nothing else is known nothing is asked that only news could answer: a third
+        of what `register` takes. They are let go of one by one: two copies of it all would not fit
+        as well.
+        """
+        leased, known, oldest = self._leased, self._services, server_ns - int(self._lease * 1e9)
+        refused = 0
+        while snapshot:
+            _, fresh = snapshot.popitem()
+            key, time_ns, route = fresh.key, fresh.time_ns, fresh.route
+            if time_ns < oldest or route is None:
+                continue
+            age = (server_ns - time_ns) / 1e9 if time_ns < server_ns else 0.0
+            instance_id = key[1]
+            full = len(leased) >= self._limit
+            if full or instance_id in known or HEALTHY_KEY in route.metadata:
+                refused += not self.register(route, time_ns, now, age=age)
+                continue
+            leased[key] = fresh
+            known[instance_id] = self._alones.get(key[0]) or self._alone(key[0])
+            self._leases.renew(key, now - age)
+            if time_ns > self.newest_ns:
+                self.newest_ns = time_ns
+            fresh.healthy = True
+            self._list(fresh, route)
+        return refused
 
     def withdraw(self, key: Key, reason: str, now: float) -> None:
         """An instance takes no traffic any more, for good."""
@@ -282,11 +300,19 @@ class RouteBook:
         """What is known of an instance that has no lease; who calls has to keep it."""
         if (found := self._rest.get(key)) is not None:
             return found[1]
-        service, instance_id = self._shared.one(key[0]), key[1]
-        others = self._services.get(instance_id, ())
-        if service not in others:
-            self._services[instance_id] = self._shared.one((*others, service))
-        return Routed((service, instance_id))
+        service, instance_id = key
+        others = self._services.get(instance_id)
+        if others is None:
+            self._services[instance_id] = self._alone(service)
+        elif service not in others:
+            self._services[instance_id] = (*others, service)
+        return Routed(key)
+
+    def _alone(self, service: str) -> tuple[str, ...]:
+        """The service as the only one of an instance; the same object for all of its instances."""
+        if len(self._alones) > self._limit:
+            self._alones.clear()
+        return self._alones.setdefault(service, (service,))
 
     def _remember(self, instance: Routed, now: float) -> None:
         """Keep one that has no lease, and let go of who was not heard of for longest."""
@@ -315,19 +341,24 @@ class RouteBook:
                 self._count_flip(instance, now)
         why = instance.obstacle() or (_DAMPED if instance.damped_until > now else "")
         route = None if why else instance.route
-        if route is instance.listed:
-            return
+        if route is not instance.listed:
+            self._list(instance, route, why)
+
+    def _list(self, instance: Routed, route: Route | None, why: str = "") -> None:
+        """The route of `instance` is this one now, or it has none, and `why`."""
         instance.listed = route
         self.seq += 1
         service, instance_id = instance.key
-        if route is None:
-            self.routes.delete(service, instance_id)
+        if route is not None:
+            self.routes.put(route)
+            if self.telling:
+                self.news.append(Put(seq=self.seq, route=route))
+            return
+        self.routes.delete(service, instance_id)
+        if self.telling:
             self.news.append(
                 Delete(seq=self.seq, service=service, instance_id=instance_id, reason=why)
             )
-        else:
-            self.routes.put(route)
-            self.news.append(Put(seq=self.seq, route=route))
 
     def _count_flip(self, instance: Routed, now: float) -> None:
         if instance.flips is None:
@@ -337,15 +368,3 @@ class RouteBook:
         if len(flips) == FLAPS and now - flips[0] <= FLAP_SPAN:
             instance.damped_until = now + FLAP_PAUSE
             self._damped[instance.key] = instance
-
-    def _route(self, instance: Routed, registration: InstanceRegistration, host: str) -> Route:
-        service, instance_id = instance.key
-        return Route(
-            service=service,
-            instance_id=instance_id,
-            endpoint=registration.endpoint,
-            state=instance.state,
-            host=self._shared.one(host),
-            metadata=self._shared.metadata(registration.metadata),
-            started_at=registration.started_at,
-        )

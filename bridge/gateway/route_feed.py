@@ -18,17 +18,18 @@ from bridge.bus.connection import Connection, Listener
 from bridge.bus.follow import Follower, Start
 from bridge.bus.message import Message
 from bridge.errors import NameRefused, ProtocolError
+from bridge.gateway.announced import DISAGREE, Announced
 from bridge.gateway.route import Key
 from bridge.gateway.route_book import LIMIT, RouteBook
+from bridge.gateway.routed import Routed
 from bridge.protocol import (
     InstanceDeregistration,
     InstanceEvent,
     InstanceHealth,
-    InstanceRegistration,
     decode,
 )
-from bridge.registration import MAX_METADATA, check_endpoint, check_health, check_metadata
-from bridge.subjects import BOX_HOST, BOX_SEQ, is_name, last_token, parse_instance_subject
+from bridge.registration import check_health
+from bridge.subjects import BOX_SEQ, is_name, last_token, parse_instance_subject
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,6 @@ _MAX_HEALTH: Final = 4 * 1024  # bytes of one instance's report
 _MAX_STATS: Final = 1024 * 1024  # bytes of one host's report
 _CLOCK_SLACK: Final = 10**9  # ns by which the server's clock may seem to go back
 _SEQ_DIGITS: Final = 18
-_DISAGREE: Final = "subject and payload disagree"
 
 
 class _Verdict(Struct, frozen=True, gc=False):
@@ -73,11 +73,12 @@ class RouteFeed:
         self._connection = connection
         self._lease = lease
         self._changed = changed
+        self._told = book.seq
         one = next(iter(services)) if services is not None and len(services) == 1 else None
         # Events first: whoever drains while the snapshot comes is heard.
         self.sources: tuple[_Events | _Registry, ...] = (
             _Events(self, connection, one),
-            _Registry(self, connection, one, lease),
+            _Registry(self, connection, one),
         )
 
     async def listen(self) -> list[Listener]:
@@ -121,7 +122,8 @@ class RouteFeed:
 
     def flush(self) -> None:
         """Tell what changed, if anything did."""
-        if self.book.news:
+        if self.book.seq != self._told:
+            self._told = self.book.seq
             self._changed()
 
     # ── reports on health ────────────────────────────────────────────────────────────────
@@ -163,18 +165,16 @@ class _Registry:
     until then, and whatever it lacks, the table stays as it was.
     """
 
-    def __init__(
-        self, feed: RouteFeed, connection: Connection, service: str | None, lease: float
-    ) -> None:
+    def __init__(self, feed: RouteFeed, connection: Connection, service: str | None) -> None:
         subjects = connection.subjects
         subject = ">" if service is None else subjects.registry_of(service)
         self.live = asyncio.Event()
         self.follower = Follower(connection, subjects.registry_stream, self, subjects=[subject])
         self._feed = feed
-        self._lease = lease
         self._first = True
-        self._snapshot: dict[Key, tuple[InstanceRegistration, int, str]] | None = None
+        self._snapshot: dict[Key, Routed] | None = None
         self._time_ns = 0
+        self._announced = Announced()
 
     def begin(self) -> None:
         self._snapshot = {}
@@ -182,13 +182,16 @@ class _Registry:
 
     def take(self, message: Message, seq: int, time_ns: int) -> None:
         # In a stream its order is what counts, should the server's clock be set back.
-        self._time_ns = time_ns = max(time_ns, self._time_ns + 1)
+        if time_ns <= self._time_ns:
+            time_ns = self._time_ns + 1
+        self._time_ns = time_ns
         try:
             kind, service, instance_id = parse_instance_subject(message.subject)
         except NameRefused:
             self._refuse("not a subject of the contract")
             return
-        if not self._feed.wants(service):
+        wanted = self._feed.services
+        if wanted is not None and service not in wanted:
             return
         try:
             if kind == "deregister":
@@ -204,11 +207,8 @@ class _Registry:
         server_ns = self.follower.began_ns
         if server_ns < book.newest_ns - _CLOCK_SLACK:
             book.forget_times()
-        while snapshot:  # let go of one by one: two copies of it all would not fit as well
-            _, (registration, time_ns, host) = snapshot.popitem()
-            age = max(0.0, (server_ns - time_ns) / 1e9)
-            if age <= self._lease:
-                self._put(registration, time_ns, host, now, age if self._first else 0.0)
+        for _ in range(book.take_over(snapshot, server_ns, now)):
+            self._refuse("no room")
         if not self._first:
             book.rearm(now)
         self._first = False
@@ -219,33 +219,23 @@ class _Registry:
         self.live.clear()
 
     def _register(self, key: Key, message: Message, time_ns: int) -> None:
-        registration = decode(InstanceRegistration, message.data)
-        host = message.headers.get(BOX_HOST, "")
-        if refusal := _refusal(registration, key, len(message.data)):
-            self._refuse(refusal)
+        told = self._announced.read(message, key)
+        if isinstance(told, str):
+            self._refuse(told)
         elif self._snapshot is None:
-            self._put(registration, time_ns, host, self._feed.clock())
+            if not self._feed.book.register(told, time_ns, self._feed.clock()):
+                self._refuse("no room")
             self._feed.flush()
         elif len(self._snapshot) < LIMIT or key in self._snapshot:
-            self._snapshot[key] = self._feed.book.shared(registration), time_ns, host
+            key = told.service, told.instance_id  # of this service there is one text
+            self._snapshot[key] = Routed(key, route=told, time_ns=time_ns)
         else:
-            self._refuse("no room")
-
-    def _put(
-        self,
-        registration: InstanceRegistration,
-        time_ns: int,
-        host: str,
-        now: float,
-        age: float = 0.0,
-    ) -> None:
-        if not self._feed.book.register(registration, time_ns, now, host=host, age=age):
             self._refuse("no room")
 
     def _withdraw(self, key: Key, message: Message) -> None:
         gone = decode(InstanceDeregistration, message.data)
         if (gone.service, gone.instance_id) != key:
-            self._refuse(_DISAGREE)
+            self._refuse(DISAGREE)
             return
         reason = f"deregistered: {gone.reason}" if gone.reason else "deregistered"
         self._feed.book.withdraw(key, reason, self._feed.clock())
@@ -281,7 +271,7 @@ class _Events:
             feed.metrics.refuse("events", "malformed")
             return
         if event.service != service or not is_name(service):
-            feed.metrics.refuse("events", _DISAGREE)
+            feed.metrics.refuse("events", DISAGREE)
             return
         box_seq = message.headers.get(BOX_SEQ, "")
         known = box_seq.isascii() and box_seq.isdigit() and len(box_seq) <= _SEQ_DIGITS
@@ -296,16 +286,3 @@ class _Events:
 
     def lost(self) -> None:
         self.live.clear()
-
-
-def _refusal(registration: InstanceRegistration, key: Key, size: int) -> str:
-    """Why a registration, which came in `size` bytes, is not taken; "" if it is."""
-    if (registration.service, registration.instance_id) != key:
-        return _DISAGREE
-    try:
-        check_endpoint(registration.endpoint)
-        if size > MAX_METADATA:  # JSON is never shorter than what it says
-            check_metadata(registration.metadata)
-    except ProtocolError as exc:
-        return exc.field
-    return ""

@@ -2,27 +2,21 @@
 
 None of it can be part of a cycle, so the garbage collector is told to pass it over (``gc=False``):
 a snapshot of 100,000 registrations spends a third of its time in the collector otherwise. Texts and
-metadata that many instances have in common are kept once (`Shared`).
+metadata that many instances have in common are kept once (announced.py).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
-from typing import Final, TypeVar
+from typing import Final
 
 from msgspec import Struct
 
 from bridge.gateway.route import Key, Route
-from bridge.protocol import InstanceRegistration, InstanceState
+from bridge.protocol import InstanceState
 from bridge.registration import HEALTHY_KEY
 
-SHARED: Final = 2_000  # values that are shared, at most
-
 _SERVING: Final = (InstanceState.READY, InstanceState.BUSY)
-
-T = TypeVar("T")
-V = TypeVar("V", bound=Hashable)
 
 
 class Routed(Struct, gc=False):
@@ -68,54 +62,24 @@ class Routed(Struct, gc=False):
         registered = self.route is None or self.route.metadata.get(HEALTHY_KEY) != "false"
         return reported and not self.note[1] and registered
 
-    def is_told(self, registration: InstanceRegistration, host: str) -> bool:
+    def is_told(self, told: Route) -> bool:
         """Whether this is what it registered as."""
         route = self.route
         return (
             route is not None
-            and route.endpoint == registration.endpoint
-            and route.metadata == registration.metadata
-            and route.started_at == registration.started_at
-            and route.host == host
+            and route.endpoint == told.endpoint
+            and route.metadata == told.metadata
+            and route.started_at == told.started_at
+            and route.host == told.host
         )
 
-    def outdates(self, registration: InstanceRegistration, time_ns: int, host: str) -> bool:
+    def outdates(self, told: Route, time_ns: int) -> bool:
         """Whether the registration that is known is the newer one, or the same."""
         if time_ns != self.time_ns or self.route is None:
             return time_ns <= self.time_ns
-        return _content(registration, host) <= _content(self.route, self.route.host)
+        return _content(told) <= _content(self.route)
 
 
-def _content(
-    told: InstanceRegistration | Route, host: str
-) -> tuple[str, str, str, list[tuple[str, str]]]:
+def _content(told: Route) -> tuple[str, str, str, list[tuple[str, str]]]:
     """Something to go by for two registrations of the same moment."""
-    return told.started_at.isoformat(), told.endpoint, host, sorted(told.metadata.items())
-
-
-class Shared:
-    """Equal values as one object: the names of services and hosts, and metadata, which thousands of
-    instances have in common. Saves some 350 bytes an instance.
-
-    Holds `limit` values at most: whoever sends ever new ones costs memory for a while, and no more.
-    """
-
-    def __init__(self, limit: int = SHARED) -> None:
-        self._limit = limit
-        self._values: dict[Hashable, object] = {}
-
-    def one(self, value: V) -> V:
-        """The one object that is equal to `value`."""
-        return self._kept(value, value)
-
-    def metadata(self, value: dict[str, str]) -> dict[str, str]:
-        """The one mapping that is equal to `value`; nobody may change it."""
-        return self._kept((dict, *value.items()), value)
-
-    def _kept(self, key: Hashable, value: T) -> T:
-        found = self._values.get(key)
-        if found is None:
-            if len(self._values) >= self._limit:
-                self._values.clear()
-            self._values[key] = found = value
-        return found  # type: ignore[return-value] # equal keys are of equal values
+    return told.started_at.isoformat(), told.endpoint, told.host, sorted(told.metadata.items())

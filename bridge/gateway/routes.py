@@ -44,6 +44,7 @@ class RouteTable:
         self, connection: Connection, services: frozenset[str] | None, timing: Timing
     ) -> None:
         self._book = RouteBook(timing.registration_ttl)
+        self._book.telling = False  # until somebody reads
         self._feed = RouteFeed(
             connection, self._book, services, timing.registration_ttl, self._tell
         )
@@ -128,6 +129,7 @@ class RouteTable:
 
     def changes(self, *, backlog: int = BACKLOG) -> Changes:
         """What changes from now on, to be read with ``async for``. See `Changes`."""
+        self._book.telling = True
         reader = Changes(self._book, backlog)
         self._readers.add(reader)
         return reader

@@ -31,8 +31,9 @@ from bridge.cli.bench import fleets, large, registrations
 from bridge.cli.bench.machine import Machine, look
 from bridge.cli.bench.row import Site
 from bridge.gateway.hub import HubEvents
+from bridge.gateway.route import Route
 from bridge.gateway.route_book import RouteBook
-from bridge.protocol import now
+from bridge.protocol import InstanceState, now
 from bridge.settings import NatsConfig
 from tests.bench.curves import svg
 from tests.telling import note, outgoing, store_all
@@ -124,15 +125,27 @@ async def of_a_gateway(site: Site, size: int, curves: Curves) -> None:
         grown = await registrations.route_memory(own.nats, size)
         curves.add(size, grown * size / 1e6, "its routes", "MB", 1)
         await topology.remove(connection)
-    book, told = RouteBook(600.0), list(fleets.registrations(size))
-    for number, item in enumerate(told):
-        book.register(item, number + 1, 0.0, host=fleets.host_of(number))
+    book = RouteBook(600.0)
+    told = [
+        Route(
+            service=item.service,
+            instance_id=item.instance_id,
+            endpoint=item.endpoint,
+            state=InstanceState.READY,
+            host=fleets.host_of(number),
+            metadata=item.metadata,
+            started_at=item.started_at,
+        )
+        for number, item in enumerate(fleets.registrations(size))
+    ]
+    for number, route in enumerate(told):
+        book.register(route, number + 1, 0.0)
     book.take_news()
     some = told[:: max(size // 100, 1)]
     start = time.process_time()
     for repeat in range(REPEATS):
-        for item in some:
-            book.register(item, size + repeat + 1, 1.0, host="box-a")
+        for route in some:
+            book.register(route, size + repeat + 1, 1.0)
     cost = (time.process_time() - start) / REPEATS / len(some)
     curves.add(size, cost * US, "a lease is renewed", "µs", 0)
     start = time.process_time()

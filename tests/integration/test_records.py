@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from bridge.bus import topology
 from bridge.bus.connection import Connection
-from bridge.bus.message import Message
+from bridge.bus.message import Handler, Message
 from bridge.bus.records import Record, Records
 from bridge.bus.server import EmbeddedServer
 from bridge.bus.store import store
@@ -236,18 +236,19 @@ async def test_a_consumer_that_vanishes_is_replaced(server: EmbeddedServer) -> N
 async def test_a_message_lost_on_the_way_starts_the_view_anew(server: EmbeddedServer) -> None:
     async with views(server) as [view], connect(server.url) as other:
         connection = view.records._connection
-        client = connection._client
-        dispatch = client.dispatch
+        handlers = connection._client.handlers
+        dropped: list[str] = []
 
-        dropped: list[bytes] = []
+        def lossy(handler: Handler) -> Handler:
+            def handle(message: Message) -> None:
+                if "web.2" in message.subject and not dropped:
+                    dropped.append(message.subject)
+                else:
+                    handler(message)
 
-        def lossy(handler: Any, subject: bytes, *rest: Any) -> None:
-            if b"web.2" in subject and not dropped:
-                dropped.append(subject)
-            else:
-                dispatch(handler, subject, *rest)
+            return handle
 
-        client.dispatch = lossy
+        handlers.update({sid: lossy(handler) for sid, handler in handlers.items()})
         for number in (1, 2, 3):
             await store(other, f"$KV.box_slots.web.{number}", b'{"n":%d}' % number)
         await eventually(lambda: view.values() == {"web.1": 1, "web.2": 2, "web.3": 3})

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bridge.gateway.route import Delete, Put, Route
 from bridge.gateway.route_book import FLAP_PAUSE, MEMORY, RouteBook
-from bridge.protocol import InstanceEvent, InstanceHealth, InstanceRegistration, InstanceState
+from bridge.gateway.routed import Routed
+from bridge.protocol import InstanceEvent, InstanceHealth, InstanceState
 
 S = InstanceState
 KEY = ("web", "web-1")
@@ -19,11 +20,13 @@ AT = datetime(2026, 1, 1, tzinfo=UTC)
 BAD, GOOD = InstanceHealth(healthy=False), InstanceHealth()
 
 
-def registration(name: str = "web-1", port: int = 80, **metadata: str) -> InstanceRegistration:
-    return InstanceRegistration(
-        instance_id=name,
+def registration(name: str = "web-1", port: int = 80, host: str = "", **metadata: str) -> Route:
+    return Route(
         service="web",
+        instance_id=name,
         endpoint=f"127.0.0.1:{port}",
+        state=S.READY,
+        host=host,
         metadata={key.replace("_", "-"): value for key, value in metadata.items()},
         started_at=AT,
     )
@@ -86,7 +89,7 @@ def tell(made: RouteBook, told: tuple[Any, ...]) -> None:
     if kind == "register":
         port, healthy, time, host = rest
         metadata = {} if healthy else {"box_healthy": "false"}
-        made.register(registration(name, port, **metadata), time, 1.0, host=host)
+        made.register(registration(name, port, host, **metadata), time, 1.0)
     elif kind == "deregister":
         made.withdraw(("web", name), "deregistered", 1.0)
     elif kind == "report":
@@ -119,6 +122,41 @@ def test_any_order_of_any_messages_with_repeats_settles_to_the_same_table(
         made.tick(2.0 + FLAP_PAUSE, live=True)  # in some orders health changed more often
         tables.append({route.key: route for route in made.routes})
     assert tables[0] == tables[1]
+
+
+_SNAPSHOT = st.dictionaries(
+    _NAMES,
+    st.tuples(
+        st.integers(1, 2), st.sampled_from([True, True, False]), st.integers(-40, 10), st.booleans()
+    ),
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(_TOLD, max_size=6), _SNAPSHOT, st.integers(1, 3))
+def test_a_snapshot_is_taken_over_as_if_each_had_registered(
+    told: list[tuple[Any, ...]], snapshot: dict[str, tuple[int, bool, int, bool]], limit: int
+) -> None:
+    taken_at, now, seconds = 10**12, 50.0, 10**9
+    books = RouteBook(30, limit=limit), RouteBook(30, limit=limit)
+    for message in told:
+        for made in books:
+            tell(made, message)
+    taken: dict[tuple[str, str], Routed] = {}
+    refused = 0
+    for name, (port, healthy, at, hosted) in reversed(snapshot.items()):
+        metadata = {} if healthy else {"box_healthy": "false"}
+        route = registration(name, port, "box-a" if hosted else "", **metadata)
+        time_ns = taken_at + at * seconds
+        taken = {route.key: Routed(route.key, route=route, time_ns=time_ns)} | taken
+        if at >= -30:
+            refused += not books[0].register(route, time_ns, now, age=max(0.0, float(-at)))
+    assert books[1].take_over(taken, taken_at, now) == refused
+    assert taken == {}, "let go of"
+    for name in ("_leased", "_services", "newest_ns", "seq", "news"):
+        assert getattr(books[0], name) == getattr(books[1], name), name
+    assert books[0]._leases._deadlines == books[1]._leases._deadlines
+    assert list(books[0].routes) == list(books[1].routes)
 
 
 @given(st.lists(_TOLD, max_size=30))
@@ -246,7 +284,7 @@ def test_a_report_counts_for_as_long_as_a_lease() -> None:
 
 def test_only_its_own_host_can_sample_an_instance() -> None:
     made = RouteBook(30)
-    made.register(registration(), 1, 0, host="box-a")
+    made.register(registration(host="box-a"), 1, 0)
     made.sample("box-b", {"web-1": BAD}, 1)
     assert names(made) == ["web-1"]
     made.sample("box-a", {"web-1": BAD, "unknown": BAD}, 1)

@@ -7,10 +7,12 @@ import tracemalloc
 
 import pytest
 
-from bridge.cli.bench.fleets import host_of, registrations
+from bridge.bus.message import Message
+from bridge.cli.bench.fleets import host_of, registrations, service_of
+from bridge.gateway.announced import Announced
+from bridge.gateway.route import Route
 from bridge.gateway.route_book import RouteBook
-from bridge.gateway.routed import Shared
-from bridge.protocol import InstanceRegistration, decode, encode
+from bridge.protocol import encode
 
 COUNT = 4000
 BYTES = 1100  # a route, all told; the bound to keep is 1,500
@@ -26,10 +28,13 @@ def wire(count: int, own: bool) -> list[bytes]:
 
 
 def book_of(messages: list[bytes]) -> RouteBook:
-    book = RouteBook(30)
+    book, announced = RouteBook(30), Announced()
     for number, data in enumerate(messages):
-        told = decode(InstanceRegistration, data)
-        book.register(told, number + 1, 0.0, host=f"{host_of(number)}")
+        key = service_of(number), f"{service_of(number)}-{number:06x}"
+        headers = f"NATS/1.0\r\nBox-Host: {host_of(number)}\r\n\r\n".encode()
+        told = announced.read(Message("", "", data, headers), key)
+        assert isinstance(told, Route)
+        book.register(told, number + 1, 0.0)
     book.take_news()
     return book
 
@@ -67,13 +72,3 @@ def test_instances_share_what_they_have_in_common() -> None:
     assert one.service is other.service
     assert one.metadata is other.metadata
     assert one.metadata == {"zone": "zone-0", "version": "2.4.0"}
-
-
-def test_what_is_shared_is_bounded() -> None:
-    shared = Shared(limit=3)
-    first = shared.one("a" * 3)
-    for number in range(10):
-        assert shared.one(f"name-{number}") == f"name-{number}"
-        assert shared.metadata({"number": str(number)}) == {"number": str(number)}
-    assert len(shared._values) <= 3
-    assert shared.one("a" * 3) == first

@@ -78,7 +78,7 @@ async def test_a_bad_report_is_counted_each_time(fleet: Fleet) -> None:
 def test_a_gateway_looks_at_the_sick_alone() -> None:
     book = RouteBook(30)
     for number in range(100):
-        book.register(registration(f"web-{number}"), number + 1, 0, host="box-a")
+        book.register(registration(f"web-{number}", host="box-a"), number + 1, 0)
     well = Read({f"web-{number}": InstanceHealth() for number in range(100)})
     book.sample("box-a", well, 1)
     assert well.looks == 0
