@@ -16,7 +16,7 @@ from bridge.box import lifecycle
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
 from bridge.box.model import Decision, FleetState, ServiceRecord, SlotRecord
-from bridge.box.placement import demand, unfit
+from bridge.box.placement import demand, room, unfit
 from bridge.box.planner import Me, avoiding
 from bridge.bus.records import Record
 from bridge.bus.registry import Registry
@@ -61,6 +61,8 @@ class Claims:
         record = self._fleet.state.services.get(service)
         if record is None or not self.can_make(service, record):
             return None
+        if not self._has_room(service, slot):
+            return None  # the plan is older than what this host has claimed, or claimed again
         key, slots = slot_key(service, slot), self._fleet.slots
         claim = self._claim(service, record)
         if slots.get(key) is None:
@@ -71,6 +73,13 @@ class Claims:
         claimed = Record(claim, await slots.update(key, claim, lost.revision))
         await self._withdraw(service, lost.value)
         return claimed
+
+    def _has_room(self, service: str, slot: int) -> bool:
+        """Whether this host may hold another slot. It keeps room for those the store has lost."""
+        state, me = self._fleet.state, self._me.host
+        if state.lost.get(service, {}).get(slot) == me:
+            return True
+        return room(me, state.hosts[me], state) > 0
 
     async def discard(self, service: str, slot: int) -> None:
         """Delete a dead host's claim of a slot that is in no set."""

@@ -168,6 +168,8 @@ class Supervisor:
                     self._wake.set()
                     continue
                 dirty, self._dirty = self._dirty, set()
+                for service in dirty:  # of all, before any takes room that others' instances have
+                    self._reassert(service)
                 for service in sorted(dirty):
                     await self._attend(service)
 
@@ -217,11 +219,15 @@ class Supervisor:
             await asyncio.sleep(_RETRY)
         self._forget_dead(service)
 
-    async def _carry_out(self, service: str) -> None:
-        state, now = self._fleet.state, time.monotonic()
+    def _reassert(self, service: str) -> None:
+        """What runs here wins over what the store has lost."""
         for held in self._held.get(service, {}).values():
             if not held.ended:
-                held.instance.story.reassert()  # what runs here wins over what the store has lost
+                held.instance.story.reassert()
+
+    async def _carry_out(self, service: str) -> None:
+        state, now = self._fleet.state, time.monotonic()
+        self._reassert(service)
         local = self._locals(service)
         await self._act_all(service, plan(service, state, self._me, local, now=now, at=self._now()))
 

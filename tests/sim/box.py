@@ -244,6 +244,8 @@ class BoxLife:
                 continue
             dirty, self._dirty = self._dirty, set()
             for service in sorted(dirty):
+                self._reassert(service)
+            for service in sorted(dirty):
                 await self._attend(service)
         self._working = False
 
@@ -259,10 +261,13 @@ class BoxLife:
             await self.kernel.sleep(_RETRY)
         self._forget_dead(service)
 
-    async def _carry_out(self, service: str) -> None:
+    def _reassert(self, service: str) -> None:
         for held in self.held.get(service, {}).values():
             if not held.ended:
                 held.reassert(self)
+
+    async def _carry_out(self, service: str) -> None:
+        self._reassert(service)
         for action in plan(
             service,
             self.fleet.state,
