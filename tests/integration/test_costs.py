@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,19 @@ from bridge.box.outbox import Outbox
 from bridge.bus import topology
 from bridge.bus.client import GuardedClient
 from bridge.bus.connection import Connection
-from bridge.bus.follow import _Run
+from bridge.bus.follow import Sink, _Run
 from bridge.bus.publisher import Publisher
 from bridge.bus.responder import Endpoint, Reply, Responder
 from bridge.bus.server import EmbeddedServer
+from bridge.cli.bench.fleets import registrations
 from bridge.cli.bench.messages import outgoing, told
 from bridge.gateway.event_filter import EventFilter
+from bridge.gateway.route_book import RouteBook
+from bridge.gateway.route_feed import RouteFeed, _Registry
 from bridge.observe import Metrics
 from bridge.protocol import encode, now
 from bridge.settings import NatsConfig
+from bridge.subjects import BOX_HOST, MSG_TTL
 from bridge.tasks import task_scope
 from tests.integration.test_responder import DESCRIPTION
 from tests.support import connect
@@ -104,49 +108,87 @@ def blocks(work: Callable[[], object]) -> int:
 
 
 class Wire:
-    """An EventStream whose consumer is fed with bytes, as they come from the socket."""
+    """A consumer's messages as bytes, as they come from the socket, fed to what follows it."""
 
-    def __init__(self) -> None:
-        connection = Connection(NatsConfig(), "test", Metrics())
-        self.stream = EventStream(connection, EventFilter.of(None, None))
-        self._run = _Run(connection, self.stream, asyncio.Event())
+    def __init__(self, connection: Connection, stream: str, sink: Sink) -> None:
+        self._stream = stream
+        self._run = _Run(connection, sink, asyncio.Event())
         self._client = GuardedClient(lambda kind: None)
         self._client.handlers[1] = self._run.handle
-        self._messages = outgoing(connection.subjects, COUNT)
 
-    def frames(self) -> bytes:
-        """Events as a server pushes them, the next `COUNT` of the consumer."""
-        first = self._run._received + 1
+    def frames(self, messages: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> bytes:
+        """Subjects, payloads and headers as a server pushes them, the next ones of the consumer."""
         frames = []
-        for number, message in enumerate(self._messages, start=first):
-            reply = f"$JS.ACK.BOX_EVENTS.{self._run.name}.1.{number}.{number}.{number}.0"
-            lines = "".join(f"{name}: {value}\r\n" for name, value in message.headers.items())
+        for number, message in enumerate(messages, start=self._run._received + 1):
+            subject, data, headers = message
+            reply = f"$JS.ACK.{self._stream}.{self._run.name}.1.{number}.{number}.{number}.0"
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             head = f"NATS/1.0\r\n{lines}\r\n".encode()
-            sizes = f"{len(head)} {len(head) + len(message.data)}"
-            line = f"HMSG {message.subject} 1 {reply} {sizes}\r\n".encode()
-            frames.append(line + head + message.data + b"\r\n")
+            line = f"HMSG {subject} 1 {reply} {len(head)} {len(head) + len(data)}\r\n".encode()
+            frames.append(line + head + data + b"\r\n")
         return b"".join(frames)
 
     def take(self, data: bytes) -> None:
         self._client._frames.feed(data)
 
 
+class Events:
+    """An EventStream whose consumer is fed."""
+
+    def __init__(self) -> None:
+        connection = Connection(NatsConfig(), "test", Metrics())
+        self.stream = EventStream(connection, EventFilter.of(None, None))
+        self.wire = Wire(connection, "BOX_EVENTS", self.stream)
+        self._messages = outgoing(connection.subjects, COUNT)
+
+    def frames(self) -> bytes:
+        """The next `COUNT` events."""
+        return self.wire.frames((each.subject, each.data, each.headers) for each in self._messages)
+
+
 async def test_an_event_takes_no_more_calls_from_the_socket_to_its_reader() -> None:
-    wire = Wire()
-    wire.take(wire.frames())  # caches
-    data = wire.frames()
-    took = calls(lambda: wire.take(data))
-    assert len(wire.stream._waiting) == 2 * COUNT
-    assert took <= 45 * COUNT
+    events = Events()
+    events.wire.take(events.frames())  # caches
+    data = events.frames()
+    took = calls(lambda: events.wire.take(data))
+    assert len(events.stream._waiting) == 2 * COUNT
+    assert took <= 40 * COUNT
 
 
 async def test_an_event_that_waits_for_its_reader_holds_no_more_memory() -> None:
-    wire = Wire()
-    wire.take(wire.frames())
-    data = wire.frames()
-    held = blocks(lambda: wire.take(data))
-    assert len(wire.stream._waiting) == 2 * COUNT
+    events = Events()
+    events.wire.take(events.frames())
+    data = events.frames()
+    held = blocks(lambda: events.wire.take(data))
+    assert len(events.stream._waiting) == 2 * COUNT
     assert held <= 7.7 * COUNT
+
+
+async def test_a_registration_takes_no_more_calls_from_the_socket_to_its_route() -> None:
+    """Of a snapshot, as a gateway gets it that joins late."""
+    connection, book = Connection(NatsConfig(), "test", Metrics()), RouteBook(30)
+    book.telling = False  # nobody reads changes yet
+    feed = RouteFeed(connection, book, None, 30, lambda: None)
+    [sink] = [source for source in feed.sources if isinstance(source, _Registry)]
+    wire = Wire(connection, "BOX_REGISTRY", sink)
+    data = wire.frames(
+        (
+            connection.subjects.register(item.service, item.instance_id),
+            encode(item),
+            {BOX_HOST: "box-a", MSG_TTL: "30"},
+        )
+        for item in registrations(COUNT)
+    )
+    sink.begin()
+
+    def join() -> None:
+        wire.take(data)
+        sink.complete(COUNT)
+
+    took = calls(join)
+    assert len(book.routes) == COUNT
+    assert connection.metrics.refusals() == {}
+    assert took <= 55 * COUNT
 
 
 async def test_events_are_read_without_a_task_for_any(server: EmbeddedServer) -> None:
