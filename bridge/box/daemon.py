@@ -220,6 +220,7 @@ class _Parts:
             self._touch,
             lambda name, record: self._restorer.saw(name, record),  # noqa: PLW0108 (made below)
             lambda host, order: self._restorer.saw_order(host, order),  # noqa: PLW0108
+            lambda service, slot, _, now: self._supervisor.claim_moved(service, slot, now),
         )
         self._restorer = Restorer(self._fleet, journal, timing.heartbeat)
         self._lease = Lease(

@@ -46,6 +46,11 @@ Touch = Callable[[Iterable[str] | None], None]
 Saw = Callable[[str, ServiceRecord | None], None]
 """Told of each change of a service's record; None for one that is gone. Must not block."""
 
+ClaimMoved = Callable[[str, int, SlotRecord, SlotRecord | None], None]
+"""Told of the claim of a slot, and of another host's that is there instead; None if the store has
+lost it, and nobody gave it up. Must not block.
+"""
+
 SawOrder = Callable[[str, HostOrder | None], None]
 """The same of orders, by host."""
 
@@ -62,6 +67,7 @@ class Fleet:
         touch: Touch,
         saw: Saw,
         saw_order: SawOrder = lambda *_: None,
+        claim_moved: ClaimMoved = lambda *_: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         subjects = connection.subjects
@@ -70,6 +76,7 @@ class Fleet:
         self._monotonic = monotonic
         self._saw = saw
         self._saw_order = saw_order
+        self._claim_moved = claim_moved
         self._services: dict[str, ServiceRecord] = {}
         self._hosts: dict[str, HostRecord] = {}
         self._offers: dict[str, dict[str, HostRecord]] = {}
@@ -265,6 +272,8 @@ class Fleet:
             slots[slot] = new
             self._count(new, 1)
             self._leases.expect(new.host, self._monotonic())
+            if before is not None and (before.host, before.host_id) != (new.host, new.host_id):
+                self._claim_moved(service, slot, before, new)
         elif key in self.slots.unreadable:
             unreadable.add(slot)
         elif before is not None and not self.slots.was_deleted(key):
@@ -292,6 +301,7 @@ class Fleet:
         self._lost.setdefault(service, {})[slot] = claim.host
         self._lost_claims[service, slot] = claim, self._monotonic() + self._lease
         self._count(claim, 1)
+        self._claim_moved(service, slot, claim, None)
 
     def _find(self, service: str, slot: int) -> None:
         """The slot's claim is no longer lost."""

@@ -130,6 +130,19 @@ class Supervisor:
         self._dirty.update(self._all_services() if services is None else services)
         self._wake.set()
 
+    def claim_moved(self, service: str, slot: int, now: SlotRecord | None) -> None:
+        """The claim of a slot is another host's `now`, or lost. If an instance of this host lives
+        there it yields, or is claimed again: what runs wins. That is in no plan's turn, for other
+        plans may take long, and others wait for it no longer than a lease.
+        """
+        held = self._held.get(service, {}).get(slot)
+        if held is None or held.ended:
+            return
+        if now is None:
+            held.instance.story.reassert()
+        elif not self._me.holds(now):
+            held.instance.leave(f"slot taken by {now.host}")
+
     def withdraw(self, instance_id: str) -> None:
         """An instance was withdrawn from gateways: if it lives on this host it has to be replaced,
         for its id never comes back.
@@ -168,8 +181,6 @@ class Supervisor:
                     self._wake.set()
                     continue
                 dirty, self._dirty = self._dirty, set()
-                for service in dirty:  # of all, before any takes room that others' instances have
-                    self._reassert(service)
                 for service in sorted(dirty):
                     await self._attend(service)
 
@@ -219,15 +230,11 @@ class Supervisor:
             await asyncio.sleep(_RETRY)
         self._forget_dead(service)
 
-    def _reassert(self, service: str) -> None:
-        """What runs here wins over what the store has lost."""
-        for held in self._held.get(service, {}).values():
-            if not held.ended:
-                held.instance.story.reassert()
-
     async def _carry_out(self, service: str) -> None:
         state, now = self._fleet.state, time.monotonic()
-        self._reassert(service)
+        for held in self._held.get(service, {}).values():
+            if not held.ended:
+                held.instance.story.reassert()  # the store may have come back with an older record
         local = self._locals(service)
         await self._act_all(service, plan(service, state, self._me, local, now=now, at=self._now()))
 

@@ -141,6 +141,16 @@ class BoxLife:
         """The connection broke, or stands again."""
         self._recheck()
 
+    def claim_moved(self, service: str, slot: int, now: SlotRecord | None) -> None:
+        """The claim of a slot is another host's now, or lost."""
+        held = self.held.get(service, {}).get(slot)
+        if held is None or held.ended:
+            return
+        if now is None:
+            held.reassert(self)
+        elif not self.me.holds(now):
+            self.leave(held, f"slot taken by {now.host}")
+
     def on_loss(self) -> None:
         """The store shows less than was known."""
         self._recheck()
@@ -244,8 +254,6 @@ class BoxLife:
                 continue
             dirty, self._dirty = self._dirty, set()
             for service in sorted(dirty):
-                self._reassert(service)
-            for service in sorted(dirty):
                 await self._attend(service)
         self._working = False
 
@@ -261,13 +269,10 @@ class BoxLife:
             await self.kernel.sleep(_RETRY)
         self._forget_dead(service)
 
-    def _reassert(self, service: str) -> None:
+    async def _carry_out(self, service: str) -> None:
         for held in self.held.get(service, {}).values():
             if not held.ended:
                 held.reassert(self)
-
-    async def _carry_out(self, service: str) -> None:
-        self._reassert(service)
         for action in plan(
             service,
             self.fleet.state,

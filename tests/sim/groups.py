@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from bridge.box import rollout
+from bridge.box.model import SlotRecord
 from bridge.box.placement import place
 from bridge.box.planner import plan
 from bridge.box.story import as_left
@@ -45,6 +46,7 @@ class Group:
             None,
             self.touch,
             self._on_loss,
+            self._claim_moved,
         )
         self.view.resync()
         self._tick()
@@ -62,6 +64,12 @@ class Group:
     def _on_loss(self) -> None:
         for life in list(self.members.values()):
             life.on_loss()
+
+    def _claim_moved(
+        self, service: str, slot: int, before: SlotRecord, now: SlotRecord | None
+    ) -> None:
+        if (life := self.members.get(before.host)) is not None:
+            self._world.kernel.act(life.link, lambda: life.claim_moved(service, slot, now))
 
     def _tick(self) -> None:
         """As every Box does: look at everything, whatever was told of."""

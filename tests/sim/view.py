@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, cast
 
 from msgspec import Struct
 
-from bridge.box.fleet import Fleet
+from bridge.box.fleet import ClaimMoved, Fleet
 from bridge.box.model import HostOrder, HostRecord, ServiceRecord, SlotRecord
 from bridge.box.restorer import Restorer
 from bridge.bus.connection import Connection
@@ -187,6 +187,7 @@ class View:
         owner: Link | None,
         touched: Callable[[Iterable[str] | None], None],
         on_loss: Callable[[], None],
+        claim_moved: ClaimMoved,
     ) -> None:
         self.kernel = kernel
         self.bus = bus
@@ -205,6 +206,7 @@ class View:
             touched,
             lambda name, record: self.restorer.saw(name, record),  # noqa: PLW0108 (made below)
             lambda host, order: self.restorer.saw_order(host, order),  # noqa: PLW0108
+            claim_moved,
             kernel.monotonic,
         )
         fleet.services = SimRecords(
