@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 _RETRY: Final = 0.5  # seconds between tries to be ready again
 _LEASE_TICK: Final = 0.5  # seconds between looks at the leases
+_BLIND: Final = 5.0  # seconds without a view of the fleet, though connected: a bucket may be gone
 
 
 class Streams:
@@ -117,11 +118,12 @@ class Readiness:
                 self._changed.clear()
                 try:
                     await self._streams.restore()
-                    await self._fleet.wait_live()
+                    async with asyncio.timeout(_BLIND):
+                        await self._fleet.wait_live()
                     await self._restorer.restore()
                     await self._lease.renew_now()
-                except BusError as exc:
-                    _log.warning("not back yet: %s", exc)
+                except (BusError, TimeoutError) as exc:
+                    _log.warning("not back yet: %s", str(exc) or "no view of the fleet")
                     await asyncio.sleep(_RETRY)
                     self._changed.set()
                 else:
@@ -132,8 +134,15 @@ class Readiness:
 
     async def judge_leases(self) -> None:
         """Look at the leases of all hosts, and tell whether this Box is ready, for ever."""
+        blind = 0.0
         while True:
             self._fleet.tick()
+            blind = (
+                0.0 if self._fleet.live or not self._connection.connected else blind + _LEASE_TICK
+            )
+            if blind >= _BLIND:
+                blind = 0.0
+                self._recheck()
             self._connection.metrics.ready.set(0 if self.why_not() else 1)
             await asyncio.sleep(_LEASE_TICK)
 

@@ -52,6 +52,30 @@ async def test_a_full_disk_stops_new_work_alone_and_passes(
         assert history.states()[before[1].id][-1] in (S.READY, S.BUSY)
 
 
+async def test_buckets_that_are_deleted_beneath_a_box_come_back_with_what_it_knows(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with killable(server, tmp_path) as (gateway, box):
+        await scaled(gateway, 2)
+        before = await serving(gateway, "web", 2)
+        for bucket in ("services", "slots", "hosts", "admin"):
+            await gateway.jetstream.delete_stream(f"KV_box_{bucket}")
+        await asyncio.sleep(2.5)  # until the Box has noticed that it sees nothing
+
+        async def unchanged() -> bool:
+            try:
+                answer = await ask(gateway, "web", 2, timeout=1.0)
+            except BusError:
+                return False
+            return answer.accepted and answer.current_replicas == 2
+
+        await eventually(unchanged, within=25, what="the Box has its buckets again")
+        assert [info.id for info in await serving(gateway, "web", 2)] == [
+            info.id for info in before
+        ]
+        await check(gateway, box, 2)
+
+
 async def test_a_clock_that_is_set_back_an_hour_changes_no_chain(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import nats.js.errors
+import pytest
 
 from bridge.box import lifecycle
-from bridge.box.fleet import Fleet
+from bridge.box.claims import Claims
+from bridge.box.fleet import ClaimMoved, Fleet
 from bridge.box.model import SlotRecord
 from bridge.box.story import as_left
 from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
-from bridge.protocol import InstanceState, now
+from bridge.bus.store import store
+from bridge.protocol import InstanceState, encode, now
 from bridge.tasks import task_scope
-from tests.support import connect, eventually
+from tests.boxes import boxed, instances, serving
+from tests.support import ask, connect, eventually, service_table
 
 
 def claim(host: str, instance_id: str = "web-1") -> SlotRecord:
@@ -23,10 +33,18 @@ def claim(host: str, instance_id: str = "web-1") -> SlotRecord:
 
 
 @asynccontextmanager
-async def watching(connection: Connection, lease: float) -> AsyncIterator[Fleet]:
+async def watching(
+    connection: Connection, lease: float, claim_moved: ClaimMoved = lambda *_: None
+) -> AsyncIterator[Fleet]:
     """A live view of the fleet, in which box-b holds slot 0."""
     await topology.ensure(connection)
-    fleet = Fleet(connection, lease, lambda service: None, lambda service, record: None)
+    fleet = Fleet(
+        connection,
+        lease,
+        lambda service: None,
+        lambda service, record: None,
+        claim_moved=claim_moved,
+    )
     async with task_scope() as tasks:
         for view in fleet.views:
             tasks.create_task(view.run())
@@ -102,3 +120,61 @@ async def test_an_older_record_at_the_same_revision_is_not_as_it_was_left(
         assert not as_left(fleet.slots, "web.0", record.revision + 1, told)
         ready = left.id, InstanceState.READY, *told[2:]
         assert not as_left(fleet.slots, "web.0", record.revision, ready)
+
+
+async def test_who_holds_what_is_told_of_when_it_moves(server: EmbeddedServer) -> None:
+    moved: list[tuple[str, str]] = []
+
+    def note(service: str, slot: int, before: SlotRecord, now: SlotRecord | None) -> None:
+        assert (service, slot) == ("web", 0)
+        moved.append((before.host, now.host if now else "lost"))
+
+    async with connect(server.url) as connection, watching(connection, 60, note) as fleet:
+        slots = fleet.slots
+        await slots.update("web.0", claim("box-b", "web-2"), slots.revision("web.0"))
+        assert moved == [], "its own host's"
+        await slots.update("web.0", claim("box-c", "web-3"), slots.revision("web.0"))
+        assert moved == [("box-b", "box-c")]
+        await slots.delete("web.0", slots.revision("web.0"))
+        assert len(moved) == 1, "given up"
+        await slots.create("web.0", claim("box-b"))
+        await lose_store(connection, fleet)
+        assert moved[1:] == [("box-b", "lost")]
+
+
+@pytest.mark.parametrize("how", ["taken", "lost"])
+async def test_a_claim_that_moves_is_answered_while_another_plan_takes_long(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    take, stuck = Claims.take, asyncio.Event()
+
+    async def take_long(self: Claims, service: str, slot: int) -> Any:
+        if service == "api":
+            stuck.set()
+            await asyncio.sleep(3600)
+        return await take(self, service, slot)
+
+    monkeypatch.setattr(Claims, "take", take_long)
+    services = service_table("api"), service_table("web")
+    async with boxed(server, tmp_path, *services) as (gateway, _):
+        await ask(gateway, "web", 1)
+        [mine] = await serving(gateway, "web", 1)
+        await ask(gateway, "api", 1)
+        await stuck.wait()
+        if how == "taken":
+            await store(gateway, "$KV.box_slots.web.0", encode(claim("box-b", "web-b")))
+
+            async def yielded() -> bool:
+                return mine.id not in {info.id for info in await instances(gateway, "web")}
+
+            await eventually(yielded, what="the instance ends")
+        else:
+            await gateway.jetstream.delete_stream("KV_box_slots")
+
+            async def claimed_again() -> bool:
+                with contextlib.suppress(nats.js.errors.NotFoundError):
+                    await gateway.jetstream.get_last_msg("KV_box_slots", "$KV.box_slots.web.0")
+                    return True
+                return False
+
+            await eventually(claimed_again, within=20, what="the claim is written again")
