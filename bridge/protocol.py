@@ -182,7 +182,9 @@ HostStats = dict[str, InstanceHealth]
 T = TypeVar("T")
 
 _ENCODER: Final = msgspec.json.Encoder()
-_DECODERS: Final[dict[Any, msgspec.json.Decoder[Any]]] = {}
+_Canonical = Callable[[Any], Any]
+_READERS: Final[dict[Any, tuple[Callable[[bytes], Any], _Canonical | None]]] = {}
+"""By class: what decodes, and what brings that into canonical form, if it has one."""
 
 
 def decode(cls: type[T], data: bytes) -> T:
@@ -190,17 +192,19 @@ def decode(cls: type[T], data: bytes) -> T:
 
     Raises ProtocolError, naming the field, for anything that serde_json would not take.
     """
-    decoder = _DECODERS.get(cls)
-    if decoder is None:
-        decoder = _DECODERS[cls] = msgspec.json.Decoder(cls)
+    read, canonical = _READERS.get(cls) or _reader(cls)
     try:
         if not data.isascii():
             data.decode()  # msgspec skips unknown fields unread; serde wants UTF-8 throughout
-        value = decoder.decode(data)
-        canonical = _CANONICAL.get(cls)
+        value = read(data)
         return value if canonical is None else canonical(value)  # type: ignore[no-any-return]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as exc:
         raise _refusal(cls, exc) from exc
+
+
+def _reader(cls: Any) -> tuple[Callable[[bytes], Any], _Canonical | None]:
+    reader = _READERS[cls] = msgspec.json.Decoder(cls).decode, _CANONICAL.get(cls)
+    return reader
 
 
 def encode(value: Struct | HostStats) -> bytes:
@@ -316,7 +320,7 @@ def _stats(value: HostStats) -> HostStats:
     return {key: _health(health) for key, health in value.items()}
 
 
-_CANONICAL: Final[dict[Any, Callable[[Any], Any]]] = {
+_CANONICAL: Final[dict[Any, _Canonical]] = {
     InstanceHealth: _health,
     InstanceInfo: _info,
     InstanceEvent: _event,

@@ -344,10 +344,13 @@ class _Run:
         All replies of one consumer begin alike: what `parse_position` has found right once is only
         compared after that. Reading an event costs a tenth less for it.
         """
-        if self._alike and reply.startswith(self._alike):
-            rest = reply[len(self._alike) :].split(".")
-            if len(rest) >= 4 and rest[0].isdigit() and rest[1].isdigit() and rest[2].isdigit():
-                return int(rest[0]), int(rest[1]), int(rest[2])
+        alike = self._alike
+        if alike and reply.startswith(alike):
+            parts = reply[len(alike) :].split(".", 3)
+            if len(parts) == 4:
+                stream, consumer, ns, _ = parts
+                if (stream + consumer + ns).isdigit() and stream and consumer and ns:
+                    return int(stream), int(consumer), int(ns)
         position = parse_position(reply)
         if position is None or position.consumer != self.name:
             return None

@@ -14,7 +14,7 @@ from msgspec import Raw, Struct
 
 from bridge.bus.message import Message
 from bridge.errors import ProtocolError
-from bridge.gateway.route import Key, Route
+from bridge.gateway.route import Route
 from bridge.protocol import InstanceState, Time, decode, in_utc
 from bridge.registration import MAX_METADATA, check_endpoint, check_metadata
 from bridge.subjects import BOX_HOST
@@ -55,16 +55,16 @@ class Announced:
         self._metadata: dict[tuple[tuple[str, str], ...], _Metadata] = {}
         self._metadata_of: dict[bytes, _Metadata] = {}
 
-    def read(self, message: Message, key: Key) -> Route | str:
-        """The route of the instance `key` that registers in `message`, Ready; or why it is refused,
-        if what it says is not of that instance or cannot be true. Raises ProtocolError for what is
-        no registration.
+    def read(self, message: Message, service: str, instance_id: str) -> Route | str:
+        """The route of the instance that registers in `message`, Ready; or why it is refused, if
+        what it says is not of that instance or cannot be true. Raises ProtocolError for what is no
+        registration.
         """
         told = decode(_Told, message.data)
         metadata = self._metadata_of.get(raw := bytes(told.metadata))
         if metadata is None:
             metadata = self._read_metadata(raw)
-        if told.instance_id != key[1] or told.service != key[0]:
+        if told.instance_id != instance_id or told.service != service:
             return DISAGREE
         try:
             check_endpoint(told.endpoint)
@@ -74,8 +74,8 @@ class Announced:
             return exc.field
         host, at = self._host_of.get(message.raw_headers), told.started_at
         return Route(
-            service=self._services.get(told.service) or self._keep(self._services, told.service),
-            instance_id=told.instance_id,
+            service=self._services.get(service) or self._keep(self._services, service),
+            instance_id=instance_id,
             endpoint=told.endpoint,
             state=InstanceState.READY,
             host=self._read_host(message) if host is None else host,

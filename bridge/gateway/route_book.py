@@ -118,7 +118,7 @@ class RouteBook:
         as well.
         """
         leased, known, oldest = self._leased, self._services, server_ns - int(self._lease * 1e9)
-        refused = 0
+        renew, limit, refused = self._leases.renew, self._limit, 0
         while snapshot:
             _, fresh = snapshot.popitem()
             key, time_ns, route = fresh.key, fresh.time_ns, fresh.route
@@ -126,13 +126,13 @@ class RouteBook:
                 continue
             age = (server_ns - time_ns) / 1e9 if time_ns < server_ns else 0.0
             instance_id = key[1]
-            full = len(leased) >= self._limit
+            full = len(leased) >= limit
             if full or instance_id in known or HEALTHY_KEY in route.metadata:
                 refused += not self.register(route, time_ns, now, age=age)
                 continue
             leased[key] = fresh
             known[instance_id] = self._alones.get(key[0]) or self._alone(key[0])
-            self._leases.renew(key, now - age)
+            renew(key, now - age)
             if time_ns > self.newest_ns:
                 self.newest_ns = time_ns
             fresh.healthy = True

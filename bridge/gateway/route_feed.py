@@ -19,7 +19,7 @@ from bridge.bus.follow import Follower, Start
 from bridge.bus.message import Message
 from bridge.errors import NameRefused, ProtocolError
 from bridge.gateway.announced import DISAGREE, Announced
-from bridge.gateway.route import Key
+from bridge.gateway.route import Key, Route
 from bridge.gateway.route_book import LIMIT, RouteBook
 from bridge.gateway.routed import Routed
 from bridge.protocol import (
@@ -196,10 +196,20 @@ class _Registry:
         try:
             if kind == "deregister":
                 self._withdraw((service, instance_id), message)
-            else:
-                self._register((service, instance_id), message, time_ns)
+                return
+            told = self._announced.read(message, service, instance_id)
         except ProtocolError:
             self._refuse("malformed")
+            return
+        if isinstance(told, str):
+            self._refuse(told)
+        elif self._snapshot is None:
+            self._register(told, time_ns)
+        elif len(self._snapshot) < LIMIT or told.key in self._snapshot:
+            key = told.service, instance_id  # of this service there is one text
+            self._snapshot[key] = Routed(key, route=told, time_ns=time_ns)
+        else:
+            self._refuse("no room")
 
     def complete(self, last_seq: int) -> None:
         book, now = self._feed.book, self._feed.clock()
@@ -218,19 +228,10 @@ class _Registry:
     def lost(self) -> None:
         self.live.clear()
 
-    def _register(self, key: Key, message: Message, time_ns: int) -> None:
-        told = self._announced.read(message, key)
-        if isinstance(told, str):
-            self._refuse(told)
-        elif self._snapshot is None:
-            if not self._feed.book.register(told, time_ns, self._feed.clock()):
-                self._refuse("no room")
-            self._feed.flush()
-        elif len(self._snapshot) < LIMIT or key in self._snapshot:
-            key = told.service, told.instance_id  # of this service there is one text
-            self._snapshot[key] = Routed(key, route=told, time_ns=time_ns)
-        else:
+    def _register(self, told: Route, time_ns: int) -> None:
+        if not self._feed.book.register(told, time_ns, self._feed.clock()):
             self._refuse("no room")
+        self._feed.flush()
 
     def _withdraw(self, key: Key, message: Message) -> None:
         gone = decode(InstanceDeregistration, message.data)

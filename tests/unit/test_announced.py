@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bridge.bus.message import Message
 from bridge.errors import ProtocolError
 from bridge.gateway.announced import DISAGREE, Announced
-from bridge.gateway.route import Key, Route
+from bridge.gateway.route import Route
 from bridge.protocol import InstanceRegistration, InstanceState, decode
 from bridge.registration import check_endpoint, check_metadata
 from bridge.subjects import BOX_HOST
@@ -32,10 +32,10 @@ def message(data: bytes, host: str | None = "box-a") -> Message:
     return Message("", "", data, f"NATS/1.0\r\n{lines}\r\n".encode())
 
 
-def plainly(told: Message, key: Key) -> Route | str:
+def plainly(told: Message, service: str, instance_id: str) -> Route | str:
     """What `Announced.read` does, nothing remembered."""
     value = decode(InstanceRegistration, told.data)
-    if (value.service, value.instance_id) != key:
+    if (value.service, value.instance_id) != (service, instance_id):
         return DISAGREE
     try:
         check_endpoint(value.endpoint)
@@ -103,7 +103,7 @@ def test_what_is_read_is_what_the_plain_way_reads(
         found: list[Any] = []
         for read in (announced.read, plainly):
             try:
-                found.append(read(message(data, host), KEY))
+                found.append(read(message(data, host), *KEY))
             except ProtocolError:
                 found.append("malformed")
         assert found[0] == found[1]
@@ -114,14 +114,14 @@ def test_bytes_that_are_no_text_are_refused_wherever_they_stand() -> None:
     good = json.dumps(GOOD).encode()
     for place in (b'"zone"', b'"a"', b"10.0.0.5"):
         with pytest.raises(ProtocolError):
-            announced.read(message(good.replace(place, place[:1] + b"\xff" + place[1:])), KEY)
-    assert isinstance(announced.read(message(good), KEY), Route)
+            announced.read(message(good.replace(place, place[:1] + b"\xff" + place[1:])), *KEY)
+    assert isinstance(announced.read(message(good), *KEY), Route)
 
 
 def test_what_equal_ones_say_is_kept_once() -> None:
     announced = Announced()
-    one = announced.read(message(written({"metadata": {"a": "1", "b": "2"}}, "as it is")), KEY)
-    other = announced.read(message(written({"metadata": {"b": "2", "a": "1"}}, "spaced")), KEY)
+    one = announced.read(message(written({"metadata": {"a": "1", "b": "2"}}, "as it is")), *KEY)
+    other = announced.read(message(written({"metadata": {"b": "2", "a": "1"}}, "spaced")), *KEY)
     assert isinstance(one, Route)
     assert isinstance(other, Route)
     assert one.metadata is other.metadata
@@ -134,11 +134,11 @@ def test_what_is_remembered_is_bounded() -> None:
     for number in range(10):
         changed = {"metadata": {"number": str(number)}, "service": f"web-{number}"}
         told = message(written(changed, "as it is"), f"box-{number}")
-        route = announced.read(told, (f"web-{number}", "web-1"))
+        route = announced.read(told, f"web-{number}", "web-1")
         assert isinstance(route, Route)
         assert route.metadata == changed["metadata"]
     long = {"metadata": {"long": "x" * 5_000}}
-    announced.read(message(written(long, "as it is"), "b" * 5_000), KEY)
+    announced.read(message(written(long, "as it is"), "b" * 5_000), *KEY)
     kept = [value for value in vars(announced).values() if isinstance(value, dict)]
     assert len(kept) == 5
     assert all(len(values) <= 3 for values in kept)

@@ -32,7 +32,7 @@ def book_of(messages: list[bytes]) -> RouteBook:
     for number, data in enumerate(messages):
         key = service_of(number), f"{service_of(number)}-{number:06x}"
         headers = f"NATS/1.0\r\nBox-Host: {host_of(number)}\r\n\r\n".encode()
-        told = announced.read(Message("", "", data, headers), key)
+        told = announced.read(Message("", "", data, headers), *key)
         assert isinstance(told, Route)
         book.register(told, number + 1, 0.0)
     book.take_news()
