@@ -17,7 +17,7 @@ counts, until it is as old as a lease.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
 from msgspec.structs import replace
@@ -109,29 +109,26 @@ class RouteBook:
             self._settle(instance, now)
         return True
 
-    def take_over(self, snapshot: dict[Key, Routed], server_ns: int, now: float) -> int:
+    def take_over(self, snapshot: Iterable[Routed], server_ns: int, now: float) -> int:
         """Register all of a snapshot that was taken at `server_ns` by the server's clock, and whose
         leases were not over then. Returns for how many there was no room.
 
         Of one of whom nothing else is known nothing is asked that only news could answer: a third
-        of what `register` takes. They are let go of one by one: two copies of it all would not fit
-        as well.
+        of what `register` takes.
         """
         leased, known, oldest = self._leased, self._services, server_ns - int(self._lease * 1e9)
-        renew, limit, refused = self._leases.renew, self._limit, 0
-        while snapshot:
-            _, fresh = snapshot.popitem()
+        alones, renew, limit, refused = self._alones, self._leases.renew, self._limit, 0
+        for fresh in snapshot:
             key, time_ns, route = fresh.key, fresh.time_ns, fresh.route
             if time_ns < oldest or route is None:
                 continue
             age = (server_ns - time_ns) / 1e9 if time_ns < server_ns else 0.0
-            instance_id = key[1]
-            full = len(leased) >= limit
-            if full or instance_id in known or HEALTHY_KEY in route.metadata:
+            service, instance_id = key
+            if instance_id in known or len(leased) >= limit or HEALTHY_KEY in route.metadata:
                 refused += not self.register(route, time_ns, now, age=age)
                 continue
             leased[key] = fresh
-            known[instance_id] = self._alones.get(key[0]) or self._alone(key[0])
+            known[instance_id] = alones.get(service) or self._alone(service)
             renew(key, now - age)
             if time_ns > self.newest_ns:
                 self.newest_ns = time_ns
