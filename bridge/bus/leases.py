@@ -42,6 +42,14 @@ class Leases(Generic[H]):
         if deadline < self._soonest:
             self._soonest = deadline
 
+    def take_over(self, deadlines: dict[H, float]) -> None:
+        """These holders' leases run out then. Keeps `deadlines`."""
+        self._soonest = min(self._soonest, min(deadlines.values(), default=math.inf))
+        if self._deadlines:
+            self._deadlines.update(deadlines)
+        else:
+            self._deadlines = deadlines
+
     def release(self, holder: H) -> None:
         """`holder` gave its lease back."""
         self._deadlines.pop(holder, None)

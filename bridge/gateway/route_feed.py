@@ -217,7 +217,7 @@ class _Registry:
         server_ns = self.follower.began_ns
         if server_ns < book.newest_ns - _CLOCK_SLACK:
             book.forget_times()
-        for _ in range(book.take_over(snapshot.values(), server_ns, now)):
+        for _ in range(book.take_over(snapshot, server_ns, now)):
             self._refuse("no room")
         if not self._first:
             book.rearm(now)
