@@ -2,7 +2,7 @@
 
 ``python -m tests.bench.growth`` writes ``growth.json`` and ``growth.svg``, and exits with 1 when
 something costs more than it should: what does not change must cost nothing, what changes no more
-than its share. It takes some five minutes.
+than its share. It takes a minute or two.
 """
 
 from __future__ import annotations
