@@ -19,6 +19,7 @@ from bridge import (
     ScaleRefused,
     WaitTimeout,
 )
+from bridge.box.daemon import Box
 from bridge.bus.connection import Connection
 from bridge.bus.message import Message
 from bridge.bus.server import EmbeddedServer
@@ -32,7 +33,8 @@ from bridge.protocol import (
     parse_time,
 )
 from tests.boxes import boxed, fetch, serving
-from tests.support import connect, eventually, service_table
+from tests.faults.history import check_history, read_history
+from tests.support import box_config, connect, eventually, service_table
 
 
 class FakeBox:
@@ -279,7 +281,8 @@ async def test_a_request_that_was_never_sent_is_told_as_cut_off(server: Embedded
 async def test_an_outage_in_the_middle_is_ridden_out(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    async with boxed(server, tmp_path) as (_, _), ScaleClient.connect(server.url) as client:
+    config = box_config(tmp_path, server.url)
+    async with Box.running(config), ScaleClient.connect(server.url) as client:
         await client.scale("web", 1, wait=True)
         await server.kill()
         await eventually(lambda: not client.connection.connected)
@@ -287,6 +290,7 @@ async def test_an_outage_in_the_middle_is_ridden_out(
         await server.start()
         assert (await asking).target_replicas == 2
         await client.wait_ready("web", 2, timeout=20)
+        check_history(await read_history(client.connection))
 
 
 async def test_the_environment_says_where_nats_is(
