@@ -46,9 +46,9 @@ Touch = Callable[[Iterable[str] | None], None]
 Saw = Callable[[str, ServiceRecord | None], None]
 """Told of each change of a service's record; None for one that is gone. Must not block."""
 
-ClaimMoved = Callable[[str, int, SlotRecord, SlotRecord | None], None]
-"""Told of the claim of a slot, and of another host's that is there instead; None if the store has
-lost it, and nobody gave it up. Must not block.
+ClaimMoved = Callable[[str, int, SlotRecord | None, SlotRecord | None], None]
+"""Told of each claim of a slot, and of another host's that is there instead; of none on either side
+where a slot was free, or is. Must not block.
 """
 
 SawOrder = Callable[[str, HostOrder | None], None]
@@ -272,13 +272,13 @@ class Fleet:
             slots[slot] = new
             self._count(new, 1)
             self._leases.expect(new.host, self._monotonic())
-            if before is not None and (before.host, before.host_id) != (new.host, new.host_id):
-                self._claim_moved(service, slot, before, new)
         elif key in self.slots.unreadable:
             unreadable.add(slot)
         elif before is not None and not self.slots.was_deleted(key):
             self._lose(service, slot, before)
         self._census.slot_changed(service, slot, before, new)
+        if _owner(before) != _owner(new):
+            self._claim_moved(service, slot, before, new)
         if old is not None and new is not None:
             self._touch([service])
         else:  # room came or went
@@ -301,7 +301,6 @@ class Fleet:
         self._lost.setdefault(service, {})[slot] = claim.host
         self._lost_claims[service, slot] = claim, self._monotonic() + self._lease
         self._count(claim, 1)
-        self._claim_moved(service, slot, claim, None)
 
     def _find(self, service: str, slot: int) -> None:
         """The slot's claim is no longer lost."""
@@ -384,3 +383,7 @@ class Fleet:
 
 def _says_alive(record: SlotRecord | None, instance_id: str) -> bool:
     return record is not None and record.info.id == instance_id and record.info.state not in ENDED
+
+
+def _owner(record: SlotRecord | None) -> tuple[str, str] | None:
+    return None if record is None else (record.host, record.host_id)

@@ -131,17 +131,17 @@ class Supervisor:
         self._wake.set()
 
     def claim_moved(self, service: str, slot: int, now: SlotRecord | None) -> None:
-        """The claim of a slot is another host's `now`, or lost. If an instance of this host lives
-        there it yields, or is claimed again: what runs wins. That is in no plan's turn, for other
-        plans may take long, and others wait for it no longer than a lease.
+        """The claim of a slot is another host's `now`, or there is none. If an instance of this
+        host lives there it yields, or is claimed again: what runs wins. That is in no plan's turn,
+        for other plans may take long, and others wait for a lost claim no longer than a lease.
         """
         held = self._held.get(service, {}).get(slot)
         if held is None or held.ended:
             return
-        if now is None:
-            held.instance.story.reassert()
-        elif not self._me.holds(now):
+        if now is not None and not self._me.holds(now):
             held.instance.leave(f"slot taken by {now.host}")
+        elif now is None and slot in self._fleet.state.tally(service).wanted:
+            held.instance.story.reassert()
 
     def withdraw(self, instance_id: str) -> None:
         """An instance was withdrawn from gateways: if it lives on this host it has to be replaced,

@@ -125,21 +125,22 @@ async def test_an_older_record_at_the_same_revision_is_not_as_it_was_left(
 async def test_who_holds_what_is_told_of_when_it_moves(server: EmbeddedServer) -> None:
     moved: list[tuple[str, str]] = []
 
-    def note(service: str, slot: int, before: SlotRecord, now: SlotRecord | None) -> None:
+    def note(service: str, slot: int, before: SlotRecord | None, now: SlotRecord | None) -> None:
         assert (service, slot) == ("web", 0)
-        moved.append((before.host, now.host if now else "lost"))
+        moved.append((before.host if before else "free", now.host if now else "free"))
 
     async with connect(server.url) as connection, watching(connection, 60, note) as fleet:
         slots = fleet.slots
+        assert moved == [("free", "box-b")]
         await slots.update("web.0", claim("box-b", "web-2"), slots.revision("web.0"))
-        assert moved == [], "its own host's"
+        assert len(moved) == 1, "it is the same host's"
         await slots.update("web.0", claim("box-c", "web-3"), slots.revision("web.0"))
-        assert moved == [("box-b", "box-c")]
+        assert moved[1:] == [("box-b", "box-c")]
         await slots.delete("web.0", slots.revision("web.0"))
-        assert len(moved) == 1, "given up"
         await slots.create("web.0", claim("box-b"))
+        assert moved[2:] == [("box-c", "free"), ("free", "box-b")]
         await lose_store(connection, fleet)
-        assert moved[1:] == [("box-b", "lost")]
+        assert moved[4:] == [("box-b", "free")]
 
 
 @pytest.mark.parametrize("how", ["taken", "lost"])

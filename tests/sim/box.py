@@ -142,14 +142,14 @@ class BoxLife:
         self._recheck()
 
     def claim_moved(self, service: str, slot: int, now: SlotRecord | None) -> None:
-        """The claim of a slot is another host's now, or lost."""
+        """The claim of a slot is another host's now, or there is none."""
         held = self.held.get(service, {}).get(slot)
         if held is None or held.ended:
             return
-        if now is None:
-            held.reassert(self)
-        elif not self.me.holds(now):
+        if now is not None and not self.me.holds(now):
             self.leave(held, f"slot taken by {now.host}")
+        elif now is None and slot in self.fleet.state.tally(service).wanted:
+            held.reassert(self)
 
     def on_loss(self) -> None:
         """The store shows less than was known."""

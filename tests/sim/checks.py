@@ -129,6 +129,8 @@ class Checks:
     def excuse(self, host: Host) -> None:
         """The host was in trouble until now."""
         host.calm_from = self._world.kernel.now + self._grace
+        if not self._world.private:
+            self._world.group_of(host).resynced(host)
 
     def judge(self) -> None:
         """Look again at what runs twice."""

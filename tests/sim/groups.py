@@ -8,7 +8,9 @@ them, and now and then one who may not is asked all the same: its plan must be e
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from bridge.box import rollout
@@ -21,9 +23,11 @@ from tests.sim.view import Kept, View
 
 if TYPE_CHECKING:
     from tests.sim.box import BoxLife
+    from tests.sim.hosts import Host
     from tests.sim.world import World
 
 _ASKED_ANYWAY: Final = 0.002  # of the services that are looked at
+_LATE: Final = 60.0  # seconds after a trouble in which a host may have what is no longer its own
 _TICK: Final = 5.0  # seconds: `Supervisor`
 
 
@@ -37,6 +41,7 @@ class Group:
         self._dirty: set[str] = set()
         self._due = False
         self._all = False
+        self._back: Counter[str] = Counter()
         self.view = View(
             world.kernel,
             world.bus,
@@ -66,10 +71,33 @@ class Group:
             life.on_loss()
 
     def _claim_moved(
-        self, service: str, slot: int, before: SlotRecord, now: SlotRecord | None
+        self, service: str, slot: int, before: SlotRecord | None, now: SlotRecord | None
     ) -> None:
-        if (life := self.members.get(before.host)) is not None:
-            self._world.kernel.act(life.link, lambda: life.claim_moved(service, slot, now))
+        """Tell whoever had the claim, and who is back from a trouble of late: nobody else can have
+        an instance there.
+        """
+        concerned = {*+self._back, *([before.host] if before else [])}
+        for name in sorted(concerned & self.members.keys()):
+            life = self.members[name]
+            self._world.kernel.act(life.link, partial(life.claim_moved, service, slot, now))
+
+    def resynced(self, host: Host) -> None:
+        """The host is back from a trouble: with a view of its own it would be told of all that has
+        changed meanwhile.
+        """
+        self._back[host.name] += 1
+        self._world.kernel.after(_LATE, lambda: self._back.subtract([host.name]))
+        if (life := self.members.get(host.name)) is not None:
+            self._world.kernel.act(life.link, partial(self._tell_moved, life))
+
+    def _tell_moved(self, life: BoxLife) -> None:
+        state = self.view.fleet.state
+        for service, slots in life.held.items():
+            claims = state.slots_of(service)
+            for slot in list(slots):
+                claim = claims.get(slot)
+                if claim is None or not life.me.holds(claim):
+                    life.claim_moved(service, slot, claim)
 
     def _tick(self) -> None:
         """As every Box does: look at everything, whatever was told of."""
