@@ -75,6 +75,10 @@ class Unsettled:
             entry = claimed.get(slot_key(service, slot))
             if (entry is None or entry.value is None) and self._has_room(service, record, slot):
                 yield f"{service}.{slot} is free, and there is room for it"
+        if not any(
+            service in host.services for host in self._world.hosts.values() if not host.gone
+        ):
+            return  # a rollout goes on once a host is back that offers the service
         state = self._world.a_state()
         if rollout.under_way(service, state):
             step = rollout.next_step(service, state, at=self._world.kernel.wall(), host="anyone")
