@@ -61,8 +61,8 @@ class Claims:
         record = self._fleet.state.services.get(service)
         if record is None or not self.can_make(service, record):
             return None
-        if not self._has_room(service, slot):
-            return None  # the plan is older than what this host has claimed, or claimed again
+        if not self._is_due(service, slot):
+            return None  # the plan is older than what is seen now
         key, slots = slot_key(service, slot), self._fleet.slots
         claim = self._claim(service, record)
         if slots.get(key) is None:
@@ -74,12 +74,14 @@ class Claims:
         await self._withdraw(service, lost.value)
         return claimed
 
-    def _has_room(self, service: str, slot: int) -> bool:
-        """Whether this host may hold another slot. It keeps room for those the store has lost."""
+    def _is_due(self, service: str, slot: int) -> bool:
+        """Whether the slot is still in the set, and this host has room for it, as it keeps for one
+        whose claim the store has lost.
+        """
         state, me = self._fleet.state, self._me.host
-        if state.lost.get(service, {}).get(slot) == me:
-            return True
-        return room(me, state.hosts[me], state) > 0
+        if slot not in state.tally(service).wanted:
+            return False
+        return state.lost.get(service, {}).get(slot) == me or room(me, state.hosts[me], state) > 0
 
     async def discard(self, service: str, slot: int) -> None:
         """Delete a dead host's claim of a slot that is in no set."""

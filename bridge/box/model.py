@@ -281,6 +281,12 @@ class FleetState(Struct, frozen=True, kw_only=True):
             gone = {holder for holder in held if is_gone(*holder, self.hosts, self.dead)}
         return set[int]().union(*(held[holder] for holder in gone))
 
+    def is_to_be_held(self, service: str, slot: int) -> bool:
+        """Whether who lives in the slot is to claim it: it is in the set, or the store has lost its
+        claim, and maybe the set as well.
+        """
+        return slot in self.tally(service).wanted or slot in self.lost.get(service, {})
+
     def vacant(self, service: str) -> set[int]:
         """The slots of the set that somebody should claim: free ones, and those of the dead."""
         tally = self.tally(service)

@@ -138,9 +138,10 @@ class Supervisor:
         held = self._held.get(service, {}).get(slot)
         if held is None or held.ended:
             return
-        if now is not None and not self._me.holds(now):
-            held.instance.leave(f"slot taken by {now.host}")
-        elif now is None and slot in self._fleet.state.tally(service).wanted:
+        if now is not None:
+            if not self._me.holds(now):
+                held.instance.leave(f"slot taken by {now.host}")
+        elif self._fleet.state.is_to_be_held(service, slot):
             held.instance.story.reassert()
 
     def withdraw(self, instance_id: str) -> None:

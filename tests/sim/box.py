@@ -146,9 +146,10 @@ class BoxLife:
         held = self.held.get(service, {}).get(slot)
         if held is None or held.ended:
             return
-        if now is not None and not self.me.holds(now):
-            self.leave(held, f"slot taken by {now.host}")
-        elif now is None and slot in self.fleet.state.tally(service).wanted:
+        if now is not None:
+            if not self.me.holds(now):
+                self.leave(held, f"slot taken by {now.host}")
+        elif self.fleet.state.is_to_be_held(service, slot):
             held.reassert(self)
 
     def on_loss(self) -> None:
