@@ -15,13 +15,17 @@ import pytest
 from bridge.box import lifecycle
 from bridge.box.claims import Claims
 from bridge.box.fleet import ClaimMoved, Fleet
-from bridge.box.model import SlotRecord
+from bridge.box.ledger import Ledger
+from bridge.box.model import HostRecord, Offer, ServiceRecord, SlotRecord
+from bridge.box.planner import Me
 from bridge.box.story import as_left
 from bridge.bus import topology
 from bridge.bus.connection import Connection
+from bridge.bus.registry import Registry
 from bridge.bus.server import EmbeddedServer
 from bridge.bus.store import store
 from bridge.protocol import InstanceState, encode, now
+from bridge.settings import Timing
 from bridge.tasks import task_scope
 from tests.boxes import boxed, instances, serving
 from tests.support import ask, connect, eventually, service_table
@@ -141,6 +145,31 @@ async def test_who_holds_what_is_told_of_when_it_moves(server: EmbeddedServer) -
         assert moved[2:] == [("box-c", "free"), ("free", "box-b")]
         await lose_store(connection, fleet)
         assert moved[4:] == [("box-b", "free")]
+
+
+async def test_a_plan_that_has_become_old_claims_nothing(server: EmbeddedServer) -> None:
+    async def never() -> None:
+        raise AssertionError("no registration is sent")
+
+    offer = HostRecord(
+        host_id="1", runtime="process", cpus=2, max_instances=2, services={"web": Offer()}
+    )
+    async with connect(server.url) as connection, watching(connection, 60) as fleet:
+        await fleet.hosts.put("box-a", offer)
+        await fleet.services.create("web", ServiceRecord(version=1, target=4, slots=[0, 1, 2, 3]))
+        claims = Claims(
+            Me(host="box-a", host_id="1"),
+            fleet,
+            Ledger(fleet, 2.0, now),
+            Registry(connection, "box-a", Timing(), never),
+            {"web"},
+            now,
+        )
+        assert await claims.take("web", 7) is None, "it is not in the set"
+        assert await claims.take("web", 1)
+        assert await claims.take("web", 2)
+        assert await claims.take("web", 3) is None, "there is no room for it"
+        assert fleet.state.slots_of("web").keys() == {0, 1, 2}
 
 
 @pytest.mark.parametrize("how", ["taken", "lost"])
