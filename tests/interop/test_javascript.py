@@ -74,12 +74,11 @@ async def test_a_javascript_client_scales_a_service_and_reads_its_events(
         assert answer["answer"]["target_replicas"] == again["answer"]["target_replicas"] == 3
         assert answer["answer"]["request_id"] == again["answer"]["request_id"]
 
-        events = only(told, "event")
-        assert len(events) == 6
         for info in await serving(gateway, "web", 3):
-            chain = [line for line in events if line["event"]["instance_id"] == info.id]
-            assert [line["seq"] for line in chain] == [1, 2]
-            assert [line["event"]["to_state"] for line in chain] == ["Booting", "Ready"]
+            mine = [each for each in only(told, "event") if each["event"]["instance_id"] == info.id]
+            chain = {each["seq"]: each["event"]["to_state"] for each in mine}  # at least once each
+            assert list(chain.items())[:2] == [(1, "Booting"), (2, "Ready")]
+            assert list(chain) == list(range(1, len(chain) + 1)), "a slow machine makes notes"
         [instances] = only(told, "instances")
         assert instances["answer"]["total"] == 3
         assert set(instances["answer"]["hosts"].values()) == {"box-a"}
