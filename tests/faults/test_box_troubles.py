@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from bridge.box.daemon import Box
+from bridge.bus import topology
 from bridge.bus.server import EmbeddedServer
 from bridge.errors import BusError
 from bridge.protocol import InstanceState, format_time, now
@@ -58,9 +59,14 @@ async def test_buckets_that_are_deleted_beneath_a_box_come_back_with_what_it_kno
     async with killable(server, tmp_path) as (gateway, box):
         await scaled(gateway, 2)
         before = await serving(gateway, "web", 2)
-        for bucket in ("services", "slots", "hosts", "admin"):
-            await gateway.jetstream.delete_stream(f"KV_box_{bucket}")
-        await asyncio.sleep(2.5)  # until the Box has noticed that it sees nothing
+        buckets = [f"KV_box_{name}" for name in ("services", "slots", "hosts", "admin")]
+        for bucket in buckets:
+            await gateway.jetstream.delete_stream(bucket)
+
+        async def there() -> bool:
+            return all([await topology.stream_info(gateway, name) for name in buckets])
+
+        await eventually(there, within=25, what="all buckets are there again")
 
         async def unchanged() -> bool:
             try:
@@ -69,7 +75,7 @@ async def test_buckets_that_are_deleted_beneath_a_box_come_back_with_what_it_kno
                 return False
             return answer.accepted and answer.current_replicas == 2
 
-        await eventually(unchanged, within=25, what="the Box has its buckets again")
+        await eventually(unchanged, within=15, what="the Box decides again")
         assert [info.id for info in await serving(gateway, "web", 2)] == [
             info.id for info in before
         ]
