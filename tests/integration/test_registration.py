@@ -170,6 +170,8 @@ async def test_registrations_are_repeated_at_once_after_a_server_restart(
     async with boxed(server, tmp_path) as (gateway, recorder):
         await ask(gateway, "web", 2)
         found = await serving(gateway, "web", 2)
+        for info in found:  # what was told but not yet heard would go with the server
+            await recorder.reached(info.id, "Ready")
         await server.kill()  # the registry lives in the server's memory
         await server.start()
         await gateway.wait_connected()

@@ -337,6 +337,7 @@ class BoxLife:
         if (before := slots.get(held.slot)) is not None:
             before.owned = False
         slots[held.slot] = held
+        self.host.world.holders[held.service, held.slot].add(self.me.host)
 
     def _remake(self) -> None:
         for service in list(self.held):
@@ -375,6 +376,7 @@ class BoxLife:
             claim = slots.get(slot)
             if claim is None or not self.me.holds(claim):
                 del held[slot]
+                self.host.world.holders[service, slot].discard(self.me.host)
         if not held:
             self.held.pop(service, None)
 

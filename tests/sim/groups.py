@@ -76,7 +76,9 @@ class Group:
         """Tell whoever had the claim, and who is back from a trouble of late: nobody else can have
         an instance there.
         """
-        concerned = {*+self._back, *([before.host] if before else [])}
+        concerned = self._world.holders[service, slot] & self._back.keys()
+        if before is not None:
+            concerned.add(before.host)
         for name in sorted(concerned & self.members.keys()):
             life = self.members[name]
             self._world.kernel.act(life.link, partial(life.claim_moved, service, slot, now))
@@ -86,9 +88,14 @@ class Group:
         changed meanwhile.
         """
         self._back[host.name] += 1
-        self._world.kernel.after(_LATE, lambda: self._back.subtract([host.name]))
+        self._world.kernel.after(_LATE, partial(self._no_longer_back, host.name))
         if (life := self.members.get(host.name)) is not None:
             self._world.kernel.act(life.link, partial(self._tell_moved, life))
+
+    def _no_longer_back(self, host: str) -> None:
+        self._back[host] -= 1
+        if not self._back[host]:
+            del self._back[host]
 
     def _tell_moved(self, life: BoxLife) -> None:
         state = self.view.fleet.state

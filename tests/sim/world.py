@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -71,6 +72,8 @@ class World:
         self.calm = False
         self.services: list[str] = []
         self.hosts: dict[str, Host] = {}
+        self.holders: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
+        """Of each slot, the hosts that have something there, or had as they died."""
         self._furnish()
         if not self.private:
             self._groups = [Group(self) for _ in range(_GROUPS)]
