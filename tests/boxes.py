@@ -39,6 +39,7 @@ async def boxed(
         recorder = await Recorder.listening(gateway)
         async with Box.running(config):
             yield gateway, recorder
+        await gateway.flush()  # all that the Box told is heard
         recorder.check_chains()
 
 

@@ -27,7 +27,7 @@ async def test_a_killed_instance_is_failed_and_replaced_in_its_slot(
         await ask(gateway, "web", 2)
         before = await serving(gateway, "web", 2)
         os.kill((await fetch(before[0]))["pid"], signal.SIGKILL)
-        await eventually(lambda: recorder.states(before[0].id)[-1] == "Failed")
+        await recorder.reached(before[0].id, "Failed")
         assert recorder.of(before[0].id)[-1].message.startswith("killed by signal 9")
 
         async def replaced() -> bool:
@@ -45,7 +45,7 @@ async def test_an_exit_is_told_with_its_code_and_the_last_log_line(
         [info] = await serving(gateway, "web", 1)
         with pytest.raises(ConnectionError):
             await fetch(info, "/exit?3")
-        await eventually(lambda: recorder.states(info.id)[-1] == "Failed")
+        await recorder.reached(info.id, "Failed")
         assert recorder.of(info.id)[-1].message == "exited with code 3: told to exit"
 
 
