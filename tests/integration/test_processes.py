@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from bridge.box.runtimes import shim
 from bridge.box.runtimes.base import Exit, Spec
 from bridge.box.runtimes.identity import Identity
 from bridge.box.runtimes.process import Process, ProcessRuntime
-from tests.boxes import labelled
+from tests.boxes import alive, labelled
 from tests.support import FIRST_PORT, eventually
 
 
@@ -89,3 +90,17 @@ async def test_what_a_shell_runs_has_the_grace_although_the_shell_is_gone(
     await runtime.stop(process, grace)
     await eventually(lambda: not labelled(str(process.spec.directory)))
     assert log.read_text() == said
+
+
+async def test_a_shim_that_nobody_has_in_hand_any_more_lives_on_unless_it_was_never_told_to_go(
+    runtime: ProcessRuntime, tmp_path: Path
+) -> None:
+    process = await runtime.create(spec(tmp_path, "sleep", "60"), print)
+    await runtime.start(process, unwritten)
+    process.popen = None  # as when a Box leaves its instances; a warning would be an error here
+    assert alive(process.pid)
+    never = tmp_path / "never"
+    never.mkdir()
+    popen = shim.spawn(never, ["sleep", "60"], cwd=tmp_path, env={})
+    del popen  # as when a start is called off
+    await eventually(lambda: shim.read_exit(never, None, killed=False) == Exit(ran=False))

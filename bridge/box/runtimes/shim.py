@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -52,6 +53,19 @@ _FENCED: Final = "fenced\n"
 _SIGNALLED: Final = 128  # a shell's code for a command that signal n killed is this plus n
 
 
+class _Shim(subprocess.Popen[bytes]):
+    """A shim may outlive its Box, and a start may be called off: to let go of one that lives is no
+    mistake, and nothing to warn of. One that was never told to go ends then.
+    """
+
+    def __del__(self) -> None:
+        if self.stdin is not None:
+            self.stdin.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            super().__del__()  # which has it reaped later
+
+
 def spawn(
     directory: Path,
     command: Sequence[str],
@@ -67,7 +81,7 @@ def spawn(
     """
     (directory / _EXIT).unlink(missing_ok=True)
     with (directory / STDOUT).open("ab") as stdout, (directory / STDERR).open("ab") as stderr:
-        return subprocess.Popen(
+        return _Shim(
             ["/bin/sh", "-c", _SCRIPT, "sh", *command],
             stdin=subprocess.PIPE,
             stdout=stdout,
