@@ -3,6 +3,7 @@
 python -m tests.sim --seeds 200              # seeds 0 to 199, on all cores
 python -m tests.sim --seed 17 --trace        # one, again and just as it was, told in full
 python -m tests.sim --seed 3 --hosts 1000 --instances 100000
+python -m tests.sim --seeds 9990 --full 10 --record sim.jsonl    # again, to go on after Ctrl-C
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any, Final
 
 from tests.sim.checks import Violation
 from tests.sim.kernel import Kernel
 from tests.sim.planted import PLANTED, plant
+from tests.sim.record import Record
 from tests.sim.world import Size, World
 
 _FULL: Final = (1_000, 100_000)
@@ -66,6 +70,7 @@ def main() -> int:
     if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets is part of a run
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.sim", *sys.argv[1:]])
+    warnings.filterwarnings("ignore", "coroutine 'BoxLife", RuntimeWarning)  # frozen at the end
     arguments = _arguments()
     fixed = arguments.hosts, arguments.instances
     if arguments.seed is not None:
@@ -87,10 +92,12 @@ def _many(arguments: argparse.Namespace, fixed: tuple[int, int]) -> int:
         (seed, Size(*_FULL, 30.0))
         for seed in range(arguments.first, arguments.first + arguments.full)
     ]
-    jobs.sort(key=lambda job: -job[1].instances * job[1].hosts)  # the long ones first
+    jobs.sort(key=lambda job: job[1].instances * job[1].hosts)  # most is found by the short ones
     began, totals, failed = time.perf_counter(), Counter[str](), list[dict[str, Any]]()
+    spent = 0.0
     for number, result in enumerate(_results(jobs, arguments), start=1):
         totals.update(result["counts"] | {"events": result["events"]})
+        spent += result["seconds"]
         if "violation" in result:
             failed.append(result)
             _complain(result)
@@ -106,6 +113,7 @@ def _many(arguments: argparse.Namespace, fixed: tuple[int, int]) -> int:
                 "full_size": arguments.full,
                 "failed": sorted(result["seed"] for result in failed),
                 "seconds": round(time.perf_counter() - began, 1),
+                "processor_seconds": round(spent, 1),
                 **dict(sorted(totals.items())),
             },
             indent=2,
@@ -117,7 +125,21 @@ def _many(arguments: argparse.Namespace, fixed: tuple[int, int]) -> int:
 def _results(
     jobs: list[tuple[int, Size]], arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """What comes of each job, as it comes; in turn if the first may be the end."""
+    """What comes of each job, as it comes; in turn if the first may be the end. With a record,
+    what is in there comes first, and is not run again.
+    """
+    if arguments.record is not None:
+        record = Record(arguments.record)
+        known = {job: result for job in jobs if (result := record.get(*job)) is not None}
+        yield from known.values()
+        for result in _run([job for job in jobs if job not in known], arguments):
+            record.keep(result)
+            yield result
+    else:
+        yield from _run(jobs, arguments)
+
+
+def _run(jobs: list[tuple[int, Size]], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if arguments.fail_fast:
         yield from (simulate(*job, arguments.planted) for job in jobs)
         return
@@ -164,6 +186,11 @@ def _arguments() -> argparse.Namespace:
     add("--processes", type=int, default=os.cpu_count())
     add("--planted", choices=["", *PLANTED], default="", help="put in a defect: it must be found")
     add("--fail-fast", action="store_true", help="end with the first that fails")
+    add(
+        "--record",
+        type=Path,
+        help="keep what came of each seed here, and run none again that is in it",
+    )
     add("--trace", action="store_true", help="tell everything that happens")
     return parser.parse_args()
 
@@ -172,4 +199,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("interrupted")
+        sys.exit("interrupted (with --record, the same command goes on from here)")

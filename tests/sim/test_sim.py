@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,3 +56,18 @@ def test_a_seed_replays_exactly() -> None:
         del summary["seconds"]
     assert found[0] == found[1]
     assert found[0][1]["events"] > 1000
+
+
+def test_a_run_that_was_broken_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    kept = tmp_path / "seeds.jsonl"
+    fleets = ("--hosts", "3", "--instances", "9")
+    _, whole, _ = simulated("--seeds", "12", *fleets)
+    simulated("--seeds", "8", *fleets, "--record", str(kept))
+    lines = kept.read_text().splitlines(keepends=True)
+    of_old_code = json.dumps(json.loads(lines[5]) | {"code": "old", "counts": {}})
+    kept.write_text("".join([*lines[:5], of_old_code, "\n", lines[6][:50]]))
+    _, resumed, _ = simulated("--seeds", "12", *fleets, "--record", str(kept))
+    for summary in (whole, resumed):
+        del summary["seconds"], summary["processor_seconds"]
+    assert resumed == whole
+    assert len(kept.read_text().splitlines()) == 5 + 1 + 7  # five of the twelve were there
