@@ -70,6 +70,8 @@ def main() -> int:
     if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets is part of a run
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.sim", *sys.argv[1:]])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     warnings.filterwarnings("ignore", "coroutine 'BoxLife", RuntimeWarning)  # frozen at the end
     arguments = _arguments()
     fixed = arguments.hosts, arguments.instances
@@ -143,10 +145,7 @@ def _run(jobs: list[tuple[int, Size]], arguments: argparse.Namespace) -> Iterato
     if arguments.fail_fast:
         yield from (simulate(*job, arguments.planted) for job in jobs)
         return
-    ignore = signal.SIGINT, signal.SIG_IGN  # Ctrl-C ends the one that reports
-    with ProcessPoolExecutor(
-        arguments.processes, initializer=signal.signal, initargs=ignore
-    ) as pool:
+    with ProcessPoolExecutor(arguments.processes, initializer=_leave_signals) as pool:
         running = [pool.submit(simulate, *job, arguments.planted) for job in jobs]
         try:
             for future in as_completed(running):
@@ -157,6 +156,12 @@ def _run(jobs: list[tuple[int, Size]], arguments: argparse.Namespace) -> Iterato
             for worker in workers:
                 worker.terminate()
             raise
+
+
+def _leave_signals() -> None:
+    """The one that reports is told to end, and ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _complain(result: dict[str, Any]) -> None:
