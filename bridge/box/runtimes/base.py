@@ -208,4 +208,4 @@ class Runtime(Protocol):
         """The instance has ended for good: its port is free again."""
 
     async def end_all(self) -> None:
-        """End all that still runs, at once."""
+        """End all that still runs, at once, and return when it has ended, as far as it can be."""

@@ -186,9 +186,12 @@ class ProcessRuntime:
         return last_line(directory / STDERR) or last_line(directory / STDOUT)
 
     async def end_all(self) -> None:
-        for process in self._processes.values():
-            if _running(process):
-                _signal_group(process, signal.SIGKILL)
+        running = [process for process in self._processes.values() if _running(process)]
+        for process in running:
+            process.killed = True
+            _signal_group(process, signal.SIGKILL)
+        if ends := [process.ended for process in running if process.ended is not None]:
+            await asyncio.wait(ends, timeout=_KILL_PATIENCE)
         self._sweep_due = True
         await self.sweep()
 
