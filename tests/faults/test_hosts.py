@@ -53,6 +53,7 @@ async def test_the_slots_of_a_killed_host_run_elsewhere_and_nothing_runs_twice_w
         assert {name: after[name] for name in before.keys() - lost} == {
             name: host for name, host in before.items() if name not in lost
         }, "nothing else moved"
+        await eventually(lambda: lost <= _withdrawn(recorder).keys())
         withdrawn = _withdrawn(recorder)
         assert {name: withdrawn[name] for name in lost} == dict.fromkeys(lost, "host box-c lost")
         victim.start()
@@ -128,13 +129,21 @@ async def test_a_host_that_dies_while_it_is_being_drained_leaves_no_instance_too
         await eventually(dead, within=LEASE + 5, what="the host is seen to be dead")
         door.touch()
         there = await settled(gateway, boxes_but(boxes, "box-a"), 3)
-        assert "box-a" not in (await placed(gateway)).values()
+
+        async def without_it() -> bool:
+            return "box-a" not in (await placed(gateway)).values()
+
+        await eventually(without_it, what="no Box counts what was on the dead host")
         record = await service_record(gateway)
         assert (len(record.slots), record.target) == (3, 3)
         boxes["box-a"].start()
         await settled(gateway, boxes, 3)
+
+        async def empty() -> bool:
+            return (await operator.hosts("box-a"))[0].used == 0
+
+        await eventually(empty, what="what was claimed there is given up")
         assert {info.id for info in there} == set(await placed(gateway)), "it stays away"
-        assert (await operator.hosts("box-a"))[0].used == 0
 
 
 async def _count(gateway: Connection, count: int) -> bool:
