@@ -51,6 +51,7 @@ def simulate(seed: int, size: Size, planted: str = "", *, trace: bool = False) -
     undo = plant(planted)
     world = World(seed, size, trace=trace, planted=planted)
     result: dict[str, Any] = {"seed": seed, "hosts": size.hosts, "instances": size.instances}
+    result["troubled"] = size.troubled
     try:
         world.run()
     except Violation as exc:
@@ -115,7 +116,7 @@ def _many(arguments: argparse.Namespace, fixed: tuple[int, int]) -> int:
                 "full_size": arguments.full,
                 "failed": sorted(result["seed"] for result in failed),
                 "seconds": round(time.perf_counter() - began, 1),
-                "processor_seconds": round(spent, 1),
+                "worker_seconds": round(spent, 1),
                 **dict(sorted(totals.items())),
             },
             indent=2,
@@ -197,7 +198,10 @@ def _arguments() -> argparse.Namespace:
         help="keep what came of each seed here, and run none again that is in it",
     )
     add("--trace", action="store_true", help="tell everything that happens")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.record is not None and arguments.planted:
+        parser.error("--record is for the code as it is, not with a defect put in")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any, Final, TextIO
 
 from tests.sim.world import Size
 
-Key = tuple[int, int, int]
+Key = tuple[int, Size]
 
 _PACKAGES: Final = ("__main__", "bridge", "tests")
 
@@ -42,8 +42,8 @@ class Record:
         self._file: TextIO = path.open("a")
 
     def get(self, seed: int, size: Size) -> dict[str, Any] | None:
-        """What came of the seed with a fleet of this size, if it was run."""
-        return self._known.get((seed, size.hosts, size.instances))
+        """What came of the seed with this size, if it was run."""
+        return self._known.get((seed, size))
 
     def keep(self, result: dict[str, Any]) -> None:
         """Write one down, at once."""
@@ -54,4 +54,4 @@ class Record:
 
 
 def _key(result: dict[str, Any]) -> Key:
-    return result["seed"], result["hosts"], result["instances"]
+    return result["seed"], Size(result["hosts"], result["instances"], result["troubled"])

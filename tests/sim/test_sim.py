@@ -68,6 +68,6 @@ def test_a_run_that_was_broken_off_goes_on_where_it_was(tmp_path: Path) -> None:
     kept.write_text("".join([*lines[:5], of_old_code, "\n", lines[6][:50]]))
     _, resumed, _ = simulated("--seeds", "12", *fleets, "--record", str(kept))
     for summary in (whole, resumed):
-        del summary["seconds"], summary["processor_seconds"]
+        del summary["seconds"], summary["worker_seconds"]
     assert resumed == whole
     assert len(kept.read_text().splitlines()) == 5 + 1 + 7  # five of the twelve were there
