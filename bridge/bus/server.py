@@ -160,9 +160,12 @@ class EmbeddedServer:
             self._process = None
 
     def pause(self) -> None:
-        """Freeze the server: connections stay open, nothing answers."""
+        """Freeze the server: connections stay open, and nothing answers once this returns."""
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
+            # One of its threads must run to stop the rest, which on a busy machine takes a while.
+            with contextlib.suppress(ChildProcessError):  # it has ended
+                os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Go on after `pause`."""

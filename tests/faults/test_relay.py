@@ -89,6 +89,7 @@ async def test_a_dead_letter_survives_a_kill_of_nats(server: EmbeddedServer) -> 
             assert not relay.said("dead_letter")
             await server.start()
             await eventually(lambda: relay.said("dead_letter"), within=20)
+            await teller.wait_connected()
             assert len(await letters(teller)) == 1
 
 

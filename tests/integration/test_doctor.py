@@ -235,10 +235,25 @@ async def test_a_disk_that_hangs_holds_up_nothing_else(
     released.set()
 
 
+async def test_a_server_is_as_far_away_as_the_quickest_of_three_answers(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took = iter([0.5, 0.09, 0.4, 0.3, 0.2, 0.11])
+
+    async def next_time(connection: object) -> float:
+        return next(took)
+
+    monkeypatch.setattr(bus_checkup, "_round_trip", next_time)
+    async with connect(server.url) as connection:
+        near, far = [await bus_checkup.server(connection) for _ in range(2)]
+    assert (near.status, near.says.split(", ")[-1]) == (OK, "90.0 ms away")
+    assert (far.status, far.says.split(", ")[-1]) == (WARN, "110.0 ms away")
+
+
 async def test_a_server_that_freezes_is_told_within_the_deadline(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_DEADLINE", 0.5)
+    monkeypatch.setattr(doctor, "_DEADLINE", 2.0)
     file = box_file(tmp_path, server.url)
     judged = bus_checkup.server
 
