@@ -42,6 +42,8 @@ async def test_overrides_reach_the_instances_and_a_change_replaces_them_one_by_o
             assert (env["BOX_INSTANCE_ID"], env["BOX_SERVICE"]) == (info.id, "web")
             assert info.endpoint == f"127.0.0.1:{env['PORT']}"
             assert Path(env["BOX_INSTANCE_DIR"]).name == info.id
+        for info in before:
+            await recorder.reached(info.id, "Stopped")
         # At no moment did fewer than two serve: replay the events.
         serving_now: set[str] = set()
         fewest = 2
@@ -89,9 +91,13 @@ async def test_three_failed_replacements_stop_the_rollout_and_ps_can_tell(
 
         said = await eventually(notice, within=20)
         assert said.startswith("rollout stopped after 3 failed replacements: exited with code 9")
-        failed = [e for _, e in recorder.events if e.to_state is S.FAILED]
-        assert len(failed) == 3
+
+        def failed() -> int:
+            return sum(event.to_state is S.FAILED for _, event in recorder.events)
+
+        await eventually(lambda: failed() >= 3)
         assert [i.id for i in await serving(gateway, "web", 2)] == [i.id for i in before]
+        assert failed() == 3
 
 
 _NEEDS_OK = f'[ "$OK" = 1 ] || exit 9; exec {sys.executable} -S -E {SERVICE} "$PORT"'

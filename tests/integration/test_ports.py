@@ -54,6 +54,7 @@ exec {sys.executable} -S -E {service} "$1"
             await ask(gateway, "web", 1)
             [info] = await serving(gateway, "web", 1)
             squatted = marker.read_text().strip()
+            await recorder.reached(info.id, "Ready")
             notes = [e.message for e in recorder.of(info.id) if e.from_state is e.to_state]
             assert len(notes) == 1
             assert notes[0].startswith(f"port {squatted} is taken by ")

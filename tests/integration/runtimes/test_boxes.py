@@ -128,9 +128,10 @@ async def test_the_next_life_of_a_box_goes_on_with_what_the_last_one_left(
         async with Box.running(config):
             await ask(gateway, "web", 2)
             before = await serving(gateway, "web", 2)
-        told = len(recorder.events)
         for info in before:
             assert await get(info)
+            await eventually(lambda: recorder.states(info.id)[-1:] in (["Ready"], ["Busy"]))  # noqa: B023
+        told = len(recorder.events)
         again = box_config(tmp_path, server.url, host.service(), **host.settings)
         async with Box.running(again):
             after = await serving(gateway, "web", 2)
