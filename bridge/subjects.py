@@ -33,6 +33,7 @@ DRY_RUN: Final = "Box-Dry-Run"
 CONFIG_MODE: Final = "Box-Config"
 CONFIG_REPLACE: Final = "replace"
 INSTANCES_TOTAL: Final = "Box-Instances-Total"
+RECORD_VERSION: Final = "Box-Version"
 # Headers of registrations.
 MSG_TTL: Final = "Nats-TTL"
 

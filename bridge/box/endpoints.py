@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from bridge.box import rollout
 from bridge.box.authority import Asked, living, refuse
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
+from bridge.box.model import ServiceRecord
 from bridge.bus.connection import Connection
 from bridge.bus.message import Message
 from bridge.bus.responder import Endpoint, Reply
@@ -34,12 +35,15 @@ from bridge.subjects import (
     DRY_RUN,
     EXPIRES_AT,
     INSTANCES_TOTAL,
+    RECORD_VERSION,
     TRACEPARENT,
 )
 
 _HEADER_ROOM: Final = 1024  # bytes of a reply that are not its payload
 _PAGE: Final = 5000  # instances in one reply, whatever was asked for
 _EXAMPLE: Final = '{"service":"web","replicas":3}'
+_NONE: Final[Mapping[str, str]] = {}
+_VERSION: Final = re.compile(r"[0-9]{1,18}")
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -91,14 +95,14 @@ class Endpoints:
         if isinstance(taken, Reply):
             return taken
         response = self._ledger.answer(taken)
-        return None if response is None else self._scale_reply(response)
+        return None if response is None else self._decided(taken, response)
 
     async def _scale(self, message: Message) -> Reply | None:
         taken = self._take(message)
         if isinstance(taken, Reply):
             return taken
         response = await self._ledger.decide(taken)
-        return None if response is None else self._scale_reply(response)
+        return None if response is None else self._decided(taken, response)
 
     def _take(self, message: Message) -> Asked | Reply:
         """The request, or its refusal: unreadable, or this Box is not the one to ask."""
@@ -143,13 +147,18 @@ class Endpoints:
         )
         return self._scale_reply(response)
 
-    def _scale_reply(self, response: ScaleResponse) -> Reply:
+    def _decided(self, asked: Asked, response: ScaleResponse) -> Reply:
+        """The reply, which says what version of the service's record it rests on."""
+        record = self._fleet.state.services.get(asked.request.service)
+        return self._scale_reply(response, {RECORD_VERSION: str(record.version)} if record else {})
+
+    def _scale_reply(self, response: ScaleResponse, head: Mapping[str, str] = _NONE) -> Reply:
         data, headers = self._fitting(response)
         outcome = "accepted" if response.accepted else "refused"
         if (response.error or "").startswith("Capped"):
             outcome = "capped"
         error = response.error if outcome == "refused" else ""
-        return Reply(data=data, headers=headers, outcome=outcome, error=error or "")
+        return Reply(data=data, headers={**headers, **head}, outcome=outcome, error=error or "")
 
     def _fitting(self, response: ScaleResponse | InstancesResponse) -> tuple[bytes, dict[str, str]]:
         """The payload, with as many instances as the server lets through."""
@@ -171,9 +180,13 @@ class Endpoints:
             asked = decode(InstancesRequest, message.data or b"{}")
         except ProtocolError as exc:
             return _refuse_instances(str(exc))
-        if why_not := self._why_not():
-            return _refuse_instances(f"not ready: {why_not}; ask again")
         state = self._fleet.state
+        try:
+            behind = _is_behind(state.services.get(asked.service), message)
+        except ProtocolError as exc:
+            return _refuse_instances(str(exc))
+        if why_not := self._why_not() or behind:
+            return _refuse_instances(f"not ready: {why_not}; ask again")
         services = [asked.service] if asked.service else list(state.slots)
         found = [info for service in services for info in living(state, service)]
         found.sort(key=lambda info: (info.created_at, info.id))
@@ -224,6 +237,18 @@ def expiry(message: Message) -> datetime | None:
         return parse_time(expires)
     except ProtocolError as exc:
         raise ProtocolError("header", EXPIRES_AT, exc.problem) from exc
+
+
+def _is_behind(record: ServiceRecord | None, message: Message) -> str:
+    """Why `record` is older than the caller knows it to be, or "". Raises ProtocolError."""
+    wanted = message.headers.get(RECORD_VERSION)
+    if wanted is None:
+        return ""
+    if _VERSION.fullmatch(wanted) is None:
+        problem = f"{wanted[:40]!r} must be what a reply to box.scale said, or left out"
+        raise ProtocolError("header", RECORD_VERSION, problem)
+    there = record.version if record else 0
+    return f"it has seen version {there} of {int(wanted)}" if there < int(wanted) else ""
 
 
 class _Hint(Struct):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 from bridge.bus.connection import Connection
@@ -47,6 +47,7 @@ class Question:
         self.deadline = deadline
         self.headers = headers
         self.unanswered = False
+        self.told: Mapping[str, str] = {}  # the headers of the last answer
         self._limit = limit
         self._request_id = request_id
 
@@ -58,8 +59,16 @@ class Question:
         `error` gives the reason of a refusal. Raises NoBoxError, RequestTimeout (the outcome is
         unknown), CutOff, and ProtocolError for what is no answer.
         """
+        refusal: T | None = None
         while True:
-            response = decode(cls, (await self.ask(connection)).data)
+            try:
+                message = await self.ask(connection)
+            except NoBoxError:
+                if refusal is None:
+                    raise
+                return refusal  # there was no time left to ask again, or nobody any more
+            self.told = message.headers
+            refusal = response = decode(cls, message.data)
             why = error(response) or ""
             if not why.startswith((*_AGAIN, *_EXPIRED)):
                 return response

@@ -46,6 +46,7 @@ from bridge.subjects import (
     CONFIG_REPLACE,
     DRY_RUN,
     EXPIRES_AT,
+    RECORD_VERSION,
     check_name,
 )
 
@@ -130,6 +131,7 @@ class ScaleClient:
         if wait and not dry_run:
             goal = _settled(response.target_replicas)
             goal.all_replaced = replace_config or config is not None
+            goal.version = question.told.get(RECORD_VERSION, "")
             await self._wait(service, goal, limit, deadline, progress)
         return response
 
@@ -138,11 +140,15 @@ class ScaleClient:
 
         Raises NoBoxError, RequestTimeout, and ScaleError for what a Box refuses.
         """
+        return await self._look(service, timeout)
+
+    async def _look(self, service: str, timeout: float, version: str = "") -> InstancesResponse:
+        """All instances, from a Box that knows this `version` of the service's record."""
         deadline = asyncio.get_running_loop().time() + timeout
-        page = await self._page(service, 0, deadline, timeout)
+        page = await self._page(service, 0, deadline, timeout, version)
         found, hosts = list(page.instances), dict(page.hosts)
         while len(found) < page.total:
-            more = await self._page(service, len(found), deadline, timeout)
+            more = await self._page(service, len(found), deadline, timeout, version)
             if not more.instances:
                 break
             found += more.instances
@@ -188,10 +194,11 @@ class ScaleClient:
         )
 
     async def _page(
-        self, service: str, offset: int, deadline: float, limit: float
+        self, service: str, offset: int, deadline: float, limit: float, version: str
     ) -> InstancesResponse:
         body = encode(InstancesRequest(service=service, offset=offset, limit=_PAGE))
-        question = Question(self._subjects.instances, body, deadline, limit)
+        headers = {RECORD_VERSION: version} if version else None
+        question = Question(self._subjects.instances, body, deadline, limit, headers)
         page = await question.answered(
             self.connection, InstancesResponse, lambda answer: answer.error
         )
@@ -228,7 +235,7 @@ class ScaleClient:
                 pause = _FIRST_LOOK if stirred.is_set() else min(pause * 2, _POLL)
                 stirred.clear()
                 try:
-                    seen = await self.observe(service, timeout=min(_LOOK, left))
+                    seen = await self._look(service, min(_LOOK, left), goal.version)
                 except RequestTimeout:
                     continue  # Boxes may come to again; the request was taken
                 if progress is not None:
@@ -250,13 +257,15 @@ class ScaleClient:
 class _Goal:
     """What a wait waits for: `count` is how many shall be Ready, for the error.
 
-    With `all_replaced` a rollout that stopped misses the goal, however many serve.
+    With `all_replaced` a rollout that stopped misses the goal, however many serve. A Box that has
+    not seen `version` of the service's record, if any is named, cannot tell.
     """
 
     def __init__(self, count: int, reached: Callable[[InstancesResponse], bool]) -> None:
         self.count = count
         self.reached = reached
         self.all_replaced = False
+        self.version = ""
 
 
 def _settled(target: int) -> _Goal:

@@ -60,8 +60,9 @@ class RawClient:
                 line = (await self._reader.readline()).split()
                 if line and line[0] in (b"MSG", b"HMSG"):
                     payload = await self._reader.readexactly(int(line[-1]) + 2)
+                    head_size = int(line[-2]) if line[0] == b"HMSG" else 0
                     if line[1] == inbox:  # else it answers something sent by the way
-                        return decode(ScaleResponse, payload[:-2])
+                        return decode(ScaleResponse, payload[head_size:-2])
                 if line and line[0] == b"PING":
                     self._writer.write(b"PONG\r\n")
 

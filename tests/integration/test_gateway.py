@@ -24,6 +24,7 @@ from bridge.bus.connection import Connection
 from bridge.bus.message import Message
 from bridge.bus.server import EmbeddedServer
 from bridge.errors import NameRefused, ScaleError
+from bridge.gateway import asking
 from bridge.protocol import (
     InstancesResponse,
     ScaleRequest,
@@ -243,6 +244,21 @@ async def test_busy_and_not_ready_are_asked_again_and_other_refusals_are_not(
         with pytest.raises(ScaleRefused, match="config: no"):
             await client.scale("web", 3)
         box._answers = [busy] * 20
+        with pytest.raises(ScaleRefused, match="Busy"):
+            await client.scale("web", 3, timeout=0.6)
+
+
+async def test_the_last_refusal_is_told_when_the_pause_outlasts_the_time(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def oversleep(seconds: float, deadline: float) -> bool:
+        await asyncio.sleep(deadline - asyncio.get_running_loop().time() + 0.01)
+        return True  # as it looked before
+
+    monkeypatch.setattr(asking, "_pause", oversleep)
+    async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
+        busy = answered(accepted=False, error="Busy: other decisions kept coming first")
+        await FakeBox.listening(connection, busy)
         with pytest.raises(ScaleRefused, match="Busy"):
             await client.scale("web", 3, timeout=0.6)
 

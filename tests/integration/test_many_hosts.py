@@ -5,9 +5,19 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
+from bridge import ScaleClient, ScaleConfig
 from bridge.bus.server import EmbeddedServer
-from bridge.protocol import InstanceState
-from tests.boxes import fetch, instances, serving
+from bridge.protocol import (
+    InstancesRequest,
+    InstancesResponse,
+    InstanceState,
+    ScaleRequest,
+    decode,
+    encode,
+)
+from tests.boxes import boxed, fetch, instances, serving
 from tests.fleet import Fleet
 from tests.support import ask, eventually
 
@@ -51,3 +61,41 @@ async def test_a_host_that_joins_brings_room_and_moves_nothing(
         assert {name: after[name] for name in before} == before, "nothing moved"
         assert [host for name, host in after.items() if name not in before] == ["box-c"] * 2
         await fleet.emptied()
+
+
+async def test_a_wait_is_not_ended_by_a_box_that_has_not_heard_of_the_change(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Fleet.of(server, tmp_path, "box-a") as fleet:
+        late = await fleet.join("box-b")
+        await fleet.run(2)
+        assert late._parts is not None
+        view, loop = late._parts._fleet.services, asyncio.get_running_loop()
+        take = view.take
+        monkeypatch.setattr(view, "take", lambda *told: loop.call_later(0.3, take, *told))
+        client = ScaleClient(fleet.gateway)
+        for level in range(6):  # each Box answers about half of the looks
+            config = ScaleConfig(env={"LEVEL": f"{level}"})
+            await client.scale("web", 2, config=config, wait=True)
+            for info in await serving(fleet.gateway, "web", 2):
+                assert (await fetch(info, "/env"))["LEVEL"] == f"{level}"
+
+
+async def test_the_version_that_a_look_asks_for_is_checked(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with boxed(server, tmp_path) as (gateway, _):
+
+        async def look(version: str) -> str | None:
+            body = encode(InstancesRequest(service="web"))
+            message = await gateway.request("box.instances", body, headers={"Box-Version": version})
+            return decode(InstancesResponse, message.data).error
+
+        body = encode(ScaleRequest(service="web", replicas=1))
+        for _ in range(2):  # what changes nothing rests on a version as well
+            answer = await gateway.request("box.scale", body)
+            assert answer.headers["Box-Version"] == "1"
+        assert await look("1") is None
+        assert await look("2") == "not ready: it has seen version 1 of 2; ask again"
+        for wrong in ("", "-1", "one", "9" * 19):
+            assert "Box-Version" in str(await look(wrong))
