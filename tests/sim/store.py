@@ -43,6 +43,7 @@ class Bucket:
         self.last: dict[str, Entry] = {}
         self.log: list[Entry] = []
         self.writer = ("", "")
+        self.losses = 0
         self._class = cls
         self._on_write = on_write
         self._ttl = ttl
@@ -105,5 +106,6 @@ class Bucket:
 
     def lose(self, *, older: bool) -> None:
         """Be what was kept last, or empty."""
+        self.losses += 1
         self.seq, self.last = (self._kept[0], dict(self._kept[1])) if older else (0, {})
         self.log = list(self.last.values())

@@ -126,12 +126,17 @@ class SimRecords(Records[T]):
         kernel, bucket = self._of.kernel, self._there
         link = kernel.current
         assert isinstance(link, Link)
-        writer = link.name, link.host_id
+        writer, losses = (link.name, link.host_id), bucket.losses
 
         def write() -> int:
             return bucket.write(key, data, headers, kernel.now, writer)
 
-        return cast(int, await self._of.bus.request(f"{bucket.name} {key}", write, timeout))
+        seq = await self._of.bus.request(f"{bucket.name} {key}", write, timeout)
+        if self._of.owner is None and bucket.losses != losses:
+            # Who was frozen meanwhile would bring it into a view that has begun anew without it.
+            # A Box's own view begins anew after the Box has read what came before.
+            raise NoReply(key, timeout)
+        return cast(int, seq)
 
     async def read(self, key: str) -> Record[T] | None:
         kernel, bucket = self._of.kernel, self._there
