@@ -93,11 +93,18 @@ async def test_a_taken_port_is_told_with_the_servers_last_words(tmp_path: Path) 
             await EmbeddedServer(tmp_path, port=port).start()
 
 
-async def test_a_server_that_does_not_get_ready_is_given_up_and_ended(tmp_path: Path) -> None:
-    server = EmbeddedServer(tmp_path, patience=0.0)
-    with pytest.raises(ServerNotStarted, match="not ready within 0 s"):
+async def test_a_server_that_does_not_get_ready_is_given_up_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary, told = tmp_path / "never-ready", tmp_path / "pid"
+    binary.write_text(f"#!/bin/sh\necho $$ > {told}\nexec sleep 600\n")
+    binary.chmod(0o755)
+    monkeypatch.setenv("NATS_SERVER_BIN", str(binary))
+    server = EmbeddedServer(tmp_path, patience=3.0)
+    with pytest.raises(ServerNotStarted, match="not ready within 3 s"):
         await server.start()
     assert server.pid == 0
+    assert not alive(int(told.read_text()))
 
 
 async def test_a_pause_keeps_connections_and_answers_nothing(server: EmbeddedServer) -> None:
