@@ -156,7 +156,7 @@ def _slots(
 ) -> list[PlannedSlot]:
     """Every slot and its fate, those first that change."""
     claims = fleet.slots_of(service)
-    free = [slot for slot in after.slots if slot not in claims or fleet.is_orphan(claims[slot])]
+    free = {slot for slot in after.slots if slot not in claims or fleet.is_orphan(claims[slot])}
     placed = place(service, fleet, after, free, at=at)
     told = replace(fleet, services={**fleet.services, service: after}, census=None)
     moving = set(rollout.outdated(service, told))

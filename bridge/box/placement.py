@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -138,6 +138,8 @@ def place(
         return {}  # the usual case, and a board costs a look at each host
     hosts = fleet.offering(service, on_request=record.on_request)
     board = Board(service, fleet, record, Spare(fleet, hosts))
+    if board.is_even and not record.avoid:
+        return dict(zip(free, board.in_turn(), strict=False))
     # Taking a slot changes nothing but the rank of who took it.
     ranks = board.ranks()
     heapq.heapify(ranks)
@@ -204,6 +206,30 @@ class Board:
         """The ranks of the hosts that have room."""
         return [self.rank(name) for name in self._hosts if self.left(name) > 0]
 
+    @property
+    def is_even(self) -> bool:
+        """Whether a slot that a host takes costs it room, and nothing else."""
+        return not (self._needs or self._fixed)
+
+    def in_turn(self) -> Iterator[str]:
+        """Who takes slot after slot on a board that `is_even`, as if each were asked for alone.
+
+        The hosts with the most room take one each, in order of what they have of the service, and
+        then have as much room as those that had one less. What a host has and its room add up to
+        the same before and after, so their order is settled when they come in.
+        """
+        waiting = sorted(self.ranks(), reverse=True)
+        turns, names = list[tuple[int, str]](), list[str]()
+        for room in range(-waiting[-1][1] if waiting else 0, 0, -1):
+            before = len(turns)
+            while waiting and -waiting[-1][1] == room:
+                _, _, own, name = waiting.pop()
+                turns.append((own + room, name))
+            if len(turns) > before:
+                turns.sort()
+                names = [name for _, name in turns]
+            yield from names
+
     def left(self, name: str) -> int:
         """How many more instances of the service the host may take; none beside one whose port is
         fixed.
@@ -214,13 +240,10 @@ class Board:
 
     def take(self, name: str) -> Rank | None:
         """The host takes a slot; returns where it stands then, None if it has no more room."""
-        own = self._own.get(name, 0) + 1
-        room = self._spare.room[name] - 1
-        self._own[name], self._spare.room[name] = own, room
+        self._own[name] += 1
+        self._spare.room[name] -= 1
         if (needs := self._needs.get(name)) is not None:
             self._spare.reserved[name] = self._spare.reserved[name].plus(needs)
-        elif room > 0 and name not in self._fixed:
-            return False, -room, own, name  # as below, in short: this is done for every slot
         return self.rank(name) if self.left(name) > 0 else None
 
     def give_back(self, claim: SlotRecord) -> None:

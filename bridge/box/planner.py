@@ -7,6 +7,7 @@ Every Box plans from the same records and so gives the same answer to "who takes
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -160,12 +161,12 @@ def wake_at(local: Iterable[Local], *, now: float) -> float | None:
     )
 
 
-def _to_reclaim(service: str, fleet: FleetState, free: Iterable[int]) -> dict[int, str]:
+def _to_reclaim(service: str, fleet: FleetState, free: AbstractSet[int]) -> dict[int, str]:
     """Those of the `free` slots whose claims the store has lost, and the live hosts they are of:
     what runs there wins over a record that is missing, so nobody else takes them.
     """
     lost = fleet.lost.get(service, {})
-    return {slot: lost[slot] for slot in free if lost.get(slot, "") in fleet.hosts}
+    return {slot: host for slot, host in lost.items() if slot in free and host in fleet.hosts}
 
 
 def _to_take(
@@ -177,14 +178,13 @@ def _to_take(
     at: datetime,
 ) -> list[Action]:
     """The slots that this host should claim: free ones, and those of dead hosts."""
-    free = sorted(fleet.vacant(service) - local.keys())
+    free = fleet.vacant(service) - local.keys()
     if not free or me.host not in fleet.hosts:
         return []
     placed = _to_reclaim(service, fleet, free)
     if room(me.host, fleet.hosts[me.host], fleet) > 0:  # else there is nothing to ask
-        others = [slot for slot in free if slot not in placed]
-        placed |= place(service, fleet, record, others, at=at)
-    return [Claim(slot=slot) for slot in free if placed.get(slot) == me.host]
+        placed |= place(service, fleet, record, free - placed.keys(), at=at)
+    return [Claim(slot=slot) for slot in sorted(placed) if placed[slot] == me.host]
 
 
 def _is_due(mine: Local | None, now: float) -> bool:

@@ -21,6 +21,7 @@ of a set runs once and is Ready, unless no host has room for it; nothing else ru
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
@@ -120,7 +121,7 @@ class Checks:
         now, buckets = self._world.kernel.now, self._world.buckets
         record = buckets["services"].get(held.service, now)
         claim = buckets["slots"].get(slot_key(held.service, held.slot), now)
-        wanted = record is not None and held.slot in record.slots
+        wanted = record is not None and _is_among(held.slot, record.slots)
         out = self._out.get((held.service, held.slot), float("-inf"))  # a view may lag behind it
         own = claim is not None and claim.host == host.name and claim.info.id == held.id
         if wanted and own and now - out > _SLACK and not self._in_trouble(host):
@@ -351,6 +352,12 @@ class Checks:
             twice = [request_id for request_id, times in effects.items() if times > 1]
             if twice and service not in self._forgiven:
                 raise Violation(f"{service}: request {twice[0]} had two effects")
+
+
+def _is_among(slot: int, slots: list[int]) -> bool:
+    """Whether the slot is one of these, which are sorted."""
+    at = bisect_left(slots, slot)
+    return at < len(slots) and slots[at] == slot
 
 
 def _brief(record: SlotRecord | None) -> str:

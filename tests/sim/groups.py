@@ -129,8 +129,9 @@ class Group:
     def _concerned(self, service: str) -> set[str]:
         """The hosts that may have something to do about `service`."""
         state = self.view.fleet.state
-        slots, tally = state.slots_of(service), state.tally(service)
-        found = {slots[slot].host for slot in tally.outside}
+        tally = state.tally(service)
+        outside = tally.outside
+        found = {host for (host, _), held in tally.held.items() if not outside.isdisjoint(held)}
         if found:
             found.add(min(state.hosts, default=""))
         if rollout.is_open(service, state):
