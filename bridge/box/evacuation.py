@@ -30,8 +30,9 @@ def lacking(host: str, fleet: FleetState, *, at: datetime) -> dict[str, int]:
         first, mine = _homeless(service, fleet, host)
         if first or mine:
             board = Board(service, fleet, record, spare)
-            unplaced = _unplaced(board, record, first, mine, at)
-            if short := min(unplaced, len(mine)):
+            # One that moves gets a new slot, which is kept off no host.
+            placed = board.place(first, avoided(record, at)) | board.place(mine, {})
+            if short := min(len(first) + len(mine) - len(placed), len(mine)):
                 found[service] = short
     return found | _unmovable(host, fleet)
 
@@ -46,20 +47,6 @@ def _homeless(service: str, fleet: FleetState, host: str) -> tuple[list[int], li
     mine = (tally.on(host) & tally.wanted) - orphans
     leaving = set[int]().union(*map(tally.on, fleet.draining())) & tally.wanted
     return sorted(fleet.vacant(service) | (leaving - orphans - mine)), sorted(mine)
-
-
-def _unplaced(
-    board: Board, record: ServiceRecord, first: list[int], mine: list[int], at: datetime
-) -> int:
-    """How many find no host. One that moves gets a new slot, which is kept off no host."""
-    count = 0
-    for slot in first + mine:
-        off = avoided(record, slot, at) if slot in first else set()
-        if best := board.best(off):
-            board.take(best)
-        else:
-            count += 1
-    return count
 
 
 def _unmovable(host: str, fleet: FleetState) -> dict[str, int]:

@@ -134,6 +134,7 @@ def plan(asked: Asked, fleet: FleetState) -> PlanResponse:
     after = verdict.record or before
     response = verdict.response
     board = Board(service, fleet, after, Spare(fleet))
+    off = _kept_off(after, asked.at)
     return PlanResponse(
         service=service,
         replicas=asked.request.replicas,
@@ -143,7 +144,8 @@ def plan(asked: Asked, fleet: FleetState) -> PlanResponse:
         error=response.error,
         slots=_slots(service, fleet, before, after, asked.at),
         hosts=[
-            _candidate(service, fleet, after, board, name, asked.at) for name in sorted(fleet.hosts)
+            _candidate(service, fleet, after, board, name, off.get(name, []))
+            for name in sorted(fleet.hosts)
         ],
     )
 
@@ -181,13 +183,22 @@ def _there(fleet: FleetState, service: str, slot: int, fate: Fate) -> PlannedSlo
     )
 
 
+def _kept_off(record: ServiceRecord, at: datetime) -> dict[str, list[int]]:
+    """Which slots of the set are kept off which hosts."""
+    off, found = avoided(record, at), dict[str, list[int]]()
+    for slot in record.slots:
+        for name in off.get(slot, ()):
+            found.setdefault(name, []).append(slot)
+    return found
+
+
 def _candidate(
-    service: str, fleet: FleetState, record: ServiceRecord, board: Board, name: str, at: datetime
+    service: str, fleet: FleetState, record: ServiceRecord, board: Board, name: str, off: list[int]
 ) -> Candidate:
     if why := _why_not(service, fleet, record, name):
         return Candidate(name=name, room=0, why_not=why)
-    off = [str(slot) for slot in record.slots if name in avoided(record, slot, at)]
-    kept_off = f"kept off it, as they failed there: slots {', '.join(off[:20])}" if off else ""
+    slots = ", ".join(map(str, off[:20]))
+    kept_off = f"kept off it, as they failed there: slots {slots}" if off else ""
     return Candidate(name=name, room=board.left(name), why_not=kept_off)
 
 
@@ -205,7 +216,7 @@ def _why_not(service: str, fleet: FleetState, record: ServiceRecord, name: str) 
     if room(name, host, fleet) <= 0:
         return f"full: {fleet.used.get(name, 0)} of {host.max_instances}"
     port = host_port(record.config, host, service)
-    if port and any(claim.host == name for claim in fleet.slots_of(service).values()):
+    if port and name in fleet.tally(service).hosts:
         return f"port {port} is taken by its instance there"
     return ""
 

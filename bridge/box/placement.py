@@ -137,39 +137,16 @@ def place(
     if not free:
         return {}  # the usual case, and a board costs a look at each host
     hosts = fleet.offering(service, on_request=record.on_request)
-    board = Board(service, fleet, record, Spare(fleet, hosts))
-    if board.is_even and not record.avoid:
-        return dict(zip(free, board.in_turn(), strict=False))
-    # Taking a slot changes nothing but the rank of who took it.
-    ranks = board.ranks()
-    heapq.heapify(ranks)
-    placed: dict[int, str] = {}
-    for slot in free:
-        if not ranks:
-            break
-        passed_over = _pass_over(ranks, avoided(record, slot, at)) if record.avoid else ()
-        if ranks:
-            placed[slot] = best = ranks[0][-1]
-            if (rank := board.take(best)) is None:
-                heapq.heappop(ranks)
-            else:
-                heapq.heapreplace(ranks, rank)
-        for rank in passed_over:
-            heapq.heappush(ranks, rank)
-    return placed
+    return Board(service, fleet, record, Spare(fleet, hosts)).place(free, avoided(record, at))
 
 
-def _pass_over(ranks: list[Rank], avoided: Container[str]) -> list[Rank]:
-    """Take from a heap of ranks those that come before the first whose host is not `avoided`."""
-    passed_over = []
-    while ranks and ranks[0][-1] in avoided:
-        passed_over.append(heapq.heappop(ranks))
-    return passed_over
-
-
-def avoided(record: ServiceRecord, slot: int, at: datetime) -> set[str]:
-    """The hosts that `slot` must not be placed on at `at`."""
-    return {item.host for item in record.avoid if item.slot == slot and item.until > at}
+def avoided(record: ServiceRecord, at: datetime) -> dict[int, set[str]]:
+    """The hosts that slots must not be placed on at `at`, by slot."""
+    found: dict[int, set[str]] = {}
+    for item in record.avoid:
+        if item.until > at:
+            found.setdefault(item.slot, set()).add(item.host)
+    return found
 
 
 class Spare:
@@ -198,27 +175,50 @@ class Board:
         }
         self._own = Counter(fleet.tally(service).hosts)
 
-    def best(self, avoided: Container[str] = ()) -> str:
+    def best(self) -> str:
         """The host that should take the next slot; "" if there is none."""
-        return min((rank for rank in self.ranks() if rank[-1] not in avoided), default=_NONE)[-1]
+        return min(self._ranks(), default=_NONE)[-1]
 
-    def ranks(self) -> list[Rank]:
-        """The ranks of the hosts that have room."""
-        return [self.rank(name) for name in self._hosts if self.left(name) > 0]
+    def place(self, slots: Iterable[int], off: Mapping[int, Container[str]]) -> dict[int, str]:
+        """One after the other, each of `slots` is taken by the host that should, of those that it
+        is not kept `off`; those for which there is no room are not in the result.
+        """
+        if off or self._needs or self._fixed:
+            return self._one_by_one(slots, off)
+        placed = dict(zip(slots, self._in_turn(), strict=False))
+        for name, count in Counter(placed.values()).items():
+            self._own[name] += count
+            self._spare.room[name] -= count
+        return placed
 
-    @property
-    def is_even(self) -> bool:
-        """Whether a slot that a host takes costs it room, and nothing else."""
-        return not (self._needs or self._fixed)
+    def _one_by_one(
+        self, slots: Iterable[int], off: Mapping[int, Container[str]]
+    ) -> dict[int, str]:
+        placed = {}
+        ranks = self._ranks()  # a slot changes nothing but the rank of who takes it
+        heapq.heapify(ranks)
+        for slot in slots:
+            if not ranks:
+                break
+            passed_over = _pass_over(ranks, off.get(slot, ()))
+            if ranks:
+                placed[slot] = best = ranks[0][-1]
+                if (rank := self.take(best)) is None:
+                    heapq.heappop(ranks)
+                else:
+                    heapq.heapreplace(ranks, rank)
+            for rank in passed_over:
+                heapq.heappush(ranks, rank)
+        return placed
 
-    def in_turn(self) -> Iterator[str]:
-        """Who takes slot after slot on a board that `is_even`, as if each were asked for alone.
+    def _in_turn(self) -> Iterator[str]:
+        """Who takes slot after slot where that costs room, and nothing else.
 
         The hosts with the most room take one each, in order of what they have of the service, and
         then have as much room as those that had one less. What a host has and its room add up to
         the same before and after, so their order is settled when they come in.
         """
-        waiting = sorted(self.ranks(), reverse=True)
+        waiting = sorted(self._ranks(), reverse=True)
         turns, names = list[tuple[int, str]](), list[str]()
         for room in range(-waiting[-1][1] if waiting else 0, 0, -1):
             before = len(turns)
@@ -229,6 +229,10 @@ class Board:
                 turns.sort()
                 names = [name for _, name in turns]
             yield from names
+
+    def _ranks(self) -> list[Rank]:
+        """The ranks of the hosts that have room."""
+        return [self._rank(name) for name in self._hosts if self.left(name) > 0]
 
     def left(self, name: str) -> int:
         """How many more instances of the service the host may take; none beside one whose port is
@@ -244,7 +248,7 @@ class Board:
         self._spare.room[name] -= 1
         if (needs := self._needs.get(name)) is not None:
             self._spare.reserved[name] = self._spare.reserved[name].plus(needs)
-        return self.rank(name) if self.left(name) > 0 else None
+        return self._rank(name) if self.left(name) > 0 else None
 
     def give_back(self, claim: SlotRecord) -> None:
         """The host of `claim`, which lives, has it no more."""
@@ -262,6 +266,14 @@ class Board:
             not (host.memory_mib and needs.memory_mib) or then.memory_mib <= host.memory_mib
         )
 
-    def rank(self, name: str) -> Rank:
+    def _rank(self, name: str) -> Rank:
         """Where the host stands among those that could take the next slot: the least one does."""
         return not self.fits(name), -self._spare.room[name], self._own[name], name
+
+
+def _pass_over(ranks: list[Rank], off: Container[str]) -> list[Rank]:
+    """Take from a heap of ranks those that come before the first whose host is not in `off`."""
+    passed_over = []
+    while ranks and ranks[0][-1] in off:
+        passed_over.append(heapq.heappop(ranks))
+    return passed_over

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import timedelta
+from itertools import islice
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from bridge.box.model import (
     Offer,
     ServiceRecord,
 )
-from bridge.box.placement import place, unfit
+from bridge.box.placement import Board, Spare, able_hosts, avoided, place, unfit
 from bridge.box.planner import (
     Claim,
     Drain,
@@ -286,6 +287,34 @@ def test_all_hosts_place_alike_and_only_where_the_slot_may_go(
             if isinstance(action, Claim)
         ]
         assert claims == [number for number in record.slots if placed.get(number) == name]
+
+
+@given(fleets() | demanding(), st.sampled_from(SERVICES), st.tuples(*[st.integers(0, 6)] * 3))
+def test_slots_placed_together_go_where_each_would_go_alone(
+    state: FleetState, service: str, batches: tuple[int, ...]
+) -> None:
+    record = state.services.get(service, ServiceRecord())
+    off = avoided(record, AT)
+    at_once = Board(service, state, record, Spare(state))
+    numbers, placed = iter(range(sum(batches))), dict[int, str]()
+    for size in batches:
+        placed |= at_once.place(list(islice(numbers, size)), off)
+
+    spare, own = Spare(state), Counter(state.tally(service).hosts)
+    board = Board(service, state, record, spare)
+    alone = {}
+    for number in range(sum(batches)):
+        ranks = [
+            (not board.fits(name), -spare.room[name], own[name], name)
+            for name in able_hosts(service, state, record)[0]
+            if board.left(name) > 0 and name not in off.get(number, ())
+        ]
+        if ranks:
+            alone[number] = best = min(ranks)[-1]
+            own[best] += 1
+            board.take(best)
+    assert placed == alone
+    assert [at_once.left(name) for name in spare.room] == [board.left(name) for name in spare.room]
 
 
 @given(demanding(), st.sampled_from(SERVICES))
