@@ -35,6 +35,7 @@ from bridge.gateway.route import Route
 from bridge.gateway.route_book import RouteBook
 from bridge.protocol import InstanceState, now
 from bridge.settings import NatsConfig
+from tests.bench import forecasts
 from tests.bench.curves import svg
 from tests.telling import note, outgoing, store_all
 
@@ -155,6 +156,11 @@ async def of_a_gateway(site: Site, size: int, curves: Curves) -> None:
     curves.add(size, cost * US, "time passes", "µs", 0)
 
 
+async def of_forecasts(size: int, curves: Curves) -> None:
+    """What one service of `size` costs the loop of a Box that is asked about it."""
+    forecasts.measure(size, curves.add)
+
+
 async def of_a_hub(connection: Connection, size: int, curves: Curves) -> None:
     """What consumers of one hub cost: an event for all of them, and to have them."""
 
@@ -206,6 +212,7 @@ async def grow(directory: Path, fleet_sizes: Sequence[int], hub_sizes: Sequence[
             [
                 lambda size: of_a_gateway(site, size, instances),
                 lambda size: of_a_box(site, size, instances),
+                lambda size: of_forecasts(size, instances),
             ],
         )
         await topology.ensure(connection)

@@ -1,0 +1,79 @@
+"""What Boxes work out in one go, in a loop that has a lease to renew: about one service of any size,
+half of which nobody has claimed yet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from bridge.box.authority import Asked
+from bridge.box.balance import balance
+from bridge.box.evacuation import lacking
+from bridge.box.explain import plan as explain
+from bridge.box.model import Demand, FleetState, HostRecord, Offer, ServiceRecord, SlotRecord
+from bridge.box.planner import Me, plan
+from bridge.protocol import InstanceInfo, InstanceState, ScaleRequest, now
+
+_A_HOST: Final = 100  # instances of the service, on average
+_ROOM: Final = 200
+_DEMAND: Final = Demand(vcpus=1, memory_mib=64)
+
+
+def fleet_of(size: int) -> FleetState:
+    """A service of so many slots on a hundredth as many hosts; every other one is claimed, by the
+    first half of the hosts.
+    """
+    offer, at = Offer(demand=_DEMAND), now()
+    hosts = {
+        f"host-{number:04}": HostRecord(
+            host_id="id", runtime="process", cpus=64, max_instances=_ROOM, services={"web": offer}
+        )
+        for number in range(max(2, size // _A_HOST))
+    }
+    record = ServiceRecord(version=1, target=size, slots=list(range(size)))
+    names = list(hosts)[: len(hosts) // 2]
+    claims = {}
+    for slot in range(0, size, 2):
+        info = InstanceInfo(
+            id=f"web-{slot}",
+            state=InstanceState.READY,
+            service="web",
+            created_at=at,
+            ready_at=at,
+        )
+        claims[slot] = SlotRecord(
+            host=names[slot // 2 % len(names)],
+            host_id="id",
+            config=record.config_id,
+            seq=1,
+            info=info,
+            demand=_DEMAND,
+        )
+    used = Counter(claim.host for claim in claims.values())
+    return FleetState(
+        hosts=hosts,
+        services={"web": record},
+        slots={"web": claims},
+        used=used,
+        reserved={name: Demand().plus(_DEMAND, count) for name, count in used.items()},
+    )
+
+
+def measure(size: int, add: Callable[[int, float, str, str, int], None]) -> None:
+    """Add what each costs."""
+    fleet, at = fleet_of(size), now()
+    host = next(iter(fleet.hosts))
+    asked = Asked(request=ScaleRequest(service="web", replicas=size + 1), host=host, at=at)
+    me = Me(host=host, host_id="id")
+    for name, work in (
+        ("a Box plans one service", lambda: plan("web", fleet, me, {}, now=0.0, at=at)),
+        ("box.plan", lambda: explain(asked, fleet)),
+        ("may a host be drained?", lambda: lacking(host, fleet, at=at)),
+        ("rebalance: which move?", lambda: balance(fleet)),
+    ):
+        start = time.process_time()
+        work()
+        add(size, (time.process_time() - start) * 1e3, name, "ms", 1)
