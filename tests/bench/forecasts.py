@@ -1,4 +1,4 @@
-"""What Boxes work out in one go, in a loop that has a lease to renew: about one service of any size,
+"""What a Box works out in one go, in a loop with a lease to renew: about a service of any size,
 half of which nobody has claimed yet.
 """
 

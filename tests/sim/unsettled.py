@@ -40,13 +40,14 @@ class Unsettled:
             if host.in_trouble and not host.gone:
                 yield f"{host.name} may not plan"
         for service, record in services.items():
+            wanted = set(record.slots)
             for slot, claim in claims.pop(service, {}).items():
                 where = running.get(claim.info.id)
-                if where == claim.host and slot in record.slots:
+                if where == claim.host and slot in wanted:
                     if claim.info.state in SERVING:
                         del running[claim.info.id]
                         continue
-                elif slot in record.slots and self._is_stuck(service, record, slot, claim):
+                elif slot in wanted and self._is_stuck(service, record, slot, claim):
                     continue
                 yield f"{service}.{slot} of {claim.host} is {claim.info.state}, runs at {where}"
             yield from self._unplaced(service, record, now)
