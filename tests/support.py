@@ -231,3 +231,19 @@ class Recorder:
             assert seq == before + 1, f"{event.instance_id}: Box-Seq {seq} after {before}"
             assert event.from_state.value == state, f"{event} after {state}"
             last[event.instance_id] = (seq, event.to_state.value)
+
+
+def calls(work: Callable[[], object]) -> int:
+    """How many functions are called while `work` is done."""
+    count = 0
+
+    def see(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(see)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count

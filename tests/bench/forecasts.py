@@ -62,18 +62,23 @@ def fleet_of(size: int) -> FleetState:
     )
 
 
-def measure(size: int, add: Callable[[int, float, str, str, int], None]) -> None:
-    """Add what each costs."""
+def works(size: int) -> dict[str, Callable[[], object]]:
+    """What a Box may have to work out about a service of `size` slots."""
     fleet, at = fleet_of(size), now()
     host = next(iter(fleet.hosts))
     asked = Asked(request=ScaleRequest(service="web", replicas=size + 1), host=host, at=at)
     me = Me(host=host, host_id="id")
-    for name, work in (
-        ("a Box plans one service", lambda: plan("web", fleet, me, {}, now=0.0, at=at)),
-        ("box.plan", lambda: explain(asked, fleet)),
-        ("may a host be drained?", lambda: lacking(host, fleet, at=at)),
-        ("rebalance: which move?", lambda: balance(fleet)),
-    ):
+    return {
+        "a Box plans one service": lambda: plan("web", fleet, me, {}, now=0.0, at=at),
+        "box.plan": lambda: explain(asked, fleet),
+        "may a host be drained?": lambda: lacking(host, fleet, at=at),
+        "rebalance: which move?": lambda: balance(fleet),
+    }
+
+
+def measure(size: int, add: Callable[[int, float, str, str, int], None]) -> None:
+    """Add what each costs."""
+    for name, work in works(size).items():
         start = time.process_time()
         work()
         add(size, (time.process_time() - start) * 1e3, name, "ms", 1)

@@ -37,7 +37,7 @@ from bridge.settings import NatsConfig
 from bridge.subjects import BOX_HOST, MSG_TTL
 from bridge.tasks import task_scope
 from tests.integration.test_responder import DESCRIPTION
-from tests.support import connect
+from tests.support import calls, connect
 from tests.telling import note, store_all
 from tests.unit.test_journal import entry
 
@@ -74,22 +74,6 @@ def counted() -> Iterator[Counts]:
     finally:
         loop.set_task_factory(factory)
         del loop.call_soon
-
-
-def calls(work: Callable[[], object]) -> int:
-    """How many functions are called while `work` is done."""
-    count = 0
-
-    def see(frame: Any, event: str, argument: Any) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(see)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 def blocks(work: Callable[[], object]) -> int:
