@@ -11,6 +11,7 @@ from typing import Final
 
 from bridge.box.authority import Asked
 from bridge.box.balance import balance
+from bridge.box.census import Census
 from bridge.box.evacuation import lacking
 from bridge.box.explain import plan as explain
 from bridge.box.model import Demand, FleetState, HostRecord, Offer, ServiceRecord, SlotRecord
@@ -53,12 +54,19 @@ def fleet_of(size: int) -> FleetState:
             demand=_DEMAND,
         )
     used = Counter(claim.host for claim in claims.values())
+    services, slots, dead = {"web": record}, {"web": claims}, frozenset[str]()
+    census = Census(services, slots, hosts, dead)
+    census.service_changed("web")
+    for slot, claim in claims.items():
+        census.slot_changed("web", slot, None, claim)
     return FleetState(
         hosts=hosts,
-        services={"web": record},
-        slots={"web": claims},
+        services=services,
+        slots=slots,
+        dead=dead,
         used=used,
         reserved={name: Demand().plus(_DEMAND, count) for name, count in used.items()},
+        census=census,
     )
 
 
