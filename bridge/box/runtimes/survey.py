@@ -65,6 +65,7 @@ class Survey:
         self._list_due = 0.0
         self._wake = asyncio.Event()
         self._strays: set[str] = set()  # that were removed, and not yet told
+        self._removing = asyncio.Lock()  # so that who asks is told of what is just being removed
         self._all_known = False
         self._samples: dict[str, tuple[float, answers.Sample]] = {}
         self.usage: dict[str, Usage] = {}
@@ -96,7 +97,7 @@ class Survey:
         if not self._all_known:
             self._all_known = True
             with contextlib.suppress(EngineSilent):  # they are found again
-                await self._remove_unknown()
+                await self._compare()
         strays, self._strays = self._strays, set()
         return sorted(strays)
 
@@ -166,15 +167,19 @@ class Survey:
         if loop.time() >= self._list_due:
             blind = any(item.off and not item.pid for item in self._containers.values())
             self._list_due = loop.time() + (_WHILE_BLIND if blind else _EVERY)
-            await self._remove_unknown()
+            await self._compare()
             self._note("")
         if loop.time() >= self._sample_due:
             self._sample_due = loop.time() + self._sample_every
             if any(container.off for container in self._containers.values()):
                 await self._sample()
 
-    async def _remove_unknown(self) -> None:
+    async def _compare(self) -> None:
         """Compare the engine's list with what should be there, and remove what should not."""
+        async with self._removing:
+            await self._remove_unknown()
+
+    async def _remove_unknown(self) -> None:
         before = set(self._containers)
         listed = await self.listed()
         for container in self._containers.values():
