@@ -62,11 +62,15 @@ class Curve(Struct, kw_only=True):
 
     @property
     def exponent(self) -> float:
-        """The power of the size with which it does grow: a straight line through the logarithms."""
-        logs = [(math.log(size), math.log(max(cost, 1e-9))) for size, cost in self.points]
+        """The power of the size with which it does grow: a straight line through the logarithms.
+        What was too little to be measured says nothing.
+        """
+        logs = [(math.log(size), math.log(cost)) for size, cost in self.points if cost > 0]
+        if len(logs) < 2:
+            return 0.0
         middle = statistics.mean(x for x, _ in logs), statistics.mean(y for _, y in logs)
         spread = sum((x - middle[0]) ** 2 for x, _ in logs)
-        return sum((x - middle[0]) * (y - middle[1]) for x, y in logs) / spread if spread else 0.0
+        return sum((x - middle[0]) * (y - middle[1]) for x, y in logs) / spread
 
     @property
     def sound(self) -> bool:

@@ -29,6 +29,8 @@ def curve(cost: Callable[[int], float], power: int, name: str = "it") -> Curve:
         (lambda size: 3.0 + size / 10, 1, True),
         (lambda size: size**1.5, 1, False),
         (lambda size: 0.0, 0, True),
+        (lambda size: 0.0 if size == 100 else size / 10, 1, True),  # too little to be measured
+        (lambda size: 0.0 if size == 100 else size**2, 1, False),
     ],
 )
 def test_what_grows_too_fast_is_told(cost: Callable[[int], float], power: int, sound: bool) -> None:
