@@ -156,7 +156,9 @@ class _Gate:
 
     async def pass_through(self) -> None:
         """Return when a chunk may go on."""
-        if self.delay or not self._open.is_set():
+        if self.delay:
             self.held += 1
-        await asyncio.sleep(self.delay)  # this is the fault itself
+            await asyncio.sleep(self.delay)  # this is the fault itself
+        elif not self._open.is_set():
+            self.held += 1
         await self._open.wait()
