@@ -241,7 +241,7 @@ def standing(service: str, fleet: FleetState, wanted: ServiceRecord) -> Standing
         able=able,
         why_not=why_not,
         total=sum(capacity(name, host, fleet) for name, host in able.items()),
-        fixes_port=_fixes_port(able, wanted.config, service),
+        places=_places(service, fleet, able) if _fixes_port(able, wanted.config, service) else None,
     )
     if fleet.standings is not None:
         fleet.standings.keep(service, found)
@@ -251,13 +251,13 @@ def standing(service: str, fleet: FleetState, wanted: ServiceRecord) -> Standing
 def _capacity(service: str, fleet: FleetState, hosts: Standing) -> tuple[int, int]:
     """How many instances the hosts could hold in all, and how many other services may take.
 
-    A fixed host port leaves room for one instance a host. What is promised to a service whose
+    A fixed host port leaves as much room as there are places. What is promised to a service whose
     record cannot be read is at least what it holds.
     """
     promised = _promised(service, fleet, hosts)
     unreadable = promised.rivals & fleet.unreadable_services
     used = promised.count + sum(len(fleet.slots_of(name)) for name in unreadable)
-    total = min(hosts.total, len(hosts.able) + used) if hosts.fixes_port else hosts.total
+    total = hosts.total if hosts.places is None else min(hosts.total, hosts.places + used)
     return total, used
 
 
@@ -278,6 +278,12 @@ def _fixes_port(hosts: Mapping[str, HostRecord], config: ScaleConfig, service: s
     return all(host_port(config, host, service) for host in hosts.values())
 
 
+def _places(service: str, fleet: FleetState, able: Iterable[str]) -> int:
+    """How many instances the hosts can have with one each; a cordoned one has what it has."""
+    there = fleet.tally(service).hosts
+    return sum(name not in fleet.orders or name in there for name in able)
+
+
 def _one_a_host(hosts: int, target: int) -> str:
     return (
         f"config: port_map fixes a host port, which one instance of each host can have: {hosts} "
@@ -295,9 +301,10 @@ def _grant(
     request, able = asked.request, hosts.able
     total, used = _capacity(request.service, fleet, hosts)
     target = min(request.replicas, max(total - used, 0, record.target))
-    fixed_before = hosts.fixes_port and _fixes_port(able, record.config, request.service)
-    if target > len(able) and hosts.fixes_port and not fixed_before:
-        return refuse(request, fleet, _one_a_host(len(able), target))
+    places = hosts.places
+    fixed_before = places is not None and _fixes_port(able, record.config, request.service)
+    if places is not None and target > places and not fixed_before:
+        return refuse(request, fleet, _one_a_host(places, target))
     accepted = target == request.replicas
     error = None
     if not accepted:

@@ -20,6 +20,7 @@ from bridge.box.model import (
     Demand,
     FleetState,
     HostRecord,
+    Offer,
     ServiceRecord,
     SlotRecord,
 )
@@ -64,7 +65,12 @@ def _mislabelled(service: str, host: HostRecord, config: ScaleConfig) -> str:
     offer = host.services.get(service)
     if offer is None and not config.image:
         return "it does not list the service, and no image is named for it"
-    for label, value in offer.needs.items() if offer else ():
+    return _missing(offer, host) if offer else ""
+
+
+def _missing(offer: Offer, host: HostRecord) -> str:
+    """What label the host of `offer` lacks for it; empty if none."""
+    for label, value in offer.needs.items():
         if (found := host.labels.get(label)) != value:
             return f"it needs a host with {label} = {value!r}, not {found!r}"
     return ""
@@ -81,10 +87,15 @@ def _refused(service: str, host: HostRecord, config: ScaleConfig) -> str:
 
 
 def rivals(fleet: FleetState, able: Mapping[str, HostRecord]) -> set[str]:
-    """The services that could use the hosts `able`: those that they list, and those made by
-    requests whose image one of them admits; what cannot be read may be one of these.
+    """The services that could use the hosts `able`: those that they list and have the labels for,
+    and those made by requests whose image one of them admits; what cannot be read may be one of
+    these. What their configs ask for is no matter: a request may change that, and keeps the target.
     """
-    found = {name for host in able.values() for name in host.services}
+    found = set[str]()
+    for host in able.values():
+        for name, offer in host.services.items():
+            if name not in found and not _missing(offer, host):
+                found.add(name)
     if patterns := {host.images for host in able.values() if host.images}:
         found |= fleet.unreadable_services
         found |= {

@@ -23,8 +23,9 @@ LIMIT: Final = 1000  # services whose standing is kept
 
 class Standing(Struct, frozen=True, kw_only=True):
     """The hosts for one service with one config. `able` can run it, `why_not` says why the others
-    that offer it cannot; `total` is how many instances `able` count for. `fixes_port` says that
-    each of them has room for one instance alone, `on_request` whether a request makes the service.
+    that offer it cannot; `total` is how many instances `able` count for, `places` how many they can
+    have where a fixed port leaves room for one alone on each, else None. `on_request`: a request
+    makes the service.
     """
 
     config: ScaleConfig
@@ -32,7 +33,7 @@ class Standing(Struct, frozen=True, kw_only=True):
     able: Mapping[str, HostRecord]
     why_not: Mapping[str, str]
     total: int
-    fixes_port: bool
+    places: int | None
 
 
 class Promised(Struct, frozen=True, kw_only=True):

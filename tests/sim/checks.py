@@ -90,7 +90,12 @@ class Checks:
         able, _ = able_hosts(service, fleet, record)
         seen = Seen(
             sum(capacity(name, host, fleet) for name, host in able.items()),
-            frozenset[str]().union(*(host.services for host in able.values())),
+            frozenset(
+                name
+                for host in able.values()
+                for name, offer in host.services.items()
+                if offer.needs.items() <= host.labels.items()
+            ),
             dict(fleet.slots_of(service)),
             frozenset(fleet.orders),
         )

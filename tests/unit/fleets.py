@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import strategies as st
@@ -22,16 +23,27 @@ def host(
     fixed_port: int = 0,
     runtime: str = "process",
     images: tuple[str, ...] = (),
+    zone: str = "",
+    needs: Mapping[str, str] | None = None,
 ) -> HostRecord:
+    """A host in a `zone` that offers `services`; `needs` says which of them need which zone."""
     return HostRecord(
         host_id="id",
         runtime=runtime,
         images=images,
         cpus=cpus,
         max_instances=room,
-        services={name: Offer(fixed_port=fixed_port) for name in services or SERVICES},
+        services={
+            name: Offer(fixed_port=fixed_port, needs=_zone((needs or {}).get(name, "")))
+            for name in services or SERVICES
+        },
+        labels=_zone(zone),
         closing=closing,
     )
+
+
+def _zone(name: str) -> dict[str, str]:
+    return {"zone": name} if name else {}
 
 
 def slot(
@@ -114,11 +126,14 @@ def asked(
 def fleets(draw: st.DrawFn, max_hosts: int = 4) -> FleetState:
     """A fleet in any state that Boxes can have left it in."""
     names = [f"box-{letter}" for letter in "abcd"[: draw(st.integers(1, max_hosts))]]
+    needs = {service: draw(st.sampled_from(["", "", "a"])) for service in SERVICES}
     hosts = {
         name: host(
             *draw(st.lists(st.sampled_from(SERVICES), min_size=1, unique=True)),
             room=draw(st.integers(1, 6)),
             closing=draw(st.sampled_from([False, False, False, True])),
+            zone=draw(st.sampled_from(["a", "a", "b"])),
+            needs=needs,
         )
         for name in names
     }

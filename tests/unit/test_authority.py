@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bridge.box.authority import Verdict, decide, idlest
-from bridge.box.model import FleetState, Rollout, ServiceRecord
+from bridge.box.model import FleetState, HostOrder, Rollout, ServiceRecord
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.unit.fleets import AT, SERVICES, asked, fleet, fleets, host, slot
 
@@ -77,6 +77,20 @@ def test_services_that_could_not_use_the_hosts_do_not_count() -> None:
     assert decide(asked(replicas=5), state).response.accepted
 
 
+def test_services_whose_labels_keep_them_off_the_hosts_do_not_count() -> None:
+    needs = {"web": "a", "api": "b"}
+    state = fleet(
+        hosts={f"box-{zone}": host(room=4, zone=zone, needs=needs) for zone in "ab"},
+        services={
+            "web": ServiceRecord(target=4, slots=[0, 1, 2, 3]),
+            "jobs": ServiceRecord(target=1, slots=[0]),
+        },
+    )
+    capped = decide(asked("api", 4), state).response
+    assert capped.target_replicas == 3
+    assert capped.error == "Capped to 3 instances (max 4 total, 1 used by other services)"
+
+
 def test_a_lost_host_never_lowers_a_granted_target() -> None:
     state = fleet(
         hosts={"box-a": host(room=2)},
@@ -121,6 +135,14 @@ def test_a_fixed_host_port_makes_room_for_one_instance_a_host(config: ScaleConfi
     assert verdict.response.target_replicas == 2
     free = decide(asked(replicas=5, config=ScaleConfig(port_map=["0:80"])), state)
     assert free.response.target_replicas == 5
+
+
+def test_with_a_fixed_port_a_cordoned_host_is_a_place_for_what_it_has() -> None:
+    hosts = {"box-a": host(fixed_port=8080), "box-b": host(fixed_port=8080)}
+    cordoned = replace(fleet(hosts=hosts), orders={"box-b": HostOrder()})
+    assert decide(asked(replicas=2), cordoned).response.target_replicas == 1
+    there = replace(cordoned, slots={"web": {0: slot("web", 0, on="box-b")}}, used={"box-b": 1})
+    assert decide(asked(replicas=2), there).response.accepted
 
 
 # ── refusals change nothing ──────────────────────────────────────────────────────────────
@@ -348,15 +370,28 @@ requests = st.builds(
 )
 
 
+def usable(state: FleetState, service: str) -> set[str]:
+    """The live hosts that can run `service`."""
+    return {
+        name
+        for name, host in state.hosts.items()
+        if (offer := host.services.get(service)) is not None
+        and not host.closing
+        and offer.needs.items() <= host.labels.items()
+    }
+
+
 def room_for(state: FleetState, service: str) -> int:
     """What the live hosts that can run `service` can hold."""
-    return sum(host.max_instances for host in state.offering(service).values())
+    return sum(state.hosts[name].max_instances for name in usable(state, service))
 
 
 def promised(state: FleetState, service: str) -> int:
     """The targets of `service` and of all that compete with it for hosts."""
-    rivals = {name for host in state.offering(service).values() for name in host.services}
-    return sum(record.target for name, record in state.services.items() if name in rivals)
+    hosts = usable(state, service)
+    return sum(
+        record.target for name, record in state.services.items() if usable(state, name) & hosts
+    )
 
 
 @given(fleets(), st.lists(requests, max_size=6))

@@ -138,7 +138,7 @@ async def test_requests_do_not_look_at_each_host(fleet: Fleet) -> None:
 def test_what_is_kept_is_bounded() -> None:
     standings = Standings()
     standing = Standing(
-        config=ScaleConfig(), on_request=False, able={}, why_not={}, total=0, fixes_port=False
+        config=ScaleConfig(), on_request=False, able={}, why_not={}, total=0, places=None
     )
     for number in range(3 * LIMIT):
         standings.keep(f"service-{number}", standing)
