@@ -4,9 +4,9 @@ being drained, or that are to be moved. Pure.
 A rollout is a walk of the service's slot set, one step a compare-and-set: add slots beyond the
 target, `max_surge` at most (they get the new config), and for each that is Ready take an outdated
 slot out. With no room for an extra one, or with a fixed host port, the old one goes first, if it
-is on a host that can take the new one; likewise when the room went to somebody else. Each step
-is decided from the records alone, so that any Box can take it and a crash in between leaves a
-state from which the next step follows.
+is on a host that takes the new one; likewise when the room went to somebody else. One that is only
+to be moved never goes first: it stays where it is. Each step is decided from the records alone, so
+that any Box can take it and a crash in between leaves a state from which the next step follows.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def next_step(service: str, fleet: FleetState, *, at: datetime, host: str) -> Se
         return None  # the replacements made last are not Ready yet
     else:
         gone = idlest(fleet, service, _making_room(service, fleet, old), 1)
-        if not gone:
-            return None  # nobody's end would make room
+        if not gone:  # nobody's end would make room
+            return _unmoved(service, fleet, at, host)
         if len(members) == record.target:
             members |= set(fleet.free_slots(service, 1, beside=members))
         members -= set(gone)
@@ -167,16 +167,32 @@ def _room(
 
 def _making_room(service: str, fleet: FleetState, old: list[int]) -> list[int]:
     """Those of the `old` whose end lets another be made: not on a host that takes none, unless it
-    was ordered to be emptied all the same.
+    was ordered to be emptied all the same; and not one that is merely to be moved.
     """
-    able, _ = able_hosts(service, fleet, fleet.services[service])
-    slots, orders = fleet.slots_of(service), fleet.orders
+    record, slots, orders = fleet.services[service], fleet.slots_of(service), fleet.orders
+    able, _ = able_hosts(service, fleet, record)
 
-    def makes_room(host: str) -> bool:
-        order = orders.get(host)
-        return order.forced if order is not None and order.draining else host in able
+    def makes_room(slot: int, claim: SlotRecord) -> bool:
+        if (order := orders.get(claim.host)) is not None:
+            return order.draining and order.forced
+        moves = slot in record.moves and claim.config == record.config_id
+        return not moves and claim.host in able
 
-    return [slot for slot in old if makes_room(slots[slot].host)]
+    return [slot for slot in old if makes_room(slot, slots[slot])]
+
+
+def _unmoved(service: str, fleet: FleetState, at: datetime, host: str) -> ServiceRecord | None:
+    """The record without its moves, for which there is no room any more; None while there may be
+    some again: instances drain, or those of a service before this one by name move as well.
+    """
+    record = fleet.services[service]
+    if not record.moves or any(
+        fleet.tally(name).outside or (other.moves and name < service)
+        for name, other in fleet.services.items()
+    ):
+        return None
+    note = f"rebalance: no room any more to move slots {', '.join(map(str, record.moves))}"
+    return _stepped(replace(record, moves=[]), record.slots, record.rollout, at, host, note)
 
 
 def _must_move(record: ServiceRecord, fleet: FleetState, slot: int, claim: SlotRecord) -> bool:

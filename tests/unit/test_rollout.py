@@ -252,6 +252,59 @@ def test_a_rollout_replaces_each_instance_once_and_keeps_all_but_one_serving(
     assert final.rollout is None
 
 
+# ── moving ───────────────────────────────────────────────────────────────────────────────
+
+
+def moving(*, there: int, web: ServiceRecord, others: int = 0) -> FleetState:
+    """Two instances on box-a, slot 0 of which is to move; box-b has room for two, and `there` of
+    another service; `others` of a third drain somewhere.
+    """
+    return fleet(
+        hosts={"box-a": host(room=2), "box-b": host(room=2)},
+        services={
+            "api": ServiceRecord(target=there, slots=list(range(there))),
+            "jobs": ServiceRecord(),
+            "web": web,
+        },
+        slots={
+            "web": {0: slot("web", 0), 1: slot("web", 1)},
+            "api": {n: slot("api", n, on="box-b") for n in range(there)},
+            "jobs": {n: slot("jobs", n, S.DRAINING, on="box-c") for n in range(others)},
+        },
+    )
+
+
+def test_an_instance_that_is_to_move_stays_where_it_is_when_the_room_went_elsewhere() -> None:
+    web = ServiceRecord(target=2, slots=[0, 1], moves=[0])
+    first = step(moving(there=1, web=web))
+    assert first is not None
+    assert first.slots == [0, 1, 2]
+    before, begun = (step(moving(there=2, web=record)) for record in (web, first))
+    assert before is not None
+    assert (before.slots, before.moves, before.rollout) == ([0, 1], [], None)
+    assert before.decision is not None
+    assert before.decision.error == "rebalance: no room any more to move slots 0"
+    assert begun is not None
+    assert (begun.slots, begun.moves) == ([0, 1, 2], [])
+    done = step(moving(there=2, web=begun))
+    assert done is not None
+    assert (done.slots, done.rollout) == ([0, 1], None)
+
+
+def test_a_move_waits_for_room_that_is_about_to_come() -> None:
+    web = ServiceRecord(target=2, slots=[0, 1], moves=[0])
+    assert step(moving(there=2, web=web, others=1)) is None
+    state = moving(there=2, web=web)
+    api = replace(state.services["api"], moves=[0])
+    assert step(replace(state, services={**state.services, "api": api})) is None
+
+
+def test_the_end_of_an_instance_on_a_cordoned_host_makes_no_room() -> None:
+    state = rolling({0: old(0)}, target=1, room=1)
+    assert step(state) is not None
+    assert step(replace(state, orders={"box-a": HostOrder()})) is None
+
+
 # ── leaving a host ───────────────────────────────────────────────────────────────────────
 
 
