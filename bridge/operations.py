@@ -53,9 +53,10 @@ class Host(Struct, frozen=True, kw_only=True):
     """One host. A dead one still holds slots; of it no more is known than these.
 
     `used` counts the slots that it holds, of `max_instances`; `services` says of which services.
-    `offers` are those that it can run, `images` the patterns of images that requests may name.
-    While it is being drained `stuck` says, by service, why no further instance is replaced, and
-    `short` how many have no room elsewhere.
+    `offers` are those that it can run, `images` the patterns of images that requests may name. One
+    that lives and is not `ready` keeps what it has and gets nothing; `notices` say why. While it is
+    being drained `stuck` says, by service, why no further instance is replaced, and `short` how
+    many have no room elsewhere.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Host(Struct, frozen=True, kw_only=True):
     short: dict[str, U32] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     closing: bool = False
+    ready: bool = True
     labels: dict[str, str] = field(default_factory=dict)
     version: str = ""
     runtime: str = ""

@@ -37,8 +37,8 @@ class Balance(Struct, frozen=True, kw_only=True):
 def balance(fleet: FleetState, *, only: str = "") -> Balance:
     """The fewest moves that even out the room of the hosts; with `only` those of that service.
 
-    Services whose instances are being replaced are left alone. Hosts under an order, or about to
-    leave, give nothing and get nothing.
+    Services whose instances are being replaced are left alone. Hosts under an order, not ready or
+    about to leave give nothing and get nothing.
     """
     waiting, movable = {}, []
     for service, record in sorted(fleet.services.items()):
@@ -167,6 +167,7 @@ class _Scales:
         return not (
             host is None
             or host.closing
+            or not host.ready
             or claim.host in fleet.orders
             or claim.info.state in ENDED
             or fleet.is_orphan(claim)

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Final
 
 import stamina
+from msgspec.structs import replace
 
 from bridge.box.adoption import rebuilt
 from bridge.box.endpoints import Endpoints
@@ -23,6 +24,7 @@ from bridge.box.instance import Surroundings
 from bridge.box.journal import Journal
 from bridge.box.journal_store import CUT_OFF, JOURNAL
 from bridge.box.ledger import Ledger
+from bridge.box.model import HostRecord
 from bridge.box.notices import Notices
 from bridge.box.offers import host_record, offers
 from bridge.box.operations import Operations
@@ -228,7 +230,7 @@ class _Parts:
             host,
             host_record(config, box.offers, host_id, runtime.lacks),
             timing,
-            lambda: self._notices.all(),  # noqa: PLW0108 (made below)
+            self._as_it_is,
             fence := Fence(config.data_dir / "fence"),
         )
         self._registry = Registry(connection, host, timing, restore)
@@ -241,6 +243,7 @@ class _Parts:
             journal,
             self._restorer,
             runtime,
+            timing.lease,
             box.clock,
         )
         self._outbox = Outbox(
@@ -256,7 +259,9 @@ class _Parts:
             host,
             connection.metrics,
         )
-        self._notices = Notices(journal, self._outbox, connection.metrics, box.clock, runtime)
+        self._notices = Notices(
+            journal, self._outbox, connection.metrics, box.clock, self._readiness.trouble
+        )
         self._reports = Reports(
             connection.metrics,
             self._fleet.state.lives,
@@ -381,6 +386,11 @@ class _Parts:
             )
         if drain:
             await self._lease.release()
+
+    def _as_it_is(self, record: HostRecord) -> HostRecord:
+        """This host's record as everybody should know it now."""
+        ready = not self._readiness.trouble()
+        return replace(record, ready=ready, notices=self._notices.all())
 
     def _touch(self, services: Iterable[str] | None) -> None:
         self._supervisor.touch(services)

@@ -63,6 +63,7 @@ def _known(host: Host, record: HostRecord) -> Host:
         host,
         notices=[notice[:_NOTE] for notice in record.notices[:_NOTICES]],
         closing=record.closing,
+        ready=record.ready,
         labels=dict(sorted(record.labels.items())),
         version=record.version,
         runtime=record.runtime,
@@ -209,6 +210,8 @@ def _why_not(service: str, fleet: FleetState, record: ServiceRecord, name: str) 
         return "it does not offer the service"
     if host.closing:
         return "it is about to leave"
+    if not host.ready:
+        return "its Box is not ready: `box-bridge hosts` says why"
     if why := unfit(service, host, record.config):
         return f"unfit: {why}"
     if (order := fleet.orders.get(name)) is not None:

@@ -75,7 +75,7 @@ def _host_id(file: Path) -> str:
 class Lease:
     """The host's own lease: `run` renews it, `held` says whether it is surely not over.
 
-    What `notices` says at each renewal goes with it, and `fence` is extended.
+    Each renewal tells what `current` makes of the record, and extends the `fence`.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class Lease:
         name: str,
         record: HostRecord,
         timing: Timing,
-        notices: Callable[[], list[str]],
+        current: Callable[[HostRecord], HostRecord],
         fence: Fence,
     ) -> None:
         self._hosts = hosts
         self._name = name
         self._record = record
         self._timing = timing
-        self._notices = notices
+        self._current = current
         self._fence = fence
         self._renewed = float("-inf")
 
@@ -155,8 +155,7 @@ class Lease:
         started = time.monotonic()
         # The answer is lost with the server that would have given it. Asked again, it does no harm.
         patience = max(self._timing.heartbeat, _LEAST_PATIENCE)
-        record = replace(self._record, notices=self._notices())
-        await self._hosts.put(self._name, record, timeout=patience)
+        await self._hosts.put(self._name, self._current(self._record), timeout=patience)
         self._renewed = started
         self._fence.extend(self._timing.lease - (time.monotonic() - started))
 

@@ -164,7 +164,8 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     `memory_mib` is the memory of the host, 0 where that is not known. `images` are the patterns of
     images that requests may name (see bridge.images). `lacks` says what its runtime cannot honour
     there, and why, by the field of a request's config. `notices` are sentences for people about
-    what on the host needs attention.
+    what on the host needs attention. One that is not `ready` keeps what it has, and can make
+    nothing new: no slot is placed on it.
     """
 
     host_id: str
@@ -178,6 +179,7 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     lacks: dict[str, str] = field(default_factory=dict)
     version: str = ""
     closing: bool = False
+    ready: bool = True
     notices: list[str] = field(default_factory=list)
 
 

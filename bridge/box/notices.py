@@ -13,7 +13,6 @@ from typing import Final
 from bridge.box.journal import Journal
 from bridge.box.journal_store import CUT_OFF, SET_ASIDE, Snapshot
 from bridge.box.outbox import Outbox
-from bridge.box.runtimes.base import Runtime
 from bridge.observe import Metrics
 from bridge.protocol import format_time
 
@@ -21,7 +20,9 @@ _PATIENCE: Final = 5.0  # seconds that an event may wait before anybody is told 
 
 
 class Notices:
-    """What a living Box has to say of itself; keeps the age of its backlog in the metrics."""
+    """What a living Box has to say of itself: `trouble` is why nothing can be made here. Keeps the
+    age of its backlog in the metrics.
+    """
 
     def __init__(
         self,
@@ -29,11 +30,11 @@ class Notices:
         outbox: Outbox,
         metrics: Metrics,
         clock: Callable[[], datetime],
-        runtime: Runtime,
+        trouble: Callable[[], str],
     ) -> None:
         self._journal = journal
         self._outbox = outbox
-        self._runtime = runtime
+        self._trouble = trouble
         self._clock = clock
         metrics.backlog_age.set_function(self._age)
 
@@ -42,9 +43,7 @@ class Notices:
         said = _of_facts({SET_ASIDE: self._journal.set_aside})
         if self._age() > _PATIENCE:
             said.append(_of_backlog(self._journal.backlog, self._outbox.oldest))
-        return said + [
-            problem for problem in (self._journal.problem, self._runtime.problem) if problem
-        ]
+        return [*said, trouble] if (trouble := self._trouble()) else said
 
     def _age(self) -> float:
         """Seconds since the oldest event happened that is not stored yet; 0 if all are."""

@@ -120,8 +120,15 @@ def demand(config: ScaleConfig, host: HostRecord, service: str) -> Demand:
 
 
 def room(name: str, host: HostRecord, fleet: FleetState) -> int:
-    """How many more instances the host may take; a cordoned one takes none."""
-    return 0 if name in fleet.orders else host.max_instances - fleet.used.get(name, 0)
+    """How many more instances the host may take: none while it is cordoned, or not ready."""
+    if name in fleet.orders or not host.ready:
+        return 0
+    return host.max_instances - fleet.used.get(name, 0)
+
+
+def first_at_work(hosts: Mapping[str, HostRecord]) -> str:
+    """Who of `hosts` does what one of them has to: the first that is ready; "" if none is."""
+    return min((name for name, host in hosts.items() if host.ready), default="")
 
 
 def capacity(name: str, host: HostRecord, fleet: FleetState) -> int:

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bridge.box.model import Avoidance, FleetState, ServiceRecord, SlotRecord
-from bridge.box.placement import place, room
+from bridge.box.placement import first_at_work, place, room
 
 MAX_FAILURES: Final = 5  # running, and a slot is let go where another host can try
 KEPT_OFF: Final = timedelta(minutes=10)  # of the host on which it failed
@@ -221,7 +221,7 @@ def _unwanted(
     slots: Mapping[int, SlotRecord],
 ) -> list[Action]:
     """What runs outside the set, or in a slot that another host holds, must go; so must claims in
-    which nothing lives, and those of the dead, which the first host by name deletes.
+    which nothing lives, and those of the dead, which the first host at work deletes.
     """
     actions: list[Action] = []
     tally = fleet.tally(service)
@@ -237,7 +237,7 @@ def _unwanted(
         if there is None or (there.ended and there.settled):
             actions.append(Release(slot=slot))
     lost = tally.outside & fleet.orphans(service)
-    if lost and min(fleet.hosts, default="") == me.host:
+    if lost and first_at_work(fleet.hosts) == me.host:
         actions += [Discard(slot=slot) for slot in sorted(lost) if not me.holds(slots[slot])]
     return actions
 

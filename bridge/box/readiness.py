@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final
@@ -66,7 +67,9 @@ class Streams:
 
 
 class Readiness:
-    """See the module. `run` brings the Box back after each outage of the bus."""
+    """See the module. `run` brings the Box back after each outage of the bus. One that has not been
+    current for `patience` seconds is in trouble.
+    """
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class Readiness:
         journal: Journal,
         restorer: Restorer,
         runtime: Runtime,
+        patience: float,
         clock: Callable[[], datetime],
     ) -> None:
         self._connection = connection
@@ -88,7 +92,9 @@ class Readiness:
         self._journal = journal
         self._restorer = restorer
         self._runtime = runtime
+        self._patience = patience
         self._clock = clock
+        self._current_at = time.monotonic()
         restorer.on_loss = self._recheck
         self._checked = True  # the streams, since this connection was made
         self._stopping = False
@@ -101,6 +107,13 @@ class Readiness:
     def may_plan(self) -> bool:
         """Whether what this Box sees is current, so that it may act on it."""
         return not self.why_not_current()
+
+    def trouble(self) -> str:
+        """Why nothing can be made on this host, and not just for a moment; empty if it can."""
+        if problem := self._journal.problem or self._runtime.problem:
+            return problem
+        lasting = time.monotonic() - self._current_at > self._patience
+        return self.why_not_current() if lasting else ""
 
     def stop(self) -> None:
         """Answer no more; plans go on, for instances have to drain."""
@@ -143,6 +156,8 @@ class Readiness:
             if blind >= _BLIND:
                 blind = 0.0
                 self._recheck()
+            if self.may_plan():
+                self._current_at = time.monotonic()
             self._connection.metrics.ready.set(0 if self.why_not() else 1)
             await asyncio.sleep(_LEASE_TICK)
 

@@ -176,7 +176,8 @@ def _making_room(service: str, fleet: FleetState, old: list[int]) -> list[int]:
         if (order := orders.get(claim.host)) is not None:
             return order.draining and order.forced
         moves = slot in record.moves and claim.config == record.config_id
-        return not moves and claim.host in able
+        host = able.get(claim.host)
+        return not moves and host is not None and host.ready
 
     return [slot for slot in old if makes_room(slot, slots[slot])]
 

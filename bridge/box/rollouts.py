@@ -9,6 +9,7 @@ from bridge.box import rollout
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
 from bridge.box.model import FleetState, ServiceRecord
+from bridge.box.placement import first_at_work
 
 
 class Rollouts:
@@ -28,7 +29,7 @@ class Rollouts:
         if not rollout.is_open(service, state):
             return  # nearly always, and the first by name takes a look at each host
         offering = state.offering(service, on_request=state.services[service].on_request)
-        if min(offering, default="") != self._host:
+        if first_at_work(offering) != self._host:
             return
 
         def step(fleet: FleetState) -> ServiceRecord | None:

@@ -88,6 +88,8 @@ def hosts_table(found: list[Host]) -> Table:
 
 def _state(host: Host) -> Text:
     state = Text("live", style="green") if host.live else Text("dead", style="red")
+    if not host.ready:
+        state = Text("not ready", style="red")
     if host.closing:
         state = Text("closing", style="yellow")
     if host.order is not None:

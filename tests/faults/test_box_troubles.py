@@ -11,16 +11,44 @@ from pathlib import Path
 
 from bridge.box.daemon import Box
 from bridge.bus import topology
+from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
 from bridge.errors import BusError
-from bridge.protocol import InstanceState, format_time, now
+from bridge.gateway.operator import Operator
+from bridge.operations import Host
+from bridge.protocol import (
+    InstancesRequest,
+    InstancesResponse,
+    InstanceState,
+    decode,
+    encode,
+    format_time,
+    now,
+)
 from bridge.tasks import task_scope
 from tests.boxes import alive, fetch, serving
 from tests.faults.history import History
-from tests.faults.killable import check, killable, scaled
-from tests.support import ask, box_config, connect, eventually, service_table
+from tests.faults.killable import Killable, check, killable, scaled
+from tests.support import FIRST_PORT, ask, box_config, connect, eventually, service_table
 
 S = InstanceState
+
+
+def fill_disk(directory: Path, box: Killable) -> int:
+    """Leave no room for the journal of box-a; returns the limit that there was before."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = (directory / "data-box-a" / "journal.db-wal").stat().st_size
+    assert (directory / "box-a.log").stat().st_size < limit, "it is the journal that must fail"
+    resource.prlimit(box.process.pid, resource.RLIMIT_FSIZE, (limit, hard))
+    return hard
+
+
+async def serving_on(gateway: Connection, host: str) -> set[str]:
+    """The instances that serve on `host`."""
+    reply = await gateway.request("box.instances", encode(InstancesRequest(service="web")))
+    answer = decode(InstancesResponse, reply.data)
+    ready = [info.id for info in answer.instances if info.state in (S.READY, S.BUSY)]
+    return {name for name in ready if answer.hosts.get(name) == host}
 
 
 async def test_a_full_disk_stops_new_work_alone_and_passes(
@@ -30,11 +58,7 @@ async def test_a_full_disk_stops_new_work_alone_and_passes(
         await scaled(gateway, 2)
         before = await serving(gateway, "web", 2)
         dead, alive_one = [(await fetch(info))["pid"] for info in before]
-        journal = tmp_path / "data-box-a" / "journal.db-wal"
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        limit = journal.stat().st_size
-        assert (tmp_path / "box-a.log").stat().st_size < limit, "it is the journal that must fail"
-        resource.prlimit(box.process.pid, resource.RLIMIT_FSIZE, (limit, hard))
+        hard = fill_disk(tmp_path, box)
         os.kill(dead, signal.SIGKILL)
 
         async def refused() -> bool:
@@ -51,6 +75,35 @@ async def test_a_full_disk_stops_new_work_alone_and_passes(
         history = await check(gateway, box, 2)
         assert history.states()[before[0].id][-1] is S.FAILED
         assert history.states()[before[1].id][-1] in (S.READY, S.BUSY)
+
+
+async def test_nothing_is_placed_on_a_host_that_can_make_nothing(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with killable(server, tmp_path) as (gateway, box):
+        await scaled(gateway, 2)
+        before = await serving(gateway, "web", 2)
+        ports = f"{FIRST_PORT + 500}-{FIRST_PORT + 999}"
+        other = box_config(tmp_path, server.url, name="box-b", max_instances=4, ports=ports)
+        async with Box.running(other):
+            hard = fill_disk(tmp_path, box)
+            os.kill((await fetch(before[0]))["pid"], signal.SIGKILL)
+            operator = Operator(gateway)
+
+            async def told() -> Host | None:
+                hosts = {host.name: host for host in await operator.hosts()}
+                return None if hosts["box-a"].ready else hosts["box-a"]
+
+            [notice] = [text for text in (await eventually(told)).notices if "journal" in text]
+            assert "cannot be written" in notice
+            await scaled(gateway, 5)  # box-a has most room, and nothing that is made is written
+
+            async def taken() -> bool:
+                return len(await serving_on(gateway, "box-b")) == 3
+
+            await eventually(taken, within=20, what="the other host takes them")
+            resource.prlimit(box.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+            await serving(gateway, "web", 5)
 
 
 async def test_buckets_that_are_deleted_beneath_a_box_come_back_with_what_it_knows(

@@ -19,6 +19,7 @@ def host(
     *services: str,
     room: int = 10,
     closing: bool = False,
+    ready: bool = True,
     cpus: int = 4,
     fixed_port: int = 0,
     runtime: str = "process",
@@ -39,6 +40,7 @@ def host(
         },
         labels=_zone(zone),
         closing=closing,
+        ready=ready,
     )
 
 

@@ -105,12 +105,13 @@ def test_nothing_moves_to_where_it_would_get_less_than_it_should(memory: tuple[i
     assert balance(spread(hosts, web=[4, 0])).moves == []
 
 
-def test_hosts_under_an_order_or_about_to_leave_neither_give_nor_get() -> None:
+def test_hosts_under_an_order_not_ready_or_about_to_leave_neither_give_nor_get() -> None:
     state = spread(two(), web=[4, 0])
     for name in ("box-a", "box-b"):
         assert balance(replace(state, orders={name: HostOrder()})).moves == []
-        closing = replace(state.hosts[name], closing=True)
-        assert balance(replace(state, hosts={**state.hosts, name: closing})).moves == []
+        there = state.hosts[name]
+        for other in (replace(there, closing=True), replace(there, ready=False)):
+            assert balance(replace(state, hosts={**state.hosts, name: other})).moves == []
 
 
 def test_a_service_whose_instances_are_being_replaced_is_left_alone_and_named() -> None:

@@ -159,6 +159,25 @@ def test_closing_hosts_are_given_nothing() -> None:
     assert plan("web", state, ME, {}, now=0, at=AT) == []
 
 
+def test_what_one_host_has_to_do_is_left_to_the_first_that_is_ready() -> None:
+    lost = {"web": {9: slot("web", 9, on="box-lost")}}
+    other = Me(host="box-b", host_id="id")
+    for ready, who in ((True, ME), (False, other)):
+        hosts = {"box-a": host(ready=ready), "box-b": host()}
+        state = fleet(hosts=hosts, services={"web": web()}, slots=lost)
+        state = replace(state, dead={"box-lost"})
+        deciding = [me for me in (ME, other) if plan("web", state, me, {}, now=0, at=AT)]
+        assert deciding == [who]
+
+
+def test_a_host_that_is_not_ready_is_given_nothing_and_keeps_what_it_has() -> None:
+    hosts = {"box-a": host(room=9, ready=False), "box-b": host(room=1)}
+    claims = {"web": {0: slot("web", 0)}}
+    state = fleet(hosts=hosts, services={"web": web(0, 1, 2)}, slots=claims)
+    assert plan("web", state, Me(host="box-b", host_id="id"), {}, now=0, at=AT) == [Claim(slot=1)]
+    assert plan("web", state, ME, {0: LIVING}, now=0, at=AT) == []
+
+
 def test_a_slot_that_differs_says_so_when_it_goes() -> None:
     record = web(1, config=ScaleConfig(env={"A": "1"}))
     state = fleet(services={"web": record}, slots={"web": {0: slot("web", 0)}})
@@ -194,6 +213,7 @@ def test_all_hosts_together_place_each_slot_once_and_never_beyond_their_room(
     room = sum(
         max(0, there.max_instances - state.used.get(name, 0))
         for name, there in state.offering(service).items()
+        if there.services[service].needs.items() <= there.labels.items()
     )
     assert len(claims) == min(len(free), room)  # nothing is left lying that there is room for
 

@@ -299,10 +299,11 @@ def test_a_move_waits_for_room_that_is_about_to_come() -> None:
     assert step(replace(state, services={**state.services, "api": api})) is None
 
 
-def test_the_end_of_an_instance_on_a_cordoned_host_makes_no_room() -> None:
+def test_the_end_of_an_instance_on_a_host_that_takes_none_makes_no_room() -> None:
     state = rolling({0: old(0)}, target=1, room=1)
     assert step(state) is not None
     assert step(replace(state, orders={"box-a": HostOrder()})) is None
+    assert step(replace(state, hosts={"box-a": host(room=1, ready=False)})) is None
 
 
 # ── leaving a host ───────────────────────────────────────────────────────────────────────
