@@ -154,10 +154,10 @@ def remake(
     ]
 
 
-def wake_at(local: Iterable[Local], *, now: float) -> float | None:
-    """When (monotonic) a plan may come out differently although no record has changed."""
+def wake_at(local: Iterable[Local], *, since: float) -> float | None:
+    """When (monotonic) a plan comes out differently from one made then, though nothing changed."""
     return min(
-        (item.retry_at for item in local if item.ended and item.retry_at > now), default=None
+        (item.retry_at for item in local if item.ended and item.retry_at > since), default=None
     )
 
 

@@ -101,6 +101,8 @@ class Supervisor:
         self._taken: list[Held] = []
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
+        self._looked = time.monotonic()
+        self._tick_at = self._looked + _TICK
         self._closing = ""
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -189,16 +191,24 @@ class Supervisor:
         return {*self._workshop.services, *self._held, *self._fleet.state.services}
 
     async def _until_due(self) -> None:
-        """Wait for a change, for a backoff to pass, or for the tick."""
-        now = time.monotonic()
-        due = (wake_at(self._locals(service).values(), now=now) for service in self._held)
-        at = min((moment for moment in due if moment is not None), default=now + _TICK)
-        try:
-            async with asyncio.timeout(max(0.0, min(at - now, _TICK))):
+        """Wait for a change, for a backoff to pass, or for the tick. Neither of these is put off by
+        changes, nor forgotten if it comes while a plan is carried out.
+        """
+        due = {
+            service: at
+            for service in self._held
+            if (at := wake_at(self._locals(service).values(), since=self._looked)) is not None
+        }
+        with contextlib.suppress(TimeoutError):
+            until = min([self._tick_at, *due.values()])
+            async with asyncio.timeout(max(0.0, until - time.monotonic())):
                 await self._wake.wait()
-        except TimeoutError:
-            self._dirty |= self._all_services()
         self._wake.clear()
+        self._looked = now = time.monotonic()
+        self._dirty.update(service for service, at in due.items() if at <= now)
+        if now >= self._tick_at:
+            self._tick_at = now + _TICK
+            self._dirty |= self._all_services()
 
     def _locals(self, service: str) -> dict[int, Local]:
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bridge.box.supervisor import Supervisor
 from bridge.bus.server import EmbeddedServer
 from bridge.protocol import (
     InstanceState,
@@ -70,6 +72,31 @@ async def test_a_crash_loop_backs_off_and_stays_desired(
         assert gaps[2] >= 0.8
         answer = await ask(gateway, "web", 1)
         assert answer.target_replicas == 1
+
+
+async def test_a_crash_loop_goes_on_while_the_box_is_busy_with_another_service(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend, busy = Supervisor._attend, 0
+
+    async def slow(self: Supervisor, service: str) -> None:
+        nonlocal busy
+        await attend(self, service)
+        if service == "web":  # its plan waits for the bus, and it changes again and again
+            busy += 1
+            await asyncio.sleep(0.3)
+            self.touch(["web"])
+
+    monkeypatch.setattr(Supervisor, "_attend", slow)
+    tables = service_table("web"), service_table("jobs", "crash")
+    async with boxed(server, tmp_path, *tables) as (gateway, recorder):
+        await ask(gateway, "jobs", 1)
+
+        def failures() -> int:
+            return sum(event.to_state is S.FAILED for _, event in recorder.events)
+
+        await eventually(lambda: failures() >= 5, within=20)
+        assert busy > 5
 
 
 async def test_an_instance_that_never_gets_ready_fails_at_its_timeout(

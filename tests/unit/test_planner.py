@@ -108,9 +108,9 @@ def test_an_ended_instance_is_made_again_when_its_backoff_has_passed() -> None:
     state = fleet(services={"web": web(0)}, slots={"web": {0: slot("web", 0)}})
     failed = {0: Local(ended=True, retry_at=5.0)}
     assert plan("web", state, ME, failed, now=4.9, at=AT) == []
-    assert wake_at(failed.values(), now=4.9) == 5.0
+    assert wake_at(failed.values(), since=4.9) == 5.0
     assert plan("web", state, ME, failed, now=5.0, at=AT) == [Make(slot=0)]
-    assert wake_at(failed.values(), now=5.0) is None
+    assert wake_at(failed.values(), since=5.0) is None
 
 
 def test_a_claim_of_this_host_without_an_instance_gets_one() -> None:
