@@ -112,8 +112,11 @@ class Records(Generic[T]):
         await self._live.wait()
 
     async def wait_for(self, seq: int) -> None:
-        """Return when the view has reached the bucket's sequence `seq`."""
-        while self._view.seq < seq:
+        """Return when the view has reached the bucket's sequence `seq`, or has begun anew: the
+        store may have lost what it had, and count anew.
+        """
+        view = self._view
+        while view is self._view and view.seq < seq:
             self._moved.clear()
             await self._moved.wait()
 

@@ -209,6 +209,20 @@ async def test_a_wiped_store_is_noticed_and_sequences_start_anew(server: Embedde
         assert await view.records.create("web.1", Value(1)) == 1
 
 
+async def test_who_waits_for_what_the_store_has_lost_is_let_go_by_the_next_view(
+    server: EmbeddedServer,
+) -> None:
+    async with views(server) as [view], task_scope() as tasks:
+        await view.records.create("web.1", Value(1))
+        waiting = tasks.create_task(view.records.wait_for(2))
+        connection = view.records._connection
+        await connection.jetstream.delete_stream("KV_box_slots")
+        await topology.ensure(connection)
+        async with asyncio.timeout(30):
+            await waiting
+        assert view.values() == {}
+
+
 async def test_a_stream_that_is_made_anew_behind_our_back_is_noticed(
     server: EmbeddedServer,
 ) -> None:

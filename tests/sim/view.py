@@ -146,7 +146,8 @@ class SimRecords(Records[T]):
         )
 
     async def wait_for(self, seq: int, deadline: float = float("inf")) -> None:
-        while self.seq < seq:
+        view = self._view
+        while view is self._view and view.seq < seq:
             if self._of.kernel.now >= deadline:
                 raise TimeoutError
             await self._of.kernel.sleep(0.05)
