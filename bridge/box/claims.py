@@ -91,10 +91,10 @@ class Claims:
             await self._withdraw(service, lost.value)
 
     async def release(self, service: str, slot: int) -> None:
-        """Delete the claim of a slot in which nothing lives."""
+        """Delete this host's claim of a slot in which nothing lives, if the slot is still its."""
         key = slot_key(service, slot)
         record = self._fleet.slots.get(key)
-        if record is not None:
+        if record is not None and self._me.holds(record.value):
             await self._fleet.slots.delete(key, record.revision)
 
     async def give_up(self, service: str, slot: int) -> None:

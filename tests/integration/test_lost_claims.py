@@ -147,29 +147,41 @@ async def test_who_holds_what_is_told_of_when_it_moves(server: EmbeddedServer) -
         assert moved[4:] == [("box-b", "free")]
 
 
-async def test_a_plan_that_has_become_old_claims_nothing(server: EmbeddedServer) -> None:
+def claims_of_box_a(connection: Connection, fleet: Fleet) -> Claims:
     async def never() -> None:
         raise AssertionError("no registration is sent")
 
+    return Claims(
+        Me(host="box-a", host_id="1"),
+        fleet,
+        Ledger(fleet, 2.0, now),
+        Registry(connection, "box-a", Timing(), never),
+        {"web"},
+        now,
+    )
+
+
+async def test_a_plan_that_has_become_old_claims_nothing(server: EmbeddedServer) -> None:
     offer = HostRecord(
         host_id="1", runtime="process", cpus=2, max_instances=2, services={"web": Offer()}
     )
     async with connect(server.url) as connection, watching(connection, 60) as fleet:
         await fleet.hosts.put("box-a", offer)
         await fleet.services.create("web", ServiceRecord(version=1, target=4, slots=[0, 1, 2, 3]))
-        claims = Claims(
-            Me(host="box-a", host_id="1"),
-            fleet,
-            Ledger(fleet, 2.0, now),
-            Registry(connection, "box-a", Timing(), never),
-            {"web"},
-            now,
-        )
+        claims = claims_of_box_a(connection, fleet)
         assert await claims.take("web", 7) is None, "it is not in the set"
         assert await claims.take("web", 1)
         assert await claims.take("web", 2)
         assert await claims.take("web", 3) is None, "there is no room for it"
         assert fleet.state.slots_of("web").keys() == {0, 1, 2}
+
+
+async def test_a_plan_that_has_become_old_releases_no_claim_of_another_host(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as connection, watching(connection, 60) as fleet:
+        await claims_of_box_a(connection, fleet).release("web", 0)
+        assert await fleet.slots.read("web.0") == fleet.slots.get("web.0") is not None
 
 
 @pytest.mark.parametrize("how", ["taken", "lost"])
