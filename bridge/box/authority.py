@@ -132,14 +132,15 @@ def living(
 
 def idlest(fleet: FleetState, service: str, slots: Iterable[int], count: int) -> list[int]:
     """The `count` of `slots` whose end costs least: those without a living host or instance, Ready
-    with fewest in flight, Creating, Booting, Busy; of equals the youngest.
+    with fewest in flight, Creating, Booting, Busy; of equals the youngest. Last comes what cannot
+    be read: it may be busy.
     """
-    claimed = fleet.slots_of(service)
+    claimed, unreadable = fleet.slots_of(service), fleet.unreadable.get(service, frozenset())
 
     def cost(slot: int) -> tuple[int, int, float, int]:
         record = claimed.get(slot)
         if record is None or fleet.is_orphan(record):
-            return (0, 0, 0.0, -slot)
+            return (len(_RANK) + 1 if slot in unreadable else 0, 0, 0.0, -slot)
         info = fleet.latest(record)
         inflight = info.health.inflight_requests
         return (_RANK.get(info.state, 0), inflight, -info.created_at.timestamp(), -slot)

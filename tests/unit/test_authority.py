@@ -274,6 +274,12 @@ def test_the_idlest_go_first_and_of_equals_the_youngest() -> None:
     assert order[2:] == [6, 5, 4, 3, 2, 1, 0]
 
 
+def test_a_claim_that_cannot_be_read_goes_last() -> None:
+    claims = {0: slot("web", 0, S.BUSY, inflight=9), 1: slot("web", 1)}
+    state = fleet(slots={"web": claims}, unreadable={"web": {2}})
+    assert idlest(state, "web", range(4), 4) == [3, 1, 0, 2]
+
+
 def test_reported_loads_beat_the_records() -> None:
     claims = {0: slot("web", 0), 1: slot("web", 1, age=9)}
     state = fleet(slots={"web": claims})
