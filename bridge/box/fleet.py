@@ -40,6 +40,10 @@ _LET_GO: Final = 1.0  # seconds until a lease that has run out is looked for in 
 _CONFIRMED: Final = 1.0  # seconds for which a direct look at a host's lease is believed
 _MAX_STATS: Final = 1024 * 1024  # bytes of one host's report
 
+_UNREADABLE_ORDER: Final = HostOrder(
+    reason="the order cannot be read: a newer Box gave it, or it is damaged"
+)
+
 Touch = Callable[[Iterable[str] | None], None]
 """Told which services need a new plan; None means all of them. Must not block."""
 
@@ -351,11 +355,13 @@ class Fleet:
         except NameRefused:
             self._connection.metrics.refuse("orders", "bad key")
             return
-        if new is None or new.lifted:
+        if unreadable := key in self.orders.unreadable:
+            self._orders[host] = _UNREADABLE_ORDER
+        elif new is None or new.lifted:
             self._orders.pop(host, None)
         else:
             self._orders[host] = new
-        if key not in self.orders.unreadable:  # else a newer Box wrote it
+        if not unreadable:  # else it is not lost
             self._saw_order(host, new)
         self._standings.hosts_changed()
         self._touch(None)

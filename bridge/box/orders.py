@@ -77,6 +77,8 @@ class Orders:
             deadline = loop.time() + _PATIENCE
             while loop.time() < deadline:
                 seq = orders.seq
+                if problem := self._unreadable(host):
+                    return problem
                 order = decide(self._fleet.state)
                 if order is None or isinstance(order, str):
                     return order or ""
@@ -92,6 +94,8 @@ class Orders:
 
     async def _uncordon(self, host: str) -> AdminResponse:
         orders, key = self._fleet.orders, cordon_key(host)
+        if problem := self._unreadable(host):
+            return _no(problem)
         if host in self._fleet.state.orders:
             lifted = HostOrder(lifted=True, at=self._clock())
             try:
@@ -99,6 +103,17 @@ class Orders:
             except Conflict:
                 return _no(f"Busy: another order for {host} came first; ask again")
         return AdminResponse(done=True)
+
+    def _unreadable(self, host: str) -> str:
+        """Why the order for `host` must not be overwritten; empty if it may."""
+        orders, key = self._fleet.orders, cordon_key(host)
+        if key not in orders.unreadable:
+            return ""
+        return (
+            f"the order for {host!r} cannot be read by Box {self._host}: a newer Box gave it, or "
+            "it is damaged, and counts as a cordon; bring this Box up to date, or delete the key "
+            f"{key} from the bucket {orders.bucket}"
+        )
 
     def _next(self, key: str, order: HostOrder) -> HostOrder:
         """The order, as the next one for its host."""

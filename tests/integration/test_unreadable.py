@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from bridge.box.daemon import Box
+from bridge.box.model import FleetState
 from bridge.bus.server import EmbeddedServer
 from bridge.bus.store import store
+from bridge.errors import OrderRefused
 from tests.boxes import boxed, instances, serving
+from tests.fleet import Fleet
 from tests.support import ask, box_config, connect, eventually, service_table
 
 NEWER = b'{"version":7,"target":"2 of class gold","slots":[0,1]}'
 SERVICES = (service_table("web"), service_table("api"))
+
+
+def state_of(box: Box) -> FleetState:
+    assert box._parts is not None
+    return box._parts._fleet.state
 
 
 async def test_a_service_whose_record_cannot_be_read_keeps_what_it_has(
@@ -50,3 +60,39 @@ async def test_what_cannot_be_read_is_known_from_the_first_view_on(
             await serving(gateway, "api", 1)
             kept = await gateway.jetstream.get_last_msg("KV_box_slots", "$KV.box_slots.api.0")
             assert kept.data == b'{"host":7}'
+
+
+async def test_an_order_that_cannot_be_read_is_a_cordon_and_is_not_overwritten(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    newer = b'{"draining":true,"reason":{"text":"disk","ticket":7},"version":9}'
+    key = "$KV.box_admin.cordon.box-b"
+    async with Fleet.of(server, tmp_path) as fleet:
+        boxes = [await fleet.join(name) for name in ("box-a", "box-b")]
+
+        async def ordered(reason: str) -> None:
+            """Return when all Boxes see such an order, and answer."""
+
+            def seen() -> bool:
+                orders = [state_of(box).orders.get("box-b") for box in boxes]
+                told = [order and reason in order.reason for order in orders]
+                return all(told) and not any(box.why_not() for box in boxes)
+
+            await eventually(seen, within=20, what=f"all see: {reason}")
+
+        operator = fleet.operator
+        await operator.cordon("box-b", reason="looks odd")
+        await ordered("looks odd")
+        await store(fleet.gateway, key, newer)
+        await ordered("cannot be read")
+        order = (await fleet.host("box-b")).order
+        assert order is not None
+        assert not order.draining
+        assert set((await fleet.run(3)).values()) == {"box-a"}
+        for change in (operator.cordon, operator.drain, operator.uncordon):
+            with pytest.raises(OrderRefused, match="the order for 'box-b' cannot be read by Box"):
+                await change("box-b")
+        assert (await fleet.gateway.jetstream.get_last_msg("KV_box_admin", key)).data == newer
+        await store(fleet.gateway, key, b"", headers={"KV-Operation": "DEL"})
+        await ordered("looks odd")  # as it was when it could be read
+        await operator.uncordon("box-b")
