@@ -183,9 +183,11 @@ class Supervisor:
                     await asyncio.sleep(_RETRY)
                     self._wake.set()
                     continue
-                dirty, self._dirty = self._dirty, set()
-                for service in sorted(dirty):
-                    await self._attend(service)
+                dirty, self._dirty = sorted(self._dirty, reverse=True), set()
+                while dirty and self._current():  # a loss of the store may be seen meanwhile
+                    await self._attend(dirty.pop())
+                if dirty:
+                    self.touch(dirty)
 
     def _all_services(self) -> set[str]:
         return {*self._workshop.services, *self._held, *self._fleet.state.services}
@@ -260,6 +262,9 @@ class Supervisor:
         async def act() -> None:
             for action in left:
                 if self._closing:
+                    return
+                if not self._current():
+                    self.touch([service])  # what is left, as it is seen then
                     return
                 try:
                     await self._act(service, action)

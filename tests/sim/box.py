@@ -253,9 +253,10 @@ class BoxLife:
                 self._remake()
                 await self.kernel.sleep(_RETRY)
                 continue
-            dirty, self._dirty = self._dirty, set()
-            for service in sorted(dirty):
-                await self._attend(service)
+            dirty, self._dirty = sorted(self._dirty, reverse=True), set()
+            while dirty and self.may_plan():
+                await self._attend(dirty.pop())
+            self._dirty.update(dirty)
         self._working = False
 
     async def _attend(self, service: str) -> None:
@@ -282,6 +283,9 @@ class BoxLife:
             now=self.kernel.now,
             at=self.kernel.wall(),
         ):
+            if not self.may_plan():
+                self.touch([service])
+                return
             self._note(service, action)
             await self._act(service, action)
 
