@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from bridge.errors import ProtocolError
-from bridge.protocol import InstanceHealth
+from bridge.protocol import InstanceDeregistration, InstanceHealth, decode
 
 MAX_METADATA: Final = 16 * 1024
 """Bytes of UTF-8, keys and values together."""
+
+DISAGREE: Final = "subject and payload disagree"
+"""Why a message is refused that names another instance, or service, than its subject does."""
 
 HEALTHY_KEY: Final = "box-healthy"
 """In the metadata of an instance that takes no traffic just now: ``box-healthy=false``."""
@@ -27,6 +30,7 @@ _PORT: Final = (  # 1 to 65535
 _NAMED: Final = re.compile(r"[A-Za-z0-9._-]{1,253}" + _PORT)
 _BRACKETED: Final = re.compile(r"\[([^\[\]]+)\]" + _PORT)
 _MAX_CPU: Final = 1e5  # percent of one core: a thousand cores
+_MAX_WITHDRAWAL: Final = 16 * 1024  # bytes; a reason of 1,000 letters takes 6,000 at most
 
 
 def check_endpoint(value: str) -> str:
@@ -70,6 +74,17 @@ def check_health(health: InstanceHealth) -> InstanceHealth:
     if cpu is not None and not 0 <= cpu <= _MAX_CPU:
         raise ProtocolError("InstanceHealth", "cpu_percent", f"{cpu:g} is not 0 to {_MAX_CPU:g}")
     return health
+
+
+def read_withdrawal(data: bytes, service: str, instance_id: str) -> InstanceDeregistration | str:
+    """What withdraws the instance that a subject names; or why it is refused, for the metrics."""
+    if len(data) > _MAX_WITHDRAWAL:
+        return "too large"
+    try:
+        gone = decode(InstanceDeregistration, data)
+    except ProtocolError:
+        return "malformed"
+    return gone if (gone.service, gone.instance_id) == (service, instance_id) else DISAGREE
 
 
 def endpoint_of(host: str, port: int) -> str:

@@ -324,7 +324,7 @@ class _Parts:
             "streams": self._streams.watch(),
             "lease": self._lease.run(),
             "outbox": self._outbox.run(),
-            "withdrawals": Withdrawals(self._connection, self._supervisor.withdraw).run(),
+            "withdrawals": Withdrawals(self._connection, self._supervisor.living).run(),
             "registry": self._registry.run(),
             "readiness": self._readiness.run(),
             "leases": self._readiness.judge_leases(),

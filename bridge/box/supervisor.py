@@ -146,13 +146,10 @@ class Supervisor:
         elif self._fleet.state.is_to_be_held(service, slot):
             held.instance.story.reassert()
 
-    def withdraw(self, instance_id: str) -> None:
-        """An instance was withdrawn from gateways: if it lives on this host it has to be replaced,
-        for its id never comes back.
-        """
+    def living(self, instance_id: str) -> Instance | None:
+        """The instance of this id, if it is on this host and has not ended."""
         held = self._by_id.get(instance_id)
-        if held is not None and not held.ended:
-            held.instance.leave("withdrawn by another host, which held this one to be lost")
+        return None if held is None or held.ended else held.instance
 
     async def close(self, reason: str) -> None:
         """Drain every instance and start none; returns when all have ended, and their slots are

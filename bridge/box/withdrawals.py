@@ -8,22 +8,28 @@ gateway will ever route to it, for an id that was deregistered stays gone. It mu
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
+from bridge.box.instance import Instance
 from bridge.bus.connection import Connection
 from bridge.bus.follow import Follower
 from bridge.bus.message import Message
-from bridge.subjects import last_token
+from bridge.registration import read_withdrawal
+
+_WHERE: Final = "deregister"
 
 
 class Withdrawals:
-    """Calls `withdrawn` with each instance id that is deregistered, or was within the stream's
-    memory; those of other hosts, and the own withdrawals of this one, too. `run` until cancelled.
+    """Has each of this host's instances leave that is deregistered, or was within the stream's
+    memory: `living` finds one by its id. What is not as the contract says is counted. `run` until
+    cancelled.
     """
 
-    def __init__(self, connection: Connection, withdrawn: Callable[[str], None]) -> None:
+    def __init__(self, connection: Connection, living: Callable[[str], Instance | None]) -> None:
         subjects = connection.subjects
         _, subject = subjects.all_registrations
-        self._withdrawn = withdrawn
+        self._living = living
+        self._metrics = connection.metrics
         self._follower = Follower(connection, subjects.registry_stream, self, subjects=[subject])
 
     async def run(self) -> None:
@@ -35,7 +41,16 @@ class Withdrawals:
         """All of it comes again, and to say it twice does no harm."""
 
     def take(self, message: Message, seq: int, time_ns: int) -> None:
-        self._withdrawn(last_token(message.subject))
+        _, _, service, instance_id = message.subject.split(".")
+        instance = self._living(instance_id)
+        if instance is None:
+            return  # another host's, as most are: every Box hears of all
+        if instance.life.info.service != service:
+            self._metrics.refuse(_WHERE, "another service's instance")
+        elif isinstance(gone := read_withdrawal(message.data, service, instance_id), str):
+            self._metrics.refuse(_WHERE, gone)
+        else:
+            instance.leave("withdrawn by another host, which held this one to be lost")
 
     def complete(self, last_seq: int) -> None:
         """What came, was told as it came."""

@@ -14,6 +14,7 @@ from bridge.bus.message import Message
 from bridge.errors import NameRefused, ProtocolError
 from bridge.observe import Metrics
 from bridge.protocol import InstanceEvent, InstanceState, decode
+from bridge.registration import DISAGREE
 from bridge.subjects import Subjects, check_name, last_token
 
 Services = str | Iterable[str] | None
@@ -63,6 +64,6 @@ def read_event(message: Message, metrics: Metrics) -> InstanceEvent | None:
         metrics.refuse("events", "malformed")
         return None
     if event.service != last_token(message.subject):
-        metrics.refuse("events", "subject and payload disagree")
+        metrics.refuse("events", DISAGREE)
         return None
     return event

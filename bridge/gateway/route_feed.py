@@ -18,17 +18,16 @@ from bridge.bus.connection import Connection, Listener
 from bridge.bus.follow import Follower, Start
 from bridge.bus.message import Message
 from bridge.errors import NameRefused, ProtocolError
-from bridge.gateway.announced import DISAGREE, Announced
+from bridge.gateway.announced import Announced
 from bridge.gateway.route import Key, Route
 from bridge.gateway.route_book import LIMIT, RouteBook
 from bridge.gateway.routed import Routed
 from bridge.protocol import (
-    InstanceDeregistration,
     InstanceEvent,
     InstanceHealth,
     decode,
 )
-from bridge.registration import check_health
+from bridge.registration import DISAGREE, check_health, read_withdrawal
 from bridge.subjects import BOX_SEQ, is_name, last_token, parse_instance_subject
 
 _log = logging.getLogger(__name__)
@@ -193,10 +192,10 @@ class _Registry:
         wanted = self._feed.services
         if wanted is not None and service not in wanted:
             return
+        if kind == "deregister":
+            self._withdraw((service, instance_id), message)
+            return
         try:
-            if kind == "deregister":
-                self._withdraw((service, instance_id), message)
-                return
             told = self._announced.read(message, service, instance_id)
         except ProtocolError:
             self._refuse("malformed")
@@ -234,9 +233,9 @@ class _Registry:
         self._feed.flush()
 
     def _withdraw(self, key: Key, message: Message) -> None:
-        gone = decode(InstanceDeregistration, message.data)
-        if (gone.service, gone.instance_id) != key:
-            self._refuse(DISAGREE)
+        gone = read_withdrawal(message.data, *key)
+        if isinstance(gone, str):
+            self._refuse(gone)
             return
         reason = f"deregistered: {gone.reason}" if gone.reason else "deregistered"
         self._feed.book.withdraw(key, reason, self._feed.clock())

@@ -25,11 +25,17 @@ from bridge.bus.connection import Connection
 from bridge.bus.message import Message
 from bridge.bus.registry import Registry
 from bridge.config import load_instance, load_nats
-from bridge.errors import ConfigError, ProtocolError
+from bridge.errors import ConfigError
 from bridge.ids import new_id
 from bridge.instance.reporter import Reporter
-from bridge.protocol import InstanceDeregistration, InstanceRegistration, decode, now
-from bridge.registration import HEALTHY_KEY, check_endpoint, check_metadata, endpoint_of
+from bridge.protocol import InstanceDeregistration, InstanceRegistration, now
+from bridge.registration import (
+    HEALTHY_KEY,
+    check_endpoint,
+    check_metadata,
+    endpoint_of,
+    read_withdrawal,
+)
 from bridge.settings import InstanceConfig, Timing
 from bridge.subjects import check_name
 from bridge.tasks import task_scope
@@ -163,13 +169,9 @@ class Registration:
 
     def _take_withdrawal(self, message: Message) -> None:
         """Its Box, or an operator, has withdrawn it."""
-        try:
-            gone = decode(InstanceDeregistration, message.data)
-        except ProtocolError:
-            self._connection.metrics.refuse("deregister", "malformed")
-            return
-        if (gone.service, gone.instance_id) != (self.service, self.instance_id):
-            self._connection.metrics.refuse("deregister", "subject and payload disagree")
+        gone = read_withdrawal(message.data, self.service, self.instance_id)
+        if isinstance(gone, str):
+            self._connection.metrics.refuse("deregister", gone)
         elif not self._withdrawn:
             self._withdrawn = True
             self._registry.withdrawn(self.instance_id)

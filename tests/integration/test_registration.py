@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bridge.box.daemon import Box
 from bridge.box.model import SlotRecord
 from bridge.box.story import Story
 from bridge.bus.message import Message
@@ -24,7 +25,7 @@ from bridge.protocol import (
     encode,
 )
 from tests.boxes import boxed, fetch, serving
-from tests.support import Recorder, ask, eventually, service_table
+from tests.support import Recorder, ask, box_config, connect, eventually, service_table
 
 
 def kinds(recorder: Recorder, instance_id: str) -> list[str]:
@@ -226,3 +227,25 @@ async def test_what_another_withdrew_is_replaced_for_its_id_never_comes_back(
         await eventually(replaced, what="another serves in its place")
         await recorder.reached(info.id, "Stopped")
         assert any("withdrawn" in event.message for event in recorder.of(info.id))
+
+
+async def test_a_withdrawal_that_is_not_of_the_instance_on_its_subject_is_refused_and_counted(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    config = box_config(tmp_path, server.url)
+    async with connect(server.url) as gateway, Box.running(config) as box:
+        await ask(gateway, "web", 1)
+        [info] = await serving(gateway, "web", 1)
+        other = InstanceDeregistration(instance_id="web-2", service="web")
+        long = InstanceDeregistration(instance_id=info.id, service="web", reason="x" * 20_000)
+        for service, payload, reason in (
+            ("api", b"", "another service's instance"),
+            ("web", b"", "malformed"),
+            ("web", encode(other), "subject and payload disagree"),
+            ("web", encode(long), "too large"),
+        ):
+            await store(gateway, f"box.deregister.{service}.{info.id}", payload)
+            refused = f"deregister: {reason}"
+            await eventually(lambda: refused in box.metrics.refusals(), what=refused)  # noqa: B023
+        [there] = await serving(gateway, "web", 1)
+        assert there.id == info.id

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from bridge.bus.message import Message
 from bridge.errors import ProtocolError
-from bridge.gateway.announced import DISAGREE, Announced
+from bridge.gateway.announced import Announced
 from bridge.gateway.route import Route
 from bridge.protocol import InstanceRegistration, InstanceState, decode
-from bridge.registration import check_endpoint, check_metadata
+from bridge.registration import DISAGREE, check_endpoint, check_metadata
 from bridge.subjects import BOX_HOST
 
 KEY = ("web", "web-1")

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from bridge.errors import ProtocolError
-from bridge.registration import MAX_METADATA, check_endpoint, check_metadata
+from bridge.protocol import InstanceDeregistration, encode
+from bridge.registration import (
+    DISAGREE,
+    MAX_METADATA,
+    check_endpoint,
+    check_metadata,
+    read_withdrawal,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,3 +59,15 @@ def test_metadata_is_bounded_in_bytes() -> None:
         check_metadata({"k": "v" * MAX_METADATA})
     with pytest.raises(ProtocolError, match="metadata"):
         check_metadata({"k": "é" * (MAX_METADATA // 2)})
+
+
+def test_a_withdrawal_is_of_the_instance_that_its_subject_names_or_is_refused() -> None:
+    gone = InstanceDeregistration(instance_id="web-1", service="web", reason="scaled down")
+    assert read_withdrawal(encode(gone), "web", "web-1") == gone
+    assert read_withdrawal(encode(gone), "web", "web-2") == DISAGREE
+    assert read_withdrawal(encode(gone), "api", "web-1") == DISAGREE
+    assert read_withdrawal(b"", "web", "web-1") == "malformed"
+    longest = InstanceDeregistration(instance_id="web-1", service="web", reason="\x01" * 1000)
+    assert read_withdrawal(encode(longest), "web", "web-1") == longest
+    longer = InstanceDeregistration(instance_id="web-1", service="web", reason="x" * 16 * 1024)
+    assert read_withdrawal(encode(longer), "web", "web-1") == "too large"
