@@ -13,6 +13,7 @@ carries its data as attributes, and its message says what to do about it::
     │   ├── CutOff                connected once, not now: nothing was sent
     │   ├── NoResponders          nobody listens on the subject: nothing was done
     │   ├── NotPermitted          this NATS user may not send or listen there: nothing was done
+    │   ├── TooLarge              more than the server or the stream takes: nothing was stored
     │   ├── NoReply               sent, not answered in time: the outcome is unknown
     │   ├── StoreRefused          JetStream refused: nothing was stored
     │   │   └── Conflict          somebody else wrote first
@@ -160,6 +161,22 @@ class NotPermitted(BusError):
             f"this NATS user may not {act} {subject}: grant it, or use other credentials"
         )
         self.subject = subject
+
+
+class TooLarge(BusError):
+    """`what` is larger than the server, or the stream, takes. Nothing was sent, or stored.
+
+    `problem` names the bound, `less` is what helps beside raising it.
+    """
+
+    def __init__(
+        self, subject: str, problem: str, *, what: str = "", less: str = "send less"
+    ) -> None:
+        super().__init__(
+            f"{what or f'a message on {subject}'} is too large: {problem}; raise that, or {less}"
+        )
+        self.subject = subject
+        self.problem = problem
 
 
 class NoReply(BusError):

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from bridge.box.authority import Asked, decide, refuse
 from bridge.box.fleet import Fleet
 from bridge.box.model import FleetState, ServiceRecord
-from bridge.errors import BusError, Conflict, CutOff, NoReply, NoResponders, StoreRefused
+from bridge.errors import BusError, Conflict, CutOff, NoReply, TooLarge
 from bridge.protocol import ScaleResponse
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Ledger:
         self._stale = stale
         self._turn = asyncio.Lock()
         self._turns = 0  # taken and waited for: a lock with waiters is free for a moment
-        self._failing = False  # whether the store refused the last decision
+        self._failing: set[str] = set()  # services whose record is too large; "" if all is refused
 
     def answer(self, asked: Asked) -> ScaleResponse | None:
         """The answer to a request that changes nothing; None where something is to be written, or
@@ -83,11 +83,8 @@ class Ledger:
             return None
         except CutOff:
             return self._refused(asked, "not ready: this Box is cut off from NATS; ask again")
-        except (StoreRefused, NoResponders) as exc:
-            # Once for each outage: whoever was refused asks again, a hundred times a second.
-            level = logging.DEBUG if self._failing else logging.ERROR
-            _log.log(level, "a decision on %s could not be stored: %s", request.service, exc)
-            self._failing = True
+        except BusError as exc:  # of all others it is known that nothing was stored
+            self._tell(request.service, exc)
             return self._refused(asked, f"the fleet's store refused the decision: {exc}")
 
     async def amend(self, service: str, change: Amend) -> bool:
@@ -95,12 +92,25 @@ class Ledger:
 
         A failure is left to the next occasion, which comes with the next change or tick.
         """
-        with contextlib.suppress(BusError, TimeoutError):
+        try:
             async with self._my_turn() as deadline:
                 while not self._stale() and (record := change(self._fleet.state)) is not None:
                     if await self._write(service, record, deadline):
                         return True
+        except (TimeoutError, NoReply, CutOff):
+            pass  # others were faster, or the bus is out, which the connection tells
+        except BusError as exc:
+            self._tell(service, exc)
         return False
+
+    def _tell(self, service: str, exc: BusError) -> None:
+        """Once for each outage, and for each service whose record has grown too large: whoever was
+        refused asks again, a hundred times a second.
+        """
+        about = service if isinstance(exc, TooLarge) else ""
+        level = logging.DEBUG if about in self._failing else logging.ERROR
+        _log.log(level, "a decision on %s could not be stored: %s", service, exc)
+        self._failing.add(about)
 
     @contextlib.asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[float]:
@@ -128,7 +138,11 @@ class Ledger:
             async with asyncio.timeout_at(deadline):
                 await services.wait_for(seq + 1 if exc.last is None else exc.last)
                 return False
-        self._failing = False
+        except TooLarge as exc:
+            what = f"the record of {service}, with {len(record.slots)} slots,"
+            less = "ask for fewer instances or a smaller config"
+            raise TooLarge(exc.subject, exc.problem, what=what, less=less) from exc
+        self._failing -= {service, ""}
         return True
 
     def _refused(self, asked: Asked, error: str) -> ScaleResponse:

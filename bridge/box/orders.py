@@ -161,7 +161,10 @@ class Orders:
         for service, own in _by_service(moves).items():
             change = _marking(service, own, decision)
             if not await self._ledger.amend(service, change):
-                missed[service] = "it changed meanwhile, or the store did not answer: ask again"
+                missed[service] = (
+                    "it changed meanwhile, or was not stored, as the log of "
+                    f"{self._host} says then: ask again"
+                )
         return missed
 
 

@@ -19,6 +19,7 @@ from bridge.box.placement import first_at_work, place, room
 
 MAX_FAILURES: Final = 5  # running, and a slot is let go where another host can try
 KEPT_OFF: Final = timedelta(minutes=10)  # of the host on which it failed
+MAX_KEPT_OFF: Final = 1000  # slots and hosts of one service: 120 kB of a record, which has bounds
 
 
 class Me(Struct, frozen=True, kw_only=True):
@@ -205,11 +206,11 @@ def _has_alternative(
 
 
 def avoiding(record: ServiceRecord, slot: int, host: str, at: datetime) -> list[Avoidance]:
-    """What `record` avoids from `at` on if `slot` is to be kept off `host`."""
+    """What `record` avoids from `at` on if `slot` is to be kept off `host`: the newest of it."""
     others = [
         item for item in record.avoid if item.until > at and (item.slot, item.host) != (slot, host)
     ]
-    return [*others, Avoidance(slot=slot, host=host, until=at + KEPT_OFF)]
+    return [*others, Avoidance(slot=slot, host=host, until=at + KEPT_OFF)][-MAX_KEPT_OFF:]
 
 
 def _unwanted(

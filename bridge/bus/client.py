@@ -52,6 +52,10 @@ class FrameRefused(nats.errors.Error):
     """A publish that would make the server close the connection. Nothing was sent."""
 
 
+class FrameTooLarge(FrameRefused):
+    """Likewise, for its size."""
+
+
 class GuardedClient(Client):
     """A nats-py client for one connection; see the module.
 
@@ -116,7 +120,8 @@ class GuardedClient(Client):
         block = _header_block(headers) if headers else b""
         size = len(block) + len(data)
         if size > self._max_payload:
-            raise FrameRefused(f"{size} bytes exceed the server's max_payload {self._max_payload}")
+            bound = f"the server's max_payload of {self._max_payload}"
+            raise FrameTooLarge(f"{size} bytes exceed {bound}")
         if block:
             line = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode()
         else:

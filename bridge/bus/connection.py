@@ -28,7 +28,7 @@ from nats.js import JetStreamContext
 from nats.nuid import NUID
 
 from bridge.bus.asked import Asked
-from bridge.bus.client import FrameRefused, GuardedClient
+from bridge.bus.client import FrameRefused, FrameTooLarge, GuardedClient
 from bridge.bus.credentials import credentials
 from bridge.bus.jetstream import Requests
 from bridge.bus.message import Handler, Message
@@ -40,6 +40,7 @@ from bridge.errors import (
     CutOff,
     NoReply,
     NotPermitted,
+    TooLarge,
 )
 from bridge.observe import Metrics
 from bridge.settings import NatsConfig
@@ -188,13 +189,15 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         reply: str = "",
     ) -> None:
-        """Send at most once, without an answer. Raises CutOff, or BusError for what cannot be
-        sent at all (too large, or the server takes nothing any more).
+        """Send at most once, without an answer. Raises CutOff, TooLarge, or BusError for what else
+        cannot be sent at all (the server takes nothing any more).
         """
         if not self._up.is_set():
             raise CutOff(self.cut_off_for())
         try:
             self._client.publish_now(subject, data, reply, headers)
+        except FrameTooLarge as exc:
+            raise TooLarge(subject, str(exc)) from exc
         except (FrameRefused, nats.errors.Error) as exc:
             raise BusError(f"cannot send on {subject}: {exc}") from exc
 

@@ -141,7 +141,7 @@ class Records(Generic[T]):
         if record is not None:
             self._tell(key, record, None)
 
-    # ── writing: each raises Conflict, StoreRefused, NoReply, CutOff, NoResponders ─────────
+    # ── writing: each raises what `store` raises ───────────────────────────────────────────
 
     async def create(self, key: str, value: T) -> int:
         """Write `key`, which must not exist; returns its revision."""

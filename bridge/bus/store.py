@@ -16,7 +16,7 @@ from msgspec import Struct
 from bridge.bus.asked import Asked
 from bridge.bus.connection import Connection
 from bridge.bus.message import Message
-from bridge.errors import BusError, Conflict, NoReply, StoreRefused
+from bridge.errors import BusError, Conflict, NoReply, StoreRefused, TooLarge
 
 EXPECTED_SUBJECT_SEQ: Final = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_SEQ: Final = "Nats-Expected-Last-Sequence"
@@ -26,6 +26,7 @@ _BATCH_SEQ: Final = "Nats-Batch-Sequence"
 _BATCH_COMMIT: Final = "Nats-Batch-Commit"
 
 _CONFLICTS: Final = (10071, 10164)  # wrong last sequence, plain and for a subject
+_TOO_LARGE: Final = 10054
 _LAST: Final = re.compile(r"wrong last sequence: (\d+)")
 
 
@@ -69,9 +70,9 @@ async def store(
 ) -> Stored:
     """Publish into whatever stream takes `subject`, and wait until it is stored.
 
-    Raises Conflict and StoreRefused (not stored), CutOff and NoResponders (not sent; no stream
-    takes the subject), NoReply (the outcome is unknown; also when somebody else who hears the
-    subject answered first).
+    Raises Conflict, TooLarge and StoreRefused (not stored), CutOff, NotPermitted and NoResponders
+    (not sent; no stream takes the subject), NoReply (the outcome is unknown; also when somebody
+    else who hears the subject answered first).
     """
     message = await connection.request(subject, data, headers=headers, timeout=timeout)
     ack = _decoded(connection, message, subject, timeout)
@@ -147,8 +148,8 @@ async def store_batch(
 
 
 def _decoded(connection: Connection, message: Message, subject: str, timeout: float) -> _Ack:
-    """The acknowledgement. Raises Conflict and StoreRefused for a refusal, NoReply for what is
-    neither: a stranger's answer.
+    """The acknowledgement. Raises Conflict, TooLarge and StoreRefused for a refusal, NoReply for
+    what is neither: a stranger's answer.
     """
     try:
         ack = _ACK.decode(message.data)
@@ -163,6 +164,8 @@ def _decoded(connection: Connection, message: Message, subject: str, timeout: fl
     if code in _CONFLICTS:
         last = _LAST.search(description)
         raise Conflict(subject, code, description, int(last[1]) if last else None)
+    if code == _TOO_LARGE:
+        raise TooLarge(subject, "it exceeds the max_msg_size of its stream")
     raise StoreRefused(subject, code, description)
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 
 import pytest
 
 from bridge.box.authority import Asked
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
-from bridge.box.model import FleetState, HostRecord, Offer
+from bridge.box.model import FleetState, HostRecord, Offer, ServiceRecord
 from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
-from bridge.protocol import ScaleRequest, now
+from bridge.protocol import ScaleConfig, ScaleRequest, now
+from tests.integration.test_connection import configured
 from tests.support import connect
 
 
@@ -92,6 +94,65 @@ async def test_a_store_that_takes_nothing_is_told_once_not_at_each_request(
         await ledger.decide(more)
     told = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(told) == 2, "once for each of two outages"
+
+
+@pytest.mark.parametrize(
+    ("server_limit", "wish", "bound"),
+    [(16 * 1024, 17_000, "max_payload"), (4 * 1024 * 1024, 1_100_000, "max_msg_size")],
+)
+async def test_a_record_that_is_too_large_is_refused_with_the_bound_and_the_cure(
+    tmp_path: Path, server_limit: int, wish: int, bound: str
+) -> None:
+    async with (
+        configured(tmp_path, f"max_payload: {server_limit}") as server,
+        connect(server.url) as connection,
+    ):
+        await topology.ensure(connection)
+        ledger = Ledger(_offering(connection), 2.0, now)
+        large = ScaleConfig(env={"A": "x" * wish})
+        request = ScaleRequest(service="web", replicas=3, config=large)
+        answer = await ledger.decide(Asked(request=request, host="box-a", at=now()))
+        assert answer is not None
+        assert not answer.accepted
+        error = answer.error or ""
+        assert error.startswith(
+            "the fleet's store refused the decision: the record of web, with 3 slots, is too large"
+        )
+        assert bound in error
+        assert error.endswith("; raise that, or ask for fewer instances or a smaller config")
+
+
+async def test_a_step_that_the_store_never_takes_is_told_once_whatever_else_it_takes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        configured(tmp_path, "max_payload: 16384") as server,
+        connect(server.url) as connection,
+    ):
+        await topology.ensure(connection)
+        ledger = Ledger(_offering(connection), 2.0, now)
+        large = ServiceRecord(version=1, slots=list(range(10_000)))
+        for version in range(3):
+            assert not await ledger.amend("api", lambda _: large)
+            small = ServiceRecord(version=version)
+            assert await ledger.amend("web", lambda _: small)  # noqa: B023
+    [told] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "the record of api, with 10000 slots, is too large" in told.getMessage()
+
+
+async def test_a_box_that_may_not_write_says_so_in_its_refusal(tmp_path: Path) -> None:
+    allowed = '{ publish: { deny: "$KV.box_services.>" } }'
+    text = f"authorization {{ users: [{{ user: u, password: p, permissions: {allowed} }}] }}"
+    async with (
+        configured(tmp_path, text) as server,
+        connect(server.url, user="u", password="p") as connection,
+    ):
+        await topology.ensure(connection)
+        ledger = Ledger(_offering(connection), 2.0, now)
+        asked = Asked(request=ScaleRequest(service="web", replicas=1), host="box-a", at=now())
+        answer = await ledger.decide(asked)
+        assert answer is not None
+        assert "may not publish on $KV.box_services.web: grant it" in (answer.error or "")
 
 
 def _offering(connection: Connection) -> Fleet:

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.authority import Verdict, decide, idlest
-from bridge.box.model import FleetState, HostOrder, Rollout, ServiceRecord
-from bridge.protocol import InstanceState, ScaleConfig
+from bridge.box.authority import MAX_REQUEST_ID, Verdict, decide, idlest
+from bridge.box.balance import MAX_MOVES
+from bridge.box.model import RECEIPTS, FleetState, HostOrder, Rollout, ServiceRecord
+from bridge.box.planner import MAX_KEPT_OFF, avoiding
+from bridge.protocol import InstanceState, ScaleConfig, encode
 from tests.unit.fleets import AT, SERVICES, asked, fleet, fleets, host, slot
 
 S = InstanceState
@@ -242,6 +244,23 @@ def test_the_last_64_receipts_are_kept() -> None:
         state = after(state, decide(asked(replicas=1, request_id=f"r{number}"), state))
     kept = [receipt.request_id for receipt in state.services["web"].receipts]
     assert kept == [f"r{number}" for number in range(6, 70)]
+
+
+def test_a_record_of_100_000_slots_and_all_that_may_be_kept_beside_fits_a_message() -> None:
+    count, config = 100_000, ScaleConfig(env={"A": "x" * 60 * 1024})
+    record = ServiceRecord(target=count, slots=list(range(count)), config=config)
+    for number in range(MAX_KEPT_OFF):
+        off = avoiding(record, count - number, "h" * 63, AT)
+        record = replace(record, avoid=off)
+    record = replace(record, moves=record.slots[-MAX_MOVES:])
+    state = fleet(hosts={"box-a": host("web", room=count)}, services={"web": record})
+    longest = "\x01" * MAX_REQUEST_ID  # six bytes each
+    written = decide(asked(replicas=2 * count, request_id=longest), state).record
+    assert written is not None
+    [receipt] = written.receipts
+    assert "Capped" in (receipt.error or "")
+    record = replace(written, receipts=[receipt] * RECEIPTS)
+    assert len(encode(record)) < 1024 * 1024 - 1024
 
 
 def test_refusals_dry_runs_and_what_changes_nothing_without_an_id_write_nothing() -> None:

@@ -21,6 +21,7 @@ from bridge.box.model import (
 )
 from bridge.box.placement import Board, Spare, able_hosts, avoided, place, unfit
 from bridge.box.planner import (
+    MAX_KEPT_OFF,
     Claim,
     Drain,
     GiveUp,
@@ -405,3 +406,10 @@ def test_a_slot_that_keeps_failing_is_let_go_where_another_host_would_take_it() 
     off = replace(web(0), avoid=avoiding(web(0), 0, "box-b", AT))
     tried = replace(state, services={"web": off})
     assert plan("web", tried, ME, {0: five}, now=0, at=AT) == [Make(slot=0)]
+
+
+def test_of_what_keeps_failing_the_newest_is_kept_off_so_that_the_record_stays_bounded() -> None:
+    record = web(0)
+    for number in range(MAX_KEPT_OFF + 5):
+        record = replace(record, avoid=avoiding(record, number, "box-a", AT))
+    assert [item.slot for item in record.avoid] == list(range(5, MAX_KEPT_OFF + 5))
