@@ -23,6 +23,7 @@ carries its data as attributes, and its message says what to do about it::
     ├── BoxError                  a Box cannot do its work
     │   ├── HostTaken             another Box has this data_dir or this host name
     │   ├── JournalError          the host's journal cannot be kept or read
+    │   │   └── ForeignJournal    another version wrote it, and this one cannot read it
     │   ├── EngineUnsuitable      the container engine is missing, too old or lacks what is set
     │   └── InstanceError         one instance could not be made or reached
     │       ├── EngineSilent      the container engine does not answer: the outcome is unknown
@@ -260,6 +261,20 @@ class HostTaken(BoxError):
 
 class JournalError(BoxError):
     """The host's journal cannot be kept or read."""
+
+
+class ForeignJournal(JournalError):
+    """The journal at `path` is whole, but of another version of box-bridge; `problem` says which,
+    and what of it this one cannot read.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(
+            f"the journal {path} was written by another box-bridge ({problem}): "
+            "use that version, or move the file away"
+        )
+        self.path = path
+        self.problem = problem
 
 
 class InstanceError(BoxError):

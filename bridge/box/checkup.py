@@ -25,7 +25,7 @@ from bridge.box.offers import offers
 from bridge.box.runtimes import sockets
 from bridge.box.runtimes.engines import find_engine
 from bridge.box.runtimes.rules import fixed_port
-from bridge.errors import BoxError, ConfigError, JournalError
+from bridge.errors import BoxError, ConfigError, ForeignJournal, JournalError
 from bridge.findings import Finding, fail, ok, warn
 from bridge.protocol import now
 from bridge.settings import BoxConfig, Config
@@ -83,6 +83,9 @@ def journal(directory: Path) -> Finding:
             return ok(f"there is none yet; {state}")
         _check_whole(path)
         snapshot = look(path)
+    except ForeignJournal as exc:
+        says, _, cure = str(exc).rpartition(": ")
+        return fail(says, cure)
     except (JournalError, OSError) as exc:
         return fail(
             str(exc),

@@ -9,7 +9,8 @@ into one transaction (group commit). What it promises:
   is struck out a little later, with what comes next: telling it once more does no harm.
 - Nothing that was given to it is dropped: while the disk is full, changes wait in memory, are
   tried again twice a second, and `problem` says why.
-- A journal that cannot be read is kept beside the new one, never deleted (`set_aside` names it).
+- A damaged journal is kept beside the new one, never deleted (`set_aside` names it). What another
+  version wrote is read as far as it is known here, or else left as it is: no Box works beside it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Final
 
 from bridge.box.journal_store import (
     SET_ASIDE,
+    WRITTEN_BY,
     Change,
     Entry,
     JournalStore,
@@ -37,6 +39,7 @@ from bridge.box.journal_store import (
 from bridge.box.model import HostOrder, ServiceRecord
 from bridge.errors import JournalError
 from bridge.protocol import InstanceEvent, encode
+from bridge.version import VERSION
 
 _log = logging.getLogger(__name__)
 
@@ -79,13 +82,14 @@ class Journal:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, path: Path) -> AsyncIterator[Journal]:
-        """The journal at `path`; one that cannot be read is set aside, and a new one begun.
+        """The journal at `path`; a damaged one is set aside, and a new one begun.
 
-        Raises JournalError where none can be kept, or where a newer version wrote it.
+        Raises JournalError where none can be kept, or where another version's cannot be read.
         """
         store, set_aside = await asyncio.to_thread(open_store, path)
         journal = cls(store, set_aside)
         journal._thread.start()
+        journal.state(WRITTEN_BY, VERSION)  # on disk before, or with, the first that this one says
         try:
             yield journal
         finally:

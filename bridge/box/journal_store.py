@@ -6,19 +6,21 @@ import contextlib
 import itertools
 import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from msgspec import Struct
+import msgspec
+from msgspec import Struct, field
 
 from bridge.box.lifecycle import Life
 from bridge.box.model import Demand, HostOrder, ServiceRecord
 from bridge.box.runtimes.identity import Identity
-from bridge.errors import JournalError, ProtocolError
+from bridge.errors import ForeignJournal, JournalError, ProtocolError
 from bridge.protocol import InstanceEvent, ScaleConfig, decode
-from bridge.settings import ServiceConfig
+from bridge.settings import Probe, ServiceConfig
+from bridge.version import VERSION
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ JOURNAL: Final = "journal.db"  # its name in a Box's data_dir
 
 CUT_OFF: Final = "cut_off_since"  # facts about this host, for people
 SET_ASIDE: Final = "set_aside"
+WRITTEN_BY: Final = "written_by"  # the version of box-bridge that was the last to work with it
 
 Change = tuple[str, tuple[Any, ...], tuple[Any, ...] | None]
 """A table, the key in it, and the row that shall be there; None where it is to go. Of changes of
@@ -88,6 +91,22 @@ class Entry(Struct, frozen=True, kw_only=True):
         return Demand.of(self.overrides.vcpus, self.overrides.memory_mib, usual)
 
 
+class _KeptProbe(Probe, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    pass
+
+
+class _KeptService(ServiceConfig, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    probe: _KeptProbe = field(default_factory=_KeptProbe)
+
+
+class _KeptEntry(Entry, frozen=True, kw_only=True):
+    """An Entry as it is read: a setting is unknown here because a newer version has it, whose
+    journal this one must be able to go on with.
+    """
+
+    service: _KeptService
+
+
 class Pending(Struct, frozen=True):
     """An event that is not known to be stored: its place in the outbox, its Box-Seq, and `data`,
     the event as it travels.
@@ -119,13 +138,14 @@ def look(path: Path) -> Snapshot:
             raise JournalError(f"there is no journal at {path}: no Box has worked here")
         store = JournalStore(path, readonly=True)
         try:
-            backlog = store.pending(0, 1)
-            return Snapshot(
-                entries=list(store.entries().values()),
-                facts=store.facts(),
-                backlog=store.backlog(),
-                oldest=backlog[0].event.timestamp if backlog else None,
-            )
+            with store.reading():
+                backlog = store.pending(0, 1)
+                return Snapshot(
+                    entries=list(store.entries().values()),
+                    facts=store.facts(),
+                    backlog=store.backlog(),
+                    oldest=backlog[0].event.timestamp if backlog else None,
+                )
         finally:
             store.close()
     except (sqlite3.Error, ProtocolError, OSError) as exc:
@@ -133,7 +153,10 @@ def look(path: Path) -> Snapshot:
 
 
 def open_store(path: Path) -> tuple[JournalStore, str]:
-    """The store at `path`, and where the one went that could not be read, if any."""
+    """The store at `path`, and where the one went that was damaged, if any.
+
+    Raises JournalError where none can be kept, or where another version's cannot be read.
+    """
     set_aside = ""
     try:
         return _checked(path), ""
@@ -162,10 +185,11 @@ def _checked(path: Path) -> JournalStore:
     try:
         store.check()
         store.migrate()
-        store.entries()  # raises for what cannot be read
-        store.services()
-        store.orders()
-        store.pending(0, 1)
+        with store.reading():
+            store.entries()
+            store.services()
+            store.orders()
+            store.pending(0, 1)
     except BaseException:
         store.close()
         raise
@@ -180,6 +204,10 @@ def _put_aside(path: Path) -> Path:
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(kept.with_name(kept.name + suffix))
     return kept
+
+
+def _read(entry: bytes) -> Entry:
+    return msgspec.convert(decode(_KeptEntry, entry), Entry, from_attributes=True)
 
 
 class JournalStore:
@@ -222,13 +250,27 @@ class JournalStore:
         if found != ["ok"]:
             raise sqlite3.DatabaseError("; ".join(map(str, found)))
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Raise ForeignJournal for a row that says what this version cannot read, if another one
+        was the last to write here. That is no damage, for which ProtocolError is raised.
+        """
+        try:
+            yield
+        except ProtocolError as exc:
+            writer = self.facts().get(WRITTEN_BY, VERSION)
+            # What is no JSON no version has written.
+            if writer == VERSION or not isinstance(exc.__cause__, msgspec.ValidationError):
+                raise
+            problem = f"{writer}; this one, {VERSION}, cannot read {exc}"
+            raise ForeignJournal(str(self.path), problem) from exc
+
     def migrate(self, migrations: Sequence[str] = _MIGRATIONS) -> None:
-        """Bring the schema forward. Raises JournalError if a newer version wrote it."""
+        """Bring the schema forward. Raises ForeignJournal if a newer version wrote it."""
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > len(migrations):
-            raise JournalError(
-                f"the journal {self.path} was written by a newer box-bridge (schema {version}, "
-                f"this one knows {len(migrations)}): use that version, or move the file away"
+            raise ForeignJournal(
+                str(self.path), f"a newer one, schema {version}; this one knows {len(migrations)}"
             )
         for number, script in enumerate(migrations[version:], start=version + 1):
             self._db.executescript(f"BEGIN; {script}; PRAGMA user_version={number}; COMMIT;")
@@ -265,7 +307,7 @@ class JournalStore:
     def entries(self) -> dict[str, Entry]:
         """The instances that were not forgotten, by id."""
         rows = self._reads.execute("SELECT id, entry FROM instances")
-        return {name: decode(Entry, entry) for name, entry in rows}
+        return {name: _read(entry) for name, entry in rows}
 
     def services(self) -> dict[str, ServiceRecord]:
         """The newest known record of each service."""

@@ -6,17 +6,19 @@ import asyncio
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
-from msgspec.structs import replace
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
+from bridge.box import checkup, journal_store, lifecycle
 from bridge.box import journal as journal_module
-from bridge.box import journal_store, lifecycle
 from bridge.box.journal import Journal
 from bridge.box.journal_store import Entry, look
 from bridge.box.model import HostOrder, ServiceRecord
 from bridge.box.runtimes.identity import Identity
-from bridge.errors import JournalError
-from bridge.protocol import InstanceEvent, InstanceState, ScaleConfig, now
+from bridge.errors import ForeignJournal, JournalError
+from bridge.protocol import InstanceEvent, InstanceState, ScaleConfig, encode, now
 from bridge.settings import ServiceConfig
 from tests.support import eventually
 
@@ -168,8 +170,9 @@ async def test_many_changes_at_once_share_transactions(
         groups.append(len(changes))
         apply(store, changes)
 
-    monkeypatch.setattr(journal_store.JournalStore, "apply", counted)
     async with Journal.open(tmp_path / "journal.db") as journal:
+        await journal.written()
+        monkeypatch.setattr(journal_store.JournalStore, "apply", counted)
         for number in range(500):
             journal.put(entry(f"web-{number}"))
         await journal.written()
@@ -202,6 +205,70 @@ async def test_a_damaged_journal_is_set_aside_and_a_new_one_begun(
     assert len(seen.entries) == 1
 
 
+def in_the_words_of_a_newer_version(value: object) -> object:
+    """Each struct in `value` with a field that nobody knows here."""
+    if not isinstance(value, Struct):
+        return value
+    known = {key: in_the_words_of_a_newer_version(item) for key, item in asdict(value).items()}
+    return {**known, "new_in_the_next_version": [1]}
+
+
+def rewrite(path: Path, entry: bytes) -> None:
+    """Have the journal's one instance be journaled as `entry`."""
+    db = sqlite3.connect(path)
+    with db:
+        assert db.execute("UPDATE instances SET entry = ?", (entry,)).rowcount == 1
+    db.close()
+
+
+async def test_what_a_newer_version_adds_to_an_instance_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    first, event = stepped(entry(), S.BOOTING)
+    async with Journal.open(path) as journal:
+        journal.put(first, event)
+    rewrite(path, msgspec.json.encode(in_the_words_of_a_newer_version(first)))
+    assert look(path).entries == [first]
+    async with Journal.open(path) as journal:
+        assert (journal.entries, journal.backlog, journal.set_aside) == ({"web-1": first}, 1, "")
+
+
+async def rewritten(path: Path, word: bytes) -> bytes:
+    """A journal whose one instance is in a state `word` that nobody knows; returns its bytes."""
+    async with Journal.open(path) as journal:
+        journal.put(entry())
+    rewrite(path, encode(entry()).replace(b"Creating", word))
+    return path.read_bytes()
+
+
+async def test_what_another_version_says_and_this_one_cannot_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal.db"
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "VERSION", "99.1")
+        data = await rewritten(path, b"Hibernating")
+    for read in (look, journal_store.open_store):
+        with pytest.raises(ForeignJournal, match=r"99\.1.*Hibernating.*use that version"):
+            read(path)
+    assert checkup.journal(tmp_path).cure == "use that version, or move the file away"
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize(("writer", "word"), [("this", b"Hibernating"), ("99.1", b"Creatin\xe7")])
+async def test_what_no_version_has_written_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str, word: bytes
+) -> None:
+    path = tmp_path / "journal.db"
+    with monkeypatch.context() as patch:
+        if writer != "this":
+            patch.setattr(journal_module, "VERSION", writer)
+        data = await rewritten(path, word)
+    async with Journal.open(path) as journal:
+        assert journal.entries == {}
+        assert Path(journal.set_aside).read_bytes() == data
+
+
 async def test_a_journal_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     async with Journal.open(path):
@@ -209,7 +276,7 @@ async def test_a_journal_of_a_newer_version_is_refused_and_left_alone(tmp_path: 
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version=99")
     db.close()
-    with pytest.raises(JournalError, match="newer box-bridge"):
+    with pytest.raises(JournalError, match="a newer one, schema 99"):
         async with Journal.open(path):
             pass
     assert path.exists()
@@ -279,6 +346,7 @@ async def test_what_is_lost_at_the_end_is_told(
 
     async def work() -> None:
         async with Journal.open(tmp_path / "journal.db") as journal:
+            await journal.written()
             monkeypatch.setattr(journal_store.JournalStore, "apply", full)
             journal.put(entry())
             await eventually(lambda: journal.problem != "", what="the disk is full")
