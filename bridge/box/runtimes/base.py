@@ -83,7 +83,8 @@ class Exit(Struct, frozen=True, kw_only=True):
 
     An exit code of 128 + n is taken for signal n, as shells have it. `code` None means that
     nobody knows: it ended while its Box was away, and left no word. Without `ran` it was never
-    let go: its Box died first. With `fenced` it was ended because its host's lease was to end.
+    let go: its Box died first. With `fenced` it was ended because its host's lease was to end, or
+    nothing was left to watch that.
     `why` is what the runtime knows beside that.
     """
 
@@ -95,7 +96,7 @@ class Exit(Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         if self.fenced:
-            return "fenced: its host was cut off until its lease was to end"
+            return "fenced: its host's lease was to end, or could not be watched"
         why = f": {self.why}" if self.why else ""
         if self.signal:
             return f"killed by signal {self.signal}{why}"

@@ -5,7 +5,8 @@
   meanwhile, the shim ends without running it.
 - It outlives the Box and leaves the exit code in a file, so that an instance that ended while no
   Box looked can still say how.
-- It ends a fenced instance before the lease of its host does.
+- It ends a fenced instance before the lease of its host does, and at once when it cannot see to
+  that any more: whatever ends the guard but a SIGKILL has it end the whole group first.
 - It carries the instance's label in its environment, and so does all that the instance starts.
 """
 
@@ -27,17 +28,20 @@ from bridge.box.runtimes.logs import STDERR, STDOUT
 
 LABEL: Final = "BOX_INSTANCE_DIR"
 
+_SHELL: Final = ("/bin/sh",)
 _SCRIPT: Final = """
 read -r _ || { echo never >"$BOX_INSTANCE_DIR/exit"; exit 0; }
 trap : HUP INT QUIT TERM
 exec 3>&2 2>/dev/null
 if [ -n "$BOX_FENCE" ]; then
   (trap "" HUP INT QUIT TERM
-  while sleep 0.5; do
-    read -r now _ </proc/uptime
-    read -r until <"$BOX_FENCE" || until=0
-    [ "${now%.*}" -lt "$until" ] || { echo fenced >"$BOX_INSTANCE_DIR/exit"; kill -KILL 0; }
-  done) 3>&- </dev/null &
+  trap 'echo fenced >"$BOX_INSTANCE_DIR/exit"; kill -KILL 0' EXIT
+  PATH=$PATH:/usr/bin:/bin
+  exec <>/proc/$$/fd/0
+  while read -r -t 0.5 _; [ $? -ne 2 ] || sleep 0.5; do
+    read -r now _ </proc/uptime && read -r until <"$BOX_FENCE" || exit
+    [ "${now%.*}" -lt "$until" ] || exit
+  done) 3>&- &
   fence=$!
 fi
 (exec "$@" </dev/null 2>&3 3>&-)
@@ -45,7 +49,10 @@ code=$?
 [ -z "$fence" ] || kill -KILL "$fence"
 echo "$code" >"$BOX_INSTANCE_DIR/exit"
 exit "$code"
-"""  # its own stderr goes nowhere: "Killed" would pass for the instance's last words
+"""
+# Its own stderr goes nowhere: "Killed" would pass for the instance's last words. The guard waits by
+# `read`, on the pipe of the word, of which it holds both ends: where no process may be forked, bash
+# would try to make a `sleep` for 15 s. dash knows no -t, which is status 2, but fails at once.
 _EXIT: Final = "exit"
 _NEVER: Final = "never\n"
 _FENCED: Final = "fenced\n"
@@ -81,7 +88,7 @@ def spawn(
     (directory / _EXIT).unlink(missing_ok=True)
     with (directory / STDOUT).open("ab") as stdout, (directory / STDERR).open("ab") as stderr:
         return _Shim(
-            ["/bin/sh", "-c", _SCRIPT, "sh", *command],
+            [*_SHELL, "-c", _SCRIPT, "sh", *command],
             stdin=subprocess.PIPE,
             stdout=stdout,
             stderr=stderr,
