@@ -228,10 +228,7 @@ def _unreadable(service: str, host: str) -> str:
 
 
 def standing(service: str, fleet: FleetState, wanted: ServiceRecord) -> Standing:
-    """The hosts that could run `service` as `wanted` has it: found out once, until they change.
-
-    A cordoned host counts for what it has.
-    """
+    """The hosts that could run `service` as `wanted` has it: found out once, until they change."""
     known = fleet.standings.get(service, wanted) if fleet.standings is not None else None
     if known is not None:
         return known
@@ -280,9 +277,11 @@ def _fixes_port(hosts: Mapping[str, HostRecord], config: ScaleConfig, service: s
 
 
 def _places(service: str, fleet: FleetState, able: Iterable[str]) -> int:
-    """How many instances the hosts can have with one each; a cordoned one has what it has."""
-    there = fleet.tally(service).hosts
-    return sum(name not in fleet.orders or name in there for name in able)
+    """How many instances the hosts can have with one each; a cordoned one has what it has, one that
+    is being drained none.
+    """
+    there, orders = fleet.tally(service).hosts, fleet.orders
+    return sum(name not in orders or (name in there and not orders[name].draining) for name in able)
 
 
 def _one_a_host(hosts: int, target: int) -> str:

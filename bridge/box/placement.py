@@ -132,8 +132,16 @@ def first_at_work(hosts: Mapping[str, HostRecord]) -> str:
 
 
 def capacity(name: str, host: HostRecord, fleet: FleetState) -> int:
-    """How many instances the host counts for: a cordoned one for those that it has, and on its way
-    back a host may have more than it should.
+    """How many instances the host counts for in a decision: a cordoned one for those that it has;
+    one that is being drained for none, as their room elsewhere must not be promised to others.
+    """
+    order = fleet.orders.get(name)
+    return holds(name, host, fleet) if order is None or not order.draining else 0
+
+
+def holds(name: str, host: HostRecord, fleet: FleetState) -> int:
+    """How many instances the host can have as things are: a cordoned one those that it has, and on
+    its way back a host may have more than it should.
     """
     if name not in fleet.orders:
         return host.max_instances

@@ -26,7 +26,7 @@ from bridge.box.model import (
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.placement import able_hosts, capacity, host_port, place, rivals, room
+from bridge.box.placement import able_hosts, holds, host_port, place, rivals, room
 
 
 def outdated(service: str, fleet: FleetState) -> list[int]:
@@ -160,7 +160,7 @@ def _room(
         return 0
     sharing = rivals(fleet, able)
     promised = sum(len(item.slots) for name, item in fleet.services.items() if name in sharing)
-    total = sum(capacity(name, host, fleet) for name, host in able.items())
+    total = sum(holds(name, host, fleet) for name, host in able.items())
     free = sum(max(0, room(name, host, fleet)) for name, host in able.items())
     return max(0, min(count, free, total - promised))
 

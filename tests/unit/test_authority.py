@@ -139,6 +139,21 @@ def test_a_fixed_host_port_makes_room_for_one_instance_a_host(config: ScaleConfi
     assert free.response.target_replicas == 5
 
 
+@pytest.mark.parametrize(("draining", "granted"), [(False, 6), (True, 4)])
+def test_what_a_drained_host_has_needs_room_that_is_promised_to_nobody_else(
+    draining: bool, granted: int
+) -> None:
+    state = fleet(
+        hosts={"box-a": host(room=4), "box-b": host(room=4)},
+        services={"web": ServiceRecord(target=3, slots=[0, 1, 2])},
+        slots={"web": {n: slot("web", n, on="box-b" if n else "box-a") for n in range(3)}},
+    )
+    ordered = replace(state, orders={"box-b": HostOrder(draining=draining)})
+    assert decide(asked(replicas=9), ordered).response.target_replicas == granted
+    fewer = replace(ordered, hosts={"box-b": host(room=4)})
+    assert decide(asked(replicas=9), fewer).response.target_replicas == 3  # as it was granted
+
+
 def test_with_a_fixed_port_a_cordoned_host_is_a_place_for_what_it_has() -> None:
     hosts = {"box-a": host(fixed_port=8080), "box-b": host(fixed_port=8080)}
     cordoned = replace(fleet(hosts=hosts), orders={"box-b": HostOrder()})
