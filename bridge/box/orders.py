@@ -169,12 +169,17 @@ class Orders:
 
 
 def _ordered(asked: AdminRequest, fleet: FleetState, at: datetime) -> HostOrder | str | None:
-    """The order that a host should have after a cordon or a drain; None if it has it already."""
+    """The order that a host should have after a cordon or a drain; None if it has it already.
+
+    A host that is being drained is cordoned, and stays so; a new reason takes the place of the old.
+    """
     before = fleet.orders.get(asked.host)
-    if asked.verb is Verb.CORDON:
-        return None if before else HostOrder(reason=asked.reason, at=at)
-    if before is not None and before.draining and (before.forced or not asked.force):
-        return None
+    cordon = asked.verb is Verb.CORDON
+    if before is not None and (cordon or _drains_as(before, asked)):
+        new_reason = asked.reason not in ("", before.reason)
+        return replace(before, reason=asked.reason, at=at) if new_reason else None
+    if cordon:
+        return HostOrder(reason=asked.reason, at=at)
     if not asked.force and (short := lacking(asked.host, fleet, at=at)):
         listed = ", ".join(f"{count} of {service}" for service, count in sorted(short.items()))
         return (
@@ -183,6 +188,10 @@ def _ordered(asked: AdminRequest, fleet: FleetState, at: datetime) -> HostOrder 
         )
     reason = asked.reason or (before.reason if before else "")
     return HostOrder(draining=True, forced=asked.force, reason=reason, at=at)
+
+
+def _drains_as(order: HostOrder, asked: AdminRequest) -> bool:
+    return order.draining and (order.forced or not asked.force)
 
 
 def _marking(

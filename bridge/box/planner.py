@@ -109,8 +109,11 @@ def plan(
     slots = fleet.slots_of(service)
     actions = _unwanted(service, record, fleet, me, local, slots)
     for slot in _own(service, fleet, me):
-        if _is_due(local.get(slot), now):
-            actions.append(_again(service, fleet, record, slot, me, local.get(slot), at))
+        mine = local.get(slot)
+        if (mine is None or mine.ended) and (
+            again := _again(service, fleet, record, slot, me, mine, now, at)
+        ):
+            actions.append(again)
     return actions + _to_take(service, fleet, record, me, local, at)
 
 
@@ -127,18 +130,19 @@ def _again(
     slot: int,
     me: Me,
     mine: Local | None,
+    now: float,
     at: datetime,
-) -> Action:
-    """What becomes of a slot of `me` in which nothing lives: another instance, unless another host
-    should have it, as this one is to be empty, or instances keep failing here.
+) -> Action | None:
+    """What becomes of a slot of `me` in which nothing lives: another instance, when one is due,
+    unless another host should have it: at once if this one is to be empty, else when one is due
+    and instances keep failing here.
     """
-    order = fleet.orders.get(me.host)
+    order, due = fleet.orders.get(me.host), _is_due(mine, now)
     drained = order is not None and order.draining and (mine is None or mine.settled)
-    if not (drained or _keeps_failing(mine)):
-        return Make(slot=slot)
-    if not _has_alternative(service, fleet, record, slot, me, at):
-        return Make(slot=slot)
-    return Release(slot=slot) if drained else GiveUp(slot=slot)
+    leaves = drained or (due and _keeps_failing(mine))
+    if leaves and _has_alternative(service, fleet, record, slot, me, at):
+        return Release(slot=slot) if drained else GiveUp(slot=slot)
+    return Make(slot=slot) if due else None
 
 
 def remake(

@@ -386,11 +386,15 @@ def test_a_slot_in_which_nothing_lives_leaves_a_drained_host_if_another_can_take
     assert plan("web", state, ME, {0: ENDED}, now=0, at=AT) == [Make(slot=0)]
     drained = replace(state, orders={"box-a": HostOrder(draining=True)})
     assert plan("web", drained, ME, {0: ENDED}, now=0, at=AT) == [Release(slot=0)]
+    waiting = Local(ended=True, failures=1, retry_at=9.0)
+    assert plan("web", state, ME, {0: waiting}, now=0, at=AT) == []
+    assert plan("web", drained, ME, {0: waiting}, now=0, at=AT) == [Release(slot=0)]
     untold = Local(ended=True, settled=False)
     assert plan("web", drained, ME, {0: untold}, now=0, at=AT) == [Make(slot=0)]
     cordoned = replace(state, orders={"box-a": HostOrder()})
     assert plan("web", cordoned, ME, {0: ENDED}, now=0, at=AT) == [Make(slot=0)]
     alone = replace(drained, hosts={"box-a": host()})
+    assert plan("web", alone, ME, {0: waiting}, now=0, at=AT) == []
     assert plan("web", alone, ME, {0: ENDED}, now=0, at=AT) == [Make(slot=0)]
 
 
