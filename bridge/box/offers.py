@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from bridge.box.fence import FENCE_NEEDS
+from bridge.box import fence
 from bridge.box.model import Demand, HostRecord, Offer
 from bridge.box.runtimes.rules import NO_LACKS, fixed_port, refusal
 from bridge.errors import ConfigError
@@ -48,13 +48,9 @@ def offers(config: Config, lacks: Mapping[str, str] = NO_LACKS) -> dict[str, Off
         )
         runtime = config.box.runtime
         why = refusal(runtime, defaults, cpus=cpus(), lacks=lacks) or _misfit(runtime, service)
+        why = why or (fence.unfit(config.timing) if service.fence else "")
         if why:
             raise ConfigError(f"[services.{name}]", why)
-        if service.fence and config.timing.lease - config.timing.heartbeat < FENCE_NEEDS:
-            raise ConfigError(
-                f"[services.{name}]",
-                f"fence = true needs a lease that is {FENCE_NEEDS:g} s longer than the heartbeat",
-            )
         found[name] = Offer(
             fixed_port=fixed_port(service.port_map),
             needs=service.needs,

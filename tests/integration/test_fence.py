@@ -17,11 +17,13 @@ from typing import Any, Final
 import pytest
 
 from bridge.box.fence import Fence
+from bridge.box.offers import offers
 from bridge.box.runtimes import shim
 from bridge.box.runtimes.base import Exit
 from bridge.box.runtimes.groups import children, members
+from bridge.errors import ConfigError
 from tests.boxes import labelled
-from tests.support import eventually
+from tests.support import box_config, eventually, service_table
 
 NOBODY: Final = 65534  # root may fork whatever its limit
 FENCED: Final = Exit(signal=9, fenced=True)
@@ -122,3 +124,53 @@ async def test_the_fence_needs_nothing_of_the_path_of_an_instance(
     async with started(directory, fence, ["/bin/sleep", "60"], path="/nowhere") as popen:
         assert await end(popen, directory) == FENCED
     assert time.clock_gettime(time.CLOCK_BOOTTIME) >= int(fence.path.read_text()), "in its time"
+
+
+@pytest.fixture
+def clock(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In place of /proc/uptime, as where a container has one of its own: 100 s after its start."""
+    clock = directory / "uptime"
+    clock.write_text("100.00 50.00\n")
+    monkeypatch.setattr("bridge.box.fence.UPTIME", clock)
+    monkeypatch.setattr(shim, "_SCRIPT", shim._SCRIPT.replace("/proc/uptime", str(clock)))
+    return clock
+
+
+@pytest.mark.usefixtures("shell")
+async def test_the_box_and_its_shims_go_by_one_clock(
+    directory: Path, fence: Fence, clock: Path
+) -> None:
+    fence.extend(60.0)
+    async with started(directory, fence, ["sleep", "60"]) as popen:
+        replace_text(clock, "158.99 80.00\n")
+        assert popen.poll() is None
+        replace_text(clock, "159.00 80.00\n")
+        assert await end(popen, directory) == FENCED
+
+
+def replace_text(file: Path, text: str) -> None:
+    """In one step: who reads meanwhile finds the old text or the new."""
+    part = file.with_suffix(".new")
+    part.write_text(text)
+    part.replace(file)
+
+
+@pytest.mark.parametrize("text", [None, "", "soon"])
+def test_a_host_without_a_clock_refuses_what_is_to_be_fenced(
+    tmp_path: Path, clock: Path, text: str | None
+) -> None:
+    clock.unlink() if text is None else clock.write_text(text)
+    assert offers(box_config(tmp_path, "nats://127.0.0.1:1", service_table("web")))
+    fenced = box_config(tmp_path, "nats://127.0.0.1:1", service_table("web", fence=True))
+    with pytest.raises(ConfigError, match=rf"\[services.web\]: fence = true needs {clock}"):
+        offers(fenced)
+
+
+def test_a_fence_that_cannot_be_read_off_the_clock_is_not_put_off(
+    clock: Path, fence: Fence, caplog: pytest.LogCaptureFixture
+) -> None:
+    fence.extend(60.0)
+    clock.unlink()
+    fence.extend(120.0)
+    assert fence.path.read_text() == "159\n"
+    assert "fenced instances will end" in caplog.text
