@@ -207,11 +207,13 @@ def _is_url(url: str) -> bool:
 class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[timing]``: the protocol's times, in seconds. Tests shorten them; leave them alone.
 
-    All Boxes of a fleet must agree on `lease` and `registration_ttl` (WIRE: 10 s and 30 s).
+    All Boxes of a fleet must agree on `lease` and `registration_ttl` (WIRE: 10 s and 30 s). A
+    `heartbeat` is a third of the lease at most: a renewal that is lost is given up after another
+    one, or 1 s, and sent again a quarter of one later; that must be in time.
     `engine` is how long a container engine may take to answer what should be quick.
     """
 
-    lease: Count = 10
+    lease: Annotated[int, Meta(ge=2)] = 10
     heartbeat: Interval = 3.0
     sample: Interval = 1.0
     idle_samples: Count = 10
@@ -222,6 +224,13 @@ class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     backoff_max: Interval = 60.0
     backoff_reset: Interval = 60.0
     engine: Interval = 10.0
+
+    def __post_init__(self) -> None:
+        if self.heartbeat > self.lease / 3:
+            raise ValueError(
+                f"heartbeat = {self.heartbeat:g} must be at most a third of lease = {self.lease}: "
+                f"{self.lease / 3:.3g}"
+            )
 
 
 class Config(Struct, frozen=True, kw_only=True):

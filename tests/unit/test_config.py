@@ -91,6 +91,10 @@ def test_the_name_defaults_to_the_hosts_first_label(
         ("[services]\nweb = 3", "expected `object`"),
         ("box = 3", "must be a table"),
         ("a =", "is not TOML"),
+        ("[timing]\nheartbeat = 4", "at most a third of lease = 10: 3.33"),
+        ("[timing]\nlease = 3\nheartbeat = 3", "at most a third of lease = 3: 1"),
+        ("[timing]\nlease = 8", "heartbeat = 3 must be at most a third of lease = 8: 2.67"),
+        ("[timing]\nlease = 1\nheartbeat = 0.1", "lease: expected `int` >= 2"),
         ('[nats]\nprefix = "a.b"', "not a name"),
         ('[nats]\nurl = "nats://a:99999"', "is not a NATS URL"),
         ('[nats]\nurl = "nats://[::1:4222"', "is not a NATS URL"),
@@ -103,6 +107,14 @@ def test_a_mistake_is_told_with_its_place_and_cure(tmp_path: Path, text: str, sa
     told = problem(tmp_path, text)
     assert said in told
     assert told.startswith((str(tmp_path), "[box]"))
+
+
+@pytest.mark.parametrize("lease", [2, 3, 10, 60])
+def test_a_heartbeat_may_be_a_third_of_the_lease(tmp_path: Path, lease: int) -> None:
+    text = f"[timing]\nlease = {lease}\nheartbeat = {lease / 3}"
+    timing = load(write(tmp_path, text), environ={}).timing
+    lost = timing.heartbeat + max(timing.heartbeat, 1.0) + timing.heartbeat / 4
+    assert lost < timing.lease, "sent again in time when one was lost"
 
 
 def test_a_wrong_variable_is_named(tmp_path: Path) -> None:
