@@ -1,4 +1,4 @@
-"""Whether a host can be emptied: is there room elsewhere for what runs on it? Pure.
+"""Whether hosts can be emptied: is there room elsewhere for what runs on them? Pure.
 
 A forecast by the same placement that will decide. Rooms are promised in the order of names, and
 services that few hosts can run come first; it may say no where a cleverer order would fit, never
@@ -7,49 +7,65 @@ yes where there is no room as the fleet stands.
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime
 from typing import Final
 
 from msgspec.structs import replace
 
-from bridge.box.model import FleetState, HostOrder, ServiceRecord
+from bridge.box.model import FleetState, HostOrder
 from bridge.box.placement import Board, Spare, able_hosts, avoided
 
 _DRAINED: Final = HostOrder(draining=True)
 
 
 def lacking(host: str, fleet: FleetState, *, at: datetime) -> dict[str, int]:
-    """How many instances of which services on `host` have no room on the others; empty if it can
-    be emptied. What is placed nowhere yet, or is on another host that is being drained, needs room
-    as well, and comes first.
+    """How many instances of which services on `host` would have no room on the others if it were
+    drained as well; empty if it can be emptied.
     """
-    fleet = replace(fleet, orders={**fleet.orders, host: _DRAINED})
-    spare = Spare(fleet)
-    found: dict[str, int] = {}
-    for service, record in sorted(fleet.services.items(), key=lambda item: _choice(fleet, *item)):
-        first, mine = _homeless(service, fleet, host)
-        if first or mine:
-            board = Board(service, fleet, record, spare)
+    return Forecast(replace(fleet, orders={**fleet.orders, host: _DRAINED}), at=at).short(host)
+
+
+class Forecast:
+    """What has room if each host that is being drained is emptied: worked out once for all of them,
+    since what leaves one of them needs room beside what leaves another, and what is placed nowhere
+    yet needs room before either.
+    """
+
+    def __init__(self, fleet: FleetState, *, at: datetime) -> None:
+        self._fleet = fleet
+        self._draining = set(fleet.draining())
+        self._leaving = {name: Counter[str]() for name in self._draining}
+        self._missing: dict[str, int] = {}
+        homeless = {service: found for service in fleet.services if any(found := self._of(service))}
+        able = {
+            service: able_hosts(service, fleet, fleet.services[service])[0] for service in homeless
+        }
+        spare = Spare(fleet)
+        for service in sorted(homeless, key=lambda service: (len(able[service]), service)):
+            record, (vacant, leaving) = fleet.services[service], homeless[service]
+            board = Board(service, fleet, record, spare, able[service])
             # One that moves gets a new slot, which is kept off no host.
-            placed = board.place(first, avoided(record, at)) | board.place(mine, {})
-            if short := min(len(first) + len(mine) - len(placed), len(mine)):
-                found[service] = short
-    return found | _unmovable(host, fleet)
+            placed = board.place(vacant, avoided(record, at)) | board.place(leaving, {})
+            self._missing[service] = len(vacant) + len(leaving) - len(placed)
 
+    def short(self, host: str) -> dict[str, int]:
+        """How many instances of which services on `host`, which is being drained, have no room."""
+        leaving = self._leaving.get(host, {}).items()
+        short = {service: min(self._missing[service], count) for service, count in leaving}
+        return {service: count for service, count in short.items() if count} | self._unmovable(host)
 
-def _choice(fleet: FleetState, service: str, record: ServiceRecord) -> tuple[int, str]:
-    return len(able_hosts(service, fleet, record)[0]), service
+    def _of(self, service: str) -> tuple[list[int], set[int]]:
+        """The slots that are to be placed: those that are nowhere, and those that leave."""
+        fleet, tally = self._fleet, self._fleet.tally(service)
+        orphans, leaving = fleet.orphans(service), set[int]()
+        for (host, _), slots in tally.held.items() if self._draining & tally.hosts.keys() else ():
+            if host in self._draining and (there := (slots & tally.wanted) - orphans):
+                self._leaving[host][service] += len(there)
+                leaving |= there
+        return sorted(fleet.vacant(service)), leaving
 
-
-def _homeless(service: str, fleet: FleetState, host: str) -> tuple[list[int], list[int]]:
-    """The slots that are to be placed: those not on `host`, and those on it."""
-    tally, orphans = fleet.tally(service), fleet.orphans(service)
-    mine = (tally.on(host) & tally.wanted) - orphans
-    leaving = set[int]().union(*map(tally.on, fleet.draining())) & tally.wanted
-    return sorted(fleet.vacant(service) | (leaving - orphans - mine)), sorted(mine)
-
-
-def _unmovable(host: str, fleet: FleetState) -> dict[str, int]:
-    """What runs there for services whose record is missing or cannot be read."""
-    there = fleet.housed(host).items()
-    return {service: count for service, count in there if service not in fleet.services}
+    def _unmovable(self, host: str) -> dict[str, int]:
+        """What runs there for services whose record is missing or cannot be read."""
+        there = self._fleet.housed(host).items()
+        return {service: count for service, count in there if service not in self._fleet.services}

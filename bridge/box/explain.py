@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from itertools import pairwise
 from typing import Final
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 
 from bridge.box import rollout
 from bridge.box.authority import Asked, decide
-from bridge.box.evacuation import lacking
+from bridge.box.evacuation import Forecast
 from bridge.box.lifecycle import ENDED
 from bridge.box.model import FleetState, HostOrder, HostRecord, ServiceRecord
 from bridge.box.placement import Board, Spare, avoided, host_port, place, room, unfit
@@ -39,11 +40,14 @@ def names(fleet: FleetState) -> list[str]:
 
 
 def hosts(fleet: FleetState, wanted: Iterable[str], *, at: datetime) -> list[Host]:
-    """What there is to say of the `wanted` hosts."""
-    return [_host(name, fleet, fleet.housed(name), at) for name in wanted]
+    """What there is to say of the `wanted` hosts; the forecast is made once, if one is drained."""
+    forecast = functools.cache(lambda: Forecast(fleet, at=at))
+    return [_host(name, fleet, fleet.housed(name), forecast) for name in wanted]
 
 
-def _host(name: str, fleet: FleetState, held: Mapping[str, int], at: datetime) -> Host:
+def _host(
+    name: str, fleet: FleetState, held: Mapping[str, int], forecast: Callable[[], Forecast]
+) -> Host:
     record, order = fleet.hosts.get(name), fleet.orders.get(name)
     draining = order is not None and order.draining and bool(held)
     host = Host(
@@ -53,7 +57,7 @@ def _host(name: str, fleet: FleetState, held: Mapping[str, int], at: datetime) -
         services=dict(sorted(held.items())),
         order=None if order is None else _order(order),
         stuck=_stuck(fleet, held) if draining else {},
-        short=lacking(name, fleet, at=at) if draining else {},
+        short=forecast().short(name) if draining else {},
     )
     return host if record is None else _known(host, record)
 

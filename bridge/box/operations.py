@@ -67,6 +67,7 @@ class Operations:
         self._why_not = why_not
         self._orders = Orders(fleet, ledger, host, clock)
         self._readers = asyncio.Semaphore(_READERS)
+        self._turn = asyncio.Lock()
 
     def all(self) -> list[Endpoint]:
         """The endpoints, for a Responder."""
@@ -85,6 +86,10 @@ class Operations:
             return _refused(refusal(error))
 
         async def handle(message: Message) -> Reply | None:
+            async with (
+                self._turn
+            ):  # tenths of a second, maybe: the loop goes on between two answers
+                await asyncio.sleep(0)
             try:
                 if error := self._refusal(message):
                     return refuse(error)

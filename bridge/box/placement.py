@@ -187,12 +187,19 @@ class Spare:
 
 
 class Board:
-    """Where slots of one service can go while they are being placed."""
+    """Where slots of one service can go while they are being placed; `able` are the hosts that can
+    run it, if that is known.
+    """
 
     def __init__(
-        self, service: str, fleet: FleetState, record: ServiceRecord, spare: Spare
+        self,
+        service: str,
+        fleet: FleetState,
+        record: ServiceRecord,
+        spare: Spare,
+        able: Mapping[str, HostRecord] | None = None,
     ) -> None:
-        self._hosts, _ = able_hosts(service, fleet, record)
+        self._hosts = able_hosts(service, fleet, record)[0] if able is None else able
         self._spare = spare
         needs = ((name, demand(record.config, host, service)) for name, host in self._hosts.items())
         self._needs = {name: wish for name, wish in needs if wish != NOTHING}

@@ -9,12 +9,23 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from msgspec.structs import replace
+
 from bridge.box.authority import Asked
 from bridge.box.balance import balance
 from bridge.box.census import Census
 from bridge.box.evacuation import lacking
+from bridge.box.explain import hosts
 from bridge.box.explain import plan as explain
-from bridge.box.model import Demand, FleetState, HostRecord, Offer, ServiceRecord, SlotRecord
+from bridge.box.model import (
+    Demand,
+    FleetState,
+    HostOrder,
+    HostRecord,
+    Offer,
+    ServiceRecord,
+    SlotRecord,
+)
 from bridge.box.planner import Me, plan
 from bridge.protocol import InstanceInfo, InstanceState, ScaleRequest, now
 
@@ -76,10 +87,14 @@ def works(size: int) -> dict[str, Callable[[], object]]:
     host = next(iter(fleet.hosts))
     asked = Asked(request=ScaleRequest(service="web", replicas=size + 1), host=host, at=at)
     me = Me(host=host, host_id="id")
+    names = list(fleet.hosts)
+    orders = dict.fromkeys(names[: max(1, len(names) // 5)], HostOrder(draining=True))
+    drained = replace(fleet, orders=orders)
     return {
         "a Box plans one service": lambda: plan("web", fleet, me, {}, now=0.0, at=at),
         "box.plan": lambda: explain(asked, fleet),
         "may a host be drained?": lambda: lacking(host, fleet, at=at),
+        "box.hosts, a fifth of them being drained": lambda: hosts(drained, names, at=at),
         "rebalance: which move?": lambda: balance(fleet),
     }
 

@@ -7,15 +7,17 @@ import json
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bridge import DrainStuck, DrainTimeout, OrderRefused, ScaleClient, ScaleConfig
+from bridge.box import explain
 from bridge.box.planner import KEPT_OFF
 from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
 from bridge.errors import NameRefused
-from bridge.operations import Fate
+from bridge.operations import Fate, Host
 from bridge.protocol import InstanceState, now
 from tests.boxes import gated, instances, serving
 from tests.fleet import Fleet, service_record
@@ -317,6 +319,30 @@ async def test_a_box_that_is_cut_off_from_the_others_state_answers_no_operator(
         box._parts._fleet.orders.lost()  # as in a resync
         answer = json.loads((await fleet.gateway.request("box.hosts", b"")).data)
         assert answer["error"].startswith("not ready: ")
+
+
+async def test_the_loop_has_its_turn_between_answers_that_take_long(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Fleet.of(server, tmp_path, "box-a") as fleet:
+        await fleet.run(1)
+        loop, turn, answered, tell = asyncio.get_running_loop(), 0, list[int](), explain.hosts
+        ticking: asyncio.Handle
+
+        def go_on() -> None:
+            nonlocal turn, ticking
+            turn += 1
+            ticking = loop.call_soon(go_on)
+
+        def hosts(*args: Any, **named: Any) -> list[Host]:
+            answered.append(turn)
+            return tell(*args, **named)
+
+        monkeypatch.setattr(explain, "hosts", hosts)
+        ticking = loop.call_soon(go_on)
+        await asyncio.gather(*(fleet.operator.hosts() for _ in range(10)))
+        ticking.cancel()
+        assert len(set(answered)) == len(answered) >= 10
 
 
 async def test_replies_larger_than_max_payload_are_cut_and_say_so(

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.evacuation import lacking
-from bridge.box.model import Avoidance, FleetState, HostOrder, HostRecord, Offer, ServiceRecord
+from bridge.box.evacuation import Forecast, lacking
+from bridge.box.model import (
+    Avoidance,
+    Demand,
+    FleetState,
+    HostOrder,
+    HostRecord,
+    Offer,
+    ServiceRecord,
+)
+from bridge.box.placement import Board, Spare, able_hosts
 from bridge.box.planner import KEPT_OFF
 from tests.unit.fleets import AT, fleet, fleets, host, slot
 
@@ -86,6 +96,14 @@ def test_an_instance_that_moves_gets_a_new_slot_which_is_kept_off_no_host() -> N
     record = ServiceRecord(target=1, slots=[0], avoid=off)
     held = fleet(hosts=hosts, services={"web": record}, slots={"web": {0: slot("web", 0)}})
     assert lacking("box-a", held, at=AT) == {}
+    both = replace(
+        held,
+        hosts={**hosts, "box-c": host("web")},
+        services={"web": replace(record, target=2, slots=[0, 1])},
+        slots={"web": {0: slot("web", 0, on="box-c"), 1: slot("web", 1)}},
+        orders={"box-c": DRAINING},
+    )
+    assert lacking("box-a", both, at=AT) == {}
 
 
 def test_what_nobody_can_move_is_short() -> None:
@@ -108,3 +126,45 @@ def test_never_more_is_promised_than_there_is_room(state: FleetState) -> None:
     )
     known = sum(count for service, count in short.items() if service in state.services)
     assert len(there) - known <= room
+
+
+ORDERS = (None, HostOrder(), DRAINING)
+OFFERS = (Offer(), Offer(fixed_port=8080), Offer(demand=Demand(vcpus=2)))
+
+
+@st.composite
+def drained_fleets(draw: st.DrawFn) -> FleetState:
+    """Fleets with orders for some of the hosts, dead ones among them."""
+    state = draw(fleets())
+    orders = {name: draw(st.sampled_from(ORDERS)) for name in (*state.hosts, "box-gone")}
+    offer = draw(st.sampled_from(OFFERS))
+    return replace(
+        state,
+        hosts=offering(state, web=offer) if draw(st.booleans()) else state.hosts,
+        orders={name: order for name, order in orders.items() if order is not None},
+        dead=draw(st.sampled_from([frozenset(), frozenset({"box-gone"})])),
+    )
+
+
+def of_one(host: str, fleet: FleetState) -> dict[str, int]:
+    """The reference: a forecast for one host alone, for which what is on it is placed last."""
+    spare, found = Spare(fleet), dict[str, int]()
+    order = {name: len(able_hosts(name, fleet, fleet.services[name])[0]) for name in fleet.services}
+    for service in sorted(order, key=lambda name: (order[name], name)):
+        tally, orphans = fleet.tally(service), fleet.orphans(service)
+        mine = (tally.on(host) & tally.wanted) - orphans
+        leaving = set[int]().union(*map(tally.on, fleet.draining())) & tally.wanted
+        first = fleet.vacant(service) | (leaving - orphans - mine)
+        board = Board(service, fleet, fleet.services[service], spare)
+        placed = board.place(sorted(first), {}) | board.place(sorted(mine), {})
+        if short := min(len(first) + len(mine) - len(placed), len(mine)):
+            found[service] = short
+    there = fleet.housed(host).items()
+    return found | {name: count for name, count in there if name not in fleet.services}
+
+
+@given(drained_fleets())
+def test_one_forecast_says_of_each_host_what_one_made_for_it_alone_would(state: FleetState) -> None:
+    forecast = Forecast(state, at=AT)
+    for name in state.draining():
+        assert forecast.short(name) == lacking(name, state, at=AT) == of_one(name, state)

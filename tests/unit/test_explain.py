@@ -18,6 +18,7 @@ from bridge.box.operations import _shortened
 from bridge.box.planner import KEPT_OFF
 from bridge.operations import Fate, Order
 from bridge.protocol import InstanceState, ScaleConfig
+from tests.support import calls
 from tests.unit.fleets import AT, asked, fleet, host, slot
 
 
@@ -52,6 +53,27 @@ def test_a_host_that_is_being_drained_says_what_keeps_it() -> None:
     assert told.short == {"web": 1}
     [calm] = explain.hosts(replace(draining, orders={}), ["box-a"], at=AT)
     assert (calm.stuck, calm.short) == ({}, {})
+
+
+def test_hosts_that_are_being_drained_share_one_forecast() -> None:
+    names = [f"box-{number:03}" for number in range(60)]
+    services = [f"s{number}" for number in range(20)]
+    claims = {name: {n: slot(name, n, on=names[n]) for n in range(30)} for name in services}
+    record = ServiceRecord(target=30, slots=list(range(30)))
+    found = fleet(
+        hosts={name: host(*services, room=40) for name in names},
+        services=dict.fromkeys(services, record),
+        slots=claims,
+    )
+
+    def drained(count: int) -> FleetState:
+        return replace(found, orders=dict.fromkeys(names[:count], HostOrder(draining=True)))
+
+    few, many = (
+        calls(lambda: explain.hosts(drained(count), names, at=AT))  # noqa: B023
+        for count in (2, 20)
+    )
+    assert many < 2 * few
 
 
 def test_history_tells_the_steps_between_records() -> None:
