@@ -55,15 +55,22 @@ class Forecast:
         short = {service: min(self._missing[service], count) for service, count in leaving}
         return {service: count for service, count in short.items() if count} | self._unmovable(host)
 
-    def _of(self, service: str) -> tuple[list[int], set[int]]:
-        """The slots that are to be placed: those that are nowhere, and those that leave."""
-        fleet, tally = self._fleet, self._fleet.tally(service)
+    def _of(self, service: str) -> tuple[list[int], list[int]]:
+        """The slots that are to be placed: those that are nowhere, a dead host's among them, and
+        those that leave, but for as many as have a replacement already.
+        """
+        fleet, tally, record = (
+            self._fleet,
+            self._fleet.tally(service),
+            self._fleet.services[service],
+        )
         orphans, leaving = fleet.orphans(service), set[int]()
         for (host, _), slots in tally.held.items() if self._draining & tally.hosts.keys() else ():
-            if host in self._draining and (there := (slots & tally.wanted) - orphans):
+            if host in self._draining and (there := slots & tally.wanted):
                 self._leaving[host][service] += len(there)
-                leaving |= there
-        return sorted(fleet.vacant(service)), leaving
+                leaving |= there - orphans
+        replaced = max(0, len(record.slots) - record.target)
+        return sorted(fleet.vacant(service)), sorted(leaving)[replaced:]
 
     def _unmovable(self, host: str) -> dict[str, int]:
         """What runs there for services whose record is missing or cannot be read."""

@@ -57,6 +57,27 @@ def test_what_has_no_host_yet_or_leaves_another_one_needs_room_as_well() -> None
     }
 
 
+def test_what_has_a_replacement_already_needs_no_other() -> None:
+    state = replace(three(2, 3, 3), orders={"box-a": DRAINING})
+    web = ServiceRecord(target=8, slots=list(range(9)))
+    waiting = replace(state, services={"web": web})
+    assert lacking("box-a", waiting, at=AT) == {}
+    claims = {**state.slots["web"], 8: slot("web", 8, on="box-c")}
+    made = fleet(hosts=dict(state.hosts), services={"web": web}, slots={"web": claims})
+    assert lacking("box-a", replace(made, orders=state.orders), at=AT) == {}
+    full = replace(three(2, 4, 3), orders=state.orders)
+    web = ServiceRecord(target=9, slots=list(range(10)))
+    assert lacking("box-a", replace(full, services={"web": web}), at=AT) == {"web": 1}
+
+
+def test_what_a_dead_host_held_and_nobody_has_room_for_is_short() -> None:
+    state = three(3, 3, 3)
+    there = {name: item for name, item in state.hosts.items() if name != "box-a"}
+    dead = replace(state, hosts=there, dead={"box-a"}, orders={"box-a": DRAINING})
+    assert lacking("box-a", dead, at=AT) == {"web": 1}
+    assert lacking("box-a", replace(dead, slots={}, used={}), at=AT) == {}
+
+
 def test_a_cordoned_or_leaving_host_has_no_room() -> None:
     state = three(1, 0, 0)
     assert lacking("box-a", replace(state, orders={"box-b": HostOrder()}), at=AT) == {}
@@ -152,15 +173,16 @@ def of_one(host: str, fleet: FleetState) -> dict[str, int]:
     order = {name: len(able_hosts(name, fleet, fleet.services[name])[0]) for name in fleet.services}
     for service in sorted(order, key=lambda name: (order[name], name)):
         tally, orphans = fleet.tally(service), fleet.orphans(service)
-        mine = (tally.on(host) & tally.wanted) - orphans
+        there = tally.on(host) & tally.wanted
+        mine = there - orphans
         leaving = set[int]().union(*map(tally.on, fleet.draining())) & tally.wanted
         first = fleet.vacant(service) | (leaving - orphans - mine)
         board = Board(service, fleet, fleet.services[service], spare)
         placed = board.place(sorted(first), {}) | board.place(sorted(mine), {})
-        if short := min(len(first) + len(mine) - len(placed), len(mine)):
+        if short := min(len(first) + len(mine) - len(placed), len(there)):
             found[service] = short
-    there = fleet.housed(host).items()
-    return found | {name: count for name, count in there if name not in fleet.services}
+    housed = fleet.housed(host).items()
+    return found | {name: count for name, count in housed if name not in fleet.services}
 
 
 @given(drained_fleets())
