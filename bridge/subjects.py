@@ -15,6 +15,7 @@ from msgspec import Struct
 from bridge.errors import ConfigError, NameRefused
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_NUMBER: Final = re.compile(r"0|[1-9][0-9]*")
 _ABOUT: Final = re.compile(rf"[^.]*\.([^.]*)\.({_NAME.pattern})\.({_NAME.pattern})")
 
 DEFAULT_PREFIX: Final = "box"
@@ -194,9 +195,9 @@ def slot_key(service: str, slot: int) -> str:
 
 
 def parse_slot_key(key: str) -> tuple[str, int]:
-    """The service and the slot of `key`; raises NameRefused if it is not a slot's key."""
+    """The service and the slot of `key`; raises NameRefused if `slot_key` gives no such key."""
     service, _, slot = key.rpartition(".")
-    if not (is_name(service) and slot.isascii() and slot.isdigit()):
+    if not (is_name(service) and _NUMBER.fullmatch(slot)):
         raise NameRefused("slot key", key)
     return service, int(slot)
 

@@ -29,6 +29,10 @@ from bridge.protocol import format_time
 
 _NOTE: Final = 500  # letters of a note, so that 64 decisions fit a reply
 _NOTICES: Final = 20  # of one host
+_UNREADABLE: Final = (
+    "what it says of itself cannot be read: it runs a newer Box, or its record is damaged; nothing "
+    "is placed on it"
+)
 
 
 # ── the hosts ────────────────────────────────────────────────────────────────────────────
@@ -36,7 +40,7 @@ _NOTICES: Final = 20  # of one host
 
 def names(fleet: FleetState) -> list[str]:
     """The live hosts, those that hold slots though they are dead, and those under an order."""
-    return sorted({*fleet.hosts, *fleet.used, *fleet.orders})
+    return sorted({*fleet.hosts, *fleet.unreadable_hosts, *fleet.used, *fleet.orders})
 
 
 def hosts(fleet: FleetState, wanted: Iterable[str], *, at: datetime) -> list[Host]:
@@ -59,6 +63,8 @@ def _host(
         stuck=_stuck(fleet, held) if draining else {},
         short=forecast().short(name) if draining else {},
     )
+    if name in fleet.unreadable_hosts:
+        return replace(host, live=True, ready=False, notices=[_UNREADABLE])
     return host if record is None else _known(host, record)
 
 

@@ -24,6 +24,7 @@ from bridge.box.model import (
     HostRecord,
     ServiceRecord,
     SlotRecord,
+    check_claim,
 )
 from bridge.box.standing import Standings
 from bridge.bus.connection import Connection
@@ -32,7 +33,7 @@ from bridge.bus.message import Message
 from bridge.bus.records import Records
 from bridge.errors import NameRefused, ProtocolError
 from bridge.protocol import HostStats, InstanceHealth, InstanceInfo, decode
-from bridge.subjects import last_token, parse_cordon_key, parse_slot_key
+from bridge.subjects import is_name, last_token, parse_cordon_key, parse_slot_key
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class Fleet:
         self._slots: dict[str, dict[int, SlotRecord]] = {}
         self._unreadable: dict[str, set[int]] = {}
         self._unreadable_services: set[str] = set()
+        self._unreadable_hosts: set[str] = set()
         self._lost: dict[str, dict[int, str]] = {}
         self._lost_claims: dict[tuple[str, int], tuple[SlotRecord, float]] = {}
         self._dead: set[str] = set()
@@ -109,6 +111,7 @@ class Fleet:
             slots=self._slots,
             unreadable=self._unreadable,
             unreadable_services=self._unreadable_services,
+            unreadable_hosts=self._unreadable_hosts,
             lost=self._lost,
             dead=self._dead,
             orders=self._orders,
@@ -130,6 +133,7 @@ class Fleet:
             connection,
             subjects.slots_bucket,
             SlotRecord,
+            check=check_claim,
             on_change=self._slot_changed,
             on_live=self._slots_live,
         )
@@ -189,11 +193,16 @@ class Fleet:
             return False
         if now - self._confirmed.get(claim.host, -_CONFIRMED) < _CONFIRMED:
             return True
-        there = await self.hosts.read(claim.host)
+        late = self._lease - _LET_GO
+        try:
+            there = await self.hosts.read(claim.host)
+        except ProtocolError:  # whatever it says, it is there
+            self._leases.renew(claim.host, self._monotonic() - late)
+            return False
         if there is not None and there.value.host_id == claim.host_id:
             # Renewed, as the view will tell; or the store lets go a little later than leases do.
-            late = self._lease - _LET_GO if there.revision <= self.hosts.revision(claim.host) else 0
-            self._leases.renew(claim.host, self._monotonic() - late)
+            renewed = there.revision > self.hosts.revision(claim.host)
+            self._leases.renew(claim.host, self._monotonic() - (0 if renewed else late))
             return False
         self._confirmed[claim.host] = now
         return True
@@ -225,7 +234,7 @@ class Fleet:
         except ProtocolError:
             metrics.refuse("stats", "malformed")
             return
-        if host in self._hosts:  # strangers could fill the memory
+        if host in self._hosts or host in self._unreadable_hosts:  # not what a stranger makes up
             self.report(host, report, message.data)
 
     def report(self, host: str, report: HostStats, data: bytes) -> None:
@@ -246,6 +255,9 @@ class Fleet:
     def _service_changed(
         self, key: str, old: ServiceRecord | None, new: ServiceRecord | None
     ) -> None:
+        if not is_name(key):
+            self._connection.metrics.refuse("services", "bad key")
+            return
         self._unreadable_services.discard(key)
         if new is not None:
             self._services[key] = new
@@ -318,7 +330,11 @@ class Fleet:
             del self._lives[instance_id]
 
     def _host_changed(self, key: str, old: HostRecord | None, new: HostRecord | None) -> None:
-        if new is None:
+        if not is_name(key):
+            self._connection.metrics.refuse("hosts", "bad key")
+            return
+        unreadable = key in self.hosts.unreadable
+        if new is None and not unreadable:
             # The view forgets a host that was released; one that vanished in a resync may
             # merely have been unable to renew: its lease decides.
             if self.hosts.get(key) is None and self.hosts.was_deleted(key):
@@ -329,14 +345,18 @@ class Fleet:
             return
         self._leases.renew(key, self._monotonic())
         before = self._hosts.get(key)
-        if before == new:
+        if before == new and unreadable == (key in self._unreadable_hosts):
             return  # a renewal, as most are
-        self._set_host(key, new)
-        if before is None or replace(before, notices=new.notices) != new:  # plans read no notices
+        self._set_host(key, new, unreadable=unreadable)
+        # Plans read no notices.
+        if before is None or new is None or replace(before, notices=new.notices) != new:
             self._touch(None)
 
-    def _set_host(self, name: str, new: HostRecord | None) -> None:
-        """What the live host `name` tells of itself now, None if it lives no more."""
+    def _set_host(self, name: str, new: HostRecord | None, *, unreadable: bool = False) -> None:
+        """What the live host `name` tells of itself now, None if it lives no more or cannot be
+        read.
+        """
+        (self._unreadable_hosts.add if unreadable else self._unreadable_hosts.discard)(name)
         before = self._hosts.pop(name, None)
         for service in before.services if before and not before.closing else ():
             del self._offers[service][name]

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from bridge.box.fence import Fence
 from bridge.box.model import HostRecord
 from bridge.bus.records import Records
-from bridge.errors import BoxError, BusError, HostTaken
+from bridge.errors import BoxError, BusError, HostTaken, ProtocolError
 from bridge.settings import Timing
 
 _log = logging.getLogger(__name__)
@@ -166,5 +166,6 @@ class Lease:
             there = self._hosts.get(self._name)
             if there is None or there.revision != revision:
                 return
-        if await self._hosts.read(self._name) is None:
-            self._hosts.drop(self._name)
+        with contextlib.suppress(ProtocolError):  # whatever it says, it is there
+            if await self._hosts.read(self._name) is None:
+                self._hosts.drop(self._name)

@@ -18,7 +18,9 @@ from msgspec.structs import replace
 
 from bridge.box.census import Census, Tally, is_gone
 from bridge.box.standing import Standings
+from bridge.errors import ProtocolError
 from bridge.protocol import InstanceHealth, InstanceInfo, ScaleConfig, ScaleRequest, Time, encode
+from bridge.subjects import check_name
 
 RECEIPTS: Final = 64  # the last of each service (WIRE, "What a scale request means")
 MAX_FAILED_REPLACEMENTS: Final = 3  # running, and a rollout stops (WIRE, same place)
@@ -139,6 +141,15 @@ class SlotRecord(Struct, frozen=True, kw_only=True):
     demand: Demand = NOTHING
 
 
+def check_claim(key: str, claim: SlotRecord) -> None:
+    """Raise ProtocolError where `claim` names what can be no name, or not the service of `key`."""
+    check_name("host", claim.host)
+    check_name("instance id", claim.info.id)
+    if claim.info.service != key.rpartition(".")[0]:
+        problem = f"{claim.info.service[:80]!r} is not the service of its key"
+        raise ProtocolError("SlotRecord", "info.service", problem)
+
+
 class Offer(Struct, frozen=True, kw_only=True):
     """What a host says of a service it can run.
 
@@ -208,6 +219,7 @@ class FleetState(Struct, frozen=True, kw_only=True):
     that they list; None means that nobody has sorted them. `slots` has the claimed slots of each
     service, in its set or not; `unreadable` those whose record cannot be read,
     `unreadable_services` the services of which that is so: neither is there, but nor is it free.
+    `unreadable_hosts` live, as their leases say, but not for what others may place on them.
     `lost` names the host that held a slot whose record the store has lost: it is that host's to
     claim again, and counts as held until then. `dead` are the hosts whose slots may be taken over,
     `orders` what operators have ordered, by host. `used` counts the slots that a host holds,
@@ -223,6 +235,7 @@ class FleetState(Struct, frozen=True, kw_only=True):
     slots: Mapping[str, Mapping[int, SlotRecord]] = field(default_factory=dict)
     unreadable: Mapping[str, AbstractSet[int]] = field(default_factory=dict)
     unreadable_services: AbstractSet[str] = frozenset()
+    unreadable_hosts: AbstractSet[str] = frozenset()
     lost: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     dead: AbstractSet[str] = frozenset()
     orders: Mapping[str, HostOrder] = field(default_factory=dict)

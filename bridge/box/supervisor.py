@@ -43,7 +43,7 @@ from bridge.box.runtimes.base import Handle
 from bridge.box.story import Story, Teller
 from bridge.box.workshop import Workshop
 from bridge.bus.records import Record
-from bridge.errors import BusError, Conflict
+from bridge.errors import BusError, Conflict, ProtocolError
 from bridge.protocol import InstanceState
 from bridge.settings import Timing
 from bridge.subjects import slot_key
@@ -267,6 +267,9 @@ class Supervisor:
                     await self._act(service, action)
                 except BusError as exc:
                     failures.append(exc)
+                except ProtocolError as exc:
+                    self._teller.connection.metrics.refuse("plans", "unreadable record")
+                    _log.error("%s: %s cannot be carried out: %s", service, action, exc)
 
         async with task_scope() as tasks:
             at_once = min(_AT_ONCE, len(actions))

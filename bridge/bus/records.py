@@ -3,7 +3,7 @@
 The view is complete once `live` is True and stays so but for the moments of a resync, during
 which it keeps what it had. Writes go to the store and come back through the view; one that was
 acknowledged is in the view at once. A record that cannot be read is counted, kept out of the
-view and listed as unreadable, so that nobody takes its key for free.
+view and listed as unreadable, so that nobody takes its key for free; each put of it is told.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ class Record(Struct, Generic[T], frozen=True):
 
 
 class Records(Generic[T]):
-    """The view of one bucket; `run` keeps it current. See the module."""
+    """The view of one bucket; `run` keeps it current. See the module.
+
+    `check` raises ProtocolError for a value that is not to be believed under its key.
+    """
 
     def __init__(
         self,
@@ -55,12 +58,14 @@ class Records(Generic[T]):
         bucket: str,
         cls: type[T],
         *,
+        check: Callable[[str, T], None] = lambda key, value: None,
         on_change: OnChange[T] | None = None,
         on_live: Callable[[bool], None] | None = None,
     ) -> None:
         self.bucket = bucket
         self._connection = connection
         self._class = cls
+        self._check = check
         self._on_change = on_change
         self._on_live = on_live
         self._view: _View[T] = _View()
@@ -133,7 +138,7 @@ class Records(Generic[T]):
         except (nats.errors.Error, TimeoutError) as exc:
             raise mapped(subject, exc) from exc
         deleted = (raw.headers or {}).get(_OPERATION) in _DELETED
-        return None if deleted else Record(decode(self._class, raw.data or b""), raw.seq or 0)
+        return None if deleted else Record(self._decode(key, raw.data or b""), raw.seq or 0)
 
     def drop(self, key: str) -> None:
         """Forget a record that `read` says has expired: the view is not told of that."""
@@ -205,11 +210,12 @@ class Records(Generic[T]):
         readable = True
         if not deleted:
             try:
-                value = decode(self._class, message.data)
+                value = self._decode(key, message.data)
             except ProtocolError as exc:
                 readable = False
                 self._connection.metrics.refuse(self.bucket, "unreadable record")
-                _log.error("bucket %s, key %s cannot be read: %s", self.bucket, key, exc)
+                if key not in self._view.unreadable:  # a lease may be renewed so, for ever
+                    _log.error("bucket %s, key %s cannot be read: %s", self.bucket, key, exc)
         self.put_in(key, value, seq, readable=readable)
 
     def put_in(self, key: str, value: T | None, seq: int, *, readable: bool = True) -> None:
@@ -228,7 +234,8 @@ class Records(Generic[T]):
     def complete(self, last_seq: int) -> None:
         if self._next is not None:
             before, self._view, self._next = self._view, self._next, None
-            blurred = before.unreadable.keys() ^ self._view.unreadable.keys()
+            changed = before.unreadable.items() ^ self._view.unreadable.items()
+            blurred = {key for key, _ in changed}
             for key in before.records.keys() | self._view.records.keys() | blurred:
                 old, new = before.records.get(key), self._view.records.get(key)
                 if old != new or key in blurred:
@@ -243,6 +250,11 @@ class Records(Generic[T]):
             self._live.clear()
             if self._on_live:
                 self._on_live(False)
+
+    def _decode(self, key: str, data: bytes) -> T:
+        value = decode(self._class, data)
+        self._check(key, value)
+        return value
 
     def _advance(self, seq: int) -> None:
         self._view.seq = max(self._view.seq, seq)

@@ -15,10 +15,12 @@ import pytest
 
 from bridge.box.daemon import Box
 from bridge.box.host import Lease, own_directory
+from bridge.box.model import HostRecord
 from bridge.bus import topology
+from bridge.bus.records import Record, Records
 from bridge.bus.server import EmbeddedServer
 from bridge.bus.store import store
-from bridge.errors import BoxError, ConfigError, HostTaken, TopologyMismatch
+from bridge.errors import BoxError, ConfigError, HostTaken, ProtocolError, TopologyMismatch
 from bridge.tasks import task_scope
 from tests.boxes import alive, boxed, gone, labelled, serving
 from tests.support import ask, box_config, connect, eventually, service_table
@@ -74,6 +76,28 @@ async def test_a_wiped_directory_waits_for_the_old_lease_to_end(
         await store(connection, "$KV.box_hosts.box-a", left)
         async with asyncio.timeout(10):
             await start(Box(config))
+
+
+async def test_what_cannot_be_read_of_the_own_name_does_not_end_the_newcomer(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, looks = Records.read, 0
+
+    async def read_junk_first(self: Records[HostRecord], key: str) -> Record[HostRecord] | None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise ProtocolError("HostRecord", "", "not JSON")
+        return await read(self, key)
+
+    monkeypatch.setattr(Records, "read", read_junk_first)
+    config = box_config(tmp_path, server.url)
+    async with connect(server.url) as connection:
+        await topology.ensure(connection, lifetimes=topology.Lifetimes.of(config.timing))
+        left = b'{"host_id":"old","runtime":"process","cpus":1,"max_instances":1,"services":{}}'
+        await store(connection, "$KV.box_hosts.box-a", left)
+        await start(Box(config))
+    assert looks > 1
 
 
 async def test_a_bucket_that_takes_nothing_yet_is_waited_for(

@@ -13,6 +13,7 @@ from bridge.box.model import HostRecord, SlotRecord
 from bridge.bus import topology
 from bridge.bus.records import Record
 from bridge.bus.server import EmbeddedServer
+from bridge.bus.store import store
 from bridge.protocol import InstanceInfo, InstanceState
 from bridge.tasks import task_scope
 from tests.support import connect, eventually
@@ -46,6 +47,12 @@ class Watch:
         while self.now < until:
             self.now += 0.5
             self.fleet.tick()
+
+    async def sees_unreadable(self, key: str = "box-a") -> None:
+        """Return when something has been seen there that is no host's record."""
+        fleet, newer = self.fleet, b'{"host_id":"old","cpus":{"p":4,"e":8}}'
+        stored = await store(fleet._connection, f"$KV.box_hosts.{key}", newer)
+        await eventually(lambda: fleet.hosts.unreadable.get(key) == stored.seq)
 
     async def sees(self) -> None:
         """Return when the lease that was renewed in the store has been seen."""
@@ -104,3 +111,51 @@ async def test_a_lease_that_was_renewed_unseen_runs_anew(
         assert not await fleet.is_dead(CLAIM)
         watch.passes(LEASE - 1)
         assert not fleet.state.is_orphan(CLAIM)
+
+
+async def test_a_host_that_cannot_be_read_lives_while_it_is_heard_of_and_is_offered_nothing(
+    server: EmbeddedServer,
+) -> None:
+    async with watching(server) as watch:
+        fleet = watch.fleet
+        await watch.sees()
+        for _ in range(3):
+            await watch.sees_unreadable()
+            assert (fleet.state.unreadable_hosts, fleet.state.hosts) == ({"box-a"}, {})
+            watch.passes(LEASE - 1)
+            assert not fleet.state.is_orphan(CLAIM)
+        await watch.sees()
+        assert (fleet.state.unreadable_hosts, fleet.state.hosts) == (set(), {"box-a": HOST})
+        await watch.sees_unreadable()
+        watch.passes(LEASE + 1)
+        assert fleet.state.is_orphan(CLAIM)
+        assert not fleet.state.unreadable_hosts
+
+
+async def test_a_host_is_not_dead_of_whom_the_store_has_what_cannot_be_read(
+    server: EmbeddedServer,
+) -> None:
+    async with watching(server) as watch:
+        fleet = watch.fleet
+        await watch.sees()
+        watch.passes(LEASE + 1)
+        await store(fleet._connection, "$KV.box_hosts.box-a", b"junk")
+        assert not await fleet.is_dead(CLAIM)
+        await watch.sees_unreadable()
+        watch.passes(LEASE + 1)
+        assert fleet.state.is_orphan(CLAIM)
+        assert not await fleet.is_dead(CLAIM)  # the bucket's own lease runs by another clock
+        watch.passes(1.5)
+        assert fleet.state.is_orphan(CLAIM), "after a second, not after another lease"
+        await fleet.hosts.delete("box-a", fleet.hosts.revision("box-a"))
+        assert await fleet.is_dead(CLAIM)
+
+
+async def test_what_is_put_under_no_hosts_name_is_no_host(server: EmbeddedServer) -> None:
+    async with watching(server) as watch:
+        fleet = watch.fleet
+        await watch.sees_unreadable("Box_1")
+        await fleet.hosts.put("Box_2", HOST)
+        assert (fleet.state.unreadable_hosts, fleet.state.hosts) == (set(), {})
+        assert fleet._leases.holders == set()
+        assert fleet._connection.metrics.refusals()["hosts: bad key"] == 2

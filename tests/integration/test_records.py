@@ -17,7 +17,7 @@ from bridge.bus.message import Handler, Message
 from bridge.bus.records import Record, Records
 from bridge.bus.server import EmbeddedServer
 from bridge.bus.store import store
-from bridge.errors import Conflict, NoReply
+from bridge.errors import Conflict, NoReply, ProtocolError
 from bridge.tasks import task_scope
 from tests.support import connect, eventually
 
@@ -161,6 +161,37 @@ async def test_a_record_that_was_unreadable_before_the_view_began_is_told(
         async with views(server) as [view]:
             assert view.told == [("web.1", None, None)]
             assert "web.1" in view.records.unreadable
+
+
+async def test_what_is_not_to_be_believed_cannot_be_read(server: EmbeddedServer) -> None:
+    def check(key: str, value: Value) -> None:
+        if value.n > 9:
+            raise ProtocolError("Value", "n", f"too much for {key}")
+
+    async with connect(server.url) as connection, task_scope() as tasks:
+        await topology.ensure(connection)
+        records = Records(connection, BUCKET, Value, check=check)
+        tasks.create_task(records.run())
+        await store(connection, "$KV.box_slots.web.1", b'{"n":9}')
+        await store(connection, "$KV.box_slots.web.2", b'{"n":10}')
+        await eventually(lambda: dict(records.unreadable) == {"web.2": 2})
+        assert [key for key, _ in records.items()] == ["web.1"]
+        with pytest.raises(ProtocolError, match=r"too much for web\.2"):
+            await records.read("web.2")
+
+
+async def test_what_cannot_be_read_is_told_again_when_it_is_put_again_unseen(
+    server: EmbeddedServer,
+) -> None:
+    async with views(server) as [view]:
+        await store(view.records._connection, "$KV.box_slots.web.1", b"nonsense")
+        await eventually(lambda: view.told == [("web.1", None, None)])
+        await server.kill()
+        await eventually(lambda: not view.records.live)
+        await server.start()
+        async with connect(server.url) as other:
+            await store(other, "$KV.box_slots.web.1", b"nonsense")
+        await eventually(lambda: view.told == 2 * [("web.1", None, None)])
 
 
 async def test_the_store_itself_can_be_asked(server: EmbeddedServer) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bridge.box import lifecycle
+from bridge.box.claims import Claims
 from bridge.box.daemon import Box
-from bridge.box.model import FleetState
+from bridge.box.model import FleetState, SlotRecord
 from bridge.bus.server import EmbeddedServer
 from bridge.bus.store import store
-from bridge.errors import OrderRefused
+from bridge.errors import OrderRefused, ProtocolError
+from bridge.protocol import encode, now
 from tests.boxes import boxed, instances, serving
 from tests.fleet import Fleet
 from tests.support import ask, box_config, connect, eventually, service_table
@@ -96,3 +100,70 @@ async def test_an_order_that_cannot_be_read_is_a_cordon_and_is_not_overwritten(
         await store(fleet.gateway, key, b"", headers={"KV-Operation": "DEL"})
         await ordered("looks odd")  # as it was when it could be read
         await operator.uncordon("box-b")
+
+
+def claim(service: str = "web", instance_id: str = "web-z", host: str = "box-z") -> bytes:
+    life = lifecycle.begin(instance_id, service, now())
+    return encode(SlotRecord(host=host, host_id="z", config="c", seq=0, info=life.info))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(claim(instance_id="Web 7"), id="instance"),
+        pytest.param(claim(host="box.z"), id="host"),
+        pytest.param(claim(service="api"), id="service"),
+    ],
+)
+async def test_a_claim_that_names_what_cannot_be_is_kept_apart_and_its_slot_is_not_free(
+    server: EmbeddedServer, tmp_path: Path, wrong: bytes
+) -> None:
+    config = box_config(tmp_path, server.url, *SERVICES)
+    async with connect(server.url) as gateway, Box.running(config) as box:
+        key = "$KV.box_slots.web.1"
+        await ask(gateway, "web", 1)
+        await serving(gateway, "web", 1)
+        await store(gateway, key, wrong)
+        await store(gateway, "$KV.box_slots.web.02", claim())
+        state = state_of(box)
+        await eventually(lambda: state.unreadable.get("web") == {1})
+        await eventually(lambda: "slots: bad key" in box.metrics.refusals())
+        assert box.metrics.refusals()["box_slots: unreadable record"] == 1
+        assert state.slots_of("web").keys() == {0}
+        assert (await ask(gateway, "web", 3)).accepted
+        await serving(gateway, "web", 3)
+        assert state.slots_of("web").keys() == {0, 2, 3}
+        assert (await gateway.jetstream.get_last_msg("KV_box_slots", key)).data == wrong
+        assert state.used.keys() == {"box-a"}, "nobody else holds anything"
+
+
+async def test_a_lost_host_whose_last_word_was_junk_is_replaced(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with boxed(server, tmp_path, *SERVICES) as (gateway, _):
+        await ask(gateway, "web", 1)
+        await serving(gateway, "web", 1)
+        await store(gateway, "$KV.box_slots.web.1", claim())
+        await store(gateway, "$KV.box_hosts.box-z", b"junk")
+        await ask(gateway, "web", 2)
+        assert "web-z" not in {info.id for info in await serving(gateway, "web", 2)}
+
+
+async def test_what_one_action_cannot_read_holds_up_no_other(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Claims.take
+
+    async def take_or_fail(self: Claims, service: str, slot: int) -> Any:
+        if slot == 0:
+            raise ProtocolError("SlotRecord", "seq", "expected `int`, got `str`")
+        return await take(self, service, slot)
+
+    monkeypatch.setattr(Claims, "take", take_or_fail)
+    config = box_config(tmp_path, server.url, *SERVICES)
+    async with connect(server.url) as gateway, Box.running(config) as box:
+        assert (await ask(gateway, "web", 3)).accepted
+        await serving(gateway, "web", 2)
+        assert box.metrics.refusals()["plans: unreadable record"] >= 1
+        monkeypatch.undo()
+        await serving(gateway, "web", 3)  # it is tried again

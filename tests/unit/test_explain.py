@@ -41,6 +41,15 @@ def test_hosts_that_are_dead_are_named_while_they_hold_slots_or_an_order() -> No
     assert (told["box-b"].used, told["box-b"].offers) == (0, ["api", "web"])
 
 
+def test_a_host_that_cannot_be_read_lives_and_says_why_it_takes_nothing() -> None:
+    found = replace(state(), unreadable_hosts={"box-dead", "box-new"})
+    assert explain.names(found) == ["box-a", "box-b", "box-dead", "box-new"]
+    for told in explain.hosts(found, ["box-dead", "box-new"], at=AT):
+        assert (told.live, told.ready) == (True, False)
+        assert told.notices[0].startswith("what it says of itself cannot be read")
+    assert explain.hosts(found, ["box-dead"], at=AT)[0].services == {"web": 1}
+
+
 def test_a_host_that_is_being_drained_says_what_keeps_it() -> None:
     stopped = Rollout(config="c", stopped="rollout stopped: no database")
     record = ServiceRecord(target=1, slots=[0], rollout=stopped)

@@ -44,7 +44,9 @@ def test_everything_starts_with_the_prefix() -> None:
         Subjects(prefix="a.b")
 
 
-@pytest.mark.parametrize("key", ["web", "web.", "web.x", ".1", "web.-1", "a.b.1", "web.١"])
+@pytest.mark.parametrize(
+    "key", ["web", "web.", "web.x", ".1", "web.-1", "a.b.1", "web.١", "web.007"]
+)
 def test_what_is_no_slots_key_is_refused(key: str) -> None:
     with pytest.raises(NameRefused):
         parse_slot_key(key)
