@@ -2,8 +2,8 @@
 
 What a caller can rely on: a request gets one reply, in turn, even when it is refused. What the
 service can rely on: a body over the bound never reaches a handler, a handler's exception
-reaches neither the caller nor the loop, more requests than can wait are refused as busy, and a
-reply goes to nothing but an inbox, with the service's own headers.
+reaches neither the caller nor the loop, more requests, or bytes, than can wait are refused as
+busy, and a reply goes to nothing but an inbox, with the service's own headers.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ MAX_BODY: Final = 64 * 1024  # bytes
 _MAX_HEADERS: Final = 64 * 1024  # bytes; they wait in the queue with the body
 _WORKERS: Final = 64  # requests handled at once
 _BACKLOG: Final = 4096  # requests that may wait for a worker
+_MAX_WAITING: Final = 16 * 1024 * 1024  # bytes of those, beyond which no other may wait
 
 
 class Reply(Struct, frozen=True, kw_only=True):
@@ -89,6 +90,7 @@ class Responder:
         self._endpoints = endpoints
         self._counts = {endpoint.name: _Counts() for endpoint in endpoints}
         self._queue: asyncio.Queue[tuple[Endpoint, Message]] = asyncio.Queue(_BACKLOG)
+        self._waiting = 0  # bytes
         self._listeners: list[Listener] = []
         self._open = asyncio.Event()
         prefixes = connection.settings.reply_prefixes
@@ -139,9 +141,10 @@ class Responder:
             self._connection.metrics.refuse(endpoint.name, reason)
         elif problem := _too_large(message):
             self._send(endpoint, message, endpoint.refuse(problem))
-        elif self._queue.full():
+        elif self._queue.full() or self._waiting >= _MAX_WAITING:
             self._send(endpoint, message, endpoint.refuse("Busy: too many requests; try again"))
         elif not (self._queue.empty() and self._answered_at_once(endpoint, message)):
+            self._waiting += message.size
             self._queue.put_nowait((endpoint, message))
 
     def _answered_at_once(self, endpoint: Endpoint, message: Message) -> bool:
@@ -164,6 +167,7 @@ class Responder:
     async def _work(self) -> None:
         while True:
             endpoint, message = await self._queue.get()
+            self._waiting -= message.size
             started = time.perf_counter_ns()
             try:
                 reply = await endpoint.handle(message)

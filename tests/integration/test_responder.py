@@ -207,6 +207,24 @@ async def test_more_than_can_wait_is_refused_as_busy(server: EmbeddedServer) -> 
         assert set(answers) == {b"done wait", b"Busy: too many requests; try again"}
 
 
+async def test_more_bytes_than_may_wait_are_refused_as_busy_until_there_is_room_again(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.bus.responder._MAX_WAITING", 8000)
+    async with responding(server) as (service, responder, caller):
+        held = [asyncio.ensure_future(ask(caller, b"wait", timeout=30)) for _ in range(64)]
+        await eventually(lambda: service.under_way == 64)
+        large = [asyncio.ensure_future(ask(caller, b"x" * 4000, timeout=30)) for _ in range(3)]
+        done, waiting = await asyncio.wait(large, return_when=asyncio.FIRST_COMPLETED)
+        assert [task.result() for task in done] == [b"Busy: too many requests; try again"]
+        assert responder._queue.qsize() == 2
+        service.go.set()
+        answers = await asyncio.gather(*held, *waiting)
+        assert all(answer.startswith(b"done") for answer in answers)
+        assert responder._waiting == 0
+        assert (await ask(caller, b"x", headers={"A": "x" * 9000})) == b"done x"
+
+
 async def test_intake_stops_and_what_was_taken_is_answered(server: EmbeddedServer) -> None:
     async with responding(server) as (service, responder, caller):
         waiting = asyncio.ensure_future(ask(caller, b"wait", timeout=30))
