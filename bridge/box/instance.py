@@ -115,7 +115,9 @@ class Instance:
         return self._leave.is_set()
 
     def served_for(self) -> float:
-        """For how many seconds it has been serving; 0 if it never did."""
+        """For how many seconds it has been serving, whichever life of its Box saw it begin; 0 if it
+        never did.
+        """
         return 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
 
     def leave(self, reason: str) -> None:
@@ -247,7 +249,8 @@ class Instance:
 
     async def _serve(self) -> None:
         """Return when told to leave; raises InstanceError when the instance ends by itself."""
-        self._ready_at = time.monotonic()
+        since = self.life.info.ready_at or self._now()  # no monotonic clock outlives its process
+        self._ready_at = time.monotonic() - max(0.0, (self._now() - since).total_seconds())
         self._register()
         async with task_scope() as tasks:
             tasks.create_task(self._check_health(), name=f"health-{self.id}")

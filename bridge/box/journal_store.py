@@ -18,7 +18,7 @@ from bridge.box.lifecycle import Life
 from bridge.box.model import Demand, HostOrder, ServiceRecord
 from bridge.box.runtimes.identity import Identity
 from bridge.errors import ForeignJournal, JournalError, ProtocolError
-from bridge.protocol import InstanceEvent, ScaleConfig, decode
+from bridge.protocol import InstanceEvent, ScaleConfig, Time, decode
 from bridge.settings import Probe, ServiceConfig
 from bridge.version import VERSION
 
@@ -69,8 +69,8 @@ class Entry(Struct, frozen=True, kw_only=True):
 
     `slot` is its slot, `config` the config_id that it was made with, `service` and `overrides`
     what it was made from. `identity` is its process, None before one was started. `leaving` says
-    why it is to go, empty while it is not. `failures` counts those before it in its slot,
-    running.
+    why it is to go, empty while it is not. `failures` counts those before it in its slot, running;
+    once it has failed as well it is one of them, and `retry_at` is when its slot is tried again.
     """
 
     slot: int
@@ -83,6 +83,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     registered: bool = False
     leaving: str = ""
     failures: int = 0
+    retry_at: Time | None = None
 
     @property
     def demand(self) -> Demand:

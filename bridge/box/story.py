@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from datetime import datetime
 
 from msgspec.structs import replace
 
@@ -148,10 +149,18 @@ class Story:
             self._told, self._synced = None, False
             self._stir()
 
-    def forget(self) -> None:
-        """The instance has ended and all is told: it leaves no trace on this host."""
+    def counts(self, failures: int, retry_at: datetime) -> None:
+        """It is the last of so many that have failed running in its slot, which waits till then."""
+        self.entry = replace(self.entry, failures=failures, retry_at=retry_at)
+        self._teller.journal.put(self.entry)
+
+    def close(self) -> None:
+        """The instance has ended and all is told: of this story the journal alone is left."""
         self._teller.outbox.forget(self.id)
         self._teller.registry.forget(self.id)
+
+    def forget(self) -> None:
+        """Nor does it count any more: it leaves no trace on this host."""
         self._teller.journal.forget(self.id)
 
     async def settled(self) -> None:

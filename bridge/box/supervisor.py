@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from msgspec import Struct
@@ -72,6 +72,11 @@ class Held(Struct):
     retry_at: float = 0.0
     ended: bool = False
     settled: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether what comes next in the slot depends on how this instance has ended."""
+        return self.instance.state is InstanceState.FAILED
 
 
 class Supervisor:
@@ -162,7 +167,7 @@ class Supervisor:
             await asyncio.sleep(_LOOK)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_RELEASE_PATIENCE):
-                while self._vacant() or not all(held.settled for held in self._all_held()):
+                while self._vacant() or self._held:
                     self.touch(None)
                     await asyncio.sleep(_LOOK)
 
@@ -320,7 +325,9 @@ class Supervisor:
         for slot in [slot for slot, item in held.items() if item.settled]:
             claim = slots.get(slot)
             if claim is None or not self._me.holds(claim):
-                del held[slot]
+                dead = held.pop(slot)
+                if dead.counts:
+                    dead.instance.story.forget()
         if not held:
             self._held.pop(service, None)
 
@@ -369,7 +376,7 @@ class Supervisor:
             ),
             failures=before.failures if before else 0,
         )
-        self._begin(self._hold(self._assemble(entry, claim, None), entry))
+        self._begin(self._hold(self._assemble(entry, claim, None), entry), before)
 
     def _assemble(
         self, entry: Entry, claim: Record[SlotRecord] | None, handle: Handle | None
@@ -395,33 +402,53 @@ class Supervisor:
         slots[entry.slot] = self._by_id[instance.id] = held
         return held
 
-    def _begin(self, held: Held) -> None:
+    def _begin(self, held: Held, before: Held | None = None) -> None:
         assert self._tasks is not None
-        self._tasks.create_task(self._live(held), name=f"instance-{held.instance.id}")
+        self._tasks.create_task(self._live(held, before), name=f"instance-{held.instance.id}")
 
-    async def _live(self, held: Held) -> None:
-        """One instance, from its intent on disk to the last that is told of it."""
-        instance, timing = held.instance, self._workshop.timing
+    async def _live(self, held: Held, before: Held | None) -> None:
+        """One instance, from its intent on disk to the last that is told of it; `before` is what
+        its slot held until then, whose count it takes over.
+        """
+        instance = held.instance
         story = instance.story
-        info = story.life.info
+        info, slot = story.life.info, story.entry.slot
         async with task_scope() as tasks:
             tasks.create_task(story.run(), name=f"story-{story.id}")
+            if before is not None and before.settled:
+                before.instance.story.forget()  # together with the intent: one of them counts
             await story.begin()
             await instance.run()
             held.ended = True
             if instance.state is InstanceState.FAILED:
-                recovered = instance.served_for() >= timing.backoff_reset
-                held.failures = 1 if recovered else held.failures + 1
-                held.retry_at = time.monotonic() + backoff(held.failures, timing)
+                self._count(held)
                 if instance.failure and instance.life.info.ready_at is None:
-                    await self._rollouts.failed(info.service, story.entry.slot, instance.failure)
+                    await self._rollouts.failed(info.service, slot, instance.failure)
             self.touch([info.service])
             await story.settled()
         held.settled = True
         self._by_id.pop(story.id, None)
-        story.forget()
-        self._fleet.unsee(info.service, story.entry.slot, story.id)
+        story.close()
+        if not (held.counts and self._held.get(info.service, {}).get(slot) is held):
+            story.forget()
+        self._fleet.unsee(info.service, slot, story.id)
         self.touch([info.service])
+
+    def _count(self, held: Held) -> None:
+        """Have the failure count in its slot, which waits. If the last life of this Box has counted
+        it, the wait goes on, for no longer than a new one, should the clock have been set back.
+        """
+        instance, timing, now = held.instance, self._workshop.timing, self._now()
+        retry_at = instance.story.entry.retry_at
+        if retry_at is None:
+            recovered = instance.served_for() >= timing.backoff_reset
+            held.failures = 1 if recovered else held.failures + 1
+        wait = backoff(held.failures, timing)
+        if retry_at is None:
+            instance.story.counts(held.failures, now + timedelta(seconds=wait))
+        else:
+            wait = max(0.0, min(wait, (retry_at - now).total_seconds()))
+        held.retry_at = time.monotonic() + wait
 
     def _now(self) -> datetime:
         return self._workshop.around.clock()

@@ -16,7 +16,7 @@ from bridge.bus.server import EmbeddedServer
 from bridge.errors import BusError
 from tests.boxes import labelled, serving
 from tests.faults.history import History
-from tests.support import ask, box_config, connect, eventually
+from tests.support import TIMING, ask, box_config, connect, eventually
 
 
 class Killable:
@@ -59,10 +59,10 @@ class Killable:
 
 @asynccontextmanager
 async def killable(
-    server: EmbeddedServer, directory: Path, *services: str, point: str = ""
+    server: EmbeddedServer, directory: Path, *services: str, point: str = "", timing: str = TIMING
 ) -> AsyncIterator[tuple[Connection, Killable]]:
     """A Box that can be killed, or dies by itself at `point`, and a gateway's connection."""
-    box_config(directory, server.url, *services, on_exit="leave")
+    box_config(directory, server.url, *services, on_exit="leave", timing=timing)
     file = str(directory / "box-a.toml")
     box = (
         Killable(directory, "tests.faults.failing_box", file, point)

@@ -9,7 +9,11 @@ import signal
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from bridge.box.daemon import Box
+from bridge.box.journal_store import look
+from bridge.box.planner import MAX_FAILURES
 from bridge.bus import topology
 from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
@@ -17,6 +21,7 @@ from bridge.errors import BusError
 from bridge.gateway.operator import Operator
 from bridge.operations import Host
 from bridge.protocol import (
+    InstanceEvent,
     InstancesRequest,
     InstancesResponse,
     InstanceState,
@@ -26,10 +31,20 @@ from bridge.protocol import (
     now,
 )
 from bridge.tasks import task_scope
-from tests.boxes import alive, fetch, serving
+from tests.boxes import alive, fetch, gated, labelled, serving
 from tests.faults.history import History
 from tests.faults.killable import Killable, check, killable, scaled
-from tests.support import FIRST_PORT, ask, box_config, connect, eventually, service_table
+from tests.fleet import Fleet
+from tests.support import (
+    FIRST_PORT,
+    TIMING,
+    Recorder,
+    ask,
+    box_config,
+    connect,
+    eventually,
+    service_table,
+)
 
 S = InstanceState
 
@@ -161,37 +176,95 @@ async def test_a_clock_that_is_set_back_an_hour_changes_no_chain(
         await work
 
 
+def failed(recorder: Recorder) -> list[InstanceEvent]:
+    """The events that say so, in order."""
+    return [event for _, event in recorder.events if event.to_state is S.FAILED]
+
+
+async def placed_on(fleet: Fleet, host: str) -> None:
+    """Return when the one instance serves there; one Box may be a moment behind another."""
+
+    async def so() -> bool:
+        await serving(fleet.gateway, "web", 1)
+        return set((await fleet.placed()).values()) == {host}
+
+    await eventually(so, within=20, what=f"it serves on {host}")
+
+
+@pytest.mark.parametrize("error", [timedelta(), timedelta(hours=-1)], ids=["right", "set back"])
 async def test_a_crash_loop_goes_on_as_slowly_when_the_box_is_killed(
-    server: EmbeddedServer, tmp_path: Path
+    server: EmbeddedServer, tmp_path: Path, error: timedelta
 ) -> None:
-    async with killable(server, tmp_path, service_table("web", "crash")) as (gateway, box):
+    table = service_table("web", "crash")
+    timing = TIMING.replace("backoff_first = 0.2\nbackoff_max = 1.0", "backoff_first = 3")
+    async with killable(server, tmp_path, table, timing=timing) as (gateway, box):
+        recorder = await Recorder.listening(gateway)
         await scaled(gateway, 1)
-
-        async def failures() -> int:
-            history = await History.read(gateway)
-            return sum(states[-1] is S.FAILED for states in history.states().values())
-
-        async def three() -> bool:
-            return await failures() >= 3
-
-        await eventually(three, what="three have failed")
+        await eventually(lambda: failed(recorder), within=20, what="it has failed")
+        journal = tmp_path / "data-box-a" / "journal.db"
+        await eventually(lambda: not look(journal).backlog, what="nothing more is to be told")
         await box.kill()
-        before = await failures()
-        config = box_config(tmp_path, server.url, service_table("web", "crash"))
-        async with Box.running(config):
-
-            async def more() -> bool:
-                return await failures() >= before + 2
-
-            await eventually(more, what="it is tried again")
+        config = box_config(tmp_path, server.url, table, timing=timing)
+        async with Box.running(config, clock=lambda: now() + error):
+            await eventually(lambda: len(failed(recorder)) >= 3, within=30, what="it goes on")
+        first, *later = [event.timestamp for event in failed(recorder)]
+        first += error
+        assert later[0] - first >= timedelta(seconds=3), "it waits, whoever is to try again"
+        assert later[1] - later[0] >= timedelta(seconds=6), "each time for longer"
         history = await History.settled(gateway, [])
         history.check()
-        ends = [told[-1][1] for told in history.events.values()]
-        failed = [event for event in ends if event.to_state is S.FAILED]
-        assert {event.message for event in failed} == {
+        assert {event.message for event in failed(recorder)} == {
             "exited with code 7: no database to be found"
         }
         assert not box.pids()
+        assert look(journal).entries == []
+
+
+async def test_failures_are_counted_over_the_lives_of_a_box(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    table, patient = service_table("web", "crash"), TIMING.replace("lease = 3", "lease = 30")
+    slow = patient.replace("backoff_first = 0.2\nbackoff_max = 1.0", "backoff_first = 0.7")
+    quick = patient.replace("backoff_max = 1.0", "backoff_max = 0.2")
+    journal = tmp_path / "data-box-a" / "journal.db"
+    async with Fleet.of(server, tmp_path) as fleet:
+        recorder = fleet.recorder
+        async with killable(server, tmp_path, table, timing=slow) as (gateway, box):
+            await scaled(gateway, 1)
+            await eventually(lambda: len(failed(recorder)) == 4, within=30, what="four failed")
+            await eventually(lambda: not look(journal).backlog, what="nothing more is to be told")
+            await box.kill()
+        assert len(failed(recorder)) == 4, "the fault did not fire: there were 5.6 s for it"
+        await fleet.join("box-b", max_instances=2, timing=quick)
+        await fleet.join("box-a", table, timing=quick)
+        await placed_on(fleet, "box-b")
+        assert len(failed(recorder)) == MAX_FAILURES
+    assert look(journal).entries == []
+
+
+async def test_what_had_served_for_long_when_its_box_was_started_again_has_recovered(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    door, timing = tmp_path / "door", TIMING.replace("backoff_max = 1.0", "backoff_max = 0.2")
+    table = gated(door, "exit 3")
+    config = box_config(tmp_path, server.url, table, timing=timing, on_exit="leave")
+    async with Fleet.of(server, tmp_path) as fleet:
+        recorder = fleet.recorder
+        async with Box.running(config):
+            await ask(fleet.gateway, "web", 1)
+            await eventually(lambda: len(failed(recorder)) >= 4, what="so many have failed")
+            door.touch()
+            [info] = await serving(fleet.gateway, "web", 1)
+        before = len(failed(recorder))
+        fleet.ahead = timedelta(hours=1)
+        await fleet.join("box-a", table, timing=timing)
+        await fleet.join("box-b", max_instances=2, timing=timing)
+        assert [one.id for one in await serving(fleet.gateway, "web", 1)] == [info.id]
+        for pid in labelled(str(config.data_dir / "instances" / info.id)):
+            os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: len(failed(recorder)) > before, what="it has failed")
+        await placed_on(fleet, "box-a")
+        assert len(failed(recorder)) == before + 1
 
 
 GARBAGE = (b"", b"\xff\xfe", b"not JSON", b"[" * 10_000, b"{}", b'{"service":"\xff"}')

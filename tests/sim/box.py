@@ -333,6 +333,8 @@ class BoxLife:
         if claim:
             held.claimed(claim)
         self.host.journal[held.id] = held
+        if before is not None and before.settled:
+            self.host.journal.pop(before.id, None)
         self._hold(held)
         self.spawn(held.live(self))
 
@@ -369,8 +371,9 @@ class BoxLife:
             held.wake()
 
     def forget(self, held: Held) -> None:
-        """The instance has ended, and all is told."""
-        self.host.journal.pop(held.id, None)
+        """The instance has ended, and all is told. A failure counts for what comes next."""
+        if not (held.counted and self.held.get(held.service, {}).get(held.slot) is held):
+            self.host.journal.pop(held.id, None)
         self.fleet.unsee(held.service, held.slot, held.id)
 
     def _forget_dead(self, service: str) -> None:
@@ -379,7 +382,7 @@ class BoxLife:
         for slot in [slot for slot, item in held.items() if item.settled]:
             claim = slots.get(slot)
             if claim is None or not self.me.holds(claim):
-                del held[slot]
+                self.host.journal.pop(held.pop(slot).id, None)
                 self.host.world.holders[service, slot].discard(self.me.host)
         if not held:
             self.held.pop(service, None)

@@ -62,7 +62,7 @@ class Held:
         self.life = life
         self.failures = failures
         self.retry_at = 0.0
-        self.ended = self.settled = self.leaving = self.crashed = False
+        self.ended = self.settled = self.leaving = self.crashed = self.counted = False
         self.owned = True
         self.told: object = None
         self.synced = False
@@ -89,6 +89,8 @@ class Held:
         """The same instance in the next life of its Box, as the journal has it."""
         held = Held(self.slot, self.config, self.demand, self.life, failures=self.failures)
         held.leaving = self.leaving
+        held.counted, held.retry_at = self.counted, self.retry_at
+        held._serving_since = self._serving_since
         return held
 
     def wake(self) -> None:
@@ -106,12 +108,14 @@ class Held:
             await self._run(box)
         self.ended = True
         if self.life.info.state is _S.FAILED:
-            served = box.kernel.now - self._serving_since >= TIMING.backoff_reset
-            self.failures = 1 if served else self.failures + 1
-            self.retry_at = box.kernel.now + backoff(self.failures, TIMING)
+            if not self.counted:
+                served = box.kernel.now - self._serving_since >= TIMING.backoff_reset
+                self.failures = 1 if served else self.failures + 1
+                self.retry_at = box.kernel.now + backoff(self.failures, TIMING)
+                self.counted = True
+                if self.life.info.ready_at is None:
+                    await box.count_failure(self.service, self.slot)
             box.touch_at(self.retry_at, self.service)
-            if self.life.info.ready_at is None:
-                await box.count_failure(self.service, self.slot)
         box.touch([self.service])
         self.stir(box)
         if self._telling:
@@ -147,7 +151,7 @@ class Held:
         self.step(box, _S.STOPPED)
 
     async def _serve(self, box: BoxLife) -> None:
-        self._serving_since = box.kernel.now
+        self._serving_since = min(self._serving_since, box.kernel.now)
         if not (self.leaving or self.crashed):
             await suspend(self._until_woken)
         if not self.crashed:
