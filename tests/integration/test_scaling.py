@@ -236,7 +236,8 @@ async def test_processes_that_leave_their_group_are_found_and_ended(
         await ask(gateway, "web", 1)
         [info] = await serving(gateway, "web", 1)
         label = (await fetch(info, "/env"))["BOX_INSTANCE_DIR"]
-        assert len(labelled(label)) == 3  # the shim, what it runs, and what ran away
+        # The shim, what it runs, and what ran away; who has made that ends a moment later.
+        await eventually(lambda: len(labelled(label)) == 3)
         await ask(gateway, "web", 0)
         await serving(gateway, "web", 0)
         await eventually(lambda: not labelled(label))
