@@ -19,7 +19,7 @@ from bridge.box.adoption import rebuilt
 from bridge.box.endpoints import Endpoints
 from bridge.box.fence import Fence
 from bridge.box.fleet import Fleet
-from bridge.box.host import Lease, own_directory
+from bridge.box.host import Lease, own_directory, place_of
 from bridge.box.instance import Surroundings
 from bridge.box.journal import Journal
 from bridge.box.journal_store import CUT_OFF, JOURNAL
@@ -228,7 +228,7 @@ class _Parts:
         self._lease = Lease(
             self._fleet.hosts,
             host,
-            host_record(config, box.offers, host_id, runtime.lacks),
+            host_record(config, box.offers, host_id, runtime.lacks, place_of(config.data_dir)),
             timing,
             self._as_it_is,
             fence := Fence(config.data_dir / "fence"),
@@ -314,6 +314,7 @@ class _Parts:
         await self._connection.listen(subjects.all_stats, fleet.take_stats)
         await self._connection.listen(subjects.all_health, self._reports.take)
         await self._first_view()
+        await self._insist(self._lease.vacant)  # a clone must not take back what the original runs
         self._journal.state(CUT_OFF, "")
         await self._insist(self._restorer.restore)
         await self._take_back()

@@ -348,8 +348,7 @@ class Fleet:
         if before == new and unreadable == (key in self._unreadable_hosts):
             return  # a renewal, as most are
         self._set_host(key, new, unreadable=unreadable)
-        # Plans read no notices.
-        if before is None or new is None or replace(before, notices=new.notices) != new:
+        if before is None or new is None or _unlike(before, new):
             self._touch(None)
 
     def _set_host(self, name: str, new: HostRecord | None, *, unreadable: bool = False) -> None:
@@ -405,6 +404,11 @@ class Fleet:
     def _hosts_live(self, live: bool) -> None:
         if live:
             self._leases.rearm(self._monotonic())
+
+
+def _unlike(before: HostRecord, new: HostRecord) -> bool:
+    """Whether plans may come out differently: they read neither notices nor since when it lives."""
+    return replace(before, notices=new.notices, since=new.since) != new
 
 
 def _says_alive(record: SlotRecord | None, instance_id: str) -> bool:

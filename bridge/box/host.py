@@ -1,4 +1,9 @@
-"""This host among the others: its directory, its name, and the lease that says it lives."""
+"""This host among the others: its directory, its name, and the lease that says it lives.
+
+A directory has one Box at most, so what was put from the same *place* is this Box's own, or its
+last life's. A clone of the machine, or a copy of the directory, has the same host id in another
+place: it is refused when it starts, and of two that work already the younger ends.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,7 @@ from msgspec.structs import replace
 
 from bridge.box.fence import Fence
 from bridge.box.model import HostRecord
+from bridge.box.runtimes.identity import boot_id
 from bridge.bus.records import Records
 from bridge.errors import BoxError, BusError, HostTaken, ProtocolError
 from bridge.settings import Timing
@@ -48,6 +54,12 @@ def own_directory(directory: Path) -> Iterator[str]:
                 )
             time.sleep(_CHECK)
         yield _host_id(directory / "host-id")
+
+
+def place_of(directory: Path) -> str:
+    """Where a Box works that holds `directory`: this boot of the machine and this very file."""
+    file = (directory / "lock").stat()
+    return f"{boot_id()}.{file.st_dev:x}.{file.st_ino:x}"
 
 
 def _locked(file: IO[str]) -> bool:
@@ -100,35 +112,41 @@ class Lease:
         """Whether everybody still counts this host as live: reckoned from before the renewal."""
         return time.monotonic() - self._renewed < self._timing.lease
 
-    async def take(self) -> None:
-        """Announce the host. Raises HostTaken if its name is live under another id.
+    async def vacant(self) -> None:
+        """Return when nobody else has the name. Raises HostTaken if it is live under another id, or
+        under this one in another place.
 
-        A lease that this host's last life left behind is simply taken over; one of another id
-        may have been left by a wiped data_dir, so it is waited for until it would have ended.
+        What this host's last life left behind counts for nothing. A lease of another id may have
+        been left by a wiped data_dir, one of another place by a life before the reboot, so these
+        are waited for until they would have ended.
         """
         await self._hosts.wait_live()
         deadline = time.monotonic() + self._timing.lease + 1.0
         first = self._hosts.get(self._name)
         while (there := self._hosts.get(self._name)) is not None:
-            if there.value.host_id == self._record.host_id:
-                break
+            if there.value.host_id == self._record.host_id and not self._is_elsewhere(there.value):
+                return
             renewed = first is not None and there.revision != first.revision
             if renewed or time.monotonic() > deadline:
-                raise HostTaken(
-                    f"host name {self._name!r} is live under another id: give this Box another "
-                    "name ([box] name), or stop the other one"
-                )
+                raise self._taken_by(there.value)
             await self._gone_or_renewed(there.revision)
+
+    async def take(self) -> None:
+        """Announce the host, once its name is vacant. Raises HostTaken, as that does."""
+        await self.vacant()
+        self._record = replace(self._record, since=self._hosts.seq)
         await self._renew()
 
     async def run(self) -> None:
-        """Renew until cancelled. Raises HostTaken if another host takes the name."""
+        """Renew until cancelled. Raises HostTaken if another host takes the name, or has this id
+        in another place for longer.
+        """
         pause = heartbeat = self._timing.heartbeat
         while True:
             await asyncio.sleep(pause)
             there = self._hosts.get(self._name)
-            if there is not None and there.value.host_id != self._record.host_id:
-                raise HostTaken(f"another host has taken the name {self._name!r}")
+            if there is not None and self._yields_to(there.value):
+                raise self._taken_by(there.value)
             pause = heartbeat / 4  # a lease has no time to lose
             with contextlib.suppress(BusError):
                 await self._renew()
@@ -150,6 +168,29 @@ class Lease:
         with contextlib.suppress(BusError):
             if (there := self._hosts.get(self._name)) is not None:
                 await self._hosts.delete(self._name, there.revision)
+
+    def _is_elsewhere(self, there: HostRecord) -> bool:
+        return there.place not in ("", self._record.place)  # an older Box tells of none
+
+    def _yields_to(self, there: HostRecord) -> bool:
+        mine = self._record
+        if there.host_id != mine.host_id:
+            return True
+        # Each of two clones sees the other's record: both must give the same answer to who ends.
+        older = (there.since, there.place) < (mine.since, mine.place)
+        return self._is_elsewhere(there) and older
+
+    def _taken_by(self, there: HostRecord) -> HostTaken:
+        if there.host_id != self._record.host_id:
+            return HostTaken(
+                f"host name {self._name!r} is live under another id: give this Box another "
+                "name ([box] name), or stop the other one"
+            )
+        return HostTaken(
+            f"host {self._name!r} is live on another machine, or in another data_dir, and this is "
+            "a copy: give this Box another name ([box] name) and an empty data_dir, or stop the "
+            "other one"
+        )
 
     async def _renew(self) -> None:
         started = time.monotonic()

@@ -176,7 +176,8 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     images that requests may name (see bridge.images). `lacks` says what its runtime cannot honour
     there, and why, by the field of a request's config. `notices` are sentences for people about
     what on the host needs attention. One that is not `ready` keeps what it has, and can make
-    nothing new: no slot is placed on it.
+    nothing new: no slot is placed on it. `place` says where the Box works and is no clone's,
+    `since` where the bucket was when it took the lease (see bridge.box.host).
     """
 
     host_id: str
@@ -192,6 +193,8 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     closing: bool = False
     ready: bool = True
     notices: list[str] = field(default_factory=list)
+    place: str = ""
+    since: int = 0
 
 
 class HostOrder(Struct, frozen=True, kw_only=True):

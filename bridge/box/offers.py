@@ -15,7 +15,11 @@ from bridge.version import VERSION
 
 
 def host_record(
-    config: Config, offered: Mapping[str, Offer], host_id: str, lacks: Mapping[str, str]
+    config: Config,
+    offered: Mapping[str, Offer],
+    host_id: str,
+    lacks: Mapping[str, str],
+    place: str,
 ) -> HostRecord:
     """The host's record; `offered` is what `offers` found, `lacks` what its runtime lacks here."""
     box = config.box
@@ -30,6 +34,7 @@ def host_record(
         images=tuple(box.allow_images),
         lacks=dict(lacks),
         version=VERSION,
+        place=place,
     )
 
 

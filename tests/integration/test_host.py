@@ -9,18 +9,31 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from bridge.box.daemon import Box
+from bridge.box.fence import Fence
 from bridge.box.host import Lease, own_directory
+from bridge.box.lifecycle import ENDED
 from bridge.box.model import HostRecord
 from bridge.bus import topology
 from bridge.bus.records import Record, Records
 from bridge.bus.server import EmbeddedServer
 from bridge.bus.store import store
-from bridge.errors import BoxError, ConfigError, HostTaken, ProtocolError, TopologyMismatch
+from bridge.errors import (
+    BoxError,
+    BusError,
+    ConfigError,
+    HostTaken,
+    ProtocolError,
+    TopologyMismatch,
+)
+from bridge.protocol import InstanceState
+from bridge.settings import Timing
 from bridge.tasks import task_scope
 from tests.boxes import alive, boxed, gone, labelled, serving
 from tests.support import ask, box_config, connect, eventually, service_table
@@ -98,6 +111,115 @@ async def test_what_cannot_be_read_of_the_own_name_does_not_end_the_newcomer(
         await store(connection, "$KV.box_hosts.box-a", left)
         await start(Box(config))
     assert looks > 1
+
+
+async def test_a_copy_of_a_directory_is_refused_beside_the_original(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with boxed(server, tmp_path) as (gateway, recorder):
+        await ask(gateway, "web", 1)
+        [info] = await serving(gateway, "web", 1)
+        shutil.copytree(tmp_path / "data-box-a", tmp_path / "copy" / "data-box-a")
+        with pytest.raises(HostTaken, match="'box-a' is live on another machine"):
+            await start(Box(box_config(tmp_path / "copy", server.url)))
+        assert [there.id for there in await serving(gateway, "web", 1)] == [info.id]
+        assert not {e.to_state for _, e in recorder.events} & {*ENDED, InstanceState.DRAINING}
+
+
+@asynccontextmanager
+async def leasing(
+    server: EmbeddedServer, fence: Path, *, lease: int = 3
+) -> AsyncIterator[tuple[Callable[[str], Lease], Records[HostRecord], asyncio.TaskGroup]]:
+    """What makes the lease of one and the same id in a place, and its bucket."""
+    timing = Timing(lease=lease, heartbeat=lease / 6)
+    async with connect(server.url) as connection, task_scope() as tasks:
+        await topology.ensure(connection, lifetimes=topology.Lifetimes.of(timing))
+        hosts = Records(connection, "box_hosts", HostRecord)
+        tasks.create_task(hosts.run())
+        await hosts.wait_live()
+
+        def make(place: str) -> Lease:
+            return Lease(hosts, "box-a", record(place), timing, lambda it: it, Fence(fence))
+
+        yield make, hosts, tasks
+
+
+def record(place: str) -> HostRecord:
+    return HostRecord(
+        host_id="id", runtime="process", cpus=1, max_instances=1, services={}, place=place
+    )
+
+
+@pytest.mark.parametrize("place", ["here", ""], ids=["own", "of-an-older-box"])
+async def test_what_the_last_life_left_is_taken_over_at_once(
+    server: EmbeddedServer, tmp_path: Path, place: str
+) -> None:
+    async with leasing(server, tmp_path / "fence", lease=60) as (make, hosts, _):
+        await hosts.put("box-a", record(place))
+        async with asyncio.timeout(20):
+            await make("here").take()
+
+
+async def test_what_was_left_before_a_reboot_is_waited_for(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with leasing(server, tmp_path / "fence") as (make, hosts, _):
+        left = await hosts.put("box-a", record("before"))
+        lease = make("here")
+        async with asyncio.timeout(10):
+            await lease.take()
+        assert lease.held
+        with pytest.raises(BusError):
+            await hosts.update("box-a", record("before"), left)
+
+
+async def test_of_two_clones_that_start_at_once_one_is_left(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with leasing(server, tmp_path / "fence") as (make, hosts, _):
+        clones = [make("here"), make("there")]
+        await asyncio.gather(*(clone.take() for clone in clones))
+        assert all(clone.held for clone in clones), "neither saw the other"
+        async with task_scope() as tasks:
+            works = [tasks.create_task(run(clone)) for clone in clones]
+            await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+            assert sorted(work.done() for work in works) == [False, True]
+            await hosts.wait_for(hosts.revision("box-a") + 3)  # the other goes on
+            assert sorted(work.done() for work in works) == [False, True]
+
+
+async def test_a_machine_that_comes_back_outlasts_a_clone_that_took_its_place(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with leasing(server, tmp_path / "fence") as (make, hosts, tasks):
+        older, younger = make("there"), make("here")
+        await older.take()
+        await older.release()  # as when it was cut off for longer than a lease
+        await younger.take()
+        await older.renew_now()
+        work = tasks.create_task(older.run())
+        await run(younger)
+        await hosts.wait_for(hosts.revision("box-a") + 3)
+        assert not work.done()
+
+
+async def test_a_late_renewal_of_the_last_life_ends_nothing(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with leasing(server, tmp_path / "fence") as (make, hosts, tasks):
+        last, lease = make("here"), make("here")
+        await last.take()
+        await lease.take()
+        work = tasks.create_task(lease.run())
+        for _ in range(3):
+            await last.renew_now()
+            await hosts.wait_for(hosts.revision("box-a") + 1)
+        assert not work.done()
+
+
+async def run(lease: Lease) -> None:
+    with pytest.raises(HostTaken, match="is live on another machine"):
+        await lease.run()
 
 
 async def test_a_bucket_that_takes_nothing_yet_is_waited_for(

@@ -318,7 +318,7 @@ def test_every_box_of_a_fleet_refuses_what_one_host_lacks() -> None:
     service = ServiceConfig(image="nginx")
     config = Config(box=BoxConfig(name="box-a", runtime="oci"), services={"web": service})
     lacks = {"memory_mib": "no cgroups"}
-    record = host_record(config, offers(config, lacks), "id", lacks)
+    record = host_record(config, offers(config, lacks), "id", lacks, "place")
     assert unfit("web", record, ScaleConfig(memory_mib=64)) == (
         "memory_mib cannot be honoured: no cgroups"
     )
