@@ -12,14 +12,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
-
-from msgspec import Struct
 
 from bridge.box import lifecycle
 from bridge.box.claims import Claims
 from bridge.box.fleet import Fleet
+from bridge.box.holdings import Held, Holdings
 from bridge.box.instance import Instance
 from bridge.box.journal_store import Entry
 from bridge.box.ledger import Ledger
@@ -30,13 +29,11 @@ from bridge.box.planner import (
     Discard,
     Drain,
     GiveUp,
-    Local,
     Make,
     Me,
     Release,
     plan,
     remake,
-    wake_at,
 )
 from bridge.box.rollouts import Rollouts
 from bridge.box.runtimes.base import Handle
@@ -45,7 +42,6 @@ from bridge.box.workshop import Workshop
 from bridge.bus.records import Record
 from bridge.errors import BusError, Conflict, ProtocolError
 from bridge.protocol import InstanceState
-from bridge.settings import Timing
 from bridge.subjects import slot_key
 from bridge.tasks import task_scope
 
@@ -59,24 +55,6 @@ _RETRY: Final = 0.25  # seconds before a plan that the bus kept from being carri
 
 
 _BEFORE_START: Final = frozenset({InstanceState.CREATING, InstanceState.BOOTING})
-
-
-class Held(Struct):
-    """A slot of this host: the instance in it, and what follows if that has ended.
-
-    `settled` says that everybody knows of the end, so that the slot may be given up.
-    """
-
-    instance: Instance
-    failures: int = 0
-    retry_at: float = 0.0
-    ended: bool = False
-    settled: bool = False
-
-    @property
-    def counts(self) -> bool:
-        """Whether what comes next in the slot depends on how this instance has ended."""
-        return self.instance.state is InstanceState.FAILED
 
 
 class Supervisor:
@@ -101,8 +79,7 @@ class Supervisor:
         )
         self._rollouts = Rollouts(me.host, fleet, ledger, workshop.around.clock)
         self._current = current
-        self._held: dict[str, dict[int, Held]] = {}
-        self._by_id: dict[str, Held] = {}
+        self._held = Holdings(me)
         self._taken: list[Held] = []
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
@@ -115,7 +92,7 @@ class Supervisor:
 
     def instances(self) -> Iterator[Instance]:
         """The instances on this host that have not ended."""
-        return (held.instance for held in self._all_held() if not held.ended)
+        return self._held.instances()
 
     async def take_back(self, entries: Iterable[Entry]) -> None:
         """Go on with the instances of this host's last life; call it before `run`."""
@@ -127,7 +104,7 @@ class Supervisor:
                 handle = await self._workshop.around.runtime.adopt(
                     self._workshop.spec(entry), entry.identity, entry.port
                 )
-            held = self._hold(self._assemble(entry, None, handle), entry)
+            held = self._held.hold(self._assemble(entry, None, handle), entry)
             self._taken.append(held)
             if not self._workshop.still_makes(entry, self._fleet.state.services.get(info.service)):
                 held.instance.leave("its service is no longer offered on this host")
@@ -142,7 +119,7 @@ class Supervisor:
         host lives there it yields, or is claimed again: what runs wins. That is in no plan's turn,
         for other plans may take long, and others wait for a lost claim no longer than a lease.
         """
-        held = self._held.get(service, {}).get(slot)
+        held = self._held.at(service, slot)
         if held is None or held.ended:
             return
         if now is not None:
@@ -153,8 +130,7 @@ class Supervisor:
 
     def living(self, instance_id: str) -> Instance | None:
         """The instance of this id, if it is on this host and has not ended."""
-        held = self._by_id.get(instance_id)
-        return None if held is None or held.ended else held.instance
+        return self._held.living(instance_id)
 
     async def close(self, reason: str) -> None:
         """Drain every instance and start none; returns when all have ended, and their slots are
@@ -167,7 +143,7 @@ class Supervisor:
             await asyncio.sleep(_LOOK)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_RELEASE_PATIENCE):
-                while self._vacant() or self._held:
+                while self._held or self._held.vacant(self._fleet.state):
                     self.touch(None)
                     await asyncio.sleep(_LOOK)
 
@@ -192,17 +168,13 @@ class Supervisor:
                     self.touch(dirty)
 
     def _all_services(self) -> set[str]:
-        return {*self._workshop.services, *self._held, *self._fleet.state.services}
+        return {*self._workshop.services, *self._held.services, *self._fleet.state.services}
 
     async def _until_due(self) -> None:
         """Wait for a change, for a backoff to pass, or for the tick. Neither of these is put off by
         changes, nor forgotten if it comes while a plan is carried out.
         """
-        due = {
-            service: at
-            for service in self._held
-            if (at := wake_at(self._locals(service).values(), since=self._looked)) is not None
-        }
+        due = self._held.retries(since=self._looked)
         with contextlib.suppress(TimeoutError):
             until = min([self._tick_at, *due.values()])
             async with asyncio.timeout(max(0.0, until - time.monotonic())):
@@ -214,23 +186,11 @@ class Supervisor:
             self._tick_at = now + _TICK
             self._dirty |= self._all_services()
 
-    def _locals(self, service: str) -> dict[int, Local]:
-        return {
-            slot: Local(
-                ended=held.ended,
-                settled=held.settled,
-                leaving=held.instance.leaving,
-                failures=held.failures if held.ended else 0,
-                retry_at=held.retry_at,
-            )
-            for slot, held in self._held.get(service, {}).items()
-        }
-
     async def _attend(self, service: str) -> None:
         """Carry out the plan for one service. What the bus prevents is tried again."""
         try:
             if self._closing:
-                for slot in self._vacant(service):
+                for slot in self._held.vacant(self._fleet.state, service):
                     await self._claims.release(service, slot)
             else:
                 await self._carry_out(service)
@@ -243,14 +203,14 @@ class Supervisor:
             _log.warning("%s: the plan waits for the bus: %s", service, exc)
             self.touch([service])
             await asyncio.sleep(_RETRY)
-        self._forget_dead(service)
+        self._held.forget_dead(service, self._fleet.state)
 
     async def _carry_out(self, service: str) -> None:
         state, now = self._fleet.state, time.monotonic()
-        for held in self._held.get(service, {}).values():
+        for held in self._held.of(service).values():
             if not held.ended:
                 held.instance.story.reassert()  # the store may have come back with an older record
-        local = self._locals(service)
+        local = self._held.locals(service)
         await self._act_all(service, plan(service, state, self._me, local, now=now, at=self._now()))
 
     async def _act_all(self, service: str, actions: list[Action]) -> None:
@@ -285,7 +245,7 @@ class Supervisor:
     async def _act(self, service: str, action: Action) -> None:
         match action:
             case Drain(slot=slot, reason=reason):
-                instance = self._held[service][slot].instance
+                instance = self._held.of(service)[slot].instance
                 decision = self._fleet.state.services[service].decision
                 instance.story.traceparent = decision.traceparent if decision else ""
                 instance.leave(reason)
@@ -301,48 +261,18 @@ class Supervisor:
             case Make(slot=slot):
                 await self._make_again(service, slot)
 
-    def _vacant(self, only: str | None = None) -> list[int]:
-        """The slots, of one service or of all, that this host holds and in which nothing lives."""
-        return [
-            slot
-            for service in (self._fleet.state.slots if only is None else [only])
-            for slot, claim in self._fleet.state.slots_of(service).items()
-            if self._me.holds(claim) and not self._lives(service, slot)
-        ]
-
-    def _lives(self, service: str, slot: int) -> bool:
-        held = self._held.get(service, {}).get(slot)
-        return held is not None and not held.settled
-
-    def _all_held(self) -> Iterator[Held]:
-        for slots in self._held.values():
-            yield from slots.values()
-
-    def _forget_dead(self, service: str) -> None:
-        """Ended instances in slots that are not this host's, or not wanted, are history."""
-        slots = self._fleet.state.slots_of(service)
-        held = self._held.get(service, {})
-        for slot in [slot for slot, item in held.items() if item.settled]:
-            claim = slots.get(slot)
-            if claim is None or not self._me.holds(claim):
-                dead = held.pop(slot)
-                if dead.counts:
-                    dead.instance.story.forget()
-        if not held:
-            self._held.pop(service, None)
-
     # ── acting ───────────────────────────────────────────────────────────────────────────
 
     def _remake(self) -> None:
         """While no plan can be made: what this host has, it keeps alive, but for what is fenced."""
         if self._closing:
             return
-        for service in list(self._held):
+        for service in self._held.services:
             record = self._fleet.state.services.get(service)
             config = self._workshop.config_of(service, record) if record else None
             if config is None or config.fence:
                 continue
-            local, now = self._locals(service), time.monotonic()
+            local, now = self._held.locals(service), time.monotonic()
             for slot in remake(service, self._fleet.state, self._me, local, now=now):
                 self._make(service, slot, None)
 
@@ -365,7 +295,7 @@ class Supervisor:
         config = self._workshop.config_of(service, record) if record else None
         if self._closing or record is None or config is None:
             return  # a claim is given up with the others
-        before = self._held.get(service, {}).get(slot)
+        before = self._held.at(service, slot)
         entry = Entry(
             slot=slot,
             config=claim.value.config if claim else record.config_id,
@@ -376,7 +306,7 @@ class Supervisor:
             ),
             failures=before.failures if before else 0,
         )
-        self._begin(self._hold(self._assemble(entry, claim, None), entry), before)
+        self._begin(self._held.hold(self._assemble(entry, claim, None), entry), before)
 
     def _assemble(
         self, entry: Entry, claim: Record[SlotRecord] | None, handle: Handle | None
@@ -392,15 +322,6 @@ class Supervisor:
         )
         instance = Instance(self._workshop.spec(entry), story, self._workshop.around, handle)
         return instance
-
-    def _hold(self, instance: Instance, entry: Entry) -> Held:
-        """The instance is what this host has in its slot from now on."""
-        held = Held(instance=instance, failures=entry.failures)
-        slots = self._held.setdefault(entry.life.info.service, {})
-        if (before := slots.get(entry.slot)) is not None:
-            before.instance.story.supersede()
-        slots[entry.slot] = self._by_id[instance.id] = held
-        return held
 
     def _begin(self, held: Held, before: Held | None = None) -> None:
         assert self._tasks is not None
@@ -421,39 +342,14 @@ class Supervisor:
             await instance.run()
             held.ended = True
             if instance.state is InstanceState.FAILED:
-                self._count(held)
+                held.count(self._workshop.timing, self._now())
                 if instance.failure and instance.life.info.ready_at is None:
                     await self._rollouts.failed(info.service, slot, instance.failure)
             self.touch([info.service])
             await story.settled()
-        held.settled = True
-        self._by_id.pop(story.id, None)
-        story.close()
-        if not (held.counts and self._held.get(info.service, {}).get(slot) is held):
-            story.forget()
+        self._held.settle(held)
         self._fleet.unsee(info.service, slot, story.id)
         self.touch([info.service])
 
-    def _count(self, held: Held) -> None:
-        """Have the failure count in its slot, which waits. If the last life of this Box has counted
-        it, the wait goes on, for no longer than a new one, should the clock have been set back.
-        """
-        instance, timing, now = held.instance, self._workshop.timing, self._now()
-        retry_at = instance.story.entry.retry_at
-        if retry_at is None:
-            recovered = instance.served_for() >= timing.backoff_reset
-            held.failures = 1 if recovered else held.failures + 1
-        wait = backoff(held.failures, timing)
-        if retry_at is None:
-            instance.story.counts(held.failures, now + timedelta(seconds=wait))
-        else:
-            wait = max(0.0, min(wait, (retry_at - now).total_seconds()))
-        held.retry_at = time.monotonic() + wait
-
     def _now(self) -> datetime:
         return self._workshop.around.clock()
-
-
-def backoff(failures: int, timing: Timing) -> float:
-    """Seconds to wait before the next instance after `failures` running: doubling, bounded."""
-    return min(timing.backoff_first * 2.0 ** min(failures - 1, 30), timing.backoff_max)
