@@ -52,7 +52,7 @@ class Forecast:
     def short(self, host: str) -> dict[str, int]:
         """How many instances of which services on `host`, which is being drained, have no room."""
         leaving = self._leaving.get(host, {}).items()
-        short = {service: min(self._missing[service], count) for service, count in leaving}
+        short = {service: min(self._missing.get(service, 0), count) for service, count in leaving}
         return {service: count for service, count in short.items() if count} | self._unmovable(host)
 
     def _of(self, service: str) -> tuple[list[int], list[int]]:

@@ -65,6 +65,12 @@ def test_what_has_a_replacement_already_needs_no_other() -> None:
     claims = {**state.slots["web"], 8: slot("web", 8, on="box-c")}
     made = fleet(hosts=dict(state.hosts), services={"web": web}, slots={"web": claims})
     assert lacking("box-a", replace(made, orders=state.orders), at=AT) == {}
+    last = fleet(
+        hosts=dict(state.hosts),
+        slots={"web": {0: slot("web", 0), 1: slot("web", 1, on="box-c")}},
+        services={"web": ServiceRecord(target=1, slots=[0, 1])},
+    )
+    assert lacking("box-a", last, at=AT) == {}
     full = replace(three(2, 4, 3), orders=state.orders)
     web = ServiceRecord(target=9, slots=list(range(10)))
     assert lacking("box-a", replace(full, services={"web": web}), at=AT) == {"web": 1}
