@@ -383,19 +383,28 @@ class ScaleCapped(ScaleError):
 class WaitTimeout(ScaleError):
     """The request was taken, but the instances were not Ready in time.
 
-    `ready` of `wanted` were; `last_failure` is the message of the newest failure, if any.
+    `ready` of `wanted` were; `last_failure` is the message of the newest failure, if any, `lacks`
+    what the fleet says is missing, and why.
     """
 
     def __init__(
-        self, service: str, ready: int, wanted: int, timeout: float, last_failure: str = ""
+        self,
+        service: str,
+        ready: int,
+        wanted: int,
+        timeout: float,
+        last_failure: str = "",
+        lacks: str = "",
     ) -> None:
-        why = f" Last failure: {last_failure}" if last_failure else ""
+        why = f" {lacks}." if lacks else ""
+        why += f" Last failure: {last_failure}" if last_failure else ""
         super().__init__(f"{service}: {ready} of {wanted} Ready after {timeout:g} s.{why}")
         self.service = service
         self.ready = ready
         self.wanted = wanted
         self.timeout = timeout
         self.last_failure = last_failure
+        self.lacks = lacks
 
 
 class OrderRefused(ScaleError):

@@ -164,8 +164,9 @@ class InstancesResponse(Struct, frozen=True, kw_only=True, gc=False):
     """A page of instances, oldest first, and the host that runs each.
 
     `total` counts all that match, listed or not. Beyond the contract, for who knows them:
-    `rolling` are the services that are still replacing instances, `notices` sentences for people
-    about what needs attention, by service (a stopped rollout, say) or by ``host <name>``.
+    `rolling` are the services that are still replacing instances, `stopped` those that no longer do
+    so though some are left, and why; `notices` sentences for people about what needs attention, by
+    service (what it lacks, say) or by ``host <name>``.
     """
 
     total: U32
@@ -174,6 +175,7 @@ class InstancesResponse(Struct, frozen=True, kw_only=True, gc=False):
     error: str | None = None
     rolling: list[str] = field(default_factory=list)
     notices: dict[str, str] = field(default_factory=dict)
+    stopped: dict[str, str] = field(default_factory=dict)
 
 
 HostStats = dict[str, InstanceHealth]

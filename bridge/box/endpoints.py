@@ -10,7 +10,7 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.box import rollout
+from bridge.box import rollout, shortfall
 from bridge.box.authority import Asked, living, refuse
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
@@ -187,7 +187,7 @@ class Endpoints:
             return _refuse_instances(str(exc))
         if why_not := self._why_not() or behind:
             return _refuse_instances(f"not ready: {why_not}; ask again")
-        services = [asked.service] if asked.service else list(state.slots)
+        services = [asked.service] if asked.service else sorted({*state.services, *state.slots})
         found = [info for service in services for info in living(state, service)]
         found.sort(key=lambda info: (info.created_at, info.id))
         page = found[asked.offset : asked.offset + min(asked.limit, _PAGE)]
@@ -197,6 +197,7 @@ class Endpoints:
             hosts=self._hosts(page),
             rolling=[service for service in services if rollout.under_way(service, state)],
             notices=self._notices(services),
+            stopped=shortfall.stopped(state, services),
         )
         data, headers = self._fitting(response)
         return Reply(data=data, headers=headers)
@@ -218,12 +219,7 @@ class Endpoints:
             for name, host in state.hosts.items()
             if host.notices
         }
-        records = ((service, state.services.get(service)) for service in services)
-        return of_hosts | {
-            service: record.rollout.stopped
-            for service, record in records
-            if record is not None and record.rollout is not None and record.rollout.stopped
-        }
+        return of_hosts | shortfall.tell(state, services, at=self._clock())
 
 
 def expiry(message: Message) -> datetime | None:

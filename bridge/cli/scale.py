@@ -55,12 +55,8 @@ async def run_scale(
         out.print(f"{service} {verb} to {response.target_replicas} (request {response.request_id})")
         if wait and not dry_run:
             _show(await client.observe(service))
-        elif response.instances:
-            hosts = (await client.observe(service)).hosts
-            listed = InstancesResponse(
-                total=len(response.instances), instances=response.instances, hosts=hosts
-            )
-            _show(listed)
+        elif response.instances or (response.target_replicas and not dry_run):
+            _show_chosen(service, response, await client.observe(service), dry_run=dry_run)
     return DONE
 
 
@@ -72,8 +68,26 @@ def _not_as_asked(service: str, response: ScaleResponse, json: bool) -> int:
     return FAILED
 
 
+def _show_chosen(
+    service: str, response: ScaleResponse, seen: InstancesResponse, *, dry_run: bool
+) -> None:
+    """What was there when it was answered; and, unless it was no more than a question, what the
+    service lacks now.
+    """
+    lacks = seen.notices.get(service)
+    listed = InstancesResponse(
+        total=len(response.instances),
+        instances=response.instances,
+        hosts=seen.hosts,
+        notices={service: lacks} if lacks and not dry_run else {},
+    )
+    if listed.instances or listed.notices:
+        _show(listed)
+
+
 def _show(seen: InstancesResponse) -> None:
-    out.print(instances_table(seen))
+    if seen.instances:
+        out.print(instances_table(seen))
     for line in notices(seen):
         out.print(line)
 
@@ -102,7 +116,10 @@ class _Progress:
         """Tell how the instances stand, if that has changed."""
         counts = Counter(str(info.state) for info in seen.instances)
         listed = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none yet"
-        line = f"{self._service}: {listed}; {self._replicas} wanted"
+        lacks = seen.notices.get(self._service, "")
+        line = f"{self._service}: {listed}; {self._replicas} wanted" + (
+            f": {lacks}" if lacks else ""
+        )
         if self._quiet or line == self._last:
             return
         self._last = line

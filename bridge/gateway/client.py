@@ -159,6 +159,7 @@ class ScaleClient:
             hosts=hosts,
             rolling=page.rolling,
             notices=page.notices,
+            stopped=page.stopped,
         )
 
     def events(
@@ -177,7 +178,7 @@ class ScaleClient:
     ) -> InstancesResponse:
         """Return when at least `n` instances of `service` are Ready or Busy.
 
-        Raises WaitTimeout, naming the newest failure, and NoBoxError.
+        Raises WaitTimeout, which says what is missing and names the newest failure, and NoBoxError.
         """
         deadline = asyncio.get_running_loop().time() + timeout
 
@@ -218,7 +219,7 @@ class ScaleClient:
     ) -> InstancesResponse:
         """Look, and look again at each event, until the goal is reached."""
         stirred = asyncio.Event()
-        last_failure = ""
+        last_failure = lacks = ""
 
         def on_event(message: Message) -> None:
             nonlocal last_failure
@@ -240,16 +241,16 @@ class ScaleClient:
                     continue  # Boxes may come to again; the request was taken
                 if progress is not None:
                     progress(seen)
-                notice = seen.notices.get(service, "")
-                if goal.reached(seen) and not (notice and goal.all_replaced):
+                stopped = seen.stopped.get(service)
+                if goal.reached(seen) and not (stopped and goal.all_replaced):
                     return seen
-                if notice:
-                    raise ScaleError(f"{service}: {notice}")
-                ready = _serving(seen)
+                if stopped:
+                    raise ScaleError(f"{service}: {stopped}")
+                ready, lacks = _serving(seen), seen.notices.get(service, "")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(min(deadline, loop.time() + pause)):
                         await stirred.wait()
-            raise WaitTimeout(service, ready, goal.count, limit, last_failure)
+            raise WaitTimeout(service, ready, goal.count, limit, last_failure, lacks)
         finally:
             await listener.close()
 

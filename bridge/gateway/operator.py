@@ -228,9 +228,9 @@ class Operator:
                     progress(len(old) - left, len(old))
                 if not left and service not in seen.rolling:
                     return
-                stuck_looks = stuck_looks + 1 if seen.notices.get(service) else 0
+                stuck_looks = stuck_looks + 1 if service in seen.stopped else 0
                 if stuck_looks >= _SURE:
-                    raise ScaleError(f"{service}: {seen.notices[service]}")
+                    raise ScaleError(f"{service}: {seen.stopped[service]}")
             await asyncio.sleep(min(_POLL, max(0.0, deadline - loop.time())))
         raise WaitTimeout(service, len(old) - left, len(old), limit)
 

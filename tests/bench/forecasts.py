@@ -27,6 +27,7 @@ from bridge.box.model import (
     SlotRecord,
 )
 from bridge.box.planner import Me, plan
+from bridge.box.shortfall import tell
 from bridge.protocol import InstanceInfo, InstanceState, ScaleRequest, now
 
 _A_HOST: Final = 100  # instances of the service, on average
@@ -92,6 +93,7 @@ def works(size: int) -> dict[str, Callable[[], object]]:
     drained = replace(fleet, orders=orders)
     return {
         "a Box plans one service": lambda: plan("web", fleet, me, {}, now=0.0, at=at),
+        "what does a service lack?": lambda: tell(fleet, ["web"], at=at),
         "box.plan": lambda: explain(asked, fleet),
         "may a host be drained?": lambda: lacking(host, fleet, at=at),
         "box.hosts, a fifth of them being drained": lambda: hosts(drained, names, at=at),

@@ -87,7 +87,8 @@ async def test_three_failed_replacements_stop_the_rollout_and_ps_can_tell(
 
         async def notice() -> str | None:
             message = await gateway.request("box.instances", b"{}")
-            return decode(InstancesResponse, message.data).notices.get("web")
+            answer = decode(InstancesResponse, message.data)
+            return answer.notices["web"] if "web" in answer.stopped else None
 
         said = await eventually(notice, within=20)
         assert said.startswith("rollout stopped after 3 failed replacements: exited with code 9")

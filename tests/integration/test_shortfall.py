@@ -1,0 +1,69 @@
+"""What a service lacks is told by `box.instances`, and by waits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bridge import ScaleClient, WaitTimeout
+from bridge.bus.server import EmbeddedServer
+from tests.boxes import boxed, serving
+from tests.fleet import Fleet
+from tests.support import eventually, service_table
+
+FULL = "2 of 5 have no room: 3 of 3 places are taken, 1 more is cordoned or not ready"
+
+
+async def test_instances_without_room_are_told_to_whoever_looks_and_to_whoever_waits(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with Fleet.of(server, tmp_path, "box-a", "box-b", max_instances=3) as fleet:
+        before = await fleet.run(5)
+        client = ScaleClient(fleet.gateway)
+        assert (await client.observe("web")).notices == {}
+        assert len(before) == 5
+        await fleet.operator.drain("box-a", force=True)
+        await serving(fleet.gateway, "web", 3)
+
+        async def told() -> bool:
+            return (await client.observe("web")).notices == {"web": FULL}
+
+        await eventually(told, what="both Boxes know that there is no room")
+        assert (await client.observe()).notices == {"web": FULL}
+        seen: list[str] = []
+        with pytest.raises(WaitTimeout, match="3 of 5 Ready after 3 s") as late:
+            await client.scale(
+                "web",
+                5,
+                wait=True,
+                timeout=3,
+                progress=lambda found: seen.append(found.notices.get("web", "")),
+            )
+        assert late.value.lacks == FULL, "a wait goes on, for room may come, and then it says this"
+        assert FULL in str(late.value)
+        assert len(seen) > 1
+        await fleet.operator.uncordon("box-a")
+        await serving(fleet.gateway, "web", 5)
+
+        async def silent() -> bool:
+            return not (await client.observe("web")).notices
+
+        await eventually(silent)
+
+
+async def test_a_slot_in_which_nothing_lives_is_told_with_its_host(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    patient = "\n[timing]\nbackoff_first = 60.0\nbackoff_max = 60.0\nheartbeat = 0.5\nlease = 3\n"
+    table = service_table("bad", command=["sh", "-c", "exit 3"])
+    async with boxed(server, tmp_path, table, timing=patient) as (gateway, _):
+        client = ScaleClient(gateway)
+        await client.scale("bad", 2)
+
+        async def told() -> bool:
+            said = (await client.observe("bad")).notices.get("bad")
+            return said == "2 of 2 have failed on box-a and are to be tried again"
+
+        await eventually(told)
+        assert (await client.observe("bad")).instances == []

@@ -1,0 +1,219 @@
+"""What a service lacks, and why: from the records alone, at a cost without the rest of a fleet."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from msgspec.structs import replace
+
+from bridge.box import shortfall
+from bridge.box.census import Census
+from bridge.box.lifecycle import SERVING
+from bridge.box.model import (
+    Avoidance,
+    FleetState,
+    HostOrder,
+    HostRecord,
+    Offer,
+    Rollout,
+    ServiceRecord,
+    SlotRecord,
+)
+from bridge.box.planner import KEPT_OFF
+from bridge.protocol import InstanceState
+from tests.support import calls
+from tests.unit.fleets import AT, fleet, fleets, host, slot
+
+S = InstanceState
+
+
+def wanting(count: int) -> ServiceRecord:
+    return ServiceRecord(target=count, slots=list(range(count)))
+
+
+def lacks(state: FleetState, service: str = "web") -> str:
+    return shortfall.tell(state, [service], at=AT).get(service, "")
+
+
+def test_a_service_that_is_whole_or_comes_lacks_nothing() -> None:
+    states = {0: slot("web", 0), 1: slot("web", 1, S.BUSY), 2: slot("web", 2, S.BOOTING)}
+    there = fleet(services={"web": wanting(4)}, slots={"web": states})
+    found = shortfall.find("web", there, at=AT)
+    assert (found.wanted, found.serving) == (4, 2)
+    assert lacks(there) == ""  # one boots, and box-a will claim slot 3
+    assert shortfall.tell(there, ["web", "api"], at=AT) == {}
+
+
+def test_instances_without_room_are_told_with_how_many_places_there_are() -> None:
+    hosts = {"box-a": host("web", room=2), "box-b": host("web", room=1), "box-c": host("api")}
+    claims = {0: slot("web", 0), 1: slot("web", 1), 2: slot("web", 2, on="box-b")}
+    full = fleet(hosts=hosts, services={"web": wanting(5)}, slots={"web": claims})
+    assert lacks(full) == "2 of 5 have no room: 3 of 3 places are taken"
+    cordoned = replace(full, orders={"box-b": HostOrder()}, services={"web": wanting(4)})
+    assert lacks(cordoned) == (
+        "1 of 4 has no room: 2 of 2 places are taken, 1 more is cordoned or not ready"
+    )
+    shut = replace(full, hosts={"box-a": host("web", ready=False)})
+    assert "2 of 5 have no room: its hosts are cordoned, or not ready" in lacks(shut)
+    none = fleet(hosts={"box-c": host("api")}, services={"web": wanting(1)})
+    assert lacks(none) == "1 of 1 has no room: no live host can run it"
+    elsewhere = {"box-a": replace(host(), services={"web": Offer(needs={"zone": "b"})})}
+    unfit = fleet(hosts=elsewhere, services={"web": wanting(1)})
+    assert lacks(unfit) == (
+        "1 of 1 has no room: no live host can run it: "
+        "box-a: it needs a host with zone = 'b', not None"
+    )
+    fixed = {"box-a": replace(host(), services={"web": Offer(fixed_port=80)})}
+    alone = fleet(hosts=fixed, services={"web": wanting(2)}, slots={"web": {0: slot("web", 0)}})
+    assert lacks(alone) == ("1 of 2 has no room: each host takes one alone, as its port is fixed")
+
+
+def test_slots_in_which_nothing_lives_are_told_with_their_hosts() -> None:
+    claims = {
+        number: slot("web", number, S.FAILED, on=f"box-{'ab'[number % 2]}") for number in range(4)
+    }
+    hosts = {"box-a": host("web"), "box-b": host("web")}
+    there = fleet(hosts=hosts, services={"web": wanting(4)}, slots={"web": claims})
+    assert lacks(there) == "4 of 4 have failed on box-a, box-b and are to be tried again"
+    one = replace(
+        there, slots={"web": {**claims, 0: slot("web", 0), 1: slot("web", 1), 2: slot("web", 2)}}
+    )
+    assert lacks(one) == "1 of 4 has failed on box-b and is to be tried again"
+
+
+def test_instances_on_dead_hosts_are_told_from_when_the_lease_is_over() -> None:
+    claims = {
+        0: slot("web", 0),
+        1: slot("web", 1, on="box-b"),
+        2: slot("web", 2, S.FAILED, on="box-b"),
+    }
+    there = fleet(services={"web": wanting(3)}, slots={"web": claims})
+    assert lacks(there) == "2 are on box-b, which is dead"  # nobody may take them over yet
+    found = shortfall.find("web", there, at=AT)
+    assert (found.serving, dict(found.failed)) == (1, {})
+    over = replace(there, dead={"box-b"}, hosts={"box-a": host("web", room=1)})
+    assert lacks(over) == (
+        "2 of 3 have no room: 1 of 1 places are taken; 2 are on box-b, which is dead"
+    )
+    reborn = replace(claims[0], host_id="old")
+    anew = fleet(services={"web": wanting(1)}, slots={"web": {0: reborn}})
+    assert lacks(anew) == "1 is on an earlier box-a, which is dead"
+
+
+def test_slots_that_are_kept_off_hosts_are_told_with_until_when() -> None:
+    off = [
+        Avoidance(slot=0, host="box-a", until=AT + KEPT_OFF),
+        Avoidance(slot=1, host="box-b", until=AT + timedelta(minutes=1)),
+        Avoidance(slot=2, host="box-b", until=AT + timedelta(minutes=2)),
+        Avoidance(slot=0, host="box-b", until=AT),  # that time is over
+        Avoidance(slot=9, host="box-b", until=AT + KEPT_OFF),  # nobody wants that slot
+    ]
+    record = replace(wanting(3), avoid=off)
+    claims = {number: slot("web", number) for number in range(3)}
+    assert lacks(fleet(services={"web": record}, slots={"web": claims})) == (
+        "slot 0 is kept off box-a until 08:10 UTC; slots 1, 2 are kept off box-b until 08:02 UTC"
+    )
+    alone = fleet(services={"web": replace(record, slots=[0], target=1)})
+    assert lacks(alone) == (
+        "1 of 1 has no room: they are kept off the hosts that have some; "
+        "slot 0 is kept off box-a until 08:10 UTC"
+    )
+
+
+def test_a_stopped_rollout_is_told_first_and_by_itself() -> None:
+    stopped = replace(wanting(1), rollout=Rollout(config="c", stopped="rollout stopped: why"))
+    there = fleet(services={"web": stopped}, slots={"web": {0: slot("web", 0, S.FAILED)}})
+    assert lacks(there).startswith("rollout stopped: why; 1 of 1 has failed")
+    assert shortfall.stopped(there, ["web", "api"]) == {"web": "rollout stopped: why"}
+
+
+def test_a_replacement_that_fails_is_one_more_than_are_wanted() -> None:
+    record = replace(wanting(2), slots=[0, 1, 2])
+    claims = {0: slot("web", 0), 1: slot("web", 1), 2: slot("web", 2, S.FAILED)}
+    there = fleet(services={"web": record}, slots={"web": claims})
+    assert lacks(there) == "1 of 3 has failed on box-a and is to be tried again"
+    assert shortfall.find("web", there, at=AT).wanted == 2
+
+
+def test_a_record_that_cannot_be_read_is_told() -> None:
+    there = replace(fleet(), unreadable_services={"web"})
+    assert lacks(there) == "its record cannot be read by this Box"
+
+
+def test_what_is_told_is_bounded() -> None:
+    names = [f"service-{number:03}" for number in range(200)]
+    hosts = {f"box-{number:03}": host(*names, room=1) for number in range(50)}
+    claims = {number: slot("web", number, S.FAILED, on=f"box-{number:03}") for number in range(50)}
+    services = {name: wanting(30) for name in names} | {"web": wanting(50)}
+    there = fleet(hosts=hosts, services=services, slots={"web": claims})
+    told = shortfall.tell(there, [*names, "web"], at=AT)
+    assert len(told) == 21
+    assert told[shortfall.OTHERS] == "there may be more to tell: see `box-bridge services`"
+    [said] = shortfall.tell(there, ["web"], at=AT).values()
+    assert "box-000, box-001, box-002, box-003, box-004 and 45 more" in said
+    room = replace(there, hosts={"box-z": host(*names, room=10**6)})
+    assert set(shortfall.tell(room, names, at=AT)) == {shortfall.OTHERS}, "it looked at some alone"
+
+
+@given(fleets())
+def test_what_serves_and_what_is_told_are_counted_from_the_same_slots(state: FleetState) -> None:
+    for service, record in state.services.items():
+        found, claims = shortfall.find(service, state, at=AT), state.slots_of(service)
+        alive = {n: c for n, c in claims.items() if n in record.slots and c.host in state.hosts}
+        assert found.serving == sum(c.info.state in SERVING for c in alive.values())
+        assert sum(found.failed.values()) == sum(c.info.state is S.FAILED for c in alive.values())
+        assert found.serving + sum(found.failed.values()) + len(found.homeless) <= len(record.slots)
+        gone = sum(c.host not in state.hosts for n, c in claims.items() if n in record.slots)
+        assert sum(found.dead.values()) == gone
+
+
+def _sorted(state: FleetState) -> FleetState:
+    """The same fleet as a Box has it: sorted."""
+    services, slots = dict(state.services), {k: dict(v) for k, v in state.slots.items()}
+    hosts: dict[str, HostRecord] = dict(state.hosts)
+    offers: dict[str, dict[str, HostRecord]] = {}
+    for name, record in hosts.items():
+        for service in record.services:
+            offers.setdefault(service, {})[name] = record
+    census = Census(services, slots, hosts, frozenset())
+    for service in services:
+        census.service_changed(service)
+    for service, found in slots.items():
+        for number, claim in found.items():
+            census.slot_changed(service, number, None, claim)
+    return replace(state, services=services, slots=slots, hosts=hosts, offers=offers, census=census)
+
+
+def _among(others: int, claims: dict[int, SlotRecord]) -> FleetState:
+    """`web` of four instances on a full host, among so many other services on as many hosts."""
+    names = [f"other-{number}" for number in range(others)]
+    hosts = {f"host-{name}": host(name) for name in names} | {"box-a": host("web", room=3)}
+    return _sorted(
+        fleet(
+            hosts=hosts,
+            services={"web": wanting(4)} | {name: wanting(1) for name in names},
+            slots={"web": claims} | {name: {0: slot(name, 0, on=f"host-{name}")} for name in names},
+        )
+    )
+
+
+@pytest.mark.parametrize("state", [S.READY, S.FAILED])
+def test_what_one_service_lacks_costs_the_same_in_a_large_fleet(state: InstanceState) -> None:
+    claims = {number: slot("web", number, state) for number in range(3)}
+    small, large = _among(2, claims), _among(2000, claims)
+    assert "1 of 4 has no room: 3 of 3 places are taken" in lacks(small)
+    assert lacks(small) == lacks(large)
+    assert calls(lambda: lacks(small)) == calls(lambda: lacks(large))
+
+
+def test_a_service_that_is_whole_costs_the_same_however_large_it_is() -> None:
+    def whole(count: int) -> FleetState:
+        claims = {number: slot("web", number) for number in range(count)}
+        hosts = {"box-a": host("web", room=count)}
+        return _sorted(fleet(hosts=hosts, services={"web": wanting(count)}, slots={"web": claims}))
+
+    few, many = whole(3), whole(3000)
+    assert lacks(few) == lacks(many) == ""
+    assert calls(lambda: lacks(few)) == calls(lambda: lacks(many))
