@@ -55,8 +55,8 @@ class Host(Struct, frozen=True, kw_only=True):
     `used` counts the slots that it holds, of `max_instances`; `services` says of which services.
     `offers` are those that it can run, `images` the patterns of images that requests may name. One
     that lives and is not `ready` keeps what it has and gets nothing; `notices` say why. While it is
-    being drained `stuck` says, by service, why no further instance is replaced, and `short` how
-    many have no room elsewhere.
+    being drained `stuck` says, by service, why no further instance is replaced; and then, and when
+    it is dead, `short` says how many have no room elsewhere.
     """
 
     name: str
@@ -186,8 +186,9 @@ class Fate(enum.Enum):
 
     COMES = "comes"  # an instance would be made
     WAITS = "waits"  # no host has room for one
+    FAILS = "fails"  # nothing lives there: its host will try again
     GOES = "goes"  # its instance would drain
-    MOVES = "moves"  # its instance is being replaced already
+    MOVES = "moves"  # its instance is to be replaced
     STAYS = "stays"
 
 
@@ -201,8 +202,8 @@ class PlannedSlot(Struct, frozen=True, kw_only=True):
 
 
 class Candidate(Struct, frozen=True, kw_only=True):
-    """A live host: how many more instances of the service it could take as it stands, and why
-    none, or none in some slots.
+    """A live host, or a dead one that holds slots: how many more instances of the service it could
+    take as it stands, and why none, or none in some slots.
     """
 
     name: str
@@ -215,6 +216,7 @@ class PlanResponse(Struct, frozen=True, kw_only=True):
     why nothing would be done (`accepted` false and the target as it is).
 
     `slots` are those whose fate changes first; `omitted` slots and hosts did not fit the reply.
+    `stuck` says why none is being replaced of the instances that are to be.
     """
 
     service: str
@@ -226,3 +228,4 @@ class PlanResponse(Struct, frozen=True, kw_only=True):
     hosts: list[Candidate]
     error: str | None = None
     omitted: U32 = 0
+    stuck: str = ""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from itertools import pairwise
 from typing import Final
 
 from msgspec.structs import replace
 
-from bridge.box import rollout
+from bridge.box import rollout, shortfall
 from bridge.box.authority import Asked, decide
 from bridge.box.evacuation import Forecast
 from bridge.box.lifecycle import ENDED
 from bridge.box.model import FleetState, HostOrder, HostRecord, ServiceRecord
-from bridge.box.placement import Board, Spare, avoided, host_port, place, room, unfit
+from bridge.box.placement import Board, Spare, host_port, place, room, unfit
+from bridge.box.shortfall import KeptOff
 from bridge.operations import (
     Candidate,
     Entry,
@@ -44,13 +46,24 @@ def names(fleet: FleetState) -> list[str]:
 
 
 def hosts(fleet: FleetState, wanted: Iterable[str], *, at: datetime) -> list[Host]:
-    """What there is to say of the `wanted` hosts; the forecast is made once, if one is drained."""
+    """What there is to say of the `wanted` hosts; the forecast is made once, if one is drained,
+    and of each service that dead ones hold it is found out once what has no room.
+    """
     forecast = functools.cache(lambda: Forecast(fleet, at=at))
-    return [_host(name, fleet, fleet.housed(name), forecast) for name in wanted]
+
+    @functools.cache
+    def homeless(service: str) -> AbstractSet[int]:
+        return shortfall.find(service, fleet, at=at).homeless
+
+    return [_host(name, fleet, fleet.housed(name), forecast, homeless) for name in wanted]
 
 
 def _host(
-    name: str, fleet: FleetState, held: Mapping[str, int], forecast: Callable[[], Forecast]
+    name: str,
+    fleet: FleetState,
+    held: Mapping[str, int],
+    forecast: Callable[[], Forecast],
+    homeless: Callable[[str], AbstractSet[int]],
 ) -> Host:
     record, order = fleet.hosts.get(name), fleet.orders.get(name)
     draining = order is not None and order.draining and bool(held)
@@ -65,7 +78,20 @@ def _host(
     )
     if name in fleet.unreadable_hosts:
         return replace(host, live=True, ready=False, notices=[_UNREADABLE])
-    return host if record is None else _known(host, record)
+    if record is not None:
+        return _known(host, record)
+    return host if draining else replace(host, short=_stranded(name, fleet, held, homeless))
+
+
+def _stranded(
+    name: str,
+    fleet: FleetState,
+    held: Iterable[str],
+    homeless: Callable[[str], AbstractSet[int]],
+) -> dict[str, int]:
+    """How much of what a dead host held has no room elsewhere, by service."""
+    counts = ((item, len(fleet.tally(item).on(name) & homeless(item))) for item in held)
+    return {service: count for service, count in counts if count}
 
 
 def _known(host: Host, record: HostRecord) -> Host:
@@ -91,13 +117,8 @@ def _order(order: HostOrder) -> Order:
     )
 
 
-def _stuck(fleet: FleetState, held: Mapping[str, int]) -> dict[str, str]:
-    records = ((service, fleet.services.get(service)) for service in held)
-    return {
-        service: record.rollout.stopped[:_NOTE]
-        for service, record in records
-        if record is not None and record.rollout is not None and record.rollout.stopped
-    }
+def _stuck(fleet: FleetState, held: Iterable[str]) -> dict[str, str]:
+    return {name: why[:_NOTE] for name, why in shortfall.stopped(fleet, held).items()}
 
 
 # ── the decisions ────────────────────────────────────────────────────────────────────────
@@ -145,7 +166,9 @@ def plan(asked: Asked, fleet: FleetState) -> PlanResponse:
     after = verdict.record or before
     response = verdict.response
     board = Board(service, fleet, after, Spare(fleet))
-    off = _kept_off(after, asked.at)
+    off = {item.host: item for item in shortfall.kept_off(after, asked.at)}
+    told = replace(fleet, services={**fleet.services, service: after}, census=None)
+    moving = set(rollout.outdated(service, told))
     return PlanResponse(
         service=service,
         replicas=asked.request.replicas,
@@ -153,26 +176,43 @@ def plan(asked: Asked, fleet: FleetState) -> PlanResponse:
         before=before.target,
         target=response.target_replicas,
         error=response.error,
-        slots=_slots(service, fleet, before, after, asked.at),
+        slots=_slots(service, fleet, before, after, moving, asked.at),
         hosts=[
-            _candidate(service, fleet, after, board, name, off.get(name, []))
-            for name in sorted(fleet.hosts)
+            _candidate(service, fleet, after, board, name, off.get(name))
+            for name in sorted({*fleet.hosts, *fleet.unreadable_hosts, *fleet.tally(service).hosts})
         ],
+        stuck=_why_stuck(service, told, moving, asked) if moving else "",
     )
+
+
+def _why_stuck(service: str, fleet: FleetState, moving: AbstractSet[int], asked: Asked) -> str:
+    """Why no instance is being replaced though some are to be; empty if one is, or will be."""
+    if stopped := shortfall.stopped(fleet, [service]):
+        return stopped[service][:_NOTE]
+    tally, orphans = fleet.tally(service), fleet.orphans(service)
+    homeless = shortfall.find(service, fleet, at=asked.at).homeless
+    coming = (tally.unready | (orphans & tally.wanted)) - moving - homeless
+    under_way = coming or tally.outside - orphans
+    if under_way or rollout.next_step(service, fleet, at=asked.at, host=asked.host) is not None:
+        return ""
+    return "no host has room for a replacement, and none of the old ones can go first"
 
 
 _ORDER: Final = tuple(Fate)
 
 
 def _slots(
-    service: str, fleet: FleetState, before: ServiceRecord, after: ServiceRecord, at: datetime
+    service: str,
+    fleet: FleetState,
+    before: ServiceRecord,
+    after: ServiceRecord,
+    moving: AbstractSet[int],
+    at: datetime,
 ) -> list[PlannedSlot]:
     """Every slot and its fate, those first that change."""
     claims = fleet.slots_of(service)
     free = {slot for slot in after.slots if slot not in claims or fleet.is_orphan(claims[slot])}
     placed = place(service, fleet, after, free, at=at)
-    told = replace(fleet, services={**fleet.services, service: after}, census=None)
-    moving = set(rollout.outdated(service, told))
     found = []
     for slot in after.slots:
         if slot in free:
@@ -188,28 +228,30 @@ def _slots(
 
 def _there(fleet: FleetState, service: str, slot: int, fate: Fate) -> PlannedSlot:
     claim = fleet.slots_of(service)[slot]
-    alive = claim.info.state not in ENDED
-    return PlannedSlot(
-        slot=slot, fate=fate, host=claim.host, instance_id=claim.info.id if alive else ""
-    )
-
-
-def _kept_off(record: ServiceRecord, at: datetime) -> dict[str, list[int]]:
-    """Which slots of the set are kept off which hosts."""
-    off, found = avoided(record, at), dict[str, list[int]]()
-    for slot in record.slots:
-        for name in off.get(slot, ()):
-            found.setdefault(name, []).append(slot)
-    return found
+    if claim.info.state not in ENDED:
+        return PlannedSlot(slot=slot, fate=fate, host=claim.host, instance_id=claim.info.id)
+    return PlannedSlot(slot=slot, fate=Fate.FAILS if fate is Fate.STAYS else fate, host=claim.host)
 
 
 def _candidate(
-    service: str, fleet: FleetState, record: ServiceRecord, board: Board, name: str, off: list[int]
+    service: str,
+    fleet: FleetState,
+    record: ServiceRecord,
+    board: Board,
+    name: str,
+    off: KeptOff | None,
 ) -> Candidate:
+    if name in fleet.unreadable_hosts:
+        return Candidate(name=name, room=0, why_not=_UNREADABLE)
+    if name not in fleet.hosts:
+        count = fleet.tally(service).hosts[name]
+        return Candidate(name=name, room=0, why_not=f"dead, and still holds {count} of it")
     if why := _why_not(service, fleet, record, name):
         return Candidate(name=name, room=0, why_not=why)
-    slots = ", ".join(map(str, off[:20]))
-    kept_off = f"kept off it, as they failed there: slots {slots}" if off else ""
+    if off is None:
+        return Candidate(name=name, room=board.left(name))
+    slots, until = ", ".join(map(str, off.slots[:20])), format_time(off.until)
+    kept_off = f"kept off it until {until}, as they failed there: slots {slots}"
     return Candidate(name=name, room=board.left(name), why_not=kept_off)
 
 

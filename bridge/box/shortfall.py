@@ -119,6 +119,14 @@ def tell(fleet: FleetState, services: Iterable[str], *, at: datetime) -> dict[st
     return told
 
 
+def is_alive(host: str, host_id: str, fleet: FleetState) -> bool:
+    """Whether who claims slots as `host` lives, as far as its lease tells: one whose record cannot
+    be read does.
+    """
+    there = fleet.hosts.get(host)
+    return host in fleet.unreadable_hosts if there is None else there.host_id == host_id
+
+
 def stopped(fleet: FleetState, services: Iterable[str]) -> dict[str, str]:
     """Those of `services` whose rollout has stopped, and why."""
     records = ((service, fleet.services.get(service)) for service in services)
@@ -148,9 +156,10 @@ def _dead(service: str, fleet: FleetState) -> dict[str, set[int]]:
     """
     tally, found = fleet.tally(service), dict[str, set[int]]()
     for (name, host_id), slots in tally.held.items():
-        there = fleet.hosts.get(name)
-        if (there is None or there.host_id != host_id) and (wanted := slots & tally.wanted):
-            found.setdefault(f"an earlier {name}" if there else name, set()).update(wanted)
+        if is_alive(name, host_id, fleet) or not (wanted := slots & tally.wanted):
+            continue
+        told = f"an earlier {name}" if name in fleet.hosts else name
+        found.setdefault(told, set()).update(wanted)
     return found
 
 

@@ -19,6 +19,7 @@ from bridge.subjects import check_name
 _COLOURS: Final = {
     Fate.COMES: "green",
     Fate.WAITS: "red",
+    Fate.FAILS: "red",
     Fate.GOES: "yellow",
     Fate.MOVES: "cyan",
     Fate.STAYS: "",
@@ -26,8 +27,9 @@ _COLOURS: Final = {
 _WORDS: Final = {
     Fate.COMES: "to come",
     Fate.WAITS: "without room",
+    Fate.FAILS: "failing",
     Fate.GOES: "to go",
-    Fate.MOVES: "being moved",
+    Fate.MOVES: "to be replaced",
     Fate.STAYS: "to stay",
 }
 _FEW: Final = 8  # slots that are listed one by one
@@ -96,6 +98,8 @@ def _explain(found: PlanResponse) -> None:
     out.print(f"{found.service}: {found.before} → {found.target} ({told or 'nothing changes'})")
     if found.error:
         err.print(Text(found.error, style="red"))
+    if found.stuck:
+        err.print(Text(f"none is being replaced: {found.stuck}", style="red"))
     changing = [item for item in found.slots if item.fate is not Fate.STAYS]
     if changing:
         out.print(_slots_table(changing))
@@ -107,7 +111,7 @@ def _explain(found: PlanResponse) -> None:
 def _slots_table(changing: list[PlannedSlot]) -> Table:
     table = plain_table("SLOT", "", "HOST", "ID")
     for item in changing:
-        fate = Text(item.fate.value, style=_COLOURS[item.fate])
+        fate = Text(_WORDS[item.fate], style=_COLOURS[item.fate])
         table.add_row(str(item.slot), fate, Text(item.host or "–"), Text(item.instance_id or "–"))
     return table
 

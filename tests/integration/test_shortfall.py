@@ -1,4 +1,4 @@
-"""What a service lacks is told by `box.instances`, and by waits."""
+"""What a service lacks is told by `box.instances`, by waits and by `box.plan`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bridge import ScaleClient, WaitTimeout
+from bridge import Operator, ScaleClient, WaitTimeout
 from bridge.bus.server import EmbeddedServer
+from bridge.operations import Fate
 from tests.boxes import boxed, serving
 from tests.fleet import Fleet
 from tests.support import eventually, service_table
@@ -43,6 +44,8 @@ async def test_instances_without_room_are_told_to_whoever_looks_and_to_whoever_w
         assert late.value.lacks == FULL, "a wait goes on, for room may come, and then it says this"
         assert FULL in str(late.value)
         assert len(seen) > 1
+        plan = await fleet.operator.plan("web", 5)
+        assert [item.fate for item in plan.slots].count(Fate.WAITS) == 2
         await fleet.operator.uncordon("box-a")
         await serving(fleet.gateway, "web", 5)
 
@@ -52,7 +55,7 @@ async def test_instances_without_room_are_told_to_whoever_looks_and_to_whoever_w
         await eventually(silent)
 
 
-async def test_a_slot_in_which_nothing_lives_is_told_with_its_host(
+async def test_a_slot_in_which_nothing_lives_is_told_and_planned_as_failing(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     patient = "\n[timing]\nbackoff_first = 60.0\nbackoff_max = 60.0\nheartbeat = 0.5\nlease = 3\n"
@@ -67,3 +70,5 @@ async def test_a_slot_in_which_nothing_lives_is_told_with_its_host(
 
         await eventually(told)
         assert (await client.observe("bad")).instances == []
+        plan = await Operator(gateway).plan("bad", 2)
+        assert [(item.fate, item.host) for item in plan.slots] == [(Fate.FAILS, "box-a")] * 2

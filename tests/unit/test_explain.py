@@ -85,6 +85,23 @@ def test_hosts_that_are_being_drained_share_one_forecast() -> None:
     assert many < 2 * few
 
 
+def test_a_dead_host_says_for_how_much_of_what_it_held_the_others_have_no_room() -> None:
+    claims = {number: slot("web", number, on="box-dead") for number in range(3)}
+    lost = replace(
+        fleet(
+            hosts={"box-a": host("web", room=1)},
+            services={"web": ServiceRecord(target=3, slots=[0, 1, 2])},
+            slots={"web": claims},
+        ),
+        dead={"box-dead"},
+    )
+    alive, dead = explain.hosts(lost, ["box-a", "box-dead"], at=AT)
+    assert (alive.short, dead.short) == ({}, {"web": 2})
+    drained = replace(lost, orders={"box-dead": HostOrder(draining=True)})
+    [dead] = explain.hosts(drained, ["box-dead"], at=AT)
+    assert dead.short == {"web": 2}
+
+
 def test_history_tells_the_steps_between_records() -> None:
     first = ServiceRecord(version=1, target=1, slots=[0])
     decision = Decision(at=AT, host="box-b", replicas=3, request_id="r", error="Capped to 2")
@@ -122,6 +139,51 @@ def test_a_plan_tells_the_fate_of_each_slot() -> None:
     assert {item.fate for item in moving.slots} == {Fate.MOVES}
 
 
+def test_a_plan_tells_of_slots_in_which_nothing_lives_and_of_the_dead_who_hold_some() -> None:
+    claims = {
+        0: slot("web", 0),
+        1: slot("web", 1, InstanceState.FAILED),
+        2: slot("web", 2, on="box-b"),
+        3: slot("web", 3, on="box-c"),
+    }
+    record = ServiceRecord(target=4, slots=[0, 1, 2, 3])
+    there = replace(fleet(services={"web": record}, slots={"web": claims}), dead={"box-c"})
+    plan = explain.plan(asked(replicas=4), there)
+    assert [(item.slot, item.fate, item.host, item.instance_id) for item in plan.slots] == [
+        (3, Fate.COMES, "box-a", ""),
+        (1, Fate.FAILS, "box-a", ""),
+        (0, Fate.STAYS, "box-a", "web-0-box-a"),
+        (2, Fate.STAYS, "box-b", "web-2-box-b"),
+    ]
+    assert {item.name: item.why_not for item in plan.hosts} == {
+        "box-a": "",
+        "box-b": "dead, and still holds 1 of it",
+        "box-c": "dead, and still holds 1 of it",
+    }
+    newer = explain.plan(asked(replicas=4), replace(there, unreadable_hosts={"box-b"}))
+    assert newer.hosts[1].why_not.startswith("what it says of itself cannot be read")
+
+
+def test_a_plan_says_why_nothing_moves_though_some_is_to() -> None:
+    record = ServiceRecord(target=2, slots=[0, 1])
+    outdated = {0: slot("web", 0, config="old"), 1: slot("web", 1, config="old")}
+    there = fleet(services={"web": record}, slots={"web": outdated})
+    moving = explain.plan(asked(replicas=2), there)
+    assert ({item.fate for item in moving.slots}, moving.stuck) == ({Fate.MOVES}, "")
+    stopped = replace(record, rollout=Rollout(config=record.config_id, stopped="stopped: why"))
+    held = replace(there, services={"web": stopped})
+    assert explain.plan(asked(replicas=2), held).stuck == "stopped: why"
+    cordoned = replace(there, orders={"box-a": HostOrder()})
+    stuck = explain.plan(asked(replicas=2), cordoned)
+    assert {item.fate for item in stuck.slots} == {Fate.MOVES}
+    assert stuck.stuck.startswith("no host has room for a replacement")
+    coming = {"web": {**outdated, 2: slot("web", 2, InstanceState.BOOTING)}}
+    under_way = replace(cordoned, services={"web": replace(record, slots=[0, 1, 2])}, slots=coming)
+    assert explain.plan(asked(replicas=2), under_way).stuck == ""
+    homeless = replace(under_way, slots={"web": outdated})
+    assert explain.plan(asked(replicas=2), homeless).stuck.startswith("no host has room")
+
+
 def test_a_plan_says_of_each_host_why_it_can_take_none() -> None:
     off = [Avoidance(slot=0, host="box-kept", until=AT + KEPT_OFF)]
     fixed = replace(host(), services={"web": Offer(fixed_port=8080)})
@@ -149,7 +211,7 @@ def test_a_plan_says_of_each_host_why_it_can_take_none() -> None:
     plan = explain.plan(asked(replicas=3), there)
     assert {item.name: (item.room, item.why_not) for item in plan.hosts} == {
         "box-free": (2, ""),
-        "box-kept": (2, "kept off it, as they failed there: slots 0"),
+        "box-kept": (2, "kept off it until 2026-11-21T08:10:00Z, as they failed there: slots 0"),
         "box-other": (0, "it does not offer the service"),
         "box-leaving": (0, "it is about to leave"),
         "box-troubled": (0, "its Box is not ready: `box-bridge hosts` says why"),
@@ -171,7 +233,8 @@ def test_a_plan_that_would_be_refused_says_why_and_changes_nothing() -> None:
 def test_a_plan_that_does_not_fit_is_cut_after_the_hosts_and_counts_what_is_missing() -> None:
     plan = explain.plan(asked(replicas=6), state())
     lines = len(plan.hosts) + len(plan.slots)
-    short = _shortened(plan, 3)
+    assert [item.name for item in plan.hosts] == ["box-a", "box-b", "box-dead"]
+    short = _shortened(plan, 4)
     assert (short.hosts, short.slots) == (plan.hosts, plan.slots[:1])
-    assert short.omitted == lines - 3
+    assert short.omitted == lines - 4
     assert _shortened(plan, lines) == plan

@@ -93,6 +93,8 @@ def test_instances_on_dead_hosts_are_told_from_when_the_lease_is_over() -> None:
     assert lacks(there) == "2 are on box-b, which is dead"  # nobody may take them over yet
     found = shortfall.find("web", there, at=AT)
     assert (found.serving, dict(found.failed)) == (1, {})
+    newer = replace(there, unreadable_hosts={"box-b"})
+    assert lacks(newer) == "1 of 3 has failed on box-b and is to be tried again", "it lives"
     over = replace(there, dead={"box-b"}, hosts={"box-a": host("web", room=1)})
     assert lacks(over) == (
         "2 of 3 have no room: 1 of 1 places are taken; 2 are on box-b, which is dead"
