@@ -87,6 +87,43 @@ class HostsResponse(Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
+# ── box.services ─────────────────────────────────────────────────────────────────────────
+
+
+class ServicesRequest(Struct, frozen=True, kw_only=True):
+    """Asks for a page of the fleet's services, by name; with `service` for that one alone."""
+
+    service: str = ""
+    offset: U32 = 0
+    limit: U32 = 200
+
+
+class Service(Struct, frozen=True, kw_only=True):
+    """One service, wanted or merely offered. Of `wanted` instances so many are `ready` or `busy` on
+    hosts that live; `other` ones have not ended: they boot, drain, or were on hosts that are dead.
+
+    `missing` says what is missing and why, a sentence each; what boots is not. `replacing` counts
+    the instances that are still to be replaced, `stopped` says why no further one is.
+    """
+
+    name: str
+    wanted: U32
+    ready: U32
+    busy: U32
+    other: U32
+    missing: list[str] = field(default_factory=list)
+    replacing: U32 = 0
+    stopped: str = ""
+
+
+class ServicesResponse(Struct, frozen=True, kw_only=True):
+    """A page of services, by name. `total` counts all that match, listed or not."""
+
+    total: U32
+    services: list[Service]
+    error: str | None = None
+
+
 # ── box.admin ────────────────────────────────────────────────────────────────────────────
 
 

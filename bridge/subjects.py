@@ -78,6 +78,10 @@ class Subjects(Struct, frozen=True, kw_only=True):
         return f"{self.prefix}.hosts"
 
     @property
+    def services(self) -> str:
+        return f"{self.prefix}.services"
+
+    @property
     def admin(self) -> str:
         return f"{self.prefix}.admin"
 

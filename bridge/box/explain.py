@@ -1,8 +1,9 @@
-"""The fleet told to people: its hosts, a service's decisions, and what a request would do. Pure."""
+"""The fleet told to people: its hosts and services, decisions, what a request would do. Pure."""
 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import datetime
@@ -15,7 +16,7 @@ from bridge.box import rollout, shortfall
 from bridge.box.authority import Asked, decide
 from bridge.box.evacuation import Forecast
 from bridge.box.lifecycle import ENDED
-from bridge.box.model import FleetState, HostOrder, HostRecord, ServiceRecord
+from bridge.box.model import FleetState, HostOrder, HostRecord, ServiceRecord, SlotRecord
 from bridge.box.placement import Board, Spare, host_port, place, room, unfit
 from bridge.box.shortfall import KeptOff
 from bridge.operations import (
@@ -26,11 +27,13 @@ from bridge.operations import (
     Order,
     PlannedSlot,
     PlanResponse,
+    Service,
 )
-from bridge.protocol import format_time
+from bridge.protocol import InstanceState, format_time
 
 _NOTE: Final = 500  # letters of a note, so that 64 decisions fit a reply
 _NOTICES: Final = 20  # of one host
+_LOOKS: Final = 20_000  # at slots and hosts, for one page of services
 _UNREADABLE: Final = (
     "what it says of itself cannot be read: it runs a newer Box, or its record is damaged; nothing "
     "is placed on it"
@@ -119,6 +122,57 @@ def _order(order: HostOrder) -> Order:
 
 def _stuck(fleet: FleetState, held: Iterable[str]) -> dict[str, str]:
     return {name: why[:_NOTE] for name, why in shortfall.stopped(fleet, held).items()}
+
+
+# ── the services ─────────────────────────────────────────────────────────────────────────
+
+
+def service_names(fleet: FleetState) -> list[str]:
+    """The services of which there is a record, that hold slots, or that a live host offers."""
+    offered = fleet.offers
+    if offered is None:
+        offered = {name: {} for host in fleet.hosts.values() for name in host.services}
+    held = (name for name, claims in fleet.slots.items() if claims)
+    return sorted({*fleet.services, *fleet.unreadable_services, *held, *offered})
+
+
+def services(fleet: FleetState, wanted: Iterable[str], *, at: datetime) -> list[Service]:
+    """What there is to say of the `wanted` services: of as many of them, one at least, as a loop
+    with a lease to renew has the time for.
+    """
+    found, looks = list[Service](), 0
+    for name in wanted:
+        if looks > _LOOKS:
+            break
+        looks += len(fleet.slots_of(name)) + len(fleet.offering(name))
+        found.append(_service(name, fleet, at))
+    return found
+
+
+def _service(name: str, fleet: FleetState, at: datetime) -> Service:
+    lacks = shortfall.find(name, fleet, at=at)
+    states = Counter(
+        _state(claim, fleet)
+        for claim in fleet.slots_of(name).values()
+        if claim.info.state not in ENDED
+    )
+    ready, busy = states[InstanceState.READY], states[InstanceState.BUSY]
+    return Service(
+        name=name,
+        wanted=lacks.wanted,
+        ready=ready,
+        busy=busy,
+        other=states.total() - ready - busy,
+        missing=lacks.sentences(),
+        replacing=len(rollout.outdated(name, fleet)) if name in fleet.services else 0,
+        stopped=lacks.stopped[:_NOTE],
+    )
+
+
+def _state(claim: SlotRecord, fleet: FleetState) -> InstanceState | None:
+    """The state of who lives in the slot; None if its host does not live."""
+    alive = shortfall.is_alive(claim.host, claim.host_id, fleet)
+    return claim.info.state if alive else None
 
 
 # ── the decisions ────────────────────────────────────────────────────────────────────────

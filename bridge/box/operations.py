@@ -1,4 +1,5 @@
-"""What a Box answers to operators: `box.hosts`, `box.admin`, `box.history` and `box.plan`.
+"""What a Box answers to operators: `box.hosts`, `box.services`, `box.admin`, `box.history` and
+`box.plan`.
 
 Any Box answers for the fleet. An order is written by compare-and-set over all orders, so that two
 drains never count on the same room. A request whose outcome this Box does not know gets no reply:
@@ -35,17 +36,19 @@ from bridge.operations import (
     HostsResponse,
     PlanRequest,
     PlanResponse,
+    ServicesRequest,
+    ServicesResponse,
 )
 from bridge.protocol import ScaleRequest, decode, encode
 from bridge.subjects import check_name
 
 _HEADER_ROOM: Final = 1024  # bytes of a reply that are not its payload
-_PAGE: Final = 1000  # hosts in one reply, whatever was asked for
+_PAGE: Final = 1000  # hosts, or services, in one reply, whatever was asked for
 _READERS: Final = 4  # histories read at once: each makes a consumer
 _HISTORY_PATIENCE: Final = 5.0  # seconds
 
 _Answer = Callable[[Message], Awaitable[Reply]]
-_Response = HostsResponse | AdminResponse | HistoryResponse | PlanResponse
+_Response = HostsResponse | ServicesResponse | AdminResponse | HistoryResponse | PlanResponse
 
 
 class Operations:
@@ -74,6 +77,7 @@ class Operations:
         subjects = self._connection.subjects
         return [
             self._endpoint("hosts", subjects.hosts, self._hosts, _no_hosts),
+            self._endpoint("services", subjects.services, self._services, _no_services),
             self._endpoint("admin", subjects.admin, self._admin, _not_done),
             self._endpoint("history", subjects.history, self._history, _no_history),
             self._endpoint("plan", subjects.plan, self._plan, _no_plan),
@@ -127,6 +131,18 @@ class Operations:
             return HostsResponse(total=len(names), hosts=hosts[:count])
 
         return self._fitting(cut, len(hosts))
+
+    async def _services(self, message: Message) -> Reply:
+        asked = decode(ServicesRequest, message.data or b"{}")
+        state = self._fleet.state
+        names = [name for name in explain.service_names(state) if asked.service in ("", name)]
+        page = names[asked.offset : asked.offset + min(asked.limit, _PAGE)]
+        services = explain.services(state, page, at=self._clock())
+
+        def cut(count: int) -> ServicesResponse:
+            return ServicesResponse(total=len(names), services=services[:count])
+
+        return self._fitting(cut, len(services))
 
     async def _admin(self, message: Message) -> Reply:
         response = await self._orders.obey(decode(AdminRequest, message.data))
@@ -191,6 +207,10 @@ def _refused(response: _Response) -> Reply:
 
 def _no_hosts(error: str) -> HostsResponse:
     return HostsResponse(total=0, hosts=[], error=error)
+
+
+def _no_services(error: str) -> ServicesResponse:
+    return ServicesResponse(total=0, services=[], error=error)
 
 
 def _not_done(error: str) -> AdminResponse:

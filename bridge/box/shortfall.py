@@ -81,7 +81,7 @@ def find(service: str, fleet: FleetState, *, at: datetime) -> Shortfall:
         return Shortfall(unreadable=service in fleet.unreadable_services)
     tally, claims, dead = fleet.tally(service), fleet.slots_of(service), _dead(service, fleet)
     away = set[int]().union(*dead.values())
-    homeless = _homeless(service, fleet, record, at)
+    homeless, placed = _placing(service, fleet, record, at)
     failed = Counter(
         claims[slot].host
         for slot in tally.unready - tally.free - away
@@ -92,7 +92,7 @@ def find(service: str, fleet: FleetState, *, at: datetime) -> Shortfall:
         slots=len(record.slots),
         serving=len(tally.wanted) - len(tally.unready | away),
         homeless=homeless,
-        full=_full(service, fleet, record) if homeless else "",
+        full=_full(service, fleet, record, placed) if homeless else "",
         failed=dict(sorted(failed.items())),
         dead={name: len(slots) for name, slots in sorted(dead.items())},
         kept_off=kept_off(record, at) if record.avoid else (),
@@ -163,20 +163,25 @@ def _dead(service: str, fleet: FleetState) -> dict[str, set[int]]:
     return found
 
 
-def _homeless(service: str, fleet: FleetState, record: ServiceRecord, at: datetime) -> set[int]:
-    """The slots for which there is no host; one whose claim the store has lost is its host's."""
+def _placing(
+    service: str, fleet: FleetState, record: ServiceRecord, at: datetime
+) -> tuple[set[int], int]:
+    """The slots for which there is no host, and how many have one that is to claim them. One whose
+    claim the store has lost is its host's.
+    """
     lost = fleet.lost.get(service, {})
     waiting = {slot for slot in fleet.vacant(service) if lost.get(slot) not in fleet.hosts}
     if not waiting:
-        return waiting
+        return waiting, 0
     hosts = standing(service, fleet, record).able.items()
     if all(room(name, host, fleet) <= 0 for name, host in hosts):
-        return waiting  # as it is for as long as a fleet is full, and a board costs more
-    return waiting - place(service, fleet, record, waiting, at=at).keys()
+        return waiting, 0  # as it is for as long as a fleet is full, and a board costs more
+    placed = place(service, fleet, record, waiting, at=at)
+    return waiting - placed.keys(), len(placed)
 
 
-def _full(service: str, fleet: FleetState, record: ServiceRecord) -> str:
-    """Why there is no host for one more instance."""
+def _full(service: str, fleet: FleetState, record: ServiceRecord, placed: int) -> str:
+    """Why there is no host for one more instance than are `placed` already."""
     hosts = standing(service, fleet, record)
     if not hosts.able:
         why = next((f": {name}: {why}" for name, why in sorted(hosts.why_not.items())), "")
@@ -185,15 +190,15 @@ def _full(service: str, fleet: FleetState, record: ServiceRecord) -> str:
     if not open_hosts:
         return "its hosts are cordoned, or not ready"
     places = sum(host.max_instances for host in open_hosts.values())
-    left = sum(max(0, h.max_instances - fleet.used.get(n, 0)) for n, h in open_hosts.items())
-    if left and any(host_port(record.config, host, service) for host in open_hosts.values()):
+    left = sum(max(0, room(name, host, fleet)) for name, host in hosts.able.items()) - placed
+    if left > 0 and any(host_port(record.config, host, service) for host in open_hosts.values()):
         taken = "each host takes one alone, as its port is fixed"
-    elif left:
+    elif left > 0:
         taken = "they are kept off the hosts that have some"
     else:
         taken = f"{places} of {places} places are taken"
     shut = len(hosts.able) - len(open_hosts)
-    return f"{taken}, {shut} more {_is(shut)} cordoned or not ready" if shut else taken
+    return f"{taken}, {shut} more {_hosts(shut)} cordoned or not ready" if shut else taken
 
 
 def kept_off(record: ServiceRecord, at: datetime) -> list[KeptOff]:
@@ -212,10 +217,12 @@ def kept_off(record: ServiceRecord, at: datetime) -> list[KeptOff]:
 def _kept(item: KeptOff) -> str:
     count = len(item.slots)
     word = "slot" if count == 1 else "slots"
-    return f"{word} {_some(item.slots)} {_is(count)} kept off {item.host} until {clock(item.until)}"
+    return (
+        f"{word} {_some(item.slots)} {_is(count)} kept off {item.host} until {_clock(item.until)}"
+    )
 
 
-def clock(at: datetime) -> str:
+def _clock(at: datetime) -> str:
     """A time within the next minutes, for people who are anywhere."""
     return f"{at:%H:%M} UTC"
 
@@ -228,6 +235,10 @@ def _some(things: Iterable[object]) -> str:
 
 def _has(count: int) -> str:
     return "has" if count == 1 else "have"
+
+
+def _hosts(count: int) -> str:
+    return "host is" if count == 1 else "hosts are"
 
 
 def _is(count: int) -> str:

@@ -202,6 +202,7 @@ def _questions(subjects: Subjects) -> tuple[str, ...]:
         subjects.scale,
         subjects.instances,
         subjects.hosts,
+        subjects.services,
         subjects.admin,
         subjects.history,
         subjects.plan,

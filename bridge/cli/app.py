@@ -39,6 +39,7 @@ for verb in (
     gateway_verbs.relay,
     instance_verbs.register,
     fleet_verbs.hosts,
+    fleet_verbs.services,
     fleet_verbs.cordon,
     fleet_verbs.drain,
     fleet_verbs.uncordon,

@@ -19,13 +19,14 @@ Reason = Annotated[str, Parameter(help="Why; kept with the order and shown by `h
 Timeout = Annotated[
     float, Parameter(validator=Number(gt=0, lte=86400), help="Seconds to wait at most.")
 ]
+Watch = Annotated[
+    bool, Parameter(name=["--watch", "-w"], negative="", help="Keep looking, until Ctrl-C.")
+]
 
 
 def hosts(
     *,
-    watch: Annotated[
-        bool, Parameter(name=["--watch", "-w"], negative="", help="Keep looking, until Ctrl-C.")
-    ] = False,
+    watch: Watch = False,
     link: Link | None = None,
     json: Json = False,
 ) -> int:
@@ -39,6 +40,24 @@ def hosts(
     from bridge.cli.hosts import run_hosts
 
     return asyncio.run(run_hosts((link or Link()).flags(), watch=watch, json=json))
+
+
+def services(
+    *,
+    watch: Watch = False,
+    link: Link | None = None,
+    json: Json = False,
+) -> int:
+    """List the fleet's services: how many instances are wanted and there, what is missing and why.
+
+    One that hosts offer and nobody has asked for is listed too. For example:
+
+        box-bridge services
+        box-bridge services --json | jq '.services[] | select(.ready + .busy < .wanted).name'
+    """
+    from bridge.cli.services import run_services
+
+    return asyncio.run(run_services((link or Link()).flags(), watch=watch, json=json))
 
 
 def cordon(

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bridge.cli import DONE
+from bridge.cli import DONE, watching
 from bridge.cli.connect import connected
 from bridge.cli.output import err, out, plain_table, print_json, size
-from bridge.errors import BusError, ScaleError
 from bridge.gateway.operator import Operator
 from bridge.operations import Host, HostsResponse
-
-_REFRESH = 1.0  # seconds
 
 
 async def run_hosts(flags: Mapping[str, Any], *, watch: bool, json: bool) -> int:
@@ -27,28 +21,12 @@ async def run_hosts(flags: Mapping[str, Any], *, watch: bool, json: bool) -> int
     async with connected(flags, "hosts") as connection:
         operator = Operator(connection)
         if watch:
-            await _watch(operator, json)
+            await watching.watch(
+                operator.hosts, _picture, lambda found: _show(found, json), json=json
+            )
         else:
             _show(await operator.hosts(), json)
     return DONE
-
-
-async def _watch(operator: Operator, json: bool) -> None:
-    """Show again every second; an outage is shown, and looked past."""
-    with contextlib.ExitStack() as stack:
-        live = None
-        if out.is_terminal and not json:
-            live = stack.enter_context(Live(console=out, screen=True, auto_refresh=False))
-        stack.enter_context(contextlib.suppress(asyncio.CancelledError))  # Ctrl-C is how it ends
-        while True:
-            try:
-                found = await operator.hosts()
-            except (BusError, ScaleError) as exc:
-                trouble = Text(str(exc), style="red")
-                live.update(trouble, refresh=True) if live else err.print(trouble)
-            else:
-                live.update(_picture(found), refresh=True) if live else _show(found, json)
-            await asyncio.sleep(_REFRESH)
 
 
 def _show(found: list[Host], json: bool) -> None:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group
-from rich.live import Live
-from rich.text import Text
 
-from bridge.cli import DONE
+from bridge.cli import DONE, watching
 from bridge.cli.connect import connected
 from bridge.cli.journal import JournalView
 from bridge.cli.output import err, instances_table, notices, out, print_json
 from bridge.errors import (
-    BusError,
     ConfigError,
     ConnectFailed,
     CutOff,
     NoBoxError,
     RequestTimeout,
-    ScaleError,
 )
 from bridge.gateway.client import ScaleClient
 from bridge.protocol import InstancesResponse
 from bridge.subjects import check_name
-
-_REFRESH = 1.0  # seconds
 
 
 async def run_ps(
@@ -52,31 +44,18 @@ async def run_ps(
         async with connected(flags, "ps") as connection:
             client = ScaleClient(connection)
             if watch:
-                await _watch(client, service, json)
+                await watching.watch(
+                    lambda: client.observe(service),
+                    _picture,
+                    lambda seen: _show(seen, json),
+                    json=json,
+                )
             else:
                 _show(await client.observe(service), json)
     except (ConnectFailed, CutOff, NoBoxError, RequestTimeout):
         journal.show_instead(service, json=json)
         raise
     return DONE
-
-
-async def _watch(client: ScaleClient, service: str, json: bool) -> None:
-    """Show again every second; an outage is shown, and looked past."""
-    with contextlib.ExitStack() as stack:
-        live = None
-        if out.is_terminal and not json:
-            live = stack.enter_context(Live(console=out, screen=True, auto_refresh=False))
-        stack.enter_context(contextlib.suppress(asyncio.CancelledError))  # Ctrl-C is how it ends
-        while True:
-            try:
-                seen = await client.observe(service)
-            except (BusError, ScaleError) as exc:
-                trouble = Text(str(exc), style="red")
-                live.update(trouble, refresh=True) if live else err.print(trouble)
-            else:
-                live.update(_picture(seen), refresh=True) if live else _show(seen, json)
-            await asyncio.sleep(_REFRESH)
 
 
 def _show(seen: InstancesResponse, json: bool) -> None:

@@ -36,6 +36,9 @@ from bridge.operations import (
     Move,
     PlanRequest,
     PlanResponse,
+    Service,
+    ServicesRequest,
+    ServicesResponse,
     Verb,
 )
 from bridge.protocol import encode, format_time, now
@@ -47,7 +50,7 @@ _LOOK: Final = 5.0  # seconds for one look while waiting
 _POLL: Final = 0.5  # seconds between looks
 _SURE: Final = 4  # looks in a row: the view of the Box that answers may be a moment behind
 
-T = TypeVar("T", HostsResponse, AdminResponse, HistoryResponse, PlanResponse)
+T = TypeVar("T", HostsResponse, ServicesResponse, AdminResponse, HistoryResponse, PlanResponse)
 
 DrainProgress = Callable[[int, int, Host], None]
 """Told how many of how many instances have left a host, and how that stands, at each look."""
@@ -86,6 +89,18 @@ class Operator:
             page = await self._ask(self._subjects.hosts, request, HostsResponse, timeout)
             found += page.hosts
             if len(found) >= page.total or not page.hosts:
+                return found
+
+    async def services(self, service: str = "", *, timeout: float = _PATIENCE) -> list[Service]:
+        """The services that are wanted, run or offered, by name: how many of each serve, and what
+        is missing and why; with `service` that one alone, if it is there. `timeout` in seconds.
+        """
+        found: list[Service] = []
+        while True:
+            request = ServicesRequest(service=service, offset=len(found))
+            page = await self._ask(self._subjects.services, request, ServicesResponse, timeout)
+            found += page.services
+            if len(found) >= page.total or not page.services:
                 return found
 
     async def cordon(self, host: str, *, reason: str = "") -> None:

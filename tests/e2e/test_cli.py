@@ -18,7 +18,7 @@ from tests.support import eventually, service_table
 
 VERBS = ["up", "box", "scale", "ps", "events", "routes", "timeline", "relay", "register", "logs"]
 VERBS += ["config", "config check", "doctor", "demo", "version"]
-VERBS += ["hosts", "cordon", "drain", "uncordon", "rebalance", "history", "plan"]
+VERBS += ["hosts", "services", "cordon", "drain", "uncordon", "rebalance", "history", "plan"]
 VERBS += ["bench"]
 
 

@@ -8,11 +8,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from bridge.cli import INTERRUPTED, UNANSWERED
-from bridge.operations import AdminResponse, HistoryResponse, HostsResponse, PlanResponse
+from bridge.operations import (
+    AdminResponse,
+    HistoryResponse,
+    HostsResponse,
+    PlanResponse,
+    ServicesResponse,
+)
 from bridge.protocol import decode
 from tests.boxes import gated
 from tests.e2e.program import run, running
-from tests.support import TIMING, service_table
+from tests.support import TIMING, eventually, service_table
 
 
 def write_config(directory: Path, name: str, first_port: int, service: str) -> None:
@@ -86,6 +92,64 @@ async def test_hosts_are_seen_emptied_filled_and_explained(tmp_path: Path) -> No
         assert "rebalance: 2 to move" in decisions
         history = decode(HistoryResponse, (await told("history", "web", "--json")).encode())
         assert [entry.after for entry in history.entries] == [4] * len(history.entries)
+
+
+async def test_what_is_missing_is_told_by_every_verb_that_shows_the_service(tmp_path: Path) -> None:
+    bad = service_table("bad", command=["sh", "-c", "exit 3"])
+    async with two_boxes(tmp_path, f"{service_table('web')}\n{bad}") as url:
+
+        async def told(*arguments: object, code: int = 0) -> str:
+            done = await run(*arguments, cwd=tmp_path, NATS_URL=url)
+            assert done.code == code, done.err
+            return done.out + done.err
+
+        await told("scale", "web", 5, "--wait")
+        await told("drain", "box-a", "--force", "--timeout", 60)
+        full = "1 of 5 has no room: 4 of 4 places are taken, 1 more host is cordoned or not ready"
+
+        async def filled() -> bool:
+            listed = await told("ps", "web")
+            return f"web: {full}" in listed and listed.count(" ready ") == 4
+
+        await eventually(filled, within=30)
+        assert f"web: {full}" in await told("scale", "web", 5)
+        waited = await told("scale", "web", 5, "--wait", "--timeout", 6, code=UNANSWERED)
+        assert f"4 of 5 Ready after 6 s. {full}." in waited
+        listed = (await told("services")).splitlines()
+        assert listed[0].split() == [
+            "SERVICE",
+            "WANTED",
+            "READY",
+            "BUSY",
+            "OTHER",
+            "ROLLOUT",
+            "MISSING",
+        ]
+        assert listed[1].split() == ["bad", "0", "0", "0", "0", "–", "–"]
+        assert listed[2].split()[:2] == ["web", "5"]
+        assert listed[2].endswith(full)
+        found = decode(ServicesResponse, (await told("services", "--json")).encode())
+        assert [(item.name, item.wanted, item.missing) for item in found.services] == [
+            ("bad", 0, []),
+            ("web", 5, [full]),
+        ]
+        async with running("services", "--watch", cwd=tmp_path, NATS_URL=url) as watch:
+            await watch.said("1 of 5 has no room")
+            watch.process.send_signal(signal.SIGINT)
+            assert await watch.ended() == 0
+
+        await told("uncordon", "box-a")
+        await told("scale", "bad", 1)
+
+        async def failing() -> bool:
+            return "1 of 1 has failed on box-a and is to be tried again" in await told("ps", "bad")
+
+        await eventually(failing, within=30)
+
+        async def planned() -> bool:
+            return "bad: 1 → 1 (1 failing)" in await told("plan", "bad", 1)
+
+        await eventually(planned, within=30)
 
 
 async def test_ctrl_c_leaves_a_drain_in_place_and_says_so(tmp_path: Path) -> None:

@@ -289,9 +289,13 @@ async def test_what_cannot_be_done_is_refused_with_what_to_do(
         plan = await operator.plan("nope", 1)
         assert "unknown service" in str(plan.error)
         assert await operator.hosts("box-x") == []
+        assert await operator.services("nope") == []
 
 
-@pytest.mark.parametrize("subject", ["box.hosts", "box.admin", "box.history", "box.plan"])
+SUBJECTS = ["box.hosts", "box.services", "box.admin", "box.history", "box.plan"]
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
 async def test_what_cannot_be_read_or_comes_too_late_is_refused(
     server: EmbeddedServer, tmp_path: Path, subject: str
 ) -> None:
@@ -357,6 +361,8 @@ async def test_replies_larger_than_max_payload_are_cut_and_say_so(
         await fleet.held(4)
         monkeypatch.setattr(Connection, "max_payload", property(lambda self: 1800))
         assert [host.name for host in await fleet.operator.hosts()] == ["box-a", "box-b"]
+        [web] = await fleet.operator.services()
+        assert (web.name, web.wanted, web.missing) == ("web", 4, [])
         cut = await fleet.operator.history("web")
         assert 0 < len(cut.entries) < 8
         assert (cut.entries, cut.omitted) == (whole.entries[cut.omitted :], 8 - len(cut.entries))

@@ -1,4 +1,4 @@
-"""What a service lacks is told by `box.instances`, by waits and by `box.plan`."""
+"""What a service lacks is told by `box.instances`, `box.services` and `box.plan`, and by waits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.boxes import boxed, serving
 from tests.fleet import Fleet
 from tests.support import eventually, service_table
 
-FULL = "2 of 5 have no room: 3 of 3 places are taken, 1 more is cordoned or not ready"
+FULL = "2 of 5 have no room: 3 of 3 places are taken, 1 more host is cordoned or not ready"
 
 
 async def test_instances_without_room_are_told_to_whoever_looks_and_to_whoever_waits(
@@ -22,23 +22,26 @@ async def test_instances_without_room_are_told_to_whoever_looks_and_to_whoever_w
     async with Fleet.of(server, tmp_path, "box-a", "box-b", max_instances=3) as fleet:
         before = await fleet.run(5)
         client = ScaleClient(fleet.gateway)
-        assert (await client.observe("web")).notices == {}
+        assert "web" not in (await client.observe("web")).notices
         assert len(before) == 5
         await fleet.operator.drain("box-a", force=True)
         await serving(fleet.gateway, "web", 3)
 
         async def told() -> bool:
-            return (await client.observe("web")).notices == {"web": FULL}
+            looks = [await client.observe("web") for _ in range(6)]
+            return all(seen.notices.get("web") == FULL for seen in looks)
 
         await eventually(told, what="both Boxes know that there is no room")
-        assert (await client.observe()).notices == {"web": FULL}
+        assert (await client.observe()).notices["web"] == FULL
+        [web] = await fleet.operator.services()
+        assert (web.wanted, web.ready + web.busy, web.missing) == (5, 3, [FULL])
         seen: list[str] = []
-        with pytest.raises(WaitTimeout, match="3 of 5 Ready after 3 s") as late:
+        with pytest.raises(WaitTimeout, match="3 of 5 Ready after 6 s") as late:
             await client.scale(
                 "web",
                 5,
                 wait=True,
-                timeout=3,
+                timeout=6,
                 progress=lambda found: seen.append(found.notices.get("web", "")),
             )
         assert late.value.lacks == FULL, "a wait goes on, for room may come, and then it says this"
@@ -50,7 +53,7 @@ async def test_instances_without_room_are_told_to_whoever_looks_and_to_whoever_w
         await serving(fleet.gateway, "web", 5)
 
         async def silent() -> bool:
-            return not (await client.observe("web")).notices
+            return "web" not in (await client.observe("web")).notices
 
         await eventually(silent)
 
@@ -70,5 +73,8 @@ async def test_a_slot_in_which_nothing_lives_is_told_and_planned_as_failing(
 
         await eventually(told)
         assert (await client.observe("bad")).instances == []
+        [bad] = await Operator(gateway).services("bad")
+        assert (bad.wanted, bad.ready, bad.other) == (2, 0, 0)
+        assert bad.missing == ["2 of 2 have failed on box-a and are to be tried again"]
         plan = await Operator(gateway).plan("bad", 2)
         assert [(item.fate, item.host) for item in plan.slots] == [(Fate.FAILS, "box-a")] * 2

@@ -102,6 +102,39 @@ def test_a_dead_host_says_for_how_much_of_what_it_held_the_others_have_no_room()
     assert dead.short == {"web": 2}
 
 
+def test_services_are_told_with_what_serves_and_what_is_missing() -> None:
+    old = ServiceRecord(target=2, slots=[0, 1], rollout=Rollout(config="c", stopped="why"))
+    claims = {
+        0: slot("web", 0),
+        1: slot("web", 1, InstanceState.BUSY),
+        2: slot("web", 2, InstanceState.DRAINING),
+        3: slot("web", 3, on="box-dead"),
+        4: slot("web", 4, InstanceState.FAILED),
+    }
+    there = fleet(
+        hosts={"box-a": host("web", "jobs")},
+        services={"web": ServiceRecord(target=5, slots=[0, 1, 3, 4, 5]), "api": old},
+        slots={"web": claims, "api": {0: slot("api", 0, config="old")}, "gone": {}},
+    )
+    assert explain.service_names(there) == ["api", "jobs", "web"]
+    api, jobs, web = explain.services(there, explain.service_names(there), at=AT)
+    assert (api.ready, api.replacing, api.stopped) == (1, 1, "why")
+    assert api.missing == ["1 of 2 has no room: no live host can run it"]
+    assert (jobs.wanted, jobs.ready, jobs.missing) == (0, 0, [])
+    assert (web.wanted, web.ready, web.busy, web.other) == (5, 1, 1, 2)
+    assert web.missing == [
+        "1 of 5 has failed on box-a and is to be tried again",
+        "1 is on box-dead, which is dead",
+    ]
+
+
+def test_a_page_of_large_services_ends_early_and_has_one_at_least() -> None:
+    claims = {number: slot("web", number) for number in range(20_001)}
+    there = fleet(slots={"web": claims, "api": {0: slot("api", 0)}})
+    assert [item.name for item in explain.services(there, ["web", "api"], at=AT)] == ["web"]
+    assert [item.name for item in explain.services(there, ["api", "web"], at=AT)] == ["api", "web"]
+
+
 def test_history_tells_the_steps_between_records() -> None:
     first = ServiceRecord(version=1, target=1, slots=[0])
     decision = Decision(at=AT, host="box-b", replicas=3, request_id="r", error="Capped to 2")

@@ -51,9 +51,11 @@ def test_instances_without_room_are_told_with_how_many_places_there_are() -> Non
     claims = {0: slot("web", 0), 1: slot("web", 1), 2: slot("web", 2, on="box-b")}
     full = fleet(hosts=hosts, services={"web": wanting(5)}, slots={"web": claims})
     assert lacks(full) == "2 of 5 have no room: 3 of 3 places are taken"
+    claiming = replace(full, slots={"web": {0: claims[0]}}, used={"box-a": 1})
+    assert lacks(claiming) == lacks(full), "two are about to be claimed"
     cordoned = replace(full, orders={"box-b": HostOrder()}, services={"web": wanting(4)})
     assert lacks(cordoned) == (
-        "1 of 4 has no room: 2 of 2 places are taken, 1 more is cordoned or not ready"
+        "1 of 4 has no room: 2 of 2 places are taken, 1 more host is cordoned or not ready"
     )
     shut = replace(full, hosts={"box-a": host("web", ready=False)})
     assert "2 of 5 have no room: its hosts are cordoned, or not ready" in lacks(shut)
