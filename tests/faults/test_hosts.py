@@ -11,7 +11,10 @@ import pytest
 
 from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
+from bridge.errors import ScaleError
+from bridge.gateway.client import ScaleClient
 from bridge.gateway.operator import Operator
+from bridge.operations import Fate
 from bridge.protocol import (
     InstanceDeregistration,
     InstanceState,
@@ -64,6 +67,39 @@ async def test_the_slots_of_a_killed_host_run_elsewhere_and_nothing_runs_twice_w
         for name in lost:
             assert history.states()[name][-1] is S.STOPPED
             assert any("taken by" in event.message for _, event in history.events[name])
+
+
+@pytest.mark.slow
+async def test_a_dead_host_whose_slots_find_no_room_is_told_wherever_its_instances_are(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with fleet(server.url, tmp_path, HOSTS[:2], max_instances=2) as (gateway, boxes):
+        await scaled(gateway, 4)
+        await settled(gateway, boxes, 4)
+        await boxes["box-b"].kill()
+        client, operator = ScaleClient(gateway), Operator(gateway)
+        said = "2 of 4 have no room: 2 of 2 places are taken; 2 are on box-b, which is dead"
+
+        async def told() -> bool:
+            try:
+                return (await client.observe("web")).notices.get("web") == said
+            except ScaleError:
+                return False  # box-a is not ready
+
+        await eventually(told, within=8 * LEASE, what="half of the fleet is dead for good")
+        assert Counter((await placed(gateway)).values()) == {"box-a": 2, "box-b": 2}, (
+            "as the wire has it"
+        )
+        [dead] = await operator.hosts("box-b")
+        assert (dead.live, dead.used, dead.short) == (False, 2, {"web": 2})
+        [web] = await operator.services("web")
+        assert (web.wanted, web.ready, web.other) == (4, 2, 2)
+        plan = await operator.plan("web", 4)
+        assert Counter(item.fate for item in plan.slots) == {Fate.WAITS: 2, Fate.STAYS: 2}
+        assert {item.name: item.why_not for item in plan.hosts} == {
+            "box-a": "full: 2 of 2",
+            "box-b": "dead, and still holds 2 of it",
+        }
 
 
 def _withdrawn(recorder: Recorder) -> dict[str, str]:
