@@ -27,7 +27,7 @@ import stamina
 from nats.js import JetStreamContext
 from nats.nuid import NUID
 
-from bridge.bus.asked import Asked
+from bridge.bus.asked import Asked, Inquiry
 from bridge.bus.client import FrameRefused, FrameTooLarge, GuardedClient
 from bridge.bus.credentials import credentials
 from bridge.bus.jetstream import Requests
@@ -93,7 +93,7 @@ class Connection:
         self._client._status = GuardedClient.CLOSED  # until `_connect` puts a live one here
         self._listeners: set[Listener] = set()
         self._watchers: list[Watcher] = []
-        self._replies: dict[str, Asked] = {}
+        self._replies: dict[str, Asked | Inquiry] = {}
         self._tokens = itertools.count(1)
         self._inbox = f"{settings.inbox_prefix}.{NUID().next().decode()}."
         self._up = asyncio.Event()
@@ -234,6 +234,19 @@ class Connection:
         token = str(next(self._tokens))
         self.publish(subject, data, headers=headers, reply=self._inbox + token)
         return Asked(self._replies, token, subject, timeout)
+
+    def inquire(
+        self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None
+    ) -> Inquiry:
+        """A request to be sent again until it is answered: nothing is sent yet, and it must be
+        dropped. Its `send` raises CutOff and BusError, as `publish` does.
+        """
+        token = str(next(self._tokens))
+
+        def send() -> None:
+            self.publish(subject, data, headers=headers, reply=self._inbox + token)
+
+        return Inquiry(self._replies, token, subject, send)
 
     async def flush(self, timeout: float = 5.0) -> None:
         """Return when the server has seen all that was sent. Raises CutOff, NoReply."""

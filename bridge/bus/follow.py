@@ -31,6 +31,7 @@ from bridge.errors import BusError, NotPermitted, StoreUnsuitable
 _log = logging.getLogger(__name__)
 
 _HEARTBEAT: Final = 1.0  # seconds between idle heartbeats
+_BRISK: Final = 0.1  # seconds, for who waits for the end: the shortest that servers take
 _SILENCE: Final = 2.2  # seconds without message or heartbeat: two were missed
 _CHECK: Final = 0.25  # seconds between looks at the silence
 _RETRY: Final = 0.25  # seconds before another try to make the consumer
@@ -137,7 +138,8 @@ class Follower:
 
     `subjects` filter. But for a SNAPSHOT, a stream that was re-created, or has lost its end (its
     last sequence lies below the last one taken), is followed from its start, and `on_reset` is told
-    so, as it is of messages that are no longer kept.
+    so, as it is of messages that are no longer kept. `once`: for who wants only what is there, and
+    learns a tenth of a second after the last message on the subjects that it was the last.
     """
 
     def __init__(
@@ -149,6 +151,7 @@ class Follower:
         start: Begin = Start.SNAPSHOT,
         subjects: Sequence[str] = (">",),
         on_reset: Callable[[Reset], None] = lambda reset: None,
+        once: bool = False,
     ) -> None:
         self.stream = stream
         self.began_ns = 0
@@ -159,6 +162,7 @@ class Follower:
         self._start = start
         self._subjects = subjects
         self._on_reset = on_reset
+        self._heartbeat = _BRISK if once else _HEARTBEAT
         self._position: int | None = None
         if isinstance(start, int):
             self._position = start - 1
@@ -259,7 +263,7 @@ class Follower:
             ack_policy=AckPolicy.NONE,
             max_deliver=1,
             flow_control=True,
-            idle_heartbeat=_HEARTBEAT,
+            idle_heartbeat=self._heartbeat,
             mem_storage=True,
             num_replicas=1,
             inactive_threshold=10.0,
@@ -298,7 +302,7 @@ class _Run:
         self._received = 0
         self._last: int | None = None
         self._complete = False
-        self._heard = time.monotonic()
+        self._began = self._heard = time.monotonic()
         self._alike = ""
 
     def silence(self) -> float:
@@ -372,7 +376,10 @@ class _Run:
         elif not stalled:
             passed = message.headers.get("Nats-Last-Stream", "")
             self.highest = max(self.highest, int(passed) if passed.isdigit() else 0)
-            self._finish()  # idle, and nothing missing: there is nothing more to come
+            # Idle, and nothing missing: there is nothing more to come, unless the server that has
+            # the consumer is a moment behind the stream's leader.
+            if self.highest >= (self._last or 0) or self._heard - self._began > _HEARTBEAT:
+                self._finish()
 
     def _finish(self) -> None:
         if not self._complete and self._last is not None:

@@ -23,7 +23,7 @@ async def read(
     `take` get a message again. Raises NoReply when the end was not reached within `timeout` s.
     """
     past = _Past(take)
-    follower = Follower(connection, stream, past, start=Start.FIRST, subjects=[subject])
+    follower = Follower(connection, stream, past, start=Start.FIRST, subjects=[subject], once=True)
     try:
         async with asyncio.timeout(timeout), task_scope() as tasks:
             tasks.create_task(follower.run(), name=f"history-{stream}")

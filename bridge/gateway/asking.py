@@ -2,7 +2,7 @@
 
 A request is sent again every second until it is answered, so that a Box that froze with the first
 one does not matter. It carries an id or asks for a state, so that it has one effect however often
-it is sent.
+it is sent, and the answer to any of its copies is as good: a slow one still counts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
+from bridge.bus.asked import Inquiry
 from bridge.bus.connection import Connection
 from bridge.bus.message import Message
 from bridge.errors import CutOff, NoBoxError, NoReply, NoResponders, RequestTimeout
@@ -59,10 +60,23 @@ class Question:
         `error` gives the reason of a refusal. Raises NoBoxError, RequestTimeout (the outcome is
         unknown), CutOff, and ProtocolError for what is no answer.
         """
+        inquiry = connection.inquire(self.subject, self.body, headers=self.headers)
+        try:
+            return await self._answered(connection, inquiry, cls, error)
+        finally:
+            inquiry.drop()
+
+    async def _answered(
+        self,
+        connection: Connection,
+        inquiry: Inquiry,
+        cls: type[T],
+        error: Callable[[T], str | None],
+    ) -> T:
         refusal: T | None = None
         while True:
             try:
-                message = await self.ask(connection)
+                message = await self._ask(connection, inquiry)
             except NoBoxError:
                 if refusal is None:
                     raise
@@ -77,14 +91,13 @@ class Question:
                     raise self.timed_out()  # no Box looked whether the first had an effect
                 return response
 
-    async def ask(self, connection: Connection) -> Message:
-        """The answer, asked for every second until the deadline."""
+    async def _ask(self, connection: Connection, inquiry: Inquiry) -> Message:
+        """The next answer, asked for every second until the deadline."""
         loop = asyncio.get_running_loop()
         while (left := self.deadline - loop.time()) > 0:
             try:
-                return await connection.request(
-                    self.subject, self.body, headers=self.headers, timeout=min(RESEND, left)
-                )
+                inquiry.send()
+                return await inquiry.answer(min(RESEND, left))
             except NoReply:
                 self.unanswered = True
             except NoResponders as exc:

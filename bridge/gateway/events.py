@@ -74,6 +74,7 @@ class EventStream:
             start=start,
             subjects=wanted.subjects(connection.subjects),
             on_reset=self._reset,
+            once=not follow,
         )
 
     @classmethod

@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from bridge import Checkpoint, EventStream, Gap, InstanceEvent, InstanceState, Reset, Start
-from bridge.bus import topology
+from bridge.bus import follow, history, topology
 from bridge.bus.connection import Connection
 from bridge.bus.follow import Begin
+from bridge.bus.message import Message
 from bridge.bus.server import EmbeddedServer
 from bridge.errors import NameRefused
 from bridge.protocol import now
@@ -55,6 +56,29 @@ async def test_reading_begins_at_the_first_at_a_sequence_or_at_a_time(
     async with EventStream.open(connection, start=4) as stream:
         await tell(connection, "e")
         assert texts(await read(stream, 2)) == ["d", "e"]
+
+
+async def test_who_wants_only_what_is_there_of_a_service_does_not_wait_for_more(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "_HEARTBEAT", 60.0)  # by which others learn that this was all
+    await tell(connection, "a", "b")
+    middle = now()
+    await tell(connection, "another's", service="api")
+    taken: list[Message] = []
+    await history.read(connection, "BOX_EVENTS", "box.events.web", taken.append, timeout=15)
+    assert len(taken) == 2
+    for service, start, told in (
+        ("web", Start.FIRST, ["a", "b"]),
+        ("web", 2, ["b"]),
+        ("web", middle, []),
+        ("jobs", Start.FIRST, []),
+    ):
+        async with (
+            asyncio.timeout(15),
+            EventStream.open(connection, service, start=start, follow=False) as stream,
+        ):
+            assert texts([item async for item in stream]) == told
 
 
 async def test_a_resumed_reader_continues_behind_the_last_one_exactly(

@@ -20,7 +20,8 @@ from bridge import (
     WaitTimeout,
 )
 from bridge.box.daemon import Box
-from bridge.bus.connection import Connection
+from bridge.bus.asked import Inquiry
+from bridge.bus.connection import Connection, Listener
 from bridge.bus.message import Message
 from bridge.bus.server import EmbeddedServer
 from bridge.errors import NameRefused, ScaleError
@@ -46,12 +47,13 @@ class FakeBox:
     def __init__(self, connection: Connection, *answers: ScaleResponse | None) -> None:
         self.requests: list[Message] = []
         self._connection = connection
+        self._listener: Listener
         self._answers = list(answers)
 
     @classmethod
     async def listening(cls, connection: Connection, *answers: ScaleResponse | None) -> FakeBox:
         box = cls(connection, *answers)
-        await connection.listen("box.scale", box._take, queue="box")
+        box._listener = await connection.listen("box.scale", box._take, queue="box")
         await connection.flush()
         return box
 
@@ -59,7 +61,15 @@ class FakeBox:
         self.requests.append(message)
         answer = self._answers.pop(0) if self._answers else None
         if answer is not None:
-            self._connection.publish(message.reply, encode(answer))
+            self.answer(message, answer)
+
+    def answer(self, message: Message, answer: ScaleResponse) -> None:
+        self._connection.publish(message.reply, encode(answer))
+
+    async def leave(self) -> None:
+        """Take nothing more."""
+        await self._listener.close()
+        await self._connection.flush()
 
 
 def answered(*, accepted: bool = True, error: str | None = None, target: int = 3) -> ScaleResponse:
@@ -216,6 +226,47 @@ async def test_a_silent_box_is_asked_again_every_second_and_ends_as_unknown(
         expiries = {message.headers["Box-Expires-At"] for message in box.requests}
         assert len(expiries) == 1
         assert parse_time(expiries.pop())
+
+
+async def test_a_late_answer_to_an_earlier_copy_counts(server: EmbeddedServer) -> None:
+    async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
+        box = await FakeBox.listening(connection)
+        asked = asyncio.ensure_future(client.scale("web", 3, timeout=30))
+        await eventually(lambda: len(box.requests) == 3)
+        box.answer(box.requests[0], answered())
+        assert (await asked).accepted
+        assert client.connection._replies == {}, "nobody waits any more for the other copies"
+
+
+async def test_a_late_answer_counts_though_nobody_is_there_for_a_later_copy(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    take = Inquiry.take
+
+    def taken(inquiry: Inquiry, message: Message) -> None:
+        told.append(message.status)
+        take(inquiry, message)
+
+    monkeypatch.setattr(Inquiry, "take", taken)
+    async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
+        box = await FakeBox.listening(connection)
+        asked = asyncio.ensure_future(client.scale("web", 3, timeout=30))
+        await eventually(lambda: bool(box.requests))
+        await box.leave()
+        await eventually(lambda: 503 in told, what="nobody is there for a later copy")
+        box.answer(box.requests[0], answered())
+        assert (await asked).accepted
+
+
+async def test_a_late_refusal_that_may_pass_is_no_last_word(server: EmbeddedServer) -> None:
+    async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
+        box = await FakeBox.listening(connection)
+        asked = asyncio.ensure_future(client.scale("web", 3, timeout=30))
+        await eventually(lambda: len(box.requests) == 2)
+        box.answer(box.requests[0], answered(accepted=False, error="not ready: it is late"))
+        box.answer(box.requests[1], answered())
+        assert (await asked).accepted
 
 
 @pytest.mark.slow

@@ -236,7 +236,9 @@ async def test_a_slot_that_fails_five_times_running_on_a_host_is_kept_off_it_for
 async def test_history_and_plan_say_who_asked_what_and_why_it_was_capped(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    async with Fleet.of(server, tmp_path, "box-a", "box-b", max_instances=2) as fleet:
+    async with Fleet.of(server, tmp_path) as fleet:
+        for name in ("box-a", "box-b"):
+            await fleet.join(name, service_table("web"), service_table("api"), max_instances=2)
         await fleet.run(1, request_id="first")
         ahead = await fleet.operator.plan("web", 9)
         capped = "Capped to 4 instances (max 4 total, 0 used by other services)"
@@ -253,6 +255,7 @@ async def test_history_and_plan_say_who_asked_what_and_why_it_was_capped(
         victims = await ask(fleet.gateway, "web", 1)
         drained = {i.id for i in victims.instances if i.state is S.DRAINING}
         assert len(going) == len(drained) == 3  # who is idlest may change between the two
+        await ask(fleet.gateway, "api", 0, request_id="another's")
         first, second, third = (await fleet.operator.history("web")).entries
         assert (first.request_id, first.before, first.after, first.note) == ("first", 0, 1, "")
         assert first.at is not None
