@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from rich.status import Status
@@ -12,6 +13,7 @@ from rich.text import Text
 from bridge.cli import DONE, FAILED
 from bridge.cli.connect import connected
 from bridge.cli.output import err, out, plain_table, print_json
+from bridge.errors import BridgeError, DrainStuck, DrainTimeout
 from bridge.gateway.operator import Operator
 from bridge.operations import AdminResponse, Host, Move
 from bridge.subjects import check_name
@@ -50,19 +52,17 @@ async def run_drain(
     async with connected(flags, "drain") as connection:
         operator = Operator(connection)
         with _Progress(f"{host}: asking for its drain", quiet=json or not wait) as progress:
-            try:
-                count = await operator.drain(
-                    host,
-                    force=force,
-                    reason=reason,
-                    wait=wait,
-                    timeout=timeout,
-                    progress=lambda done, of, there: progress.tell(_drained(done, of, there)),
-                )
-            except asyncio.CancelledError:
-                if progress.told:
-                    err.print(f"The drain of {host} goes on; `box-bridge uncordon {host}` ends it.")
-                raise
+            count = await operator.drain(host, force=force, reason=reason, wait=False)
+            if wait:
+                with _standing(
+                    f"The drain of {host} goes on; `box-bridge uncordon {host}` ends it."
+                ):
+                    await operator.emptied(
+                        host,
+                        of=count,
+                        timeout=timeout,
+                        progress=lambda done, of, there: progress.tell(_drained(done, of, there)),
+                    )
     if json:
         print_json(AdminResponse(done=True, affected=count))
     elif wait:
@@ -93,14 +93,16 @@ async def run_rebalance(
     if service:
         check_name("service", service)
     async with connected(flags, "rebalance") as connection:
+        operator = Operator(connection)
         with _Progress("asking for moves", quiet=json or not wait or dry_run) as progress:
-            response = await Operator(connection).rebalance(
-                service,
-                dry_run=dry_run,
-                wait=wait,
-                timeout=timeout,
-                progress=lambda done, of: progress.tell(f"{done} of {of} moved"),
-            )
+            response = await operator.rebalance(service, dry_run=dry_run)
+            if wait and not dry_run:
+                with _standing("The moves go on; see `box-bridge history`."):
+                    await operator.moved(
+                        response.moves,
+                        timeout=timeout,
+                        progress=lambda done, of: progress.tell(f"{done} of {of} moved"),
+                    )
     if json:
         print_json(response)
     else:
@@ -133,6 +135,18 @@ def _done(text: str, json: bool) -> None:
         print_json(AdminResponse(done=True))
     else:
         out.print(text)
+
+
+@contextlib.contextmanager
+def _standing(order: str) -> Iterator[None]:
+    """Say that the order stands, whatever ends the wait for it, unless that says it itself."""
+    try:
+        yield
+    except (DrainStuck, DrainTimeout):
+        raise
+    except (asyncio.CancelledError, BridgeError):
+        err.print(order)
+        raise
 
 
 class _Progress:

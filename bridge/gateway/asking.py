@@ -10,13 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, TypeVar
 
 from bridge.bus.asked import Inquiry
 from bridge.bus.connection import Connection
 from bridge.bus.message import Message
-from bridge.errors import CutOff, NoBoxError, NoReply, NoResponders, RequestTimeout
+from bridge.errors import (
+    BusError,
+    CutOff,
+    NoBoxError,
+    NoReply,
+    NoResponders,
+    RequestTimeout,
+    ScaleError,
+)
 from bridge.protocol import decode
 
 RESEND: Final = 1.0  # seconds until an unanswered request is sent again
@@ -118,6 +126,25 @@ class Question:
     def timed_out(self) -> RequestTimeout:
         """The error for a question that was asked and not answered."""
         return RequestTimeout(self.subject, self._limit, self._request_id)
+
+
+def passes(exc: BusError | ScaleError) -> bool:
+    """Whether a question that ended so may well be answered if it is asked again in a moment."""
+    if isinstance(exc, CutOff | NoBoxError | RequestTimeout):
+        return True
+    return isinstance(exc, ScaleError) and str(exc).startswith(_AGAIN)
+
+
+@contextlib.contextmanager
+def outages_passed() -> Iterator[None]:
+    """Nothing, if it ends with an error that `passes`: for one of many looks at what was taken, and
+    stands whether anybody answers or not.
+    """
+    try:
+        yield
+    except (BusError, ScaleError) as exc:
+        if not passes(exc):
+            raise
 
 
 def new_request_id() -> str:

@@ -24,7 +24,7 @@ from bridge.errors import (
     ScaleRefused,
     WaitTimeout,
 )
-from bridge.gateway.asking import Question, new_request_id
+from bridge.gateway.asking import Question, new_request_id, outages_passed
 from bridge.gateway.event_filter import Services
 from bridge.gateway.events import EventStream
 from bridge.protocol import (
@@ -130,6 +130,7 @@ class ScaleClient:
             raise ScaleCapped(response) if capped else ScaleRefused(response)
         if wait and not dry_run:
             goal = _settled(response.target_replicas)
+            goal.taken = True
             goal.all_replaced = replace_config or config is not None
             goal.version = question.told.get(RECORD_VERSION, "")
             await self._wait(service, goal, limit, deadline, progress)
@@ -235,18 +236,16 @@ class ScaleClient:
             while (left := deadline - loop.time()) > 0:
                 pause = _FIRST_LOOK if stirred.is_set() else min(pause * 2, _POLL)
                 stirred.clear()
-                try:
+                with outages_passed() if goal.taken else contextlib.suppress(RequestTimeout):
                     seen = await self._look(service, min(_LOOK, left), goal.version)
-                except RequestTimeout:
-                    continue  # Boxes may come to again; the request was taken
-                if progress is not None:
-                    progress(seen)
-                stopped = seen.stopped.get(service)
-                if goal.reached(seen) and not (stopped and goal.all_replaced):
-                    return seen
-                if stopped:
-                    raise ScaleError(f"{service}: {stopped}")
-                ready, lacks = _serving(seen), seen.notices.get(service, "")
+                    if progress is not None:
+                        progress(seen)
+                    stopped = seen.stopped.get(service)
+                    if goal.reached(seen) and not (stopped and goal.all_replaced):
+                        return seen
+                    if stopped:
+                        raise ScaleError(f"{service}: {stopped}")
+                    ready, lacks = _serving(seen), seen.notices.get(service, "")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(min(deadline, loop.time() + pause)):
                         await stirred.wait()
@@ -258,13 +257,15 @@ class ScaleClient:
 class _Goal:
     """What a wait waits for: `count` is how many shall be Ready, for the error.
 
-    With `all_replaced` a rollout that stopped misses the goal, however many serve. A Box that has
+    What was `taken` comes true even if nobody answers for a while. With `all_replaced` a rollout
+    that stopped misses the goal, however many serve. A Box that has
     not seen `version` of the service's record, if any is named, cannot tell.
     """
 
     def __init__(self, count: int, reached: Callable[[InstancesResponse], bool]) -> None:
         self.count = count
         self.reached = reached
+        self.taken = False
         self.all_replaced = False
         self.version = ""
 

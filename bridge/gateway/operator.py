@@ -15,15 +15,8 @@ from typing import Final, TypeVar
 from msgspec import Struct
 
 from bridge.bus.connection import Connection
-from bridge.errors import (
-    DrainStuck,
-    DrainTimeout,
-    OrderRefused,
-    RequestTimeout,
-    ScaleError,
-    WaitTimeout,
-)
-from bridge.gateway.asking import Question, new_request_id
+from bridge.errors import DrainStuck, DrainTimeout, OrderRefused, ScaleError, WaitTimeout
+from bridge.gateway.asking import Question, new_request_id, outages_passed
 from bridge.gateway.client import ScaleClient
 from bridge.operations import (
     AdminRequest,
@@ -125,15 +118,45 @@ class Operator:
         returns how many there were. The host is cordoned until `uncordon`.
 
         With `force` instances that have nowhere to go end all the same, and stay desired. With
-        `wait` it returns when the host is empty. Raises DrainStuck when replacements keep failing,
-        DrainTimeout after `timeout` seconds; the order stands then, and draining again goes on.
+        `wait` it returns when the host is empty, as `emptied` does.
         """
-        deadline = asyncio.get_running_loop().time() + timeout
         order = AdminRequest(verb=Verb.DRAIN, host=_name(host), force=force, reason=reason)
         response = await self._order(order)
         if wait:
-            await self._emptied(host, response.affected, timeout, deadline, progress)
+            await self.emptied(host, of=response.affected, timeout=timeout, progress=progress)
         return response.affected
+
+    async def emptied(
+        self,
+        host: str,
+        *,
+        of: int,
+        timeout: float = 600.0,
+        progress: DrainProgress | None = None,
+    ) -> None:
+        """Return when `host` is empty, which had `of` instances when its drain was ordered.
+
+        That nobody answers for a while, or can be asked, is looked past. Raises DrainStuck when
+        replacements keep failing, DrainTimeout after `timeout` seconds; the order stands then, and
+        draining again goes on.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        stuck_looks, left, short = 0, of, dict[str, int]()
+        while loop.time() < deadline:
+            with outages_passed():
+                found = await self.hosts(host, timeout=min(_LOOK, deadline - loop.time()))
+                there = found[0] if found else Host(name=host, live=False, used=0, services={})
+                left, short = there.used, there.short
+                if progress is not None:
+                    progress(max(of - left, 0), max(of, left), there)
+                if not left:
+                    return
+                stuck_looks = stuck_looks + 1 if there.stuck else 0
+                if stuck_looks >= _SURE:
+                    raise DrainStuck(host, left, there.stuck)
+            await asyncio.sleep(min(_POLL, max(0.0, deadline - loop.time())))
+        raise DrainTimeout(host, left, timeout, short)
 
     async def rebalance(
         self,
@@ -145,19 +168,33 @@ class Operator:
         progress: MoveProgress | None = None,
     ) -> AdminResponse:
         """Even out the hosts with the fewest moves, each replaced before it drains; with `service`
-        of that one alone. Returns the moves. With `wait` it returns when they are made; raises
-        WaitTimeout after `timeout` seconds, ScaleError when replacements keep failing.
+        of that one alone. Returns the moves. With `wait` it returns when they are made, as `moved`
+        does.
         """
-        deadline = asyncio.get_running_loop().time() + timeout
         service = check_name("service", service) if service else ""
         order = AdminRequest(
             verb=Verb.REBALANCE, service=service, dry_run=dry_run, request_id=new_request_id()
         )
         response = await self._order(order)
         if wait and not dry_run:
-            for name in sorted({move.service for move in response.moves}):
-                await self._moved(name, response.moves, timeout, deadline, progress)
+            await self.moved(response.moves, timeout=timeout, progress=progress)
         return response
+
+    async def moved(
+        self,
+        moves: list[Move],
+        *,
+        timeout: float = 600.0,
+        progress: MoveProgress | None = None,
+    ) -> None:
+        """Return when the `moves` of a rebalance are made.
+
+        That nobody answers for a while, or can be asked, is looked past. Raises WaitTimeout after
+        `timeout` seconds, ScaleError when replacements keep failing.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        for name in sorted({move.service for move in moves}):
+            await self._moved(name, moves, timeout, deadline, progress)
 
     async def history(self, service: str, *, timeout: float = _PATIENCE) -> HistoryResponse:
         """The decisions on `service`, oldest first: the last 64 at most."""
@@ -198,31 +235,6 @@ class Operator:
 
     # ── waiting ──────────────────────────────────────────────────────────────────────────
 
-    async def _emptied(
-        self,
-        name: str,
-        total: int,
-        limit: float,
-        deadline: float,
-        progress: DrainProgress | None,
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        stuck_looks, left, short = 0, total, dict[str, int]()
-        while loop.time() < deadline:
-            with contextlib.suppress(RequestTimeout):  # Boxes may come to again; the order stands
-                found = await self.hosts(name, timeout=min(_LOOK, deadline - loop.time()))
-                host = found[0] if found else Host(name=name, live=False, used=0, services={})
-                left, short = host.used, host.short
-                if progress is not None:
-                    progress(max(total - left, 0), max(total, left), host)
-                if not left:
-                    return
-                stuck_looks = stuck_looks + 1 if host.stuck else 0
-                if stuck_looks >= _SURE:
-                    raise DrainStuck(name, left, host.stuck)
-            await asyncio.sleep(min(_POLL, max(0.0, deadline - loop.time())))
-        raise DrainTimeout(name, left, limit, short)
-
     async def _moved(
         self,
         service: str,
@@ -236,7 +248,7 @@ class Operator:
         old = {move.instance_id for move in moves if move.service == service}
         left, stuck_looks = len(old), 0
         while loop.time() < deadline:
-            with contextlib.suppress(RequestTimeout):
+            with outages_passed():
                 seen = await client.observe(service, timeout=min(_LOOK, deadline - loop.time()))
                 left = sum(info.id in old for info in seen.instances)
                 if progress is not None:

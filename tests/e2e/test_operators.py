@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bridge.cli import INTERRUPTED, UNANSWERED
+from bridge.bus.server import EmbeddedServer
+from bridge.cli import FAILED, INTERRUPTED, UNANSWERED
 from bridge.operations import (
     AdminResponse,
     HistoryResponse,
@@ -15,10 +16,10 @@ from bridge.operations import (
     PlanResponse,
     ServicesResponse,
 )
-from bridge.protocol import decode
+from bridge.protocol import decode, encode
 from tests.boxes import gated
 from tests.e2e.program import run, running
-from tests.support import TIMING, eventually, service_table
+from tests.support import TIMING, connect, eventually, service_table
 
 
 def write_config(directory: Path, name: str, first_port: int, service: str) -> None:
@@ -172,3 +173,17 @@ async def test_ctrl_c_leaves_a_drain_in_place_and_says_so(tmp_path: Path) -> Non
             assert await watch.ended() == 0
         asked = await run("drain", "box-a", "--no-wait", cwd=tmp_path, NATS_URL=url)
         assert asked.out == "box-a is being drained: 1 to be replaced; see `box-bridge hosts`\n"
+
+
+async def test_whatever_ends_the_wait_for_a_drain_it_is_said_that_the_order_stands(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with connect(server.url) as boxes:
+        done = encode(AdminResponse(done=True, affected=2))
+        await boxes.listen("box.admin", lambda asked: boxes.publish(asked.reply, done))
+        await boxes.listen("box.hosts", lambda asked: boxes.publish(asked.reply, b"not JSON"))
+        await boxes.flush()
+        told = await run("drain", "box-a", cwd=tmp_path, NATS_URL=server.url)
+        assert told.code == FAILED
+        assert "The drain of box-a goes on; `box-bridge uncordon box-a` ends it" in told.err
+        assert "box-bridge: HostsResponse" in told.err

@@ -1,0 +1,130 @@
+"""Waiting for what was ordered: it stands over outages, and so does the wait."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bridge import Operator, ScaleClient
+from bridge.bus.connection import Connection, Listener
+from bridge.bus.message import Message
+from bridge.bus.server import EmbeddedServer
+from bridge.errors import BusError, CutOff, NoBoxError, OrderRefused, ScaleError
+from bridge.gateway import asking
+from bridge.operations import AdminResponse, Host, HostsResponse, Move
+from bridge.protocol import (
+    InstanceInfo,
+    InstancesResponse,
+    InstanceState,
+    ScaleResponse,
+    encode,
+    now,
+)
+from tests.support import connect, eventually
+
+
+class FakeFleet:
+    """Boxes in name only: box-a has an instance that is to go, until it is `empty`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.empty = False
+        self.refusal = ""
+        self._listeners: list[Listener] = []
+
+    async def come(self) -> None:
+        for subject, answer in (
+            ("box.admin", self._obey),
+            ("box.hosts", self._hosts),
+            ("box.instances", self._instances),
+            ("box.scale", self._scale),
+        ):
+            self._listeners.append(await self.connection.listen(subject, answer))
+        await self.connection.flush()
+
+    async def leave(self) -> None:
+        while self._listeners:
+            await self._listeners.pop().close()
+        await self.connection.flush()
+
+    def _obey(self, message: Message) -> None:
+        move = Move(service="web", slot=0, instance_id="web-1", source="box-a", target="box-b")
+        answer = AdminResponse(done=True, affected=1, moves=[move])
+        self.connection.publish(message.reply, encode(answer))
+
+    def _hosts(self, message: Message) -> None:
+        used = 0 if self.empty else 1
+        host = Host(name="box-a", live=True, used=used, services={"web": used})
+        answer = HostsResponse(total=1, hosts=[host], error=self.refusal or None)
+        self.connection.publish(message.reply, encode(answer))
+
+    def _scale(self, message: Message) -> None:
+        answer = ScaleResponse(
+            request_id="r", accepted=True, current_replicas=0, target_replicas=1, instances=[]
+        )
+        self.connection.publish(message.reply, encode(answer))
+
+    def _instances(self, message: Message) -> None:
+        name = "web-2" if self.empty else "web-1"
+        state, at = InstanceState.READY if self.empty else InstanceState.BOOTING, now()
+        there = InstanceInfo(id=name, state=state, service="web", created_at=at)
+        answer = InstancesResponse(total=1, instances=[there], hosts={}, error=self.refusal or None)
+        self.connection.publish(message.reply, encode(answer))
+
+
+@pytest.mark.parametrize("verb", ["drain", "rebalance", "scale"])
+async def test_a_wait_looks_past_boxes_that_are_gone_not_ready_and_cut_off(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    passed: list[BusError | ScaleError] = []
+
+    def passes(exc: BusError | ScaleError) -> bool:
+        passed.append(exc)
+        return real(exc)
+
+    real = asking.passes
+    monkeypatch.setattr(asking, "passes", passes)
+    for waiter in ("operator", "client"):
+        monkeypatch.setattr(f"bridge.gateway.{waiter}._LOOK", 0.5)
+    looks: list[int] = []
+    async with connect(server.url) as boxes, Operator.connect(server.url) as operator:
+        fleet = FakeFleet(boxes)
+        await fleet.come()
+        waiting: asyncio.Future[object]
+        if verb == "drain":
+            drain = operator.drain("box-a", progress=lambda done, of, host: looks.append(done))
+            waiting = asyncio.ensure_future(drain)
+        elif verb == "scale":
+            scale = ScaleClient(operator.connection).scale(
+                "web",
+                1,
+                wait=True,
+                progress=lambda seen: looks.append(seen.instances[0].id == "web-2"),
+            )
+            waiting = asyncio.ensure_future(scale)
+        else:
+            moves = operator.rebalance(wait=True, progress=lambda done, of: looks.append(done))
+            waiting = asyncio.ensure_future(moves)
+        await eventually(lambda: bool(looks))
+        await fleet.leave()
+        await eventually(lambda: any(isinstance(exc, NoBoxError) for exc in passed))
+        fleet.refusal = "not ready: its view is not current; ask again"
+        await fleet.come()
+        await eventually(lambda: any(str(exc) == fleet.refusal for exc in passed))
+        await server.kill()
+        await eventually(lambda: any(isinstance(exc, CutOff) for exc in passed))
+        fleet.refusal, fleet.empty = "", True
+        await server.start()
+        async with asyncio.timeout(30):
+            await waiting
+        assert (looks[0], looks[-1]) == (0, 1)
+
+
+async def test_what_does_not_pass_ends_a_wait(server: EmbeddedServer) -> None:
+    async with connect(server.url) as boxes, Operator.connect(server.url) as operator:
+        fleet = FakeFleet(boxes)
+        await fleet.come()
+        fleet.refusal = "box-a is no name"
+        with pytest.raises(OrderRefused, match="no name"):
+            await operator.drain("box-a")
