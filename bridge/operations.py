@@ -56,7 +56,8 @@ class Host(Struct, frozen=True, kw_only=True):
     `offers` are those that it can run, `images` the patterns of images that requests may name. One
     that lives and is not `ready` keeps what it has and gets nothing; `notices` say why. While it is
     being drained `stuck` says, by service, why no further instance is replaced; and then, and when
-    it is dead, `short` says how many have no room elsewhere.
+    it is dead, `short` says how many have no room elsewhere, of a forced drain those as well that
+    have ended for it.
     """
 
     name: str
@@ -158,8 +159,9 @@ class AdminResponse(Struct, frozen=True, kw_only=True):
     """Whether the order stands now, as it does if it stood before; else `error` says what to do.
 
     `affected` counts the slots that a host held when its drain was ordered. `moves` are those of a
-    rebalance; `waiting` says, by service, why its instances were left where they are. `more` says
-    that further moves remain when these are done.
+    rebalance; `waiting` says, by service, why its instances were left where they are, or, once a
+    host is empty, that they wait for room. `more` says that further moves remain when these are
+    done.
     """
 
     done: bool

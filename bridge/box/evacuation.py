@@ -55,6 +55,18 @@ class Forecast:
         short = {service: min(self._missing.get(service, 0), count) for service, count in leaving}
         return {service: count for service, count in short.items() if count} | self._unmovable(host)
 
+    def waiting(self, host: str) -> dict[str, int]:
+        """How many instances of which services that `host` could run have no room: on it, and also
+        ended, and gone from it or from another.
+        """
+        services = self._fleet.services.items()
+        return {
+            service: missing
+            for service, record in services
+            if (missing := self._missing.get(service, 0))
+            and host in self._fleet.offering(service, on_request=record.on_request)
+        }
+
     def _of(self, service: str) -> tuple[list[int], list[int]]:
         """The slots that are to be placed: those that are nowhere, a dead host's among them, and
         those that leave, but for as many as have a replacement already.

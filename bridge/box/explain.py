@@ -70,6 +70,9 @@ def _host(
 ) -> Host:
     record, order = fleet.hosts.get(name), fleet.orders.get(name)
     draining = order is not None and order.draining and bool(held)
+    short = forecast().short(name) if draining else {}
+    if order is not None and order.draining and order.forced:
+        short |= forecast().waiting(name)
     host = Host(
         name=name,
         live=record is not None,
@@ -77,7 +80,7 @@ def _host(
         services=dict(sorted(held.items())),
         order=None if order is None else _order(order),
         stuck=_stuck(fleet, held) if draining else {},
-        short=forecast().short(name) if draining else {},
+        short=short,
     )
     if name in fleet.unreadable_hosts:
         return replace(host, live=True, ready=False, notices=[_UNREADABLE])

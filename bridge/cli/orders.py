@@ -49,35 +49,35 @@ async def run_drain(
 ) -> int:
     """Drain the host, and follow it until it is empty."""
     check_name("host", host)
+    ends = f"`box-bridge uncordon {host}` ends it"
+    short: Mapping[str, int] = {}
     async with connected(flags, "drain") as connection:
         operator = Operator(connection)
         with _Progress(f"{host}: asking for its drain", quiet=json or not wait) as progress:
+
+            def look(done: int, of: int, there: Host) -> None:
+                nonlocal short
+                short = there.short
+                no_room = f"; no host has room for {_listed(short)}" if short else ""
+                progress.tell(f"{host}: {done} of {of} gone from it{no_room}")
+
             count = await operator.drain(host, force=force, reason=reason, wait=False)
             if wait:
-                with _standing(
-                    f"The drain of {host} goes on; `box-bridge uncordon {host}` ends it."
-                ):
-                    await operator.emptied(
-                        host,
-                        of=count,
-                        timeout=timeout,
-                        progress=lambda done, of, there: progress.tell(_drained(done, of, there)),
-                    )
+                with _standing(f"The drain of {host} goes on; {ends}."):
+                    await operator.emptied(host, of=count, timeout=timeout, progress=look)
     if json:
-        print_json(AdminResponse(done=True, affected=count))
+        waiting = {name: f"no host has room for {count}" for name, count in short.items()}
+        print_json(AdminResponse(done=True, affected=count, waiting=waiting))
     elif wait:
-        out.print(
-            f"{host} is empty: {count} replaced elsewhere; `box-bridge uncordon {host}` ends it"
-        )
+        waits = f", and no host has room for {_listed(short)}" if short else ""
+        out.print(f"{host} is empty: {count} gone from it{waits}; {ends}")
     else:
-        out.print(f"{host} is being drained: {count} to be replaced; see `box-bridge hosts`")
+        out.print(f"{host} is being drained: {count} to go from it; see `box-bridge hosts`")
     return DONE
 
 
-def _drained(done: int, of: int, host: Host) -> str:
-    line = f"{host.name}: {done} of {of} replaced"
-    short = ", ".join(f"{count} of {name}" for name, count in host.short.items())
-    return f"{line}; no host has room for {short}" if short else line
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} of {service}" for service, count in sorted(counts.items()))
 
 
 async def run_rebalance(

@@ -71,15 +71,21 @@ async def test_hosts_are_seen_emptied_filled_and_explained(tmp_path: Path) -> No
         assert (plan.accepted, plan.target) == (True, 5)
 
         drained = await told("drain", "box-a", "--timeout", 60)
-        assert "box-a: 2 of 2 replaced" in drained
-        assert "box-a is empty: 2 replaced elsewhere" in drained
+        assert "box-a: 2 of 2 gone from it" in drained
+        assert "box-a is empty: 2 gone from it" in drained
         again = decode(AdminResponse, (await told("drain", "box-a", "--json")).encode())
         assert (again.done, again.affected) == (True, 0)
         refused = await told("drain", "box-b", code=1)
         assert "the other hosts have no room for what box-b runs (4 of web)" in refused
         assert "unknown host 'box-c'" in await told("cordon", "box-c", code=1)
+        forced = await told("drain", "box-b", "--force")
+        assert "box-b: 4 of 4 gone from it; no host has room for 4 of web" in forced
+        assert "box-b is empty: 4 gone from it, and no host has room for 4 of web; " in forced
+        assert "box-b: no other host has room for 4 of web" in await told("hosts")
 
         assert "box-a takes instances again" in await told("uncordon", "box-a")
+        await told("scale", "web", 4, "--wait")
+        await told("uncordon", "box-b")
         assert "2 would move" in await told("rebalance", "--dry-run")
         assert "2 moved" in await told("rebalance", "web", "--wait", "--timeout", 60)
         assert "nothing to move" in await told("rebalance")
@@ -160,7 +166,7 @@ async def test_ctrl_c_leaves_a_drain_in_place_and_says_so(tmp_path: Path) -> Non
         await run("scale", "web", 2, "--wait", cwd=tmp_path, NATS_URL=url)
         door.unlink()  # so that no replacement will ever be Ready
         async with running("drain", "box-a", cwd=tmp_path, NATS_URL=url) as drain:
-            await drain.said("box-a: 0 of 1 replaced")
+            await drain.said("box-a: 0 of 1 gone from it")
             drain.process.send_signal(signal.SIGINT)
             await drain.said("The drain of box-a goes on; `box-bridge uncordon box-a` ends it")
             assert await drain.ended() == INTERRUPTED
@@ -172,7 +178,7 @@ async def test_ctrl_c_leaves_a_drain_in_place_and_says_so(tmp_path: Path) -> Non
             watch.process.send_signal(signal.SIGINT)
             assert await watch.ended() == 0
         asked = await run("drain", "box-a", "--no-wait", cwd=tmp_path, NATS_URL=url)
-        assert asked.out == "box-a is being drained: 1 to be replaced; see `box-bridge hosts`\n"
+        assert asked.out == "box-a is being drained: 1 to go from it; see `box-bridge hosts`\n"
 
 
 async def test_whatever_ends_the_wait_for_a_drain_it_is_said_that_the_order_stands(

@@ -88,8 +88,12 @@ async def test_a_drain_without_room_is_refused_and_names_what_has_none(
             await fleet.operator.drain("box-a")
         assert (await fleet.host("box-a")).order is None
         assert await fleet.placed() == before
-        moved = await fleet.operator.drain("box-a", force=True)
+        looks: list[Host] = []
+        moved = await fleet.operator.drain(
+            "box-a", force=True, progress=lambda done, of, host: looks.append(host)
+        )
         assert moved == Counter(before.values())["box-a"]
+        assert (looks[-1].used, looks[-1].short) == (0, {"web": 2}), "two of five wait for room"
         await fleet.seen("box-a", lambda host: not host.used)
         await serving(fleet.gateway, "web", 3)
         assert set((await fleet.placed()).values()) == {"box-b"}

@@ -135,6 +135,25 @@ def test_a_page_of_large_services_ends_early_and_has_one_at_least() -> None:
     assert [item.name for item in explain.services(there, ["api", "web"], at=AT)] == ["api", "web"]
 
 
+def test_a_host_that_was_emptied_by_force_says_what_waits_for_room() -> None:
+    full = {"box-a": host("web", room=3), "box-b": host("web", "jobs", room=1)}
+    there = fleet(
+        hosts=full,
+        services={
+            "web": ServiceRecord(target=3, slots=[0, 1, 2]),
+            "jobs": ServiceRecord(target=2, slots=[0, 1]),
+        },
+        slots={"web": {0: slot("web", 0, on="box-b")}},
+    )
+    for order, short in (
+        (HostOrder(draining=True, forced=True), {"web": 2}),
+        (HostOrder(draining=True), {}),
+        (HostOrder(), {}),
+    ):
+        [told] = explain.hosts(replace(there, orders={"box-a": order}), ["box-a"], at=AT)
+        assert (told.used, told.short) == (0, short)
+
+
 def test_history_tells_the_steps_between_records() -> None:
     first = ServiceRecord(version=1, target=1, slots=[0])
     decision = Decision(at=AT, host="box-b", replicas=3, request_id="r", error="Capped to 2")
