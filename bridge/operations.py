@@ -176,15 +176,18 @@ class AdminResponse(Struct, frozen=True, kw_only=True):
 
 
 class HistoryRequest(Struct, frozen=True, kw_only=True):
-    """Asks for the decisions on a service that the store still has, 64 at most."""
+    """Asks for the decisions on a service that the store still has, 64 at most, and for those on
+    the last 24 requests that it has no more.
+    """
 
     service: str
 
 
 class Entry(Struct, frozen=True, kw_only=True):
-    """One decision on a service. `replicas` is what was asked for, `before` and `after` are the
-    targets, `before` None where the store has forgotten. `note` says why the target was capped, or
-    which step of a rollout it was. `added` and `removed` are slots; `reconfigured` says that the
+    """One decision on a service. `replicas` is what was asked for, None where nobody asked;
+    `before` and `after` are the targets, `before` None where the store has forgotten. `note` says
+    why the target was capped, or which step of a rollout it was, and for what. `added` and
+    `removed` are slots, as far as the store still knows them; `reconfigured` says that the
     overrides changed.
     """
 

@@ -29,6 +29,7 @@ from bridge.box.model import (
     config_id,
     is_empty,
     merged,
+    remembered,
 )
 from bridge.box.placement import able_hosts, capacity, host_port, rivals
 from bridge.box.standing import Promised, Standing
@@ -338,7 +339,7 @@ def _grant(
             traceparent=asked.traceparent,
         ),
     )
-    return Verdict(response=response, record=written)
+    return Verdict(response=response, record=remembered(record, written))
 
 
 def _resized(

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from bridge.box.authority import idlest
 from bridge.box.lifecycle import ENDED
-from bridge.box.model import Decision, FleetState, ServiceRecord, SlotRecord
+from bridge.box.model import Decision, FleetState, ServiceRecord, SlotRecord, remembered
 from bridge.box.placement import Board, Spare
 from bridge.operations import Move
 
@@ -80,12 +80,13 @@ def marked(
     if not standing:
         return None
     note = f"rebalance: {len(standing)} to move, from slots {', '.join(map(str, standing))}"
-    return replace(
+    after = replace(
         record,
         version=record.version + 1,
         moves=standing,
-        decision=replace(decision, replicas=record.target, error=note),
+        decision=replace(decision, replicas=record.target, error=note, step=True),
     )
+    return remembered(record, after)
 
 
 def _busy(record: ServiceRecord) -> str:

@@ -111,7 +111,7 @@ class Claims:
                 record,
                 version=record.version + 1,
                 avoid=avoiding(record, slot, me, at),
-                decision=Decision(at=at, host=me, replicas=record.target, error=note),
+                decision=Decision(at=at, host=me, replicas=record.target, error=note, step=True),
             )
 
         if await self._ledger.amend(service, kept_off):

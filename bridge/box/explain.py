@@ -16,7 +16,15 @@ from bridge.box import rollout, shortfall
 from bridge.box.authority import Asked, decide
 from bridge.box.evacuation import Forecast
 from bridge.box.lifecycle import ENDED
-from bridge.box.model import FleetState, HostOrder, HostRecord, ServiceRecord, SlotRecord
+from bridge.box.model import (
+    Decision,
+    FleetState,
+    HostOrder,
+    HostRecord,
+    Request,
+    ServiceRecord,
+    SlotRecord,
+)
 from bridge.box.placement import Board, Spare, host_port, place, room, unfit
 from bridge.box.shortfall import KeptOff
 from bridge.operations import (
@@ -31,7 +39,7 @@ from bridge.operations import (
 )
 from bridge.protocol import InstanceState, format_time
 
-_NOTE: Final = 500  # letters of a note, so that 64 decisions fit a reply
+_NOTE: Final = 500  # letters of a note, so that a service's decisions fit a reply
 _NOTICES: Final = 20  # of one host
 _LOOKS: Final = 20_000  # at slots and hosts, for one page of services
 _UNREADABLE: Final = (
@@ -182,10 +190,26 @@ def _state(claim: SlotRecord, fleet: FleetState) -> InstanceState | None:
 
 
 def history(records: Iterable[ServiceRecord]) -> list[Entry]:
-    """A service's records, oldest first, as decisions."""
+    """A service's records, oldest first, as decisions; before them the requests that the newest
+    record still knows of.
+    """
     ordered = list(records)
-    first = [_entry(None, record) for record in ordered[:1]]
-    return first + [_entry(before, after) for before, after in pairwise(ordered)]
+    if not ordered:
+        return []
+    oldest, newest = ordered[0], ordered[-1]
+    forgotten = [_request(item) for item in newest.requests if item.version < oldest.version]
+    told = [_entry(None, oldest), *(_entry(*both) for both in pairwise(ordered))]
+    return forgotten + told
+
+
+def _request(request: Request) -> Entry:
+    entry = Entry(
+        version=request.version,
+        before=request.before,
+        after=request.after,
+        reconfigured=request.reconfigured,
+    )
+    return _decided(entry, request.decision)
 
 
 def _entry(before: ServiceRecord | None, after: ServiceRecord) -> Entry:
@@ -200,14 +224,16 @@ def _entry(before: ServiceRecord | None, after: ServiceRecord) -> Entry:
         )
     elif after.version == 1:  # there was nothing before it
         entry = replace(entry, before=0, added=after.slots)
-    if (decision := after.decision) is None:
-        return entry
+    return entry if after.decision is None else _decided(entry, after.decision)
+
+
+def _decided(entry: Entry, decision: Decision) -> Entry:
     return replace(
         entry,
         at=decision.at,
         host=decision.host,
         request_id=decision.request_id,
-        replicas=decision.replicas,
+        replicas=None if decision.step else decision.replicas,
         note=(decision.error or "")[:_NOTE],
     )
 

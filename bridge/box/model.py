@@ -23,6 +23,10 @@ from bridge.protocol import InstanceHealth, InstanceInfo, ScaleConfig, ScaleRequ
 from bridge.subjects import check_name
 
 RECEIPTS: Final = 64  # the last of each service (WIRE, "What a scale request means")
+REQUESTS: Final = 24  # the last of each service that its record itself remembers
+_REMEMBERED: Final = (
+    100  # letters of why a request was capped: the record is written at each decision
+)
 MAX_FAILED_REPLACEMENTS: Final = 3  # running, and a rollout stops (WIRE, same place)
 
 
@@ -37,8 +41,11 @@ class Receipt(Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class Decision(Struct, frozen=True, kw_only=True):
-    """Who asked for what, when, and which host decided: the decision log of a service."""
+class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who asked for what, when, and which host decided: the decision log of a service.
+
+    Nobody asked for the `replicas` of a `step`: they are the target, which it leaves as it is.
+    """
 
     at: Time
     host: str
@@ -46,6 +53,19 @@ class Decision(Struct, frozen=True, kw_only=True):
     request_id: str = ""
     error: str | None = None
     traceparent: str = ""
+    step: bool = False
+
+
+class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A decision that somebody asked for, as version `version` of the record has it: what history
+    tells of it when the store keeps that version no more, for steps that came after.
+    """
+
+    version: int
+    before: int
+    after: int
+    decision: Decision
+    reconfigured: bool = False
 
 
 class Avoidance(Struct, frozen=True, kw_only=True):
@@ -85,6 +105,7 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
     moves: list[int] = field(default_factory=list)
     avoid: list[Avoidance] = field(default_factory=list)
     receipts: list[Receipt] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     decision: Decision | None = None
 
     @property
@@ -374,6 +395,24 @@ def merged(current: ScaleConfig, asked: ScaleConfig, *, replaces: bool) -> Scale
         env=asked.env or current.env,
         port_map=asked.port_map or current.port_map,
     )
+
+
+def remembered(before: ServiceRecord, after: ServiceRecord) -> ServiceRecord:
+    """The record `after`, which somebody asked for, with its decision among its requests, the last
+    few of which it keeps.
+    """
+    decision = after.decision
+    if decision is None:
+        return after
+    short = replace(decision, traceparent="", error=decision.error and decision.error[:_REMEMBERED])
+    request = Request(
+        version=after.version,
+        before=before.target,
+        after=after.target,
+        decision=short,
+        reconfigured=before.config != after.config,
+    )
+    return replace(after, requests=[*before.requests, request][-REQUESTS:])
 
 
 def is_empty(config: ScaleConfig) -> bool:

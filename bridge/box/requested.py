@@ -31,7 +31,10 @@ def basis(service: str, fleet: FleetState, at: datetime) -> ServiceRecord:
         return ServiceRecord(on_request=not listed)
     if _is_idle(record) and (listed or is_forgotten(record, at)):
         return ServiceRecord(
-            version=record.version, receipts=record.receipts, on_request=not listed
+            version=record.version,
+            receipts=record.receipts,
+            requests=record.requests,
+            on_request=not listed,
         )
     return record
 
@@ -41,7 +44,7 @@ def _is_idle(record: ServiceRecord) -> bool:
 
 
 def is_forgotten(record: ServiceRecord, at: datetime) -> bool:
-    """Whether nothing but the version and the receipts of the record counts any more."""
+    """Whether nothing of the record counts any more but its version and what it was asked for."""
     decided = record.decision
     return _is_idle(record) and (decided is None or decided.at + REMEMBERED <= at)
 

@@ -11,8 +11,10 @@ that any Box can take it and a crash in between leaves a state from which the ne
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from datetime import datetime
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -27,6 +29,9 @@ from bridge.box.model import (
     SlotRecord,
 )
 from bridge.box.placement import able_hosts, holds, host_port, place, rivals, room
+
+_WHY: Final = 300  # letters of why a replacement failed: they are kept in the record
+_FEW: Final = 3  # hosts that are named
 
 
 def outdated(service: str, fleet: FleetState) -> list[int]:
@@ -67,11 +72,12 @@ def next_step(service: str, fleet: FleetState, *, at: datetime, host: str) -> Se
     ready = extra - len(waiting)
     more = min(max_surge(service, fleet), len(old)) - max(extra, len(waiting))
     if ready > 0:
-        members -= set(idlest(fleet, service, old, ready))
-        note = "rollout: an outdated instance goes"
+        gone = idlest(fleet, service, old, ready)
+        members -= set(gone)
+        note = f"rollout: an outdated instance goes for {_cause(service, fleet, gone)}"
     elif more > 0 and (come := _room(service, fleet, record, old, more, at)):
         members |= set(fleet.free_slots(service, come, beside=members))
-        note = "rollout: a replacement comes"
+        note = f"rollout: a replacement comes for {_cause(service, fleet, old)}"
     elif waiting and not _homeless(service, fleet, record, waiting, at):
         return None  # the replacements made last are not Ready yet
     else:
@@ -81,7 +87,7 @@ def next_step(service: str, fleet: FleetState, *, at: datetime, host: str) -> Se
         if len(members) == record.target:
             members |= set(fleet.free_slots(service, 1, beside=members))
         members -= set(gone)
-        note = "rollout: one instance is replaced"
+        note = f"rollout: one instance is replaced for {_cause(service, fleet, gone)}"
     current = Rollout(config=record.config_id)  # with what failed before it was Ready forgotten
     return _stepped(record, sorted(members), current, at, host, note)
 
@@ -103,10 +109,11 @@ def failed(
         return None
     if slot not in record.slots or not outdated(service, fleet):
         return None
-    failures = record.rollout.failures + 1
+    failures, why = record.rollout.failures + 1, why[:_WHY]
     if failures < MAX_FAILED_REPLACEMENTS:
         rollout = replace(record.rollout, failures=failures)
-        return _stepped(record, record.slots, rollout, at, host, f"rollout: failure {failures}")
+        note = f"rollout: failure {failures}: {why}"
+        return _stepped(record, record.slots, rollout, at, host, note)
     stopped = f"rollout stopped after {failures} failed replacements: {why}"
     rollout = replace(record.rollout, failures=failures, stopped=stopped)
     members = set(record.slots)
@@ -141,8 +148,21 @@ def _stepped(
         slots=slots,
         rollout=rollout,
         moves=[slot for slot in record.moves if slot in slots and rollout is not None],
-        decision=Decision(at=at, host=host, replicas=record.target, error=note),
+        decision=Decision(at=at, host=host, replicas=record.target, error=note, step=True),
     )
+
+
+def _cause(service: str, fleet: FleetState, slots: Iterable[int]) -> str:
+    """What the outdated `slots` are to be replaced for, in words."""
+    tally, chosen = fleet.tally(service), set(slots)
+    drained = sorted(name for name in fleet.draining() if not chosen.isdisjoint(tally.on(name)))
+    named = ", ".join(drained[:_FEW]) + (", …" if len(drained) > _FEW else "")
+    causes = (
+        (named, f"the drain of {named}"),
+        (not chosen.isdisjoint(fleet.services[service].moves), "a rebalance"),
+        (not chosen.isdisjoint(tally.of_another_config()), "a new config"),
+    )
+    return " and ".join(words for holds, words in causes if holds)
 
 
 def _room(

@@ -147,7 +147,8 @@ def rebalance(
 def history(service: ServiceName, /, *, link: Link | None = None, json: Json = False) -> int:
     """Show who asked what of a service, when, what was decided, and why less than was asked.
 
-    The store keeps the last 64 decisions of each service, steps of rollouts too. For example:
+    The last 64 decisions, steps of rollouts too, and before them the last 24 requests that are
+    older. For example:
 
         box-bridge history web
     """

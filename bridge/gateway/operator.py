@@ -197,7 +197,9 @@ class Operator:
             await self._moved(name, moves, timeout, deadline, progress)
 
     async def history(self, service: str, *, timeout: float = _PATIENCE) -> HistoryResponse:
-        """The decisions on `service`, oldest first: the last 64 at most."""
+        """The decisions on `service`, oldest first: the last 64, and before them those of the last
+        24 requests that are older.
+        """
         request = HistoryRequest(service=check_name("service", service))
         return await self._ask(self._subjects.history, request, HistoryResponse, timeout)
 

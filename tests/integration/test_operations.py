@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from bridge import DrainStuck, DrainTimeout, OrderRefused, ScaleClient, ScaleConfig
 from bridge.box import explain
@@ -17,8 +18,8 @@ from bridge.box.planner import KEPT_OFF
 from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
 from bridge.errors import NameRefused
-from bridge.operations import Fate, Host
-from bridge.protocol import InstanceState, now
+from bridge.operations import Entry, Fate, Host
+from bridge.protocol import InstanceState, encode, now
 from tests.boxes import gated, instances, serving
 from tests.fleet import Fleet, service_record
 from tests.support import TIMING, ask, eventually, service_table
@@ -273,10 +274,35 @@ async def test_history_and_plan_say_who_asked_what_and_why_it_was_capped(
         steps = (await fleet.operator.history("web")).entries[3:]
         assert steps[0].reconfigured
         assert [step.note for step in steps[1:]] == [
-            "rollout: a replacement comes",
-            "rollout: an outdated instance goes",
+            "rollout: a replacement comes for a new config",
+            "rollout: an outdated instance goes for a new config",
             "rollout done",
         ]
+        assert [step.replicas for step in steps] == [1, None, None, None]
+
+
+async def test_steps_do_not_make_history_forget_who_asked_what(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with Fleet.of(server, tmp_path, "box-a") as fleet:
+        await fleet.run(1, request_id="night-shift")
+        await ask(fleet.gateway, "web", 0, request_id="day-shift")
+        await fleet.held(0)
+        record = await service_record(fleet.gateway)
+        assert record.decision is not None
+        for _ in range(64):  # which is what the store keeps of a service
+            step = replace(record.decision, request_id="", error="rollout: a step", step=True)
+            record = replace(record, version=record.version + 1, decision=step)
+            await fleet.gateway.request("$KV.box_services.web", encode(record))
+
+        async def told() -> list[Entry] | None:
+            entries = (await fleet.operator.history("web")).entries
+            return entries if entries[-1].version == record.version else None
+
+        first, second, *steps = await eventually(told)
+        assert (first.request_id, first.before, first.after) == ("night-shift", 0, 1)
+        assert (second.request_id, second.before, second.after) == ("day-shift", 1, 0)
+        assert [entry.version for entry in steps] == list(range(3, record.version + 1))
 
 
 async def test_what_cannot_be_done_is_refused_with_what_to_do(

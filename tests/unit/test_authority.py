@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from bridge.box.authority import MAX_REQUEST_ID, Verdict, decide, idlest
 from bridge.box.balance import MAX_MOVES
-from bridge.box.model import RECEIPTS, FleetState, HostOrder, Rollout, ServiceRecord
+from bridge.box.model import RECEIPTS, REQUESTS, FleetState, HostOrder, Rollout, ServiceRecord
 from bridge.box.planner import MAX_KEPT_OFF, avoiding
 from bridge.protocol import InstanceState, ScaleConfig, encode
 from tests.unit.fleets import AT, SERVICES, asked, fleet, fleets, host, slot
@@ -274,7 +274,7 @@ def test_a_record_of_100_000_slots_and_all_that_may_be_kept_beside_fits_a_messag
     assert written is not None
     [receipt] = written.receipts
     assert "Capped" in (receipt.error or "")
-    record = replace(written, receipts=[receipt] * RECEIPTS)
+    record = replace(written, receipts=[receipt] * RECEIPTS, requests=written.requests * REQUESTS)
     assert len(encode(record)) < 1024 * 1024 - 1024
 
 
@@ -395,6 +395,30 @@ def test_asking_again_for_a_config_starts_its_stopped_rollout_anew() -> None:
     anew = decide(asked(replicas=1, config=config), state).record
     assert anew is not None
     assert anew.rollout is None
+
+
+def test_the_record_itself_remembers_the_last_requests_in_short() -> None:
+    state = fleet(hosts={"box-a": host("web", room=3)})
+    for number in range(REQUESTS + 2):
+        request = replace(asked(replicas=number % 2, request_id=f"r{number}"), traceparent="00-1")
+        record = decide(request, state).record
+        assert record is not None
+        state = replace(state, services={"web": record})
+    capped = decide(asked(replicas=9, config=ScaleConfig(env={"A": "1"})), state).record
+    assert capped is not None
+    first, *_, before, last = capped.requests
+    assert len(capped.requests) == REQUESTS
+    assert (first.version, first.decision.request_id) == (4, "r3")
+    assert (before.before, before.after, before.decision.traceparent) == (0, 1, "")
+    assert (last.version, last.before, last.after, last.reconfigured) == (
+        capped.version,
+        1,
+        3,
+        True,
+    )
+    assert (last.decision.replicas, last.decision.at) == (9, AT)
+    assert str(last.decision.error).startswith("Capped to 3")
+    assert sum(len(encode(request)) for request in capped.requests) < 200 * REQUESTS
 
 
 # ── all together ─────────────────────────────────────────────────────────────────────────

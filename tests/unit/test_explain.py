@@ -11,6 +11,7 @@ from bridge.box.model import (
     FleetState,
     HostOrder,
     Offer,
+    Request,
     Rollout,
     ServiceRecord,
 )
@@ -167,6 +168,30 @@ def test_history_tells_the_steps_between_records() -> None:
     assert (three.before, three.removed, three.reconfigured) == (2, [0], True)
     assert explain.history([]) == []
     assert explain.history([second])[0].before is None, "the store has forgotten"
+
+
+def test_history_tells_the_requests_that_the_store_has_forgotten_for_steps_none_of_them_twice() -> (
+    None
+):
+    def request(version: int, before: int, after: int) -> Request:
+        decision = Decision(
+            at=AT, host="box-b", replicas=9, request_id=f"r{version}", error="Capped"
+        )
+        return Request(version=version, before=before, after=after, decision=decision)
+
+    known = [request(3, 0, 1), request(7, 1, 2), request(9, 2, 3)]
+    step = Decision(at=AT, host="box-a", replicas=2, error="rollout: one goes", step=True)
+    records = [
+        ServiceRecord(version=7, target=2, slots=[0, 1], decision=known[1].decision),
+        ServiceRecord(version=8, target=2, slots=[0, 2], decision=step),
+        ServiceRecord(version=9, target=3, slots=[0, 1, 2], decision=known[2].decision),
+    ]
+    told = explain.history([*records[:2], replace(records[2], requests=known)])
+    assert [entry.version for entry in told] == [3, 7, 8, 9]
+    forgotten = told[0]
+    assert (forgotten.before, forgotten.after, forgotten.replicas) == (0, 1, 9)
+    assert (forgotten.request_id, forgotten.host, forgotten.note) == ("r3", "box-b", "Capped")
+    assert [entry.replicas for entry in told] == [9, 9, None, 9], "nobody asked for a step"
 
 
 def test_a_plan_tells_the_fate_of_each_slot() -> None:

@@ -49,6 +49,35 @@ def test_the_replacement_comes_before_the_outdated_one_goes() -> None:
     assert 2 in ready.slots
 
 
+def test_each_step_says_what_it_is_for() -> None:
+    def note(state: FleetState) -> str | None:
+        after = step(state)
+        assert after is not None
+        assert after.decision is not None
+        assert after.decision.step
+        return after.decision.error
+
+    outdated = rolling({0: old(0), 1: old(1)}, target=2)
+    assert note(outdated) == "rollout: a replacement comes for a new config"
+    both = rolling({0: old(0), 1: old(1), 2: new(2)}, target=2)
+    assert note(both) == "rollout: an outdated instance goes for a new config"
+    full = rolling({0: old(0), 1: old(1)}, target=2, room=2)
+    assert note(full) == "rollout: one instance is replaced for a new config"
+    drained = fleet(
+        hosts={name: host() for name in ("box-a", "box-b", "box-c")},
+        services={"web": ServiceRecord(target=2, slots=[0, 1], config=NEW)},
+        slots={"web": {0: slot("web", 0, on="box-c", config=NEW_ID), 1: new(1)}},
+    )
+    orders = {name: HostOrder(draining=True) for name in ("box-c", "box-x")}
+    drained = replace(drained, orders=orders)
+    assert note(drained) == "rollout: a replacement comes for the drain of box-c"
+    moved = replace(drained.services["web"], moves=[1])
+    cause = "the drain of box-c and a rebalance"
+    assert note(replace(drained, services={"web": moved})) == (
+        f"rollout: a replacement comes for {cause}"
+    )
+
+
 def surging(slots: dict[int, SlotRecord], surge: int, *, target: int, room: int = 10) -> FleetState:
     state = rolling(slots, target=target, room=room)
     offers = {"web": Offer(max_surge=surge)}
@@ -182,6 +211,8 @@ def test_three_failures_running_stop_the_rollout_visibly_and_keep_the_old_ones()
         record = failure(state, 2)
         assert record is not None
         assert record.rollout == Rollout(config=NEW_ID, failures=count)
+        assert record.decision is not None
+        assert record.decision.error == f"rollout: failure {count}: no database"
         state = replace(state, services={"web": record})
     stopped = failure(state, 2)
     assert stopped is not None
