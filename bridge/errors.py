@@ -48,6 +48,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bridge.operations import Answer
     from bridge.protocol import ScaleResponse
 
 
@@ -349,16 +350,18 @@ class NoBoxError(ScaleError):
 
 
 class RequestTimeout(ScaleError):
-    """Asked, and not answered in time: whether it took effect is unknown.
+    """Asked, and not answered in time: whether it took effect is unknown, unless it `changes`
+    nothing.
 
     Ask again with the same `request_id`: it has one effect, however often it is sent.
     """
 
-    def __init__(self, subject: str, timeout: float, request_id: str = "") -> None:
+    def __init__(
+        self, subject: str, timeout: float, request_id: str = "", *, changes: bool = True
+    ) -> None:
         again = f" Ask again with request id {request_id}: it has one effect." if request_id else ""
-        super().__init__(
-            f"no answer on {subject} within {timeout:g} s: the outcome is unknown.{again}"
-        )
+        unknown = f": the outcome is unknown.{again}" if changes else "; ask again"
+        super().__init__(f"no answer on {subject} within {timeout:g} s{unknown}")
         self.subject = subject
         self.timeout = timeout
         self.request_id = request_id
@@ -408,7 +411,13 @@ class WaitTimeout(ScaleError):
 
 
 class OrderRefused(ScaleError):
-    """A Box refused an operator's order or question: nothing was changed."""
+    """A Box refused an operator's order or question: nothing was changed; `response` is what it
+    said.
+    """
+
+    def __init__(self, response: Answer) -> None:
+        super().__init__(response.error or "refused without a reason")
+        self.response = response
 
 
 class DrainStuck(ScaleError):

@@ -8,13 +8,14 @@ and says so.
 from __future__ import annotations
 
 import enum
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct, field
 
 from bridge.protocol import U32, Time
 
-Words = Annotated[str, Meta(max_length=500)]
+MAX_WORDS: Final = 500  # letters
+Words = Annotated[str, Meta(max_length=MAX_WORDS)]
 Name = Annotated[str, Meta(max_length=63)]
 
 
@@ -271,3 +272,6 @@ class PlanResponse(Struct, frozen=True, kw_only=True):
     error: str | None = None
     omitted: U32 = 0
     stuck: str = ""
+
+
+Answer = HostsResponse | ServicesResponse | AdminResponse | HistoryResponse | PlanResponse

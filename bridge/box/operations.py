@@ -30,6 +30,7 @@ from bridge.errors import BusError, CutOff, NoReply, ProtocolError
 from bridge.operations import (
     AdminRequest,
     AdminResponse,
+    Answer,
     HistoryRequest,
     HistoryResponse,
     HostsRequest,
@@ -47,8 +48,7 @@ _PAGE: Final = 1000  # hosts, or services, in one reply, whatever was asked for
 _READERS: Final = 4  # histories read at once: each makes a consumer
 _HISTORY_PATIENCE: Final = 5.0  # seconds
 
-_Answer = Callable[[Message], Awaitable[Reply]]
-_Response = HostsResponse | ServicesResponse | AdminResponse | HistoryResponse | PlanResponse
+_Handler = Callable[[Message], Awaitable[Reply]]
 
 
 class Operations:
@@ -84,7 +84,7 @@ class Operations:
         ]
 
     def _endpoint(
-        self, name: str, subject: str, answer: _Answer, refusal: Callable[[str], _Response]
+        self, name: str, subject: str, answer: _Handler, refusal: Callable[[str], Answer]
     ) -> Endpoint:
         def refuse(error: str) -> Reply:
             return _refused(refusal(error))
@@ -191,7 +191,7 @@ class Operations:
         lines = len(plan.slots) + len(plan.hosts)
         return self._fitting(lambda count: _shortened(plan, count), lines)
 
-    def _fitting(self, cut: Callable[[int], _Response], count: int) -> Reply:
+    def _fitting(self, cut: Callable[[int], Answer], count: int) -> Reply:
         """The reply with as many of `count` items as the server lets through."""
         limit = self._connection.max_payload - _HEADER_ROOM
         data = encode(cut(count))
@@ -201,7 +201,7 @@ class Operations:
         return Reply(data=data)
 
 
-def _refused(response: _Response) -> Reply:
+def _refused(response: Answer) -> Reply:
     return Reply(data=encode(response), outcome="refused", error=response.error or "")
 
 

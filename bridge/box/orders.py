@@ -184,7 +184,7 @@ def _ordered(asked: AdminRequest, fleet: FleetState, at: datetime) -> HostOrder 
         listed = ", ".join(f"{count} of {service}" for service, count in sorted(short.items()))
         return (
             f"the other hosts have no room for what {asked.host} runs ({listed}): add a host, "
-            "scale down, or drain with force, which ends instances that have nowhere to go"
+            "scale down, or drain with force (--force), which ends what has nowhere to go"
         )
     reason = asked.reason or (before.reason if before else "")
     return HostOrder(draining=True, forced=asked.force, reason=reason, at=at)

@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from collections.abc import Coroutine
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from bridge.cli import FAILED
 from bridge.cli.flags import Json, Link
+from bridge.errors import OrderRefused
+from bridge.operations import MAX_WORDS
 from bridge.protocol import U32_MAX
 
 _HOST = Parameter(help="The host, as `box-bridge hosts` names it.")
 _SERVICE = Parameter(help="The service, as a Box's configuration names it.")
 HostName = Annotated[str, _HOST]
 ServiceName = Annotated[str, _SERVICE]
-Reason = Annotated[str, Parameter(help="Why; kept with the order and shown by `hosts`.")]
+
+
+def _short(_: object, reason: str) -> None:
+    if len(reason) > MAX_WORDS:
+        raise ValueError(f"Must have {MAX_WORDS} letters at most, not {len(reason)}.")
+
+
+Reason = Annotated[
+    str, Parameter(validator=_short, help="Why; kept with the order and shown by `hosts`.")
+]
 Timeout = Annotated[
     float, Parameter(validator=Number(gt=0, lte=86400), help="Seconds to wait at most.")
 ]
 Watch = Annotated[
     bool, Parameter(name=["--watch", "-w"], negative="", help="Keep looking, until Ctrl-C.")
 ]
+
+
+def _carried_out(verb: Coroutine[Any, Any, int], *, json: bool) -> int:
+    """The verb's exit code; with `json` a refusal is printed as what the Box answered."""
+    try:
+        return asyncio.run(verb)
+    except OrderRefused as exc:
+        if not json:
+            raise
+        from bridge.cli.output import print_json
+
+        print_json(exc.response)
+        return FAILED
 
 
 def hosts(
@@ -39,7 +65,7 @@ def hosts(
     """
     from bridge.cli.hosts import run_hosts
 
-    return asyncio.run(run_hosts((link or Link()).flags(), watch=watch, json=json))
+    return _carried_out(run_hosts((link or Link()).flags(), watch=watch, json=json), json=json)
 
 
 def services(
@@ -57,7 +83,7 @@ def services(
     """
     from bridge.cli.services import run_services
 
-    return asyncio.run(run_services((link or Link()).flags(), watch=watch, json=json))
+    return _carried_out(run_services((link or Link()).flags(), watch=watch, json=json), json=json)
 
 
 def cordon(
@@ -71,7 +97,7 @@ def cordon(
     """
     from bridge.cli.orders import run_cordon
 
-    return asyncio.run(run_cordon(host, reason, (link or Link()).flags(), json=json))
+    return _carried_out(run_cordon(host, reason, (link or Link()).flags(), json=json), json=json)
 
 
 def uncordon(host: HostName, /, *, link: Link | None = None, json: Json = False) -> int:
@@ -83,7 +109,7 @@ def uncordon(host: HostName, /, *, link: Link | None = None, json: Json = False)
     """
     from bridge.cli.orders import run_uncordon
 
-    return asyncio.run(run_uncordon(host, (link or Link()).flags(), json=json))
+    return _carried_out(run_uncordon(host, (link or Link()).flags(), json=json), json=json)
 
 
 def drain(
@@ -114,8 +140,9 @@ def drain(
     from bridge.cli.orders import run_drain
 
     flags = (link or Link()).flags()
-    return asyncio.run(
-        run_drain(host, flags, timeout=timeout, force=force, reason=reason, wait=wait, json=json)
+    return _carried_out(
+        run_drain(host, flags, timeout=timeout, force=force, reason=reason, wait=wait, json=json),
+        json=json,
     )
 
 
@@ -139,8 +166,9 @@ def rebalance(
     from bridge.cli.orders import run_rebalance
 
     flags = (link or Link()).flags()
-    return asyncio.run(
-        run_rebalance(service, flags, dry_run=dry_run, wait=wait, timeout=timeout, json=json)
+    return _carried_out(
+        run_rebalance(service, flags, dry_run=dry_run, wait=wait, timeout=timeout, json=json),
+        json=json,
     )
 
 
@@ -154,7 +182,7 @@ def history(service: ServiceName, /, *, link: Link | None = None, json: Json = F
     """
     from bridge.cli.why import run_history
 
-    return asyncio.run(run_history(service, (link or Link()).flags(), json=json))
+    return _carried_out(run_history(service, (link or Link()).flags(), json=json), json=json)
 
 
 def plan(
@@ -177,4 +205,4 @@ def plan(
     """
     from bridge.cli.why import run_plan
 
-    return asyncio.run(run_plan(service, replicas, (link or Link()).flags(), json=json))
+    return _carried_out(run_plan(service, replicas, (link or Link()).flags(), json=json), json=json)

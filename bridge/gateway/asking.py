@@ -39,7 +39,8 @@ T = TypeVar("T")
 class Question:
     """What is asked, until when, and whether it was sent `unanswered`: with unknown effect.
 
-    `deadline` is in the loop's time; `limit` and `request_id` are for the error once it has passed.
+    `deadline` is in the loop's time; `limit`, `request_id` and whether it `changes` anything are
+    for the error once it has passed.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Question:
         limit: float,
         headers: dict[str, str] | None = None,
         request_id: str = "",
+        *,
+        changes: bool = True,
     ) -> None:
         self.subject = subject
         self.body = body
@@ -59,6 +62,7 @@ class Question:
         self.told: Mapping[str, str] = {}  # the headers of the last answer
         self._limit = limit
         self._request_id = request_id
+        self._changes = changes
 
     async def answered(
         self, connection: Connection, cls: type[T], error: Callable[[T], str | None]
@@ -125,7 +129,7 @@ class Question:
 
     def timed_out(self) -> RequestTimeout:
         """The error for a question that was asked and not answered."""
-        return RequestTimeout(self.subject, self._limit, self._request_id)
+        return RequestTimeout(self.subject, self._limit, self._request_id, changes=self._changes)
 
 
 def passes(exc: BusError | ScaleError) -> bool:

@@ -200,7 +200,7 @@ class ScaleClient:
     ) -> InstancesResponse:
         body = encode(InstancesRequest(service=service, offset=offset, limit=_PAGE))
         headers = {RECORD_VERSION: version} if version else None
-        question = Question(self._subjects.instances, body, deadline, limit, headers)
+        question = Question(self._subjects.instances, body, deadline, limit, headers, changes=False)
         page = await question.answered(
             self.connection, InstancesResponse, lambda answer: answer.error
         )

@@ -55,8 +55,8 @@ MoveProgress = Callable[[int, int], None]
 class Operator:
     """Orders and questions about the fleet's hosts, over one connection.
 
-    Each raises NoBoxError, RequestTimeout (the outcome is unknown; ask again), OrderRefused
-    (nothing was changed; it says what to do), and NameRefused for what can be no name.
+    Each raises NoBoxError, RequestTimeout (the outcome of an order is unknown; ask again),
+    OrderRefused (nothing was changed; it says what to do), and NameRefused for what can be no name.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -215,25 +215,38 @@ class Operator:
             self.connection, PlanResponse, lambda answer: answer.error
         )
         if response.error is not None and not response.service:
-            raise OrderRefused(response.error)
+            raise OrderRefused(response)
         return response
 
     # ── asking ───────────────────────────────────────────────────────────────────────────
 
     async def _order(self, request: AdminRequest) -> AdminResponse:
-        return await self._ask(self._subjects.admin, request, AdminResponse, _PATIENCE)
+        changes = not request.dry_run
+        return await self._ask(
+            self._subjects.admin, request, AdminResponse, _PATIENCE, changes=changes
+        )
 
-    async def _ask(self, subject: str, request: Struct, cls: type[T], timeout: float) -> T:
-        question = self._question(subject, request, timeout)
+    async def _ask(
+        self,
+        subject: str,
+        request: Struct,
+        cls: type[T],
+        timeout: float,
+        *,
+        changes: bool = False,
+    ) -> T:
+        question = self._question(subject, request, timeout, changes=changes)
         response = await question.answered(self.connection, cls, lambda answer: answer.error)
         if response.error is not None:
-            raise OrderRefused(response.error)
+            raise OrderRefused(response)
         return response
 
-    def _question(self, subject: str, request: Struct, timeout: float) -> Question:
+    def _question(
+        self, subject: str, request: Struct, timeout: float, *, changes: bool = False
+    ) -> Question:
         deadline = asyncio.get_running_loop().time() + timeout
         headers = {EXPIRES_AT: format_time(now() + timedelta(seconds=timeout))}
-        return Question(subject, encode(request), deadline, timeout, headers)
+        return Question(subject, encode(request), deadline, timeout, headers, changes=changes)
 
     # ── waiting ──────────────────────────────────────────────────────────────────────────
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from bridge.bus.server import EmbeddedServer
-from bridge.cli import FAILED, INTERRUPTED, UNANSWERED
+from bridge.cli import FAILED, INTERRUPTED, UNANSWERED, USAGE
 from bridge.operations import (
     AdminResponse,
     HistoryResponse,
@@ -77,7 +77,20 @@ async def test_hosts_are_seen_emptied_filled_and_explained(tmp_path: Path) -> No
         assert (again.done, again.affected) == (True, 0)
         refused = await told("drain", "box-b", code=1)
         assert "the other hosts have no room for what box-b runs (4 of web)" in refused
+        assert "drain with force (--force)" in refused
         assert "unknown host 'box-c'" in await told("cordon", "box-c", code=1)
+        assert "Must have 500 letters at most" in await told(
+            "cordon", "box-b", "--reason", "x" * 501, code=USAGE
+        )
+        for verb, cls in (
+            (("drain", "box-b"), AdminResponse),
+            (("cordon", "box-c"), AdminResponse),
+            (("uncordon", "box-c"), AdminResponse),
+            (("rebalance", "nope"), AdminResponse),
+            (("history", "nope"), HistoryResponse),
+        ):
+            answer = decode(cls, (await told(*verb, "--json", code=1)).encode())
+            assert getattr(answer, "error", None), answer
         forced = await told("drain", "box-b", "--force")
         assert "box-b: 4 of 4 gone from it; no host has room for 4 of web" in forced
         assert "box-b is empty: 4 gone from it, and no host has room for 4 of web; " in forced

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 import pytest
 
-from bridge import Operator, ScaleClient
+from bridge import Operator, RequestTimeout, ScaleClient
 from bridge.bus.connection import Connection, Listener
 from bridge.bus.message import Message
 from bridge.bus.server import EmbeddedServer
@@ -128,3 +129,26 @@ async def test_what_does_not_pass_ends_a_wait(server: EmbeddedServer) -> None:
         fleet.refusal = "box-a is no name"
         with pytest.raises(OrderRefused, match="no name"):
             await operator.drain("box-a")
+
+
+async def test_that_the_outcome_is_unknown_is_said_of_what_changes_something_alone(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connect(server.url) as boxes, Operator.connect(server.url) as operator:
+        for subject in ("box.hosts", "box.history", "box.plan", "box.instances", "box.admin"):
+            await boxes.listen(subject, lambda message: None)
+        await boxes.flush()
+        looks: list[Awaitable[object]] = [
+            operator.hosts(timeout=0.5),
+            operator.history("web", timeout=0.5),
+            operator.plan("web", 1, timeout=0.5),
+            ScaleClient(operator.connection).observe(timeout=0.5),
+        ]
+        for look in looks:
+            with pytest.raises(RequestTimeout, match=r"within 0\.5 s; ask again$"):
+                await look
+        monkeypatch.setattr("bridge.gateway.operator._PATIENCE", 0.5)
+        with pytest.raises(RequestTimeout, match="outcome is unknown"):
+            await operator.cordon("box-a")
+        with pytest.raises(RequestTimeout, match=r"; ask again$"):
+            await operator.rebalance(dry_run=True)
