@@ -24,9 +24,7 @@ from bridge.subjects import check_name
 
 RECEIPTS: Final = 64  # the last of each service (WIRE, "What a scale request means")
 REQUESTS: Final = 24  # the last of each service that its record itself remembers
-_REMEMBERED: Final = (
-    100  # letters of why a request was capped: the record is written at each decision
-)
+_REMEMBERED: Final = 100  # letters of why it was capped: the record is written at each decision
 MAX_FAILED_REPLACEMENTS: Final = 3  # running, and a rollout stops (WIRE, same place)
 
 
