@@ -132,7 +132,8 @@ class ServicesResponse(Struct, frozen=True, kw_only=True):
 class AdminRequest(Struct, frozen=True, kw_only=True):
     """An order: `host` for all verbs but rebalance, `service` (empty: all) for that one.
 
-    `force` is for a drain, `dry_run` for a rebalance. `reason` is kept and shown.
+    `force` is for a drain, and for a cordon of a host that nobody has seen; `dry_run` for a
+    rebalance. `reason` is kept and shown.
     """
 
     verb: Verb

@@ -51,9 +51,13 @@ class Orders:
             return await self._rebalance(asked)
         check_name("host", asked.host)
         state = self._fleet.state
-        if asked.host not in (known := names(state)):
+        kept_away = asked.verb is Verb.CORDON and asked.force
+        if not kept_away and asked.host not in (known := names(state)):
             listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
-            return _no(f"unknown host {asked.host!r}: known are {listed or 'none'}")
+            return _no(
+                f"unknown host {asked.host!r}: known are {listed or 'none'}; cordon with force "
+                "(--force) keeps instances off one that is yet to come"
+            )
         if asked.verb is Verb.UNCORDON:
             return await self._uncordon(asked.host)
         return await self._order(asked)

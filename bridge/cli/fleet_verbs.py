@@ -87,7 +87,15 @@ def services(
 
 
 def cordon(
-    host: HostName, /, *, reason: Reason = "", link: Link | None = None, json: Json = False
+    host: HostName,
+    /,
+    *,
+    force: Annotated[
+        bool, Parameter(negative="", help="Also a host that is yet to come, or is long gone.")
+    ] = False,
+    reason: Reason = "",
+    link: Link | None = None,
+    json: Json = False,
 ) -> int:
     """Have nothing placed on a host from now on; what it runs stays there.
 
@@ -97,7 +105,8 @@ def cordon(
     """
     from bridge.cli.orders import run_cordon
 
-    return _carried_out(run_cordon(host, reason, (link or Link()).flags(), json=json), json=json)
+    flags = (link or Link()).flags()
+    return _carried_out(run_cordon(host, flags, reason=reason, force=force, json=json), json=json)
 
 
 def uncordon(host: HostName, /, *, link: Link | None = None, json: Json = False) -> int:

@@ -19,11 +19,13 @@ from bridge.operations import AdminResponse, Host, Move
 from bridge.subjects import check_name
 
 
-async def run_cordon(host: str, reason: str, flags: Mapping[str, Any], *, json: bool) -> int:
+async def run_cordon(
+    host: str, flags: Mapping[str, Any], *, reason: str, force: bool, json: bool
+) -> int:
     """Cordon the host."""
     check_name("host", host)
     async with connected(flags, "cordon") as connection:
-        await Operator(connection).cordon(host, reason=reason)
+        await Operator(connection).cordon(host, reason=reason, force=force)
     _done(f"{host} is cordoned: nothing is placed there until `box-bridge uncordon {host}`", json)
     return DONE
 

@@ -96,9 +96,12 @@ class Operator:
             if len(found) >= page.total or not page.services:
                 return found
 
-    async def cordon(self, host: str, *, reason: str = "") -> None:
-        """Have nothing placed on `host` from now on; what it runs stays."""
-        await self._order(AdminRequest(verb=Verb.CORDON, host=_name(host), reason=reason))
+    async def cordon(self, host: str, *, reason: str = "", force: bool = False) -> None:
+        """Have nothing placed on `host` from now on; what it runs stays. With `force` that may be a
+        host that is yet to come.
+        """
+        order = AdminRequest(verb=Verb.CORDON, host=_name(host), reason=reason, force=force)
+        await self._order(order)
 
     async def uncordon(self, host: str) -> None:
         """Take back the order for `host`, be it a cordon or a drain."""

@@ -80,6 +80,19 @@ async def test_a_cordoned_host_gets_nothing_until_it_is_uncordoned(
         assert Counter(final.values()) == {"box-a": 2, "box-b": 4}
 
 
+async def test_a_host_that_is_yet_to_come_can_be_cordoned_with_force(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with Fleet.of(server, tmp_path, "box-a") as fleet:
+        await fleet.operator.cordon("box-b", reason="to be looked at", force=True)
+        await fleet.join("box-b")
+        await fleet.seen("box-b", lambda host: host.live and host.order is not None)
+        assert set((await fleet.run(3)).values()) == {"box-a"}
+        await fleet.operator.uncordon("box-b")
+        await fleet.seen("box-b", lambda host: host.order is None)
+        assert "box-b" in (await fleet.run(5)).values()
+
+
 async def test_a_drain_without_room_is_refused_and_names_what_has_none(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
