@@ -224,12 +224,13 @@ def _must_move(record: ServiceRecord, fleet: FleetState, slot: int, claim: SlotR
 
 def _without_surplus(service: str, fleet: FleetState, record: ServiceRecord) -> list[int]:
     """The set without the extra slots of a rollout that ended early, as when a drain is called
-    off: of those that do not serve yet, if there are enough.
+    off: of those that do not serve yet, if there are enough. What cannot be read may serve.
     """
     surplus = len(record.slots) - record.target
     if surplus <= 0:
         return record.slots
     idle = (fleet.tally(service).unready | fleet.orphans(service)).intersection(record.slots)
+    idle -= fleet.unreadable.get(service, frozenset())
     gone = idlest(fleet, service, idle if len(idle) >= surplus else record.slots, surplus)
     return sorted(set(record.slots) - set(gone))
 

@@ -395,6 +395,14 @@ def test_a_drain_that_is_called_off_gives_up_the_extra_slot_and_first_one_that_s
         assert (after.slots, after.rollout) == (kept, None)
 
 
+def test_what_cannot_be_read_is_not_given_up_as_if_it_did_not_serve() -> None:
+    record = ServiceRecord(target=1, slots=[0, 1], rollout=Rollout(config=OLD_ID))
+    claims = {"web": {0: old(0, S.BUSY)}}
+    after = step(fleet(services={"web": record}, slots=claims, unreadable={"web": {1}}))
+    assert after is not None
+    assert after.slots == [1]
+
+
 def test_a_stopped_rollout_can_be_resumed_and_others_need_not_be() -> None:
     state = rolling({0: old(0)}, target=1, rollout_=Rollout(config=NEW_ID, stopped="why"))
     resumed = rollout.resumed("web", state, "the drain of box-a", at=AT, host="box-a")
