@@ -426,8 +426,8 @@ class DrainStuck(ScaleError):
     def __init__(self, host: str, left: int, stuck: Mapping[str, str]) -> None:
         listed = "; ".join(f"{service}: {why}" for service, why in sorted(stuck.items()))
         super().__init__(
-            f"{host} still has {left} instances: {listed}. Mend it and drain again, which goes on "
-            f"from here, or `box-bridge uncordon {host}`"
+            f"{host} still has {_instances(left)}: {listed}. Mend it and drain again, which goes "
+            f"on from here, or `box-bridge uncordon {host}`"
         )
         self.host = host
         self.left = left
@@ -443,10 +443,14 @@ class DrainTimeout(ScaleError):
         listed = ", ".join(f"{count} of {service}" for service, count in sorted(short.items()))
         why = f"; no host has room for {listed}" if listed else ""
         super().__init__(
-            f"{host} still has {left} instances after {timeout:g} s{why}. The drain goes on; "
+            f"{host} still has {_instances(left)} after {timeout:g} s{why}. The drain goes on; "
             f"`box-bridge uncordon {host}` ends it"
         )
         self.host = host
         self.left = left
         self.timeout = timeout
         self.short = short
+
+
+def _instances(count: int) -> str:
+    return f"{count} instance{'' if count == 1 else 's'}"

@@ -135,10 +135,12 @@ def _again(
 ) -> Action | None:
     """What becomes of a slot of `me` in which nothing lives: another instance, when one is due,
     unless another host should have it: at once if this one is to be empty, else when one is due
-    and instances keep failing here.
+    and instances keep failing here. A forced drain needs no other host.
     """
     order, due = fleet.orders.get(me.host), _is_due(mine, now)
     drained = order is not None and order.draining and (mine is None or mine.settled)
+    if order is not None and drained and order.forced:
+        return Release(slot=slot)
     leaves = drained or (due and _keeps_failing(mine))
     if leaves and _has_alternative(service, fleet, record, slot, me, at):
         return Release(slot=slot) if drained else GiveUp(slot=slot)

@@ -53,8 +53,8 @@ async def run_scale(
             return DONE
         verb = "would be scaled" if dry_run else "scaled"
         out.print(f"{service} {verb} to {response.target_replicas} (request {response.request_id})")
-        if wait and not dry_run:
-            _show(await client.observe(service))
+        if progress.seen is not None:  # what was waited for; another Box may be a moment behind
+            _show(progress.seen)
         elif response.instances or (response.target_replicas and not dry_run):
             _show_chosen(service, response, await client.observe(service), dry_run=dry_run)
     return DONE
@@ -100,6 +100,7 @@ class _Progress:
         self._replicas = replicas
         self._quiet = quiet
         self._last = ""
+        self.seen: InstancesResponse | None = None
         self._status: Status | None = None
 
     def __enter__(self) -> Self:
@@ -114,6 +115,7 @@ class _Progress:
 
     def show(self, seen: InstancesResponse) -> None:
         """Tell how the instances stand, if that has changed."""
+        self.seen = seen
         counts = Counter(str(info.state) for info in seen.instances)
         listed = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none yet"
         lacks = seen.notices.get(self._service, "")

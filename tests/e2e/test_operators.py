@@ -185,7 +185,7 @@ async def test_ctrl_c_leaves_a_drain_in_place_and_says_so(tmp_path: Path) -> Non
             assert await drain.ended() == INTERRUPTED
         late = await run("drain", "box-a", "--timeout", "0.5", cwd=tmp_path, NATS_URL=url)
         assert late.code == UNANSWERED
-        assert "box-a still has 1 instances after 0.5 s. The drain goes on" in late.err
+        assert "box-a still has 1 instance after 0.5 s. The drain goes on" in late.err
         async with running("hosts", "--watch", cwd=tmp_path, NATS_URL=url) as watch:
             await watch.said("box-a +live draining +1/4")
             watch.process.send_signal(signal.SIGINT)

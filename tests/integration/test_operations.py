@@ -133,7 +133,7 @@ async def test_a_drain_that_is_called_off_leaves_what_was_there_and_nothing_more
             return len(await instances(fleet.gateway, "web")) == 2
 
         await eventually(extra, what="a replacement comes, which never is Ready")
-        with pytest.raises(DrainTimeout, match="still has 1 instances") as caught:
+        with pytest.raises(DrainTimeout, match="still has 1 instance") as caught:
             await fleet.operator.drain("box-a", timeout=1.0)
         assert caught.value.left == 1
         await fleet.operator.uncordon("box-a")

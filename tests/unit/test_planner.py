@@ -395,6 +395,8 @@ def test_a_slot_in_which_nothing_lives_leaves_a_drained_host_if_another_can_take
     assert plan("web", cordoned, ME, {0: ENDED}, now=0, at=AT) == [Make(slot=0)]
     alone = replace(drained, hosts={"box-a": host()})
     assert plan("web", alone, ME, {0: waiting}, now=0, at=AT) == []
+    forced = replace(alone, orders={"box-a": HostOrder(draining=True, forced=True)})
+    assert plan("web", forced, ME, {0: waiting}, now=0, at=AT) == [Release(slot=0)]
     assert plan("web", alone, ME, {0: ENDED}, now=0, at=AT) == [Make(slot=0)]
 
 
