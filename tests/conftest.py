@@ -9,13 +9,18 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from bridge.bus.server import EmbeddedServer
 from tests.podman import Podman
 
 
 def pytest_configure() -> None:
-    """Programs started here hear Ctrl-C, even if a shell runs the tests in the background."""
+    """Examples may take long on a machine that others use. Programs started here hear Ctrl-C, even
+    if a shell runs the tests in the background.
+    """
+    settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("shared")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

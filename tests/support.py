@@ -80,7 +80,10 @@ def _toml(value: object) -> str:
 
 
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
-FIRST_PORT = 20000 + 1500 * WORKER  # tests that run side by side take no ports from one another
+FIRST_PORT = 12000 + 1500 * WORKER
+"""Tests that run side by side take no ports from one another, nor those that a Box takes unless it
+is told others, or the demo, or a bench.
+"""
 PORTS = f"{FIRST_PORT}-{FIRST_PORT + 1499}"
 
 TIMING = """

@@ -17,7 +17,7 @@ import pytest
 from bridge.bus.server import EmbeddedServer
 from tests.boxes import labelled
 from tests.e2e.program import run, running
-from tests.support import TIMING, eventually, listening, service_table
+from tests.support import PORTS, TIMING, eventually, listening, service_table
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "box-bridge.service"
@@ -42,7 +42,9 @@ async def test_the_systemd_unit_runs_a_box_that_tells_how_it_is_and_leaves_its_i
     assert Path(program).name == "box-bridge"
     installed = tmp_path / "etc" / "box.toml"
     installed.parent.mkdir()
-    installed.write_text(f'[box]\nname = "box-a"\n{TIMING}\n{service_table("web")}')
+    installed.write_text(
+        f'[box]\nname = "box-a"\nports = "{PORTS}"\n{TIMING}\n{service_table("web")}'
+    )
     at = arguments.index("-c") + 1
     assert arguments[at] == "/etc/box-bridge/box.toml"
     arguments[at] = str(installed)

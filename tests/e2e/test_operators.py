@@ -19,7 +19,7 @@ from bridge.operations import (
 from bridge.protocol import decode, encode
 from tests.boxes import gated
 from tests.e2e.program import run, running
-from tests.support import TIMING, connect, eventually, service_table
+from tests.support import FIRST_PORT, TIMING, connect, eventually, service_table
 
 
 def write_config(directory: Path, name: str, first_port: int, service: str) -> None:
@@ -32,8 +32,8 @@ def write_config(directory: Path, name: str, first_port: int, service: str) -> N
 async def two_boxes(directory: Path, web: str) -> AsyncIterator[str]:
     """The NATS URL of a fleet of box-a and box-b, which run `web`."""
     first, second = directory / "a", directory / "b"
-    write_config(first, "box-a", 20000, web)
-    write_config(second, "box-b", 20100, web)
+    write_config(first, "box-a", FIRST_PORT, web)
+    write_config(second, "box-b", FIRST_PORT + 100, web)
     async with running("up", "--port", "0", cwd=first) as up:
         url = (await up.said(r"NATS server: (nats://\S+)"))[1]
         await up.said("Box box-a is ready")

@@ -13,7 +13,7 @@ from bridge.bus.server import EmbeddedServer
 from bridge.protocol import InstanceEvent, InstancesResponse, ScaleResponse, decode
 from tests.boxes import gone, labelled
 from tests.e2e.program import Finished, Running, run, running
-from tests.support import eventually, listening, service_table
+from tests.support import PORTS, eventually, listening, service_table
 
 # ── everything on one machine ────────────────────────────────────────────────────────────
 
@@ -72,7 +72,7 @@ async def scale_when_followed(home: Path, url: str, *followers: Running) -> Fini
 
 async def test_a_second_ctrl_c_ends_everything_at_once(home: Path) -> None:
     (home / "box.toml").write_text(
-        f'[box]\nname = "box-a"\n{service_table("web", deregister_delay=60.0)}'
+        f'[box]\nname = "box-a"\nports = "{PORTS}"\n{service_table("web", deregister_delay=60.0)}'
     )
     async with running("up", "--port", "0", cwd=home) as up:
         url = (await up.said(r"NATS server: (nats://\S+)"))[1]

@@ -90,21 +90,25 @@ class Scene:
 
     # ── what must hold ───────────────────────────────────────────────────────────────────
 
-    async def serves(self, replicas: int, request_id: str) -> ScaleResponse:
+    async def serves(
+        self, replicas: int, request_id: str, *, patience: float = 1.0
+    ) -> ScaleResponse:
         """The answer to a scale request, once it is accepted and all its instances serve."""
-        answer = await self.answers(replicas, request_id)
+        answer = await self.answers(replicas, request_id, patience=patience)
         await serving(self.gateway, "web", replicas)
         return answer
 
-    async def answers(self, replicas: int, request_id: str) -> ScaleResponse:
-        """The answer to a scale request, once it is accepted; a client that was cut off itself
-        asks again with the same id.
+    async def answers(
+        self, replicas: int, request_id: str, *, patience: float = 1.0
+    ) -> ScaleResponse:
+        """The answer to a scale request, once it is accepted; a client that was cut off itself, or
+        not answered for `patience` seconds, asks again with the same id.
         """
 
         async def accepted() -> ScaleResponse | None:
             try:
                 answer = await ask(
-                    self.gateway, "web", replicas, request_id=request_id, timeout=1.0
+                    self.gateway, "web", replicas, request_id=request_id, timeout=patience
                 )
             except BusError:
                 return None

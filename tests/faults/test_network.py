@@ -61,7 +61,7 @@ async def test_a_box_far_from_its_server_does_all_its_work(
         before = await pids([kept])
         proxy.delay(0.3)
         successor = await scene.replaced(victim)
-        await scene.serves(3, "during")
+        await scene.serves(3, "during", patience=10.0)
         held = proxy.held
         assert held
         proxy.mend()

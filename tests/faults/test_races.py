@@ -20,7 +20,8 @@ from bridge.protocol import ScaleResponse, decode
 from bridge.subjects import last_token
 from tests.boxes import serving
 from tests.faults.hosts import fleet, settled
-from tests.support import FIRST_PORT, ask, box_config, connect, service_table
+from tests.faults.killable import scaled
+from tests.support import FIRST_PORT, TIMING, ask, box_config, connect, service_table
 
 pytestmark = pytest.mark.slow
 
@@ -108,14 +109,17 @@ async def test_twenty_boxes_that_race_for_one_slot_have_one_winner(
             server.url,
             name=f"box-{number}",
             ports=f"{FIRST_PORT + 20 * number}-{FIRST_PORT + 20 * number + 19}",
+            timing=TIMING.replace("lease = 3", "lease = 60"),  # all are in one process
         )
         for number in range(20)
     ]
     boxes = [Box(config) for config in configs]
     async with connect(server.url) as gateway, asyncio.TaskGroup() as tasks:
-        work = [tasks.create_task(box.run()) for box in boxes]
-        await asyncio.gather(*(box.wait_ready() for box in boxes))
-        await ask(gateway, "web", 1)
+        work = []
+        for box in boxes:
+            work.append(tasks.create_task(box.run()))
+            await box.wait_ready()
+        await scaled(gateway, 1)
         await serving(gateway, "web", 1)
         outcomes = await asyncio.gather(
             *(_claims(box).take("web", 7) for box in boxes), return_exceptions=True

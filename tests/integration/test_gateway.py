@@ -277,7 +277,7 @@ async def test_a_frozen_box_among_others_costs_a_second_and_has_one_effect(
         frozen = await FakeBox.listening(connection)
         client = ScaleClient(gateway)
         for number in range(12):  # the queue group gives about half of them to the frozen one
-            answer = await client.scale("web", number % 3)
+            answer = await client.scale("web", number % 3, timeout=60)
             assert answer.target_replicas == number % 3
         assert frozen.requests
 

@@ -230,7 +230,7 @@ def bound(rounds: Rounds) -> int:
 
 
 @given(troubled(), requests)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_fleet_converges_whatever_it_was_left_in(rounds: Rounds, run: list[Asked]) -> None:
     ask(rounds, run)
     kept = {(service, number): claim.info.id for service, number, claim in rounds.wanted()}
@@ -241,7 +241,7 @@ def test_a_fleet_converges_whatever_it_was_left_in(rounds: Rounds, run: list[Ask
 
 
 @given(troubled(), requests, st.sampled_from(NAMES))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_host_that_is_lost_or_joins_moves_nothing_but_what_it_had(
     rounds: Rounds,
     run: list[Asked],
