@@ -222,6 +222,7 @@ class Recorder:
         """The states that the instance went to, once it has gone to `state`."""
         await eventually(
             lambda: self.states(instance_id)[-1:] == [state],
+            within=20,
             what=f"{instance_id} is {state}: {self.states(instance_id)}",
         )
         return self.states(instance_id)

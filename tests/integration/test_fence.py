@@ -96,7 +96,7 @@ def forbid_forks(shim: int) -> None:
 async def test_an_instance_ends_in_time_although_its_shim_cannot_fork(
     directory: Path, fence: Fence
 ) -> None:
-    fence.extend(5.0)
+    fence.extend(10.0)
     async with started(directory, fence, ["sleep", "60"]) as popen:
         forbid_forks(popen.pid)
         assert await end(popen, directory) == FENCED
@@ -118,7 +118,7 @@ async def test_an_instance_that_ends_by_itself_is_not_taken_for_a_fenced_one(
 async def test_the_fence_needs_nothing_of_the_path_of_an_instance(
     directory: Path, fence: Fence
 ) -> None:
-    fence.extend(4.0)
+    fence.extend(8.0)
     async with started(directory, fence, ["/bin/sleep", "60"], path="/nowhere") as popen:
         assert await end(popen, directory) == FENCED
     assert time.clock_gettime(time.CLOCK_BOOTTIME) >= int(fence.path.read_text()), "in its time"
