@@ -1,0 +1,54 @@
+"""A Box decides and plans only while its own lease is current, whatever else works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.box.daemon import Box
+from bridge.bus.server import EmbeddedServer
+from bridge.errors import NoReply
+from tests.boxes import serving
+from tests.fleet import service_record
+from tests.support import ask, box_config, connect, eventually
+
+
+async def test_a_box_that_cannot_renew_its_lease_decides_nothing_until_it_can(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        connect(server.url) as gateway,
+        Box.running(box_config(tmp_path, server.url)) as box,
+    ):
+        assert (await ask(gateway, "web", 2)).accepted
+        await serving(gateway, "web", 2)
+        assert box._parts is not None
+        fleet, withheld = box._parts._fleet, 0
+
+        async def withhold(key: str, value: Any, *, timeout: float = 5.0) -> int:
+            nonlocal withheld
+            withheld += 1
+            raise NoReply(key, timeout)
+
+        with monkeypatch.context() as fault:
+            fault.setattr(fleet.hosts, "put", withhold)
+            refusal = "this Box's own lease is not current"
+            await eventually(lambda: box.why_not() == refusal, what="its lease is over")
+            before = await service_record(gateway)
+            for replicas in (2, 1, 3):  # what is so, fewer, and more
+                answer = await ask(gateway, "web", replicas, request_id=f"to-{replicas}")
+                assert (answer.accepted, answer.error) == (
+                    False,
+                    f"not ready: {refusal}; ask again",
+                )
+            assert not box._parts._readiness.may_plan()
+            assert (await service_record(gateway)) == before, "nothing was decided"
+            assert withheld
+            assert fleet.live
+            assert fleet._connection.connected
+
+        await eventually(lambda: not box.why_not(), what="it renews again")
+        assert (await ask(gateway, "web", 3, request_id="to-3")).accepted
+        await serving(gateway, "web", 3)
