@@ -20,15 +20,22 @@ from tests.support import FIRST_PORT, box_config, connect, eventually
 
 @asynccontextmanager
 async def fleet(
-    url: str, directory: Path, names: tuple[str, ...], *services: str, **settings: Any
+    url: str,
+    directory: Path,
+    names: tuple[str, ...],
+    *services: str,
+    program: tuple[str, ...] = ("bridge.cli", "box", "-c"),
+    **settings: Any,
 ) -> AsyncIterator[tuple[Connection, dict[str, Killable]]]:
-    """Boxes, each a process of its own, and a gateway's connection."""
+    """Boxes, each a process of its own, and a gateway's connection. `program` runs one, given its
+    configuration.
+    """
     boxes = {}
     for number, name in enumerate(names):
         ports = f"{FIRST_PORT + 100 * number}-{FIRST_PORT + 100 * number + 99}"
         box_config(directory, url, *services, name=name, ports=ports, on_exit="leave", **settings)
         file = str(directory / f"{name}.toml")
-        boxes[name] = Killable(directory, "bridge.cli", "box", "-c", file, name=name)
+        boxes[name] = Killable(directory, *program, file, name=name)
     try:
         async with connect(url) as gateway:
             await eventually(

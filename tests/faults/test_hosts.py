@@ -137,6 +137,28 @@ async def test_a_host_that_was_frozen_beyond_its_lease_yields_what_was_taken_ove
         assert kept <= {info.id for info in there}
 
 
+@pytest.mark.slow
+async def test_a_lease_ends_in_time_though_the_clock_is_set_back_meanwhile(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    program = ("tests.faults.wrong_clock",)
+    async with fleet(server.url, tmp_path, HOSTS[:2], program=program) as (gateway, boxes):
+        await scaled(gateway, 4)
+        assert Counter((await placed_when_serving(gateway, 4)).values()) == dict.fromkeys(
+            HOSTS[:2], 2
+        )
+        await boxes["box-b"].kill()
+        order = tmp_path / "box-a.clock"
+        order.touch()
+
+        async def elsewhere() -> bool:
+            return Counter((await placed(gateway)).values()) == {"box-a": 4}
+
+        await eventually(elsewhere, within=20, what="its slots run elsewhere")
+        await serving(gateway, "web", 4)
+        assert not order.exists(), "the clock was set back"
+
+
 async def placed_when_serving(gateway: Connection, count: int) -> dict[str, str]:
     await serving(gateway, "web", count)
     return await placed(gateway)
