@@ -3,71 +3,165 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec import Struct
 
-from bridge.box.model import ServiceRecord
 from bridge.bus.connection import Connection
 from bridge.bus.store import store
 from bridge.errors import BusError
-from bridge.protocol import decode
+from bridge.protocol import ScaleResponse
+from bridge.tasks import task_scope
 from tests.boxes import serving
 from tests.faults.cluster import Cluster
+from tests.faults.decisions import Decisions, decided
 from tests.faults.history import History
-from tests.faults.hosts import fleet, settled
-from tests.support import ask, eventually
+from tests.faults.hosts import fleet, running
+from tests.support import connect, eventually, service_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-_RESUME = 10.0  # seconds until a cluster that lost its leader takes writes again
+HOSTS = ("box-a", "box-b", "box-c")
+SERVICES = ("s0", "s1", "s2", "s3")
+STEADY = 3  # instances of `web`, whose target nobody changes
+CAPACITY = 3 * 4  # three Boxes of four: less than is asked for at times
+
+_RESUME = 10.0  # seconds until a cluster that lost a leader takes writes in its stream again
+_DECIDE = 10.0  # seconds more until each Box decides: 5 for a look that no leader was there to hear
+_PAUSE = 0.5  # seconds between the requests for a service: the bucket keeps 64 revisions of each
+
+PROBES = {
+    "KV_box_services": "$KV.box_services.Probe",
+    "KV_box_slots": "$KV.box_slots.Probe",
+    "KV_box_hosts": "$KV.box_hosts.Probe",
+    "KV_box_admin": "$KV.box_admin.Probe",
+    "BOX_EVENTS": "box.events.probe",
+}
+"""What is written to find out whether a stream takes writes; no Box heeds it."""
+
+
+class Ack(Struct, frozen=True, kw_only=True):
+    """An answer, and when it was first asked for and given, in the loop's time."""
+
+    service: str
+    answer: ScaleResponse
+    asked: float
+    given: float
+
+
+class Load:
+    """Requests for other targets all the time, of several services, each asked until answered. A
+    gateway at each server asks: a server may prefer the Boxes that are its own clients.
+    """
+
+    def __init__(self, gateways: list[Connection]) -> None:
+        self._gateways = gateways
+        self._loop = asyncio.get_running_loop()
+        self.acks: dict[str, Ack] = {}
+        self.over = asyncio.Event()
+
+    async def run(self, service: str) -> None:
+        """Ask for 1, 2, 3, 1, … instances of `service` until it is over."""
+        gateway = self._gateways[SERVICES.index(service) % len(self._gateways)]
+        for number in itertools.count():
+            name, asked = f"{service}-{number}", self._loop.time()
+            answer = await decided(gateway, service, 1 + number % 3, name, timeout=1.0, outage=True)
+            self.acks[name] = Ack(
+                service=service, answer=answer, asked=asked, given=self._loop.time()
+            )
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSE):
+                    await self.over.wait()
+            if self.over.is_set():
+                return
+
+    async def goes_on(self, within: float) -> None:
+        """Return when each Box has decided a request that is first made from now on."""
+        since = self._loop.time()
+
+        async def all_decide() -> bool:
+            fresh = {name for name, ack in self.acks.items() if ack.asked >= since}
+            written = (await Decisions.read(self._gateways[0])).written
+            return {written[name].host for name in fresh & written.keys()} == set(HOSTS)
+
+        await eventually(all_decide, within=within, what="each Box decides")
+
+    @property
+    def answers(self) -> dict[str, ScaleResponse]:
+        return {name: ack.answer for name, ack in self.acks.items()}
+
+    @property
+    def longest_gap(self) -> float:
+        """The seconds between two answers when there was none for longest."""
+        given = sorted(ack.given for ack in self.acks.values())
+        return max(later - earlier for earlier, later in itertools.pairwise(given))
 
 
 @pytest.mark.parametrize("stream", ["KV_box_services", "BOX_EVENTS"])
 async def test_a_leader_that_is_killed_costs_nothing_that_was_acknowledged(
     tmp_path: Path, stream: str
 ) -> None:
+    tables = [service_table(name) for name in ("web", *SERVICES)]
     async with (
         Cluster.running(tmp_path) as cluster,
-        fleet(cluster.url, tmp_path, ("box-a", "box-b", "box-c"), replicas=3) as (gateway, boxes),
+        fleet(cluster.url, tmp_path, HOSTS, *tables, replicas=3, max_instances=4) as (
+            gateway,
+            boxes,
+        ),
+        _gateways(cluster) as gateways,
     ):
-        acknowledged = await _asked(gateway, "before", 5)
-        there = await settled(gateway, boxes, 5)
-        victim = await cluster.leader(gateway, stream)
-        work = asyncio.ensure_future(_asked(gateway, "during", 12))
-        await victim.kill()
-        await eventually(lambda: _takes_writes(gateway), within=_RESUME + 5, what="writes resume")
-        acknowledged |= await work
+        loop, load = asyncio.get_running_loop(), Load(gateways)
+        steady = await decided(gateway, "web", STEADY, "web")
+        there = await serving(gateway, "web", STEADY)
+        async with task_scope() as tasks:
+            work = [tasks.create_task(load.run(service)) for service in SERVICES]
+            await load.goes_on(within=20)
+            victim = await cluster.leader(gateway, stream)
+            await victim.kill()
+            killed = loop.time()
+            await asyncio.gather(*(_resumed(gateway, name) for name in PROBES))
+            resumed = loop.time()
+            await load.goes_on(within=_DECIDE)
+            load.over.set()
+            await asyncio.wait(work)
+        assert load.longest_gap <= resumed - killed + _DECIDE, "the Boxes decide again"
         await victim.start()
-        last = await settled(gateway, boxes, 5)
-        assert {info.id for info in there} == {info.id for info in last}, "no instance ended"
-        message = await gateway.jetstream.get_last_msg("KV_box_services", "$KV.box_services.web")
-        record = decode(ServiceRecord, message.data or b"")
-        assert acknowledged <= {receipt.request_id for receipt in record.receipts}
-        (await History.settled(gateway, await serving(gateway, "web", 5))).check()
+        decisions = await Decisions.read(gateway)
+        decisions.check({**load.answers, "web": steady}, CAPACITY)
+        last = [
+            info
+            for service, target in decisions.targets.items()
+            for info in await serving(gateway, service, target)
+        ]
+        ids = {info.id for info in last}
+        assert {info.id for info in there} <= ids, "what nobody asked to end goes on"
+        await eventually(lambda: set(running(boxes)) == ids, within=20, what="nothing else runs")
+        (await History.settled(gateway, last)).check()
 
 
-async def _asked(gateway: Connection, kind: str, count: int) -> set[str]:
-    """The ids of so many requests for the same five, each asked until it was acknowledged."""
-    acknowledged = set()
-    for number in range(count):
-        name = f"{kind}-{number}"
-
-        async def accepted(name: str = name) -> bool:
-            try:
-                return (await ask(gateway, "web", 5, request_id=name, timeout=2.0)).accepted
-            except BusError:
-                return False
-
-        await eventually(accepted, within=60, what=f"{name} is acknowledged")
-        acknowledged.add(name)
-    return acknowledged
+@contextlib.asynccontextmanager
+async def _gateways(cluster: Cluster) -> AsyncIterator[list[Connection]]:
+    """A connection to each server."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(connect(server.url))
+            for server in cluster.servers.values()
+        ]
 
 
-async def _takes_writes(gateway: Connection) -> bool:
-    """Whether the bucket of orders, which nothing else writes, takes a write."""
-    try:
-        await store(gateway, "$KV.box_admin.probe", b"{}", timeout=1.0)
-    except BusError:
-        return False
-    return True
+async def _resumed(gateway: Connection, stream: str) -> float:
+    """When the stream takes a write, in the loop's time."""
+
+    async def takes_writes() -> bool:
+        try:
+            await store(gateway, PROBES[stream], b"{}", timeout=1.0)
+        except BusError:
+            return False
+        return True
+
+    await eventually(takes_writes, within=_RESUME, what=f"{stream} takes writes again")
+    return asyncio.get_running_loop().time()

@@ -10,15 +10,12 @@ import pytest
 from bridge.box.claims import Claims
 from bridge.box.daemon import Box
 from bridge.box.model import ServiceRecord
-from bridge.bus import history
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
 from bridge.bus.records import Record
 from bridge.bus.server import EmbeddedServer
-from bridge.errors import Conflict, NoReply
-from bridge.protocol import ScaleResponse, decode
-from bridge.subjects import last_token
+from bridge.errors import Conflict
+from bridge.protocol import decode
 from tests.boxes import serving
+from tests.faults.decisions import Decisions, decided
 from tests.faults.hosts import fleet, settled
 from tests.faults.killable import scaled
 from tests.support import FIRST_PORT, TIMING, ask, box_config, connect, service_table
@@ -34,47 +31,17 @@ async def test_two_hundred_requests_at_the_edge_of_capacity_never_promise_the_sa
 ) -> None:
     tables = [service_table(name) for name in SERVICES]
     async with fleet(server.url, tmp_path, ("box-a", "box-b", "box-c"), *tables) as (gateway, _):
+        names = [f"r{number}" for number in range(200)]
         answers = await asyncio.gather(
             *(
-                _asked(gateway, SERVICES[number % 10], number % 7, f"r{number}")
-                for number in range(200)
+                decided(gateway, SERVICES[number % 10], number % 7, name)
+                for number, name in enumerate(names)
             )
         )
-        revisions: list[tuple[str, ServiceRecord]] = []
-
-        def take(message: Message) -> None:
-            revisions.append((last_token(message.subject), decode(ServiceRecord, message.data)))
-
-        await history.read(gateway, "KV_box_services", ">", take)
-        now: dict[str, ServiceRecord] = {}
-        decided: dict[str, ServiceRecord] = {}
-        promised: list[int] = []
-        for service, record in revisions:
-            before = now.get(service)
-            assert record.version == (before.version if before else 0) + 1, "written over"
-            now[service] = record
-            promised.append(sum(item.target for item in now.values()))
-            assert promised[-1] <= CAPACITY
-            if record.decision and record.decision.request_id:
-                assert record.decision.request_id not in decided, "it had two effects"
-                decided[record.decision.request_id] = record
-        for number, answer in enumerate(answers):
-            assert answer.accepted or (answer.error or "").startswith("Capped")
-            written = decided[f"r{number}"]
-            assert written.target == answer.target_replicas, "told what was written"
+        found = await Decisions.read(gateway)
+        promised = found.check(dict(zip(names, answers, strict=True)), CAPACITY)
         assert max(promised) == CAPACITY, "the edge was never met"
         assert any(not answer.accepted for answer in answers)
-
-
-async def _asked(gateway: Connection, service: str, replicas: int, name: str) -> ScaleResponse:
-    """The answer, asked for until there is one that is final."""
-    while True:
-        try:
-            answer = await ask(gateway, service, replicas, request_id=name)
-        except NoReply:
-            continue
-        if not (answer.error or "").startswith(("Busy", "not ready")):
-            return answer
 
 
 async def test_one_request_sent_to_all_boxes_has_one_effect_and_one_reply(
@@ -82,7 +49,7 @@ async def test_one_request_sent_to_all_boxes_has_one_effect_and_one_reply(
 ) -> None:
     names = ("box-a", "box-b", "box-c")
     async with fleet(server.url, tmp_path, names) as (gateway, boxes):
-        answers = await asyncio.gather(*(_asked(gateway, "web", 4, "same") for _ in range(30)))
+        answers = await asyncio.gather(*(decided(gateway, "web", 4, "same") for _ in range(30)))
         assert {(a.accepted, a.target_replicas, a.current_replicas) for a in answers} == {
             (True, 4, 0)
         }
