@@ -1,8 +1,14 @@
-"""nats-py's JetStream calls, sent as this package sends requests."""
+"""nats-py's JetStream calls, sent as this package sends requests.
+
+What is asked of JetStream's API is asked again every second: while a stream has no leader nobody
+hears it, and whoever waited for the answer to the first copy alone would wait on past the election.
+Each of these calls may be repeated: they look, or name what they make, or take away.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Final
 
 import nats.errors
 
@@ -15,6 +21,9 @@ if TYPE_CHECKING:
     from bridge.bus.connection import Connection
 
 
+_AGAIN: Final = 1.0  # seconds until an unanswered call is sent again
+
+
 class Requests:
     """What nats-py's JetStream calls need of a client, with a Connection's promises."""
 
@@ -24,8 +33,26 @@ class Requests:
 
     async def request(self, subject: str, payload: bytes = b"", timeout: float = 5) -> Message:
         try:
+            if subject.startswith("$JS.") and ".API." in subject:
+                return await self._insist(subject, payload, timeout)
             return await self._connection.request(subject, payload, timeout=timeout)
         except NoResponders as exc:
             raise nats.errors.NoRespondersError from exc
         except NoReply as exc:
             raise nats.errors.TimeoutError from exc
+
+    async def _insist(self, subject: str, payload: bytes, timeout: float) -> Message:
+        """The first answer to any copy. Raises as `Connection.request` does."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        inquiry = self._connection.inquire(subject, payload)
+        try:
+            while True:
+                inquiry.send()
+                try:
+                    return await inquiry.answer(min(_AGAIN, deadline - loop.time()))
+                except NoReply:
+                    if loop.time() >= deadline or not self._connection.connected:
+                        raise
+        finally:
+            inquiry.drop()

@@ -18,7 +18,7 @@ from tests.boxes import serving
 from tests.faults.decisions import Decisions, decided
 from tests.faults.hosts import fleet, settled
 from tests.faults.killable import scaled
-from tests.support import FIRST_PORT, TIMING, ask, box_config, connect, service_table
+from tests.support import FIRST_PORT, TIMING, box_config, connect, service_table
 
 pytestmark = pytest.mark.slow
 

@@ -17,6 +17,7 @@ from nats.js import JetStreamContext
 from nats.js.api import APIStats, DiscardPolicy, RetentionPolicy, StorageType
 
 from bridge.bus import topology
+from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer, _listening, find_binary
 from bridge.errors import BusError, StoreUnsuitable, TopologyMismatch
 from bridge.subjects import Subjects
@@ -30,6 +31,24 @@ NAMES = [
     "KV_box_hosts",
     "KV_box_admin",
 ]
+
+
+async def test_a_look_at_a_stream_that_nobody_heard_is_taken_again(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+        publish, sent = Connection.publish, list[str]()
+
+        def lose_the_first(self: Connection, subject: str, *rest: Any, **more: Any) -> None:
+            sent.append(subject)  # as while a stream has no leader
+            if sent.count(subject) > 1:
+                publish(self, subject, *rest, **more)
+
+        monkeypatch.setattr(Connection, "publish", lose_the_first)
+        info = await topology.stream_info(connection, "KV_box_slots")
+        assert info is not None
+        assert sent == ["$JS.API.STREAM.INFO.KV_box_slots"] * 2
 
 
 async def test_what_is_missing_is_created_and_nothing_twice(server: EmbeddedServer) -> None:
