@@ -20,16 +20,17 @@ from bridge.settings import Timing
 
 class Service:
     def __init__(self) -> None:
-        self.registration: Registration | None = None
+        self.registration: asyncio.Future[Registration] = asyncio.Future()
         self.end = asyncio.Event()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = (await reader.readline()).split()
-        if len(request) > 1 and self.registration is not None:  # a TCP probe says nothing
+        if len(request) > 1:  # a TCP probe says nothing
+            registration = await self.registration  # it listens a moment before
             path, _, argument = request[1].decode().partition("?")
             if path == "/say":
-                self.registration.report(**json.loads(unquote(argument)))
-            body = json.dumps({"instance": self.registration.instance_id, "pid": os.getpid()})
+                registration.report(**json.loads(unquote(argument)))
+            body = json.dumps({"instance": registration.instance_id, "pid": os.getpid()})
             writer.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
             writer.write(body.encode())
         writer.close()
@@ -53,8 +54,9 @@ async def main(port: int, words: list[str]) -> None:
             metadata={"version": "7"},
             deregister_delay=0.1,
             timing=timing,
-        ) as service.registration,
+        ) as registration,
     ):
+        service.registration.set_result(registration)
         print("registered", flush=True)
         await service.end.wait()
     print("the block is over", flush=True)
