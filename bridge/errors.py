@@ -48,7 +48,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bridge.operations import Answer
+    from bridge.admin_protocol import Answer
     from bridge.protocol import ScaleResponse
 
 

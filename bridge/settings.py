@@ -15,8 +15,8 @@ from msgspec import Meta, Struct, field
 from bridge.errors import ProtocolError, without_secret
 from bridge.images import MAX_PATTERNS, check_pattern
 from bridge.protocol import U8, U32
-from bridge.registration import check_metadata
 from bridge.subjects import DEFAULT_PREFIX, Subjects, is_name
+from bridge.validation import check_metadata
 
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 ENGINES: Final = ("podman", "docker", "nerdctl", "a3s-box")

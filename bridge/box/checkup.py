@@ -25,8 +25,8 @@ from bridge.box.offers import offers
 from bridge.box.runtimes import sockets
 from bridge.box.runtimes.engines import find_engine
 from bridge.box.runtimes.rules import fixed_port
+from bridge.diagnostics import Finding, fail, ok, warn
 from bridge.errors import BoxError, ConfigError, ForeignJournal, JournalError
-from bridge.findings import Finding, fail, ok, warn
 from bridge.protocol import now
 from bridge.settings import BoxConfig, Config
 

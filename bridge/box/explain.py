@@ -12,6 +12,16 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from bridge.admin_protocol import (
+    Candidate,
+    Entry,
+    Fate,
+    Host,
+    Order,
+    PlannedSlot,
+    PlanResponse,
+    Service,
+)
 from bridge.box import rollout, shortfall
 from bridge.box.authority import Asked, decide
 from bridge.box.evacuation import Forecast
@@ -27,16 +37,6 @@ from bridge.box.model import (
 )
 from bridge.box.placement import Board, Spare, host_port, place, room, unfit
 from bridge.box.shortfall import KeptOff
-from bridge.operations import (
-    Candidate,
-    Entry,
-    Fate,
-    Host,
-    Order,
-    PlannedSlot,
-    PlanResponse,
-    Service,
-)
 from bridge.protocol import InstanceState, format_time
 
 _NOTE: Final = 500  # letters of a note, so that a service's decisions fit a reply

@@ -37,8 +37,8 @@ from bridge.protocol import (
     InstanceRegistration,
     InstanceState,
 )
-from bridge.registration import HEALTHY_KEY, endpoint_of
 from bridge.tasks import task_scope, unless
+from bridge.validation import HEALTHY_KEY, endpoint_of
 
 _log = logging.getLogger(__name__)
 

@@ -15,19 +15,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from bridge.box import explain
-from bridge.box.authority import Asked, expired
-from bridge.box.endpoints import expiry
-from bridge.box.fleet import Fleet
-from bridge.box.ledger import Ledger
-from bridge.box.model import ServiceRecord
-from bridge.box.orders import Orders
-from bridge.bus import history
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
-from bridge.bus.responder import Endpoint, Reply
-from bridge.errors import BusError, CutOff, NoReply, ProtocolError
-from bridge.operations import (
+from bridge.admin_protocol import (
     AdminRequest,
     AdminResponse,
     Answer,
@@ -40,6 +28,18 @@ from bridge.operations import (
     ServicesRequest,
     ServicesResponse,
 )
+from bridge.box import explain
+from bridge.box.authority import Asked, expired
+from bridge.box.endpoints import expiry
+from bridge.box.fleet import Fleet
+from bridge.box.ledger import Ledger
+from bridge.box.model import ServiceRecord
+from bridge.box.orders import Orders
+from bridge.bus import history
+from bridge.bus.connection import Connection
+from bridge.bus.message import Message
+from bridge.bus.responder import Endpoint, Reply
+from bridge.errors import BusError, CutOff, NoReply, ProtocolError
 from bridge.protocol import ScaleRequest, decode, encode
 from bridge.subjects import check_name
 

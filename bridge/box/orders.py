@@ -14,6 +14,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from bridge.admin_protocol import AdminRequest, AdminResponse, Move, Verb
 from bridge.box import rollout
 from bridge.box.balance import balance, marked
 from bridge.box.evacuation import lacking
@@ -22,7 +23,6 @@ from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
 from bridge.box.model import Decision, FleetState, HostOrder, ServiceRecord
 from bridge.errors import Conflict
-from bridge.operations import AdminRequest, AdminResponse, Move, Verb
 from bridge.subjects import check_name, cordon_key
 
 _PATIENCE: Final = 2.0  # seconds for which an order may lose races

@@ -19,7 +19,7 @@ from bridge.bus.message import Message
 from bridge.errors import ProtocolError
 from bridge.observe import Metrics
 from bridge.protocol import InstanceHealth, InstanceInfo, decode
-from bridge.registration import check_health
+from bridge.validation import check_health
 
 FRESH_SAMPLES: Final = 10
 _MAX_SIZE: Final = 1024  # bytes; the four fields take a tenth of it

@@ -14,7 +14,7 @@ from bridge.box.instance import Instance
 from bridge.bus.connection import Connection
 from bridge.bus.follow import Follower
 from bridge.bus.message import Message
-from bridge.registration import read_withdrawal
+from bridge.validation import read_withdrawal
 
 _WHERE: Final = "deregister"
 

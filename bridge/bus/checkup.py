@@ -21,8 +21,8 @@ from bridge.bus import permissions, topology
 from bridge.bus.clock import server_time
 from bridge.bus.connection import Connection
 from bridge.bus.store import mapped
+from bridge.diagnostics import Finding, fail, ok, skip, warn
 from bridge.errors import NoReply, StoreUnsuitable, without_secret
-from bridge.findings import Finding, fail, ok, skip, warn
 from bridge.settings import Timing
 
 _OLDEST: Final = (2, 11)  # per-message TTLs

@@ -9,7 +9,7 @@ from typing import Final
 from rich.text import Text
 
 from bridge.cli.lives import Life, Picture
-from bridge.cli.output import COLOURS
+from bridge.console import COLOURS
 from bridge.protocol import InstanceState
 
 MARKS: Final = {

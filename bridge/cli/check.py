@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from bridge.box.offers import offers
 from bridge.cli import DONE
 from bridge.cli.connect import configuration, require_services
-from bridge.cli.output import out, print_json
+from bridge.console import out, print_json
 from bridge.errors import without_secret
 from bridge.settings import BoxConfig, NatsConfig, ServiceConfig
 

@@ -18,7 +18,7 @@ from bridge.cli.demo_fleet import FleetDemo
 from bridge.cli.demo_host import HostDemo
 from bridge.cli.demo_show import Show, Step, Unexpected
 from bridge.cli.lives import Lives
-from bridge.cli.output import out, print_json
+from bridge.console import out, print_json
 from bridge.observe import configure_logging
 from bridge.protocol import InstanceEvent, now
 

@@ -13,7 +13,7 @@ import aiohttp
 from msgspec import Struct
 
 from bridge.bus.follow import Reset
-from bridge.cli.output import event_text, out
+from bridge.console import event_text, out
 from bridge.gateway.events import EventStream, Gap
 from bridge.protocol import InstanceEvent, InstanceInfo, InstanceState
 

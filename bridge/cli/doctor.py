@@ -22,10 +22,10 @@ from bridge.box import checkup as host_checks
 from bridge.bus import checkup as bus_checks
 from bridge.bus.connection import Connection
 from bridge.cli import DONE, FAILED
-from bridge.cli.output import out, print_json
 from bridge.config import find_file, load, load_nats
+from bridge.console import out, print_json
+from bridge.diagnostics import Finding, Status, fail, skip
 from bridge.errors import BridgeError, ConfigError, ConnectFailed, CutOff, NoReply, without_secret
-from bridge.findings import Finding, Status, fail, skip
 from bridge.protocol import now
 from bridge.settings import Config, NatsConfig
 from bridge.tasks import task_scope

@@ -16,7 +16,7 @@ from bridge.bus.connection import Connection
 from bridge.bus.follow import Begin, Reset, Start
 from bridge.cli import DONE
 from bridge.cli.connect import connected
-from bridge.cli.output import err, event_text, out, print_json
+from bridge.console import err, event_text, out, print_json
 from bridge.errors import BusError, ConfigError, NoReply
 from bridge.gateway.durable import Delivery, DurableEvents
 from bridge.gateway.event_filter import EventFilter

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from bridge.admin_protocol import MAX_WORDS
 from bridge.cli import FAILED
 from bridge.cli.flags import Json, Link
 from bridge.errors import OrderRefused
-from bridge.operations import MAX_WORDS
 from bridge.protocol import U32_MAX
 
 _HOST = Parameter(help="The host, as `box-bridge hosts` names it.")
@@ -44,7 +44,7 @@ def _carried_out(verb: Coroutine[Any, Any, int], *, json: bool) -> int:
     except OrderRefused as exc:
         if not json:
             raise
-        from bridge.cli.output import print_json
+        from bridge.console import print_json
 
         print_json(exc.response)
         return FAILED

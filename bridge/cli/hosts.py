@@ -9,11 +9,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from bridge.admin_protocol import Host, HostsResponse
 from bridge.cli import DONE, watching
 from bridge.cli.connect import connected
-from bridge.cli.output import err, out, plain_table, print_json, size
+from bridge.console import err, out, plain_table, print_json, size
 from bridge.gateway.operator import Operator
-from bridge.operations import Host, HostsResponse
 
 
 async def run_hosts(flags: Mapping[str, Any], *, watch: bool, json: bool) -> int:

@@ -13,7 +13,7 @@ from bridge.box.lifecycle import ENDED
 from bridge.box.notices import told_by
 from bridge.box.runtimes.identity import is_alive
 from bridge.cli.connect import configuration
-from bridge.cli.output import err, instances_table, out, print_json
+from bridge.console import err, instances_table, out, print_json
 from bridge.errors import ConfigError, JournalError
 from bridge.protocol import InstancesResponse
 

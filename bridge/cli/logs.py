@@ -13,7 +13,7 @@ from msgspec import Struct
 from bridge.box.runtimes.logs import ENGINE, STDERR, STDOUT, instances_dir
 from bridge.cli import DONE
 from bridge.cli.connect import configuration, connected
-from bridge.cli.output import print_json
+from bridge.console import print_json
 from bridge.errors import BridgeError, InstanceError
 from bridge.gateway.client import ScaleClient
 from bridge.subjects import check_name

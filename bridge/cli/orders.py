@@ -10,12 +10,12 @@ from typing import Any, Self
 from rich.status import Status
 from rich.text import Text
 
+from bridge.admin_protocol import AdminResponse, Host, Move
 from bridge.cli import DONE, FAILED
 from bridge.cli.connect import connected
-from bridge.cli.output import err, out, plain_table, print_json
+from bridge.console import err, out, plain_table, print_json
 from bridge.errors import BridgeError, DrainStuck, DrainTimeout
 from bridge.gateway.operator import Operator
-from bridge.operations import AdminResponse, Host, Move
 from bridge.subjects import check_name
 
 

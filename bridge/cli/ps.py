@@ -10,7 +10,7 @@ from rich.console import Group
 from bridge.cli import DONE, watching
 from bridge.cli.connect import connected
 from bridge.cli.journal import JournalView
-from bridge.cli.output import err, instances_table, notices, out, print_json
+from bridge.console import err, instances_table, notices, out, print_json
 from bridge.errors import (
     ConfigError,
     ConnectFailed,

@@ -19,14 +19,14 @@ from msgspec import Struct
 from bridge.box.probes import Prober
 from bridge.box.runtimes.base import Exit
 from bridge.bus.connection import Connection
-from bridge.cli.output import err
 from bridge.config import child_environment, load_instance, load_nats
+from bridge.console import err
 from bridge.errors import ConfigError, InstanceError, ProtocolError
 from bridge.instance.registration import Registration, identify, register
 from bridge.protocol import InstanceRegistration
-from bridge.registration import split_endpoint
 from bridge.settings import Probe
 from bridge.tasks import task_scope
+from bridge.validation import split_endpoint
 
 _PATIENCE: Final = 10.0  # seconds for the first connection
 _PROBE_PAUSE: Final = 0.1  # seconds between probes until the first one passes

@@ -17,8 +17,8 @@ from bridge.bus.follow import Begin, Start
 from bridge.cli import DONE, INTERRUPTED
 from bridge.cli.connect import connected
 from bridge.cli.events import parse_since
-from bridge.cli.output import err, print_json
 from bridge.config import load_log
+from bridge.console import err, print_json
 from bridge.errors import ConfigError
 from bridge.gateway.relay import Notice, Relay, RelayConfig
 from bridge.observe import configure_logging

@@ -13,7 +13,7 @@ from rich.text import Text
 from bridge.bus.connection import Connection
 from bridge.cli import DONE
 from bridge.cli.connect import connected
-from bridge.cli.output import age, err, out, print_json, state_text
+from bridge.console import age, err, out, print_json, state_text
 from bridge.errors import NoBoxError
 from bridge.gateway.route import Change, Delete, Put, Resync, Route
 from bridge.gateway.routes import RouteTable

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from bridge.cli import DONE, FAILED
 from bridge.cli.connect import connected
-from bridge.cli.output import err, instances_table, notices, out, print_json
+from bridge.console import err, instances_table, notices, out, print_json
 from bridge.errors import ScaleCapped, ScaleRefused
 from bridge.gateway.client import ScaleClient
 from bridge.protocol import InstancesResponse, ScaleConfig, ScaleResponse

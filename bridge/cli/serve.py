@@ -19,8 +19,8 @@ from bridge.bus.server import EmbeddedServer
 from bridge.cli import DONE, INTERRUPTED
 from bridge.cli.connect import configuration, require_services
 from bridge.cli.notify import Notifier
-from bridge.cli.output import err
 from bridge.config import load_log, load_notify
+from bridge.console import err
 from bridge.observe import configure_logging
 from bridge.settings import Config, NatsConfig
 from bridge.tasks import task_scope

@@ -8,11 +8,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from bridge.admin_protocol import Service, ServicesResponse
 from bridge.cli import DONE, watching
 from bridge.cli.connect import connected
-from bridge.cli.output import err, out, plain_table, print_json
+from bridge.console import err, out, plain_table, print_json
 from bridge.gateway.operator import Operator
-from bridge.operations import Service, ServicesResponse
 
 
 async def run_services(flags: Mapping[str, Any], *, watch: bool, json: bool) -> int:

@@ -17,8 +17,8 @@ from bridge.cli.bars import bars
 from bridge.cli.connect import connected
 from bridge.cli.events import parse_since
 from bridge.cli.lives import Lives, Picture
-from bridge.cli.output import err, out, print_json
 from bridge.cli.timeline_svg import svg
+from bridge.console import err, out, print_json
 from bridge.errors import ConfigError
 from bridge.gateway.event_filter import read_event
 from bridge.protocol import now

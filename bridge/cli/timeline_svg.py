@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 from bridge.cli.bars import MARKS, length
 from bridge.cli.lives import Life, Picture
-from bridge.cli.output import COLOURS
+from bridge.console import COLOURS
 from bridge.protocol import InstanceState, format_time
 
 _WIDTH: Final = 900  # pixels of the time from begin to end; a bar is drawn to the pixel

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from bridge.bus.server import find_binary
 from bridge.cli import DONE
-from bridge.cli.output import out, print_json
+from bridge.console import out, print_json
 from bridge.errors import ConfigError
 from bridge.version import VERSION
 

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from bridge.cli.output import err, out
+from bridge.console import err, out
 from bridge.errors import BusError, ScaleError
 
 T = TypeVar("T")

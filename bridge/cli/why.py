@@ -9,11 +9,11 @@ from typing import Any, Final
 from rich.table import Table
 from rich.text import Text
 
+from bridge.admin_protocol import Candidate, Entry, Fate, HistoryResponse, PlannedSlot, PlanResponse
 from bridge.cli import DONE, FAILED
 from bridge.cli.connect import connected
-from bridge.cli.output import err, out, plain_table, print_json
+from bridge.console import err, out, plain_table, print_json
 from bridge.gateway.operator import Operator
-from bridge.operations import Candidate, Entry, Fate, HistoryResponse, PlannedSlot, PlanResponse
 from bridge.subjects import check_name
 
 _COLOURS: Final = {

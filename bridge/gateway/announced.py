@@ -16,8 +16,8 @@ from bridge.bus.message import Message
 from bridge.errors import ProtocolError
 from bridge.gateway.route import Route
 from bridge.protocol import InstanceState, Time, decode, in_utc
-from bridge.registration import DISAGREE, MAX_METADATA, check_endpoint, check_metadata
 from bridge.subjects import BOX_HOST
+from bridge.validation import DISAGREE, MAX_METADATA, check_endpoint, check_metadata
 
 SHARED: Final = 2_000  # values of a kind that are shared, at most
 _LONGEST: Final = 1024  # bytes of what is remembered as it came

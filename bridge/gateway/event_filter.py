@@ -14,8 +14,8 @@ from bridge.bus.message import Message
 from bridge.errors import NameRefused, ProtocolError
 from bridge.observe import Metrics
 from bridge.protocol import InstanceEvent, InstanceState, decode
-from bridge.registration import DISAGREE
 from bridge.subjects import Subjects, check_name, last_token
+from bridge.validation import DISAGREE
 
 Services = str | Iterable[str] | None
 """One service, several, or all (None)."""

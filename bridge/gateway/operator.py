@@ -14,11 +14,7 @@ from typing import Final, TypeVar
 
 from msgspec import Struct
 
-from bridge.bus.connection import Connection
-from bridge.errors import DrainStuck, DrainTimeout, OrderRefused, ScaleError, WaitTimeout
-from bridge.gateway.asking import Question, new_request_id, outages_passed
-from bridge.gateway.client import ScaleClient
-from bridge.operations import (
+from bridge.admin_protocol import (
     AdminRequest,
     AdminResponse,
     HistoryRequest,
@@ -34,6 +30,10 @@ from bridge.operations import (
     ServicesResponse,
     Verb,
 )
+from bridge.bus.connection import Connection
+from bridge.errors import DrainStuck, DrainTimeout, OrderRefused, ScaleError, WaitTimeout
+from bridge.gateway.asking import Question, new_request_id, outages_passed
+from bridge.gateway.client import ScaleClient
 from bridge.protocol import encode, format_time, now
 from bridge.settings import NatsConfig
 from bridge.subjects import EXPIRES_AT, check_name

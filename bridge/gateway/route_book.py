@@ -30,7 +30,7 @@ from bridge.protocol import (
     InstanceHealth,
     InstanceState,
 )
-from bridge.registration import HEALTHY_KEY
+from bridge.validation import HEALTHY_KEY
 
 MEMORY: Final = 600.0  # seconds that what has no lease is remembered, as the registry remembers it
 LIMIT: Final = 100_000  # instances that are registered, and as many that are remembered

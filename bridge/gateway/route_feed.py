@@ -27,8 +27,8 @@ from bridge.protocol import (
     InstanceHealth,
     decode,
 )
-from bridge.registration import DISAGREE, check_health, read_withdrawal
 from bridge.subjects import BOX_SEQ, is_name, last_token, parse_instance_subject
+from bridge.validation import DISAGREE, check_health, read_withdrawal
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from bridge.gateway.route import Key, Route
 from bridge.protocol import InstanceState
-from bridge.registration import HEALTHY_KEY
+from bridge.validation import HEALTHY_KEY
 
 _SERVING: Final = (InstanceState.READY, InstanceState.BUSY)
 

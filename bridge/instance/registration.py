@@ -29,16 +29,16 @@ from bridge.errors import ConfigError
 from bridge.ids import new_id
 from bridge.instance.reporter import Reporter
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, now
-from bridge.registration import (
+from bridge.settings import InstanceConfig, Timing
+from bridge.subjects import check_name
+from bridge.tasks import task_scope
+from bridge.validation import (
     HEALTHY_KEY,
     check_endpoint,
     check_metadata,
     endpoint_of,
     read_withdrawal,
 )
-from bridge.settings import InstanceConfig, Timing
-from bridge.subjects import check_name
-from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
 

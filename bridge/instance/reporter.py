@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from bridge.bus.connection import Connection
 from bridge.errors import BusError, ProtocolError
 from bridge.protocol import U32_MAX, InstanceHealth, encode
-from bridge.registration import check_health
+from bridge.validation import check_health
 
 _REPEAT: Final = 3  # samples
 

@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bridge.bus.server import EmbeddedServer
-from bridge.cli import FAILED, INTERRUPTED, UNANSWERED, USAGE
-from bridge.operations import (
+from bridge.admin_protocol import (
     AdminResponse,
     HistoryResponse,
     HostsResponse,
     PlanResponse,
     ServicesResponse,
 )
+from bridge.bus.server import EmbeddedServer
+from bridge.cli import FAILED, INTERRUPTED, UNANSWERED, USAGE
 from bridge.protocol import decode, encode
 from tests.boxes import gated
 from tests.e2e.program import run, running

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.admin_protocol import Host
 from bridge.box.daemon import Box
 from bridge.box.journal_store import look
 from bridge.box.planner import MAX_FAILURES
@@ -19,7 +20,6 @@ from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
 from bridge.errors import BusError
 from bridge.gateway.operator import Operator
-from bridge.operations import Host
 from bridge.protocol import (
     InstanceEvent,
     InstancesRequest,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bridge.bus import checkup, topology
+from bridge.diagnostics import Finding, Status
 from bridge.errors import BusError
-from bridge.findings import Finding, Status
 from tests.faults.cluster import Cluster
 from tests.support import connect, eventually
 

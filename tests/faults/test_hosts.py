@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from bridge.admin_protocol import Fate
 from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
 from bridge.errors import ScaleError
 from bridge.gateway.client import ScaleClient
 from bridge.gateway.operator import Operator
-from bridge.operations import Fate
 from bridge.protocol import (
     InstanceDeregistration,
     InstanceState,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bridge.admin_protocol import Order
 from bridge.bus.server import EmbeddedServer
 from bridge.errors import BridgeError
 from bridge.gateway.operator import Operator
-from bridge.operations import Order
 from tests.faults.scene import Scene
 from tests.support import eventually
 

@@ -16,7 +16,7 @@ from bridge.bus import topology
 from bridge.bus.server import EmbeddedServer
 from bridge.cli import FAILED, doctor
 from bridge.cli.doctor import Report, Told, examine, run_doctor
-from bridge.findings import Finding, Status
+from bridge.diagnostics import Finding, Status
 from bridge.protocol import now
 from tests.boxes import serving
 from tests.integration.test_connection import configured

@@ -18,7 +18,7 @@ from bridge.box.daemon import Box
 from bridge.box.host import own_directory
 from bridge.box.runtimes.sockets import is_free
 from bridge.bus.server import EmbeddedServer
-from bridge.findings import Status
+from bridge.diagnostics import Status
 from tests.integration.test_doctor import FAIL, OK, WARN
 from tests.support import box_config, service_table
 

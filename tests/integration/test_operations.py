@@ -13,12 +13,12 @@ import pytest
 from msgspec.structs import replace
 
 from bridge import DrainStuck, DrainTimeout, OrderRefused, ScaleClient, ScaleConfig
+from bridge.admin_protocol import Entry, Fate, Host
 from bridge.box import explain
 from bridge.box.planner import KEPT_OFF
 from bridge.bus.connection import Connection
 from bridge.bus.server import EmbeddedServer
 from bridge.errors import NameRefused
-from bridge.operations import Entry, Fate, Host
 from bridge.protocol import InstanceState, encode, now
 from tests.boxes import gated, instances, serving
 from tests.fleet import Fleet, service_record

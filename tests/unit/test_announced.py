@@ -14,8 +14,8 @@ from bridge.errors import ProtocolError
 from bridge.gateway.announced import Announced
 from bridge.gateway.route import Route
 from bridge.protocol import InstanceRegistration, InstanceState, decode
-from bridge.registration import DISAGREE, check_endpoint, check_metadata
 from bridge.subjects import BOX_HOST
+from bridge.validation import DISAGREE, check_endpoint, check_metadata
 
 KEY = ("web", "web-1")
 GOOD: dict[str, Any] = {

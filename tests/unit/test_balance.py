@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from bridge.admin_protocol import Move
 from bridge.box.balance import MAX_MOVES, balance, marked
 from bridge.box.model import (
     Decision,
@@ -22,7 +23,6 @@ from bridge.box.model import (
     SlotRecord,
 )
 from bridge.box.placement import Board, Spare, able_hosts
-from bridge.operations import Move
 from bridge.protocol import InstanceState
 from tests.unit.fleets import AT, SERVICES, fleet, host, slot
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from bridge.admin_protocol import Fate, Order
 from bridge.box import explain
 from bridge.box.model import (
     Avoidance,
@@ -17,7 +18,6 @@ from bridge.box.model import (
 )
 from bridge.box.operations import _shortened
 from bridge.box.planner import KEPT_OFF
-from bridge.operations import Fate, Order
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.support import calls
 from tests.unit.fleets import AT, asked, fleet, host, slot

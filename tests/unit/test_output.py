@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bridge.cli.output import event_text, instances_table, out
+from bridge.console import event_text, instances_table, out
 from bridge.protocol import InstanceEvent, InstanceInfo, InstancesResponse, InstanceState, now
 
 

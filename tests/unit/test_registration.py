@@ -13,7 +13,9 @@ from bridge.errors import ConfigError, ProtocolError
 from bridge.ids import new_id
 from bridge.observe import Metrics
 from bridge.protocol import InstanceHealth, InstanceState, encode, now
-from bridge.registration import (
+from bridge.settings import Config, InstanceConfig, NatsConfig, ServiceConfig
+from bridge.subjects import is_name
+from bridge.validation import (
     MAX_METADATA,
     check_endpoint,
     check_health,
@@ -21,8 +23,6 @@ from bridge.registration import (
     endpoint_of,
     split_endpoint,
 )
-from bridge.settings import Config, InstanceConfig, NatsConfig, ServiceConfig
-from bridge.subjects import is_name
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from bridge.errors import ProtocolError
 from bridge.protocol import InstanceDeregistration, encode
-from bridge.registration import (
+from bridge.validation import (
     DISAGREE,
     MAX_METADATA,
     check_endpoint,

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from bridge.cli.bench.row import Result, Spread
 from bridge.cli.bench.runner import Report
-from bridge.cli.output import plain_table
+from bridge.console import plain_table
 
 
 def table(report: Report) -> Table:

@@ -19,8 +19,8 @@ from bridge.cli.bench.report import setting, table
 from bridge.cli.bench.row import Row, Site
 from bridge.cli.bench.runner import Report, measure
 from bridge.cli.bench.svg import svg
-from bridge.cli.output import err, out, print_json
 from bridge.config import load_nats
+from bridge.console import err, out, print_json
 from bridge.errors import ConfigError
 from bridge.protocol import encode
 from bridge.settings import NatsConfig
