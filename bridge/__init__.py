@@ -40,8 +40,8 @@ from bridge.protocol import (
 )
 
 if TYPE_CHECKING:
-    from bridge.bus.connection import Connection
-    from bridge.bus.follow import Checkpoint, Reset, Start
+    from bridge.bus.core.connection import Connection
+    from bridge.bus.jetstream.follower import Checkpoint, Reset, Start
     from bridge.gateway.client import ScaleClient
     from bridge.gateway.durable import Delivery, DurableEvents
     from bridge.gateway.events import EventStream, Gap
@@ -101,8 +101,8 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Checkpoint": "bridge.bus.follow",
-    "Connection": "bridge.bus.connection",
+    "Checkpoint": "bridge.bus.jetstream.follower",
+    "Connection": "bridge.bus.core.connection",
     "Delete": "bridge.gateway.route",
     "Delivery": "bridge.gateway.durable",
     "DurableEvents": "bridge.gateway.durable",
@@ -114,12 +114,12 @@ _LAZY = {
     "Registration": "bridge.instance.registration",
     "Relay": "bridge.gateway.relay",
     "RelayConfig": "bridge.gateway.relay",
-    "Reset": "bridge.bus.follow",
+    "Reset": "bridge.bus.jetstream.follower",
     "Resync": "bridge.gateway.route",
     "Route": "bridge.gateway.route",
     "RouteTable": "bridge.gateway.routes",
     "ScaleClient": "bridge.gateway.client",
-    "Start": "bridge.bus.follow",
+    "Start": "bridge.bus.jetstream.follower",
     "register": "bridge.instance.registration",
 }
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bridge.box.daemon import Box
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import (
     InstanceEvent,
     InstanceInfo,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from tests.podman import Podman
 
 

@@ -12,8 +12,8 @@ from bridge import Operator, ScaleClient
 from bridge.admin_protocol import Host
 from bridge.box.daemon import Box
 from bridge.box.model import ServiceRecord
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import decode, now
 from tests.boxes import serving
 from tests.support import FIRST_PORT, Recorder, ask, box_config, connect, eventually

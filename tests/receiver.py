@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from msgspec import Struct
 
-from bridge.bus.connection import Connection
-from bridge.bus.store import store
+from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream.publish import store
 from bridge.protocol import InstanceEvent, InstanceState, encode
 
 S = InstanceState

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
 from bridge.config import load
 from bridge.protocol import InstanceEvent, ScaleRequest, ScaleResponse, decode, encode
 from bridge.settings import Config, NatsConfig

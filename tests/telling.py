@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.publisher import Publisher
-from bridge.bus.store import Outgoing
+from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.publish import Outgoing
+from bridge.bus.jetstream.publisher import Publisher
 from bridge.protocol import InstanceEvent, InstanceState, encode, now
 from tests.support import eventually
 

@@ -20,9 +20,9 @@ from bridge.box.model import SlotRecord
 from bridge.box.planner import Me
 from bridge.box.runtimes.base import Found
 from bridge.box.runtimes.identity import GONE
-from bridge.bus import history
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream import replay
 from bridge.errors import ProtocolError
 from bridge.protocol import InstanceEvent, InstanceState, ScaleConfig, decode
 from bridge.settings import Config, ServiceConfig
@@ -117,5 +117,5 @@ async def _last_told(
             last[event.instance_id] = int(seq), event
 
     subjects = connection.subjects
-    await history.read(connection, subjects.events_stream, subjects.events(service), take)
+    await replay.read(connection, subjects.events_stream, subjects.events(service), take)
     return last

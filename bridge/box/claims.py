@@ -18,8 +18,8 @@ from bridge.box.ledger import Ledger
 from bridge.box.model import Decision, FleetState, ServiceRecord, SlotRecord
 from bridge.box.placement import demand, room, unfit
 from bridge.box.planner import Me, avoiding
-from bridge.bus.records import Record
-from bridge.bus.registry import Registry
+from bridge.bus.jetstream.kv_view import Record
+from bridge.bus.registrations import Registry
 from bridge.ids import new_id
 from bridge.protocol import InstanceDeregistration
 from bridge.subjects import slot_key

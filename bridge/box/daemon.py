@@ -43,12 +43,12 @@ from bridge.box.supervisor import Supervisor
 from bridge.box.traffic import Traffic
 from bridge.box.withdrawals import Withdrawals
 from bridge.box.workshop import Workshop
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.discovery import Description
-from bridge.bus.publisher import Publisher
-from bridge.bus.registry import Registry
-from bridge.bus.responder import Responder
+from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.publisher import Publisher
+from bridge.bus.registrations import Registry
+from bridge.bus.service.discovery import Description
+from bridge.bus.service.responder import Responder
 from bridge.errors import BusError, NotPermitted, StoreUnsuitable, TopologyMismatch
 from bridge.observe import Metrics
 from bridge.protocol import format_time, now

@@ -15,9 +15,9 @@ from bridge.box.authority import Asked, living, refuse
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
 from bridge.box.model import ServiceRecord
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
-from bridge.bus.responder import Endpoint, Reply
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.service.responder import Endpoint, Reply
 from bridge.errors import ProtocolError
 from bridge.protocol import (
     InstanceInfo,

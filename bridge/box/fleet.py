@@ -27,10 +27,10 @@ from bridge.box.model import (
     check_claim,
 )
 from bridge.box.standing import Standings
-from bridge.bus.connection import Connection
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream.kv_view import Records
 from bridge.bus.leases import WatchedLeases
-from bridge.bus.message import Message
-from bridge.bus.records import Records
 from bridge.errors import NameRefused, ProtocolError
 from bridge.protocol import HostStats, InstanceHealth, InstanceInfo, decode
 from bridge.subjects import is_name, last_token, parse_cordon_key, parse_slot_key

@@ -35,10 +35,10 @@ from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
 from bridge.box.model import ServiceRecord
 from bridge.box.orders import Orders
-from bridge.bus import history
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
-from bridge.bus.responder import Endpoint, Reply
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream import replay
+from bridge.bus.service.responder import Endpoint, Reply
 from bridge.errors import BusError, CutOff, NoReply, ProtocolError
 from bridge.protocol import ScaleRequest, decode, encode
 from bridge.subjects import check_name
@@ -165,7 +165,7 @@ class Operations:
                 records[record.version] = record  # it may come again
 
         async with self._readers:
-            await history.read(
+            await replay.read(
                 self._connection,
                 f"KV_{bucket}",
                 f"$KV.{bucket}.{service}",

@@ -12,8 +12,8 @@ from datetime import datetime
 
 from bridge.box.journal import Journal
 from bridge.box.journal_store import Pending
-from bridge.bus.publisher import LIMIT, Publisher
-from bridge.bus.store import Outgoing
+from bridge.bus.jetstream.publish import Outgoing
+from bridge.bus.jetstream.publisher import LIMIT, Publisher
 from bridge.observe import Metrics
 from bridge.subjects import BOX_HOST, BOX_SEQ, MSG_ID, TRACEPARENT, Subjects
 

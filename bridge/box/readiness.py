@@ -17,9 +17,9 @@ from bridge.box.journal import Journal
 from bridge.box.journal_store import CUT_OFF
 from bridge.box.restorer import Restorer
 from bridge.box.runtimes.base import Runtime
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.registry import Registry
+from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream import topology
+from bridge.bus.registrations import Registry
 from bridge.errors import BusError, StoreUnsuitable, TopologyMismatch
 from bridge.protocol import format_time
 from bridge.settings import Config

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from bridge.box.lifecycle import ENDED
 from bridge.box.runtimes.base import Usage
-from bridge.bus.message import Message
+from bridge.bus.core.message import Message
 from bridge.errors import ProtocolError
 from bridge.observe import Metrics
 from bridge.protocol import InstanceHealth, InstanceInfo, decode

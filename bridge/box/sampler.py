@@ -13,7 +13,7 @@ from bridge.box.fleet import Fleet
 from bridge.box.instance import Surroundings
 from bridge.box.runtimes.logs import prune
 from bridge.box.supervisor import Supervisor
-from bridge.bus.connection import Connection
+from bridge.bus.core.connection import Connection
 from bridge.errors import BusError
 from bridge.protocol import HostStats, InstanceState, encode
 

@@ -21,9 +21,9 @@ from bridge.box.model import SlotRecord
 from bridge.box.outbox import Outbox
 from bridge.box.planner import Me
 from bridge.box.runtimes.identity import Identity
-from bridge.bus.connection import Connection
-from bridge.bus.records import Record, Records
-from bridge.bus.registry import Registry
+from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream.kv_view import Record, Records
+from bridge.bus.registrations import Registry
 from bridge.errors import BusError, Conflict
 from bridge.protocol import (
     InstanceDeregistration,

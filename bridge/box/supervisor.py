@@ -39,7 +39,7 @@ from bridge.box.rollouts import Rollouts
 from bridge.box.runtimes.base import Handle
 from bridge.box.story import Story, Teller
 from bridge.box.workshop import Workshop
-from bridge.bus.records import Record
+from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import BusError, Conflict, ProtocolError
 from bridge.protocol import InstanceState
 from bridge.subjects import slot_key

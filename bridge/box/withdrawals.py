@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Final
 
 from bridge.box.instance import Instance
-from bridge.bus.connection import Connection
-from bridge.bus.follow import Follower
-from bridge.bus.message import Message
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream.follower import Follower
 from bridge.validation import read_withdrawal
 
 _WHERE: Final = "deregister"

@@ -22,9 +22,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType
 
-from bridge.bus.connection import Connection
-from bridge.bus.credentials import credentials
-from bridge.bus.store import Outgoing
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.credentials import credentials
+from bridge.bus.jetstream.publish import Outgoing
 from bridge.errors import ServerNotStarted
 from bridge.settings import NatsConfig
 

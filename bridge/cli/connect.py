@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bridge.bus.connection import Connection
+from bridge.bus.core.connection import Connection
 from bridge.config import find_file, load, load_nats
 from bridge.errors import ConfigError
 from bridge.settings import Config

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.cli import DONE, FAILED, INTERRUPTED
 from bridge.cli.bars import bars
 from bridge.cli.demo_fleet import FleetDemo

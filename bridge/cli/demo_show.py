@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from msgspec import Struct
 
-from bridge.bus.follow import Reset
+from bridge.bus.jetstream.follower import Reset
 from bridge.console import event_text, out
 from bridge.gateway.events import EventStream, Gap
 from bridge.protocol import InstanceEvent, InstanceInfo, InstanceState

@@ -19,8 +19,8 @@ from msgspec import Struct
 from rich.text import Text
 
 from bridge.box import checkup as host_checks
-from bridge.bus import checkup as bus_checks
-from bridge.bus.connection import Connection
+from bridge.bus.core.connection import Connection
+from bridge.bus.diagnostics import checks as bus_checks
 from bridge.cli import DONE, FAILED
 from bridge.config import find_file, load, load_nats
 from bridge.console import out, print_json

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from bridge.bus.clock import server_time
-from bridge.bus.connection import Connection
-from bridge.bus.follow import Begin, Reset, Start
+from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream.follower import Begin, Reset, Start
+from bridge.bus.jetstream.server_time import server_time
 from bridge.cli import DONE
 from bridge.cli.connect import connected
 from bridge.console import err, event_text, out, print_json

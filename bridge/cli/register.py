@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from bridge.box.probes import Prober
 from bridge.box.runtimes.base import Exit
-from bridge.bus.connection import Connection
+from bridge.bus.core.connection import Connection
 from bridge.config import child_environment, load_instance, load_nats
 from bridge.console import err
 from bridge.errors import ConfigError, InstanceError, ProtocolError

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.text import Text
 
-from bridge.bus.follow import Begin, Start
+from bridge.bus.jetstream.follower import Begin, Start
 from bridge.cli import DONE, INTERRUPTED
 from bridge.cli.connect import connected
 from bridge.cli.events import parse_since

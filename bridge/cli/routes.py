@@ -10,7 +10,7 @@ from typing import Any, Final
 from rich.table import Table
 from rich.text import Text
 
-from bridge.bus.connection import Connection
+from bridge.bus.core.connection import Connection
 from bridge.cli import DONE
 from bridge.cli.connect import connected
 from bridge.console import age, err, out, print_json, state_text

@@ -15,7 +15,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from bridge.box.daemon import Box
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.cli import DONE, INTERRUPTED
 from bridge.cli.connect import configuration, require_services
 from bridge.cli.notify import Notifier

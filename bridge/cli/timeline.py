@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.text import Text
 
-from bridge.bus import history
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream import replay
 from bridge.cli import DONE
 from bridge.cli.bars import bars
 from bridge.cli.connect import connected
@@ -75,7 +75,7 @@ async def _read(
             metrics.refuse("events", "not a name")
 
     subject = subjects.events(service)
-    await history.read(connection, subjects.events_stream, subject, take, timeout=timeout)
+    await replay.read(connection, subjects.events_stream, subject, take, timeout=timeout)
     return metrics.refusals()
 
 

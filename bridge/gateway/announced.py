@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from msgspec import Raw, Struct
 
-from bridge.bus.message import Message
+from bridge.bus.core.message import Message
 from bridge.errors import ProtocolError
 from bridge.gateway.route import Route
 from bridge.protocol import InstanceState, Time, decode, in_utc

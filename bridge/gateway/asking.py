@@ -13,9 +13,9 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, TypeVar
 
-from bridge.bus.asked import Inquiry
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.core.pending_request import Inquiry
 from bridge.errors import (
     BusError,
     CutOff,

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Final
 
-from bridge.bus.connection import Connection
-from bridge.bus.follow import Begin, Start
-from bridge.bus.message import Message
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream.follower import Begin, Start
 from bridge.config import load_nats
 from bridge.errors import (
     RequestTimeout,

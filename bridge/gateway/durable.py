@@ -19,11 +19,11 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Final, Self
 
-from bridge.bus.connection import Connection
-from bridge.bus.durable import LOOK, DurableConsumer
-from bridge.bus.follow import Begin, Reset, Start
-from bridge.bus.message import Message
-from bridge.bus.position import Position
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream.ack_subject import Position
+from bridge.bus.jetstream.follower import Begin, Reset, Start
+from bridge.bus.jetstream.pull_consumer import LOOK, DurableConsumer
 from bridge.errors import BusError, ConfigError
 from bridge.gateway.event_filter import EventFilter, Services, read_event
 from bridge.protocol import InstanceEvent, InstanceState

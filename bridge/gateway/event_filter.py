@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from bridge.bus.message import Message
+from bridge.bus.core.message import Message
 from bridge.errors import NameRefused, ProtocolError
 from bridge.observe import Metrics
 from bridge.protocol import InstanceEvent, InstanceState, decode

@@ -11,9 +11,9 @@ from typing import Final, Self
 
 from msgspec import Struct
 
-from bridge.bus.connection import Connection
-from bridge.bus.follow import Begin, Checkpoint, Follower, Reset, Start
-from bridge.bus.message import Message
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream.follower import Begin, Checkpoint, Follower, Reset, Start
 from bridge.gateway.event_filter import EventFilter, Services, read_event
 from bridge.protocol import InstanceEvent, InstanceState
 from bridge.tasks import task_scope

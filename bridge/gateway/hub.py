@@ -14,9 +14,9 @@ from typing import Final, Self
 
 from msgspec.structs import replace
 
-from bridge.bus.connection import Connection
-from bridge.bus.follow import Follower, Reset, Start
-from bridge.bus.message import Message
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream.follower import Follower, Reset, Start
 from bridge.errors import ConfigError
 from bridge.gateway.event_filter import EventFilter, Services, read_event
 from bridge.gateway.events import Gap

@@ -30,7 +30,7 @@ from bridge.admin_protocol import (
     ServicesResponse,
     Verb,
 )
-from bridge.bus.connection import Connection
+from bridge.bus.core.connection import Connection
 from bridge.errors import DrainStuck, DrainTimeout, OrderRefused, ScaleError, WaitTimeout
 from bridge.gateway.asking import Question, new_request_id, outages_passed
 from bridge.gateway.client import ScaleClient

@@ -21,12 +21,12 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-from bridge.bus.connection import Connection
-from bridge.bus.dead import WINDOW, ensure_dead_stream
-from bridge.bus.durable import outstanding
-from bridge.bus.follow import Begin, Reset, Start
-from bridge.bus.publisher import Publisher
-from bridge.bus.store import Outgoing
+from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream.dead_letters import WINDOW, ensure_dead_stream
+from bridge.bus.jetstream.follower import Begin, Reset, Start
+from bridge.bus.jetstream.publish import Outgoing
+from bridge.bus.jetstream.publisher import Publisher
+from bridge.bus.jetstream.pull_consumer import outstanding
 from bridge.errors import BusError
 from bridge.gateway.cloudevents import ce_headers, dead_headers
 from bridge.gateway.durable import Delivery, DurableEvents

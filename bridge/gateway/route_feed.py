@@ -14,9 +14,9 @@ from typing import Final
 
 from msgspec import Struct
 
-from bridge.bus.connection import Connection, Listener
-from bridge.bus.follow import Follower, Start
-from bridge.bus.message import Message
+from bridge.bus.core.connection import Connection, Listener
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream.follower import Follower, Start
 from bridge.errors import NameRefused, ProtocolError
 from bridge.gateway.announced import Announced
 from bridge.gateway.route import Key, Route

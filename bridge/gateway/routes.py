@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Final, Self
 
-from bridge.bus.connection import Connection
+from bridge.bus.core.connection import Connection
 from bridge.errors import NoRoute, WaitTimeout
 from bridge.gateway.route import Change, Key, Resync, Route
 from bridge.gateway.route_book import RouteBook

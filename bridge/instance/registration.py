@@ -21,9 +21,9 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
-from bridge.bus.registry import Registry
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.registrations import Registry
 from bridge.config import load_instance, load_nats
 from bridge.errors import ConfigError
 from bridge.ids import new_id

@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from msgspec.structs import replace
 
-from bridge.bus.connection import Connection
+from bridge.bus.core.connection import Connection
 from bridge.errors import BusError, ProtocolError
 from bridge.protocol import U32_MAX, InstanceHealth, encode
 from bridge.validation import check_health

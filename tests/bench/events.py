@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from bridge import Delivery, DurableEvents, EventHub, EventStream, Start
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.gateway.hub import HubEvents
 from bridge.tasks import task_scope
 from tests.support import connect

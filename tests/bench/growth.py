@@ -24,9 +24,9 @@ from msgspec import Struct, field
 
 from bridge import EventHub, RouteTable
 from bridge.box.runtimes.use import Load, read_load
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.cli.bench import fleets, large, registrations
 from bridge.cli.bench.machine import Machine, look
 from bridge.cli.bench.row import Site

@@ -27,10 +27,10 @@ from msgspec import Struct
 
 from bridge import EventStream, RouteTable, Start
 from bridge.box.runtimes.shim import LABEL
-from bridge.bus.connection import Connection
-from bridge.bus.follow import Follower
-from bridge.bus.message import Message
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.follower import Follower
 from bridge.protocol import InstanceEvent, InstanceState
 from bridge.settings import Timing
 from bridge.tasks import task_scope

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import ScaleResponse, decode
 from tests.boxes import boxed
 from tests.e2e.program import Finished, environment, run, running

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from tests.boxes import labelled
 from tests.e2e.program import run, running
 from tests.support import PORTS, TIMING, eventually, listening, service_table

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from bridge import InstanceState, Start
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.cli.events import parse_since
 from bridge.errors import ConfigError
 from tests.e2e.program import run, running

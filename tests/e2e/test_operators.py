@@ -14,7 +14,7 @@ from bridge.admin_protocol import (
     PlanResponse,
     ServicesResponse,
 )
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.cli import FAILED, INTERRUPTED, UNANSWERED, USAGE
 from bridge.protocol import decode, encode
 from tests.boxes import gated

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from bridge.bus import topology
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, decode
 from tests.boxes import boxed, fetch, gone, serving
 from tests.e2e.program import Running, run, running

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bridge import Put, Resync, RouteTable
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import decode, encode
 from tests.boxes import boxed, fetch, serving
 from tests.e2e.program import run, running

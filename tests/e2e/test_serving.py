@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 from bridge.box.journal_store import CUT_OFF, look
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import InstanceEvent, InstancesResponse, ScaleResponse, decode
 from tests.boxes import gone, labelled
 from tests.e2e.program import Finished, Running, run, running

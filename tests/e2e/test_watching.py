@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import store
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.publish import store
 from bridge.protocol import InstanceEvent, InstanceState, encode
 from tests.e2e.program import run, running, spawn
 from tests.receiver import receiving, tell

@@ -12,8 +12,8 @@ import nats.errors
 import nats.js.errors
 from nats.js.api import StreamConfig
 
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
 from tests.support import connect, eventually
 
 _NAMES = ("one", "two", "three")

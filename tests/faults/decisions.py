@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Mapping
 
 from bridge.box.model import Decision, ServiceRecord
-from bridge.bus import history
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream import replay
 from bridge.errors import BusError, NoReply
 from bridge.protocol import ScaleResponse, decode
 from bridge.subjects import is_name, last_token
@@ -59,7 +59,7 @@ class Decisions:
             if is_name(service := last_token(message.subject)):  # else a test's own vandalism
                 revisions.append((service, decode(ServiceRecord, message.data)))
 
-        await history.read(gateway, "KV_box_services", ">", take)
+        await replay.read(gateway, "KV_box_services", ">", take)
         return cls(revisions)
 
     @property

@@ -17,8 +17,8 @@ from typing import Any, Final
 from bridge.box.daemon import Box
 from bridge.box.runtimes.process import ProcessRuntime
 from bridge.box.story import Story
-from bridge.bus.publisher import Publisher
-from bridge.bus.records import Records
+from bridge.bus.jetstream.kv_view import Records
+from bridge.bus.jetstream.publisher import Publisher
 from bridge.config import load
 
 POINTS: Final[dict[str, tuple[type, str]]] = {

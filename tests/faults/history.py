@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from bridge.box.lifecycle import ENDED, NEXT
-from bridge.bus import history
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
-from bridge.bus.position import parse_position
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream import replay
+from bridge.bus.jetstream.ack_subject import parse_position
 from bridge.protocol import InstanceEvent, InstanceInfo, InstanceState, decode
 from bridge.subjects import BOX_SEQ
 from tests.support import eventually
@@ -45,7 +45,7 @@ async def read_history(connection: Connection, service: str = "*") -> list[Told]
         )
 
     subject = f"{connection.subjects.prefix}.events.{service}"
-    await history.read(connection, connection.subjects.events_stream, subject, take)
+    await replay.read(connection, connection.subjects.events_stream, subject, take)
     return [found[place] for place in sorted(found)]
 
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bridge.bus.connection import Connection
+from bridge.bus.core.connection import Connection
 from bridge.errors import ScaleError
 from bridge.gateway.client import ScaleClient
 from bridge.gateway.operator import Operator

@@ -12,8 +12,8 @@ from typing import Any
 
 from bridge.box.daemon import Box
 from bridge.box.journal_store import Entry, look
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import BusError
 from bridge.protocol import InstanceInfo, InstanceState, ScaleResponse
 from tests.boxes import fetch, serving

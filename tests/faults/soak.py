@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bridge.box.model import ServiceRecord
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import BridgeError, BusError
 from bridge.protocol import (
     InstanceInfo,

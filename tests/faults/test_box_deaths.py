@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from bridge.box.daemon import Box
 from bridge.box.journal_store import look
 from bridge.box.model import SlotRecord
-from bridge.bus.records import Records
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.kv_view import Records
 from bridge.protocol import InstanceState
 from tests.boxes import alive, fetch, labelled, serving
 from tests.faults.failing_box import POINTS

@@ -15,9 +15,9 @@ from bridge.admin_protocol import Host
 from bridge.box.daemon import Box
 from bridge.box.journal_store import look
 from bridge.box.planner import MAX_FAILURES
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.errors import BusError
 from bridge.gateway.operator import Operator
 from bridge.protocol import (

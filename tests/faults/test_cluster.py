@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from msgspec import Struct
 
-from bridge.bus.connection import Connection
-from bridge.bus.store import store
+from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream.publish import store
 from bridge.errors import BusError
 from bridge.protocol import ScaleResponse
 from bridge.tasks import task_scope

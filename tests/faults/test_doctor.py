@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.bus import checkup, topology
+from bridge.bus.diagnostics import checks
+from bridge.bus.jetstream import topology
 from bridge.diagnostics import Finding, Status
 from bridge.errors import BusError
 from tests.faults.cluster import Cluster
@@ -23,15 +24,15 @@ async def test_copies_are_counted_and_a_server_that_is_away_is_named(tmp_path: P
         connect(cluster.servers["one"].url, replicas=3) as connection,
         connect(cluster.servers["one"].url, replicas=5) as greedy,
     ):
-        assert (await checkup.streams(greedy, None)).status is Status.WARN
-        told = await checkup.streams(alone, None)
+        assert (await checks.streams(greedy, None)).status is Status.WARN
+        told = await checks.streams(alone, None)
         assert told.status is Status.WARN
         assert "one copy of each stream in a cluster of 3 servers" in told.says
         await topology.ensure(connection, replicas=3)
 
         async def found(part: str) -> Finding | None:
             with contextlib.suppress(BusError):  # while another leader is elected
-                told = await checkup.streams(connection, None)
+                told = await checks.streams(connection, None)
                 return told if part in told.says else None
             return None
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from bridge.box.daemon import Box
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import InstanceInfo, InstanceState
 from tests.boxes import boxed, serving
 from tests.containers import containers, get, script, web

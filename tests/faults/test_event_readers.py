@@ -12,9 +12,9 @@ import pytest
 from msgspec.structs import replace
 
 from bridge import Delivery, DurableEvents, EventHub, EventStream, Reset
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.gateway.hub import HubEvents
 from tests.support import connect, eventually
 from tests.telling import tell

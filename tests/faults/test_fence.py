@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import InstanceInfo, InstanceState
 from tests.boxes import labelled, serving
 from tests.faults.history import History

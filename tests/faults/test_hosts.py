@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from bridge.admin_protocol import Fate
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import ScaleError
 from bridge.gateway.client import ScaleClient
 from bridge.gateway.operator import Operator

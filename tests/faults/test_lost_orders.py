@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bridge.admin_protocol import Order
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import BridgeError
 from bridge.gateway.operator import Operator
 from tests.faults.scene import Scene

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from tests.boxes import serving
 from tests.faults.history import states
 from tests.faults.proxy import FaultyProxy

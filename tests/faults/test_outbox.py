@@ -15,10 +15,10 @@ from bridge.box import lifecycle
 from bridge.box.journal import Journal
 from bridge.box.journal_store import Entry
 from bridge.box.outbox import Outbox
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.publisher import Publisher
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.publisher import Publisher
 from bridge.protocol import InstanceState, ScaleConfig, now
 from bridge.settings import ServiceConfig
 from bridge.tasks import task_scope

@@ -10,8 +10,8 @@ import pytest
 from bridge.box.claims import Claims
 from bridge.box.daemon import Box
 from bridge.box.model import ServiceRecord
-from bridge.bus.records import Record
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import Conflict
 from bridge.protocol import decode
 from tests.boxes import serving

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from tests.e2e.program import running
 from tests.integration.test_relay import letters, relaying, unacknowledged
 from tests.receiver import TAKEN, Answer, Receiver, Request, receiving, tell

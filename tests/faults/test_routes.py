@@ -11,8 +11,8 @@ import nats.errors
 import pytest
 
 from bridge import RouteTable
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import BridgeError
 from bridge.settings import Timing
 from tests.boxes import fetch, instances, labelled, serving

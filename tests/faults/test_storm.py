@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from tests.bench.storm import Figures, death, scene_of, up_and_down
 from tests.support import TIMING
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import ScaleResponse, decode
 from tests.boxes import boxed
 from tests.support import eventually

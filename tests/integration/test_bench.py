@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.bus import topology
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.cli.bench.row import Row, Sides, Site, at_least
 from bridge.cli.bench.rows import ROWS
 from bridge.cli.bench.runner import measure

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.errors import (
     BusError,
     ConfigError,

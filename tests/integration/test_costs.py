@@ -19,13 +19,13 @@ import pytest
 from bridge import EventStream, Start
 from bridge.box.journal import Journal
 from bridge.box.outbox import Outbox
-from bridge.bus import topology
-from bridge.bus.client import GuardedClient
-from bridge.bus.connection import Connection
-from bridge.bus.follow import Sink, _Run
-from bridge.bus.publisher import Publisher
-from bridge.bus.responder import Endpoint, Reply, Responder
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.nats_client import GuardedClient
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.follower import Sink, _Run
+from bridge.bus.jetstream.publisher import Publisher
+from bridge.bus.service.responder import Endpoint, Reply, Responder
 from bridge.cli.bench.fleets import registrations
 from bridge.cli.bench.messages import outgoing, told
 from bridge.gateway.event_filter import EventFilter

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from nats.js.api import DiscardPolicy
 
-from bridge.bus import topology
-from bridge.bus.dead import dead_stream, ensure_dead_stream
-from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import store
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.dead_letters import dead_stream, ensure_dead_stream
+from bridge.bus.jetstream.publish import store
 from bridge.errors import NameRefused, StoreRefused, TopologyMismatch
 from bridge.subjects import Subjects
 from tests.support import connect

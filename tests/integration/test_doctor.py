@@ -11,9 +11,9 @@ import pytest
 
 from bridge.box import checkup
 from bridge.box.daemon import Box
-from bridge.bus import checkup as bus_checkup
-from bridge.bus import topology
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.diagnostics import checks as bus_checkup
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.cli import FAILED, doctor
 from bridge.cli.doctor import Report, Told, examine, run_doctor
 from bridge.diagnostics import Finding, Status

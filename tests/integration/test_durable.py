@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bridge import Checkpoint, Delivery, DurableEvents, EventStream, InstanceState, Reset, Start
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import store
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.publish import store
 from bridge.errors import BusError, ConfigError, DurableMismatch, NameRefused
 from bridge.protocol import encode, now
 from bridge.tasks import task_scope

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from bridge import Checkpoint, EventStream, Gap, InstanceEvent, InstanceState, Reset, Start
-from bridge.bus import follow, history, topology
-from bridge.bus.connection import Connection
-from bridge.bus.follow import Begin
-from bridge.bus.message import Message
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import follower, replay, topology
+from bridge.bus.jetstream.follower import Begin
 from bridge.errors import NameRefused
 from bridge.protocol import now
 from tests.support import connect, eventually
@@ -61,12 +61,12 @@ async def test_reading_begins_at_the_first_at_a_sequence_or_at_a_time(
 async def test_who_wants_only_what_is_there_of_a_service_does_not_wait_for_more(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "_HEARTBEAT", 60.0)  # by which others learn that this was all
+    monkeypatch.setattr(follower, "_HEARTBEAT", 60.0)  # by which others learn that this was all
     await tell(connection, "a", "b")
     middle = now()
     await tell(connection, "another's", service="api")
     taken: list[Message] = []
-    await history.read(connection, "BOX_EVENTS", "box.events.web", taken.append, timeout=15)
+    await replay.read(connection, "BOX_EVENTS", "box.events.web", taken.append, timeout=15)
     assert len(taken) == 2
     for service, start, told in (
         ("web", Start.FIRST, ["a", "b"]),

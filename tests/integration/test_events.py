@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bridge import EventStream, Gap, InstanceEvent, InstanceState, Reset, ScaleClient
-from bridge.bus import topology
-from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import store
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.publish import store
 from bridge.errors import NameRefused
 from bridge.protocol import encode
 from tests.boxes import boxed

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bridge.box.supervisor import Supervisor
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import (
     InstanceState,
 )

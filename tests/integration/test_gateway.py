@@ -20,10 +20,10 @@ from bridge import (
     WaitTimeout,
 )
 from bridge.box.daemon import Box
-from bridge.bus.asked import Inquiry
-from bridge.bus.connection import Connection, Listener
-from bridge.bus.message import Message
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection, Listener
+from bridge.bus.core.message import Message
+from bridge.bus.core.pending_request import Inquiry
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import NameRefused, ScaleError
 from bridge.gateway import asking
 from bridge.protocol import (

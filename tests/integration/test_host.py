@@ -20,10 +20,10 @@ from bridge.box.fence import Fence
 from bridge.box.host import Lease, own_directory
 from bridge.box.lifecycle import ENDED
 from bridge.box.model import HostRecord
-from bridge.bus import topology
-from bridge.bus.records import Record, Records
-from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import store
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.kv_view import Record, Records
+from bridge.bus.jetstream.publish import store
 from bridge.errors import (
     BoxError,
     BusError,
@@ -324,7 +324,7 @@ async def test_an_address_that_only_this_host_can_reach_is_warned_of_on_a_remote
 ) -> None:
     await start(Box(box_config(tmp_path, server.url)))
     assert "which only this host can reach" not in caplog.text
-    monkeypatch.setattr("bridge.bus.connection.Connection.is_local", False)
+    monkeypatch.setattr("bridge.bus.core.connection.Connection.is_local", False)
     await start(Box(box_config(tmp_path, server.url)))
     assert "instances are announced at 127.0.0.1, which only this host can reach" in caplog.text
 

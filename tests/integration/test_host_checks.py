@@ -17,7 +17,7 @@ from bridge.box import checkup
 from bridge.box.daemon import Box
 from bridge.box.host import own_directory
 from bridge.box.runtimes.sockets import is_free
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.diagnostics import Status
 from tests.integration.test_doctor import FAIL, OK, WARN
 from tests.support import box_config, service_table

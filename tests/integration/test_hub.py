@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bridge import EventHub, Gap, InstanceEvent, InstanceState, Reset
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.errors import ConfigError
 from bridge.gateway import event_filter
 from bridge.gateway.hub import HubEvents

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from bridge import Registration, register
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.errors import BusError, ConfigError, NotPermitted, ProtocolError
 from bridge.protocol import (
     InstanceDeregistration,

@@ -12,9 +12,9 @@ from bridge.box.authority import Asked
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
 from bridge.box.model import FleetState, HostRecord, Offer, ServiceRecord
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.protocol import ScaleConfig, ScaleRequest, now
 from tests.integration.test_connection import configured
 from tests.support import connect

@@ -19,11 +19,11 @@ from bridge.box.ledger import Ledger
 from bridge.box.model import HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.box.planner import Me
 from bridge.box.story import as_left
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.registry import Registry
-from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import store
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.publish import store
+from bridge.bus.registrations import Registry
 from bridge.protocol import InstanceState, encode, now
 from bridge.settings import Timing
 from bridge.tasks import task_scope

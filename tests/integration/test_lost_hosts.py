@@ -10,10 +10,10 @@ import pytest
 
 from bridge.box.fleet import Fleet
 from bridge.box.model import HostRecord, SlotRecord
-from bridge.bus import topology
-from bridge.bus.records import Record
-from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import store
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.kv_view import Record
+from bridge.bus.jetstream.publish import store
 from bridge.protocol import InstanceInfo, InstanceState
 from bridge.tasks import task_scope
 from tests.support import connect, eventually

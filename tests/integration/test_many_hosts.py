@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge import ScaleClient, ScaleConfig
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import (
     InstancesRequest,
     InstancesResponse,

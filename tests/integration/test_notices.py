@@ -14,9 +14,9 @@ from bridge.box.daemon import Box
 from bridge.box.fleet import Fleet
 from bridge.box.journal_store import JOURNAL, Change, JournalStore
 from bridge.box.model import HostRecord
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.protocol import InstancesRequest, InstancesResponse, decode, encode
 from bridge.tasks import task_scope
 from tests.boxes import serving

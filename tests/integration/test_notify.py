@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bridge.box.daemon import Box
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.cli.notify import Notifier
 from bridge.settings import NotifyConfig
 from bridge.tasks import task_scope

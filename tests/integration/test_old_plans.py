@@ -12,8 +12,8 @@ from bridge.box import restorer
 from bridge.box.claims import Claims
 from bridge.box.daemon import Box
 from bridge.box.supervisor import _AT_ONCE, Supervisor
-from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import store
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.publish import store
 from tests.boxes import serving
 from tests.support import ask, box_config, connect, eventually, service_table
 

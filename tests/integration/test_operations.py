@@ -16,8 +16,8 @@ from bridge import DrainStuck, DrainTimeout, OrderRefused, ScaleClient, ScaleCon
 from bridge.admin_protocol import Entry, Fate, Host
 from bridge.box import explain
 from bridge.box.planner import KEPT_OFF
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import NameRefused
 from bridge.protocol import InstanceState, encode, now
 from tests.boxes import gated, instances, serving

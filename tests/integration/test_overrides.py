@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.gateway.operator import Operator
 from bridge.protocol import (
     InstanceInfo,

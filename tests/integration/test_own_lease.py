@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bridge.box.daemon import Box
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import NoReply
 from tests.boxes import serving
 from tests.fleet import service_record

@@ -9,9 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from bridge.box.daemon import Box
-from bridge.bus import permissions
-from bridge.bus.follow import Start
-from bridge.bus.permissions import Rights
+from bridge.bus.diagnostics import permissions
+from bridge.bus.diagnostics.permissions import Rights
+from bridge.bus.jetstream.follower import Start
 from bridge.cli.doctor import examine
 from bridge.gateway.client import ScaleClient
 from bridge.gateway.events import EventStream

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import (
     InstanceState,
     ScaleConfig,

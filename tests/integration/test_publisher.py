@@ -12,13 +12,13 @@ from msgspec.structs import replace
 from nats.js.api import StreamConfig
 
 from bridge.box import lifecycle
-from bridge.bus import topology
-from bridge.bus.asked import Asked
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
-from bridge.bus.publisher import LIMIT, Publisher
-from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import Outgoing, store
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.core.pending_request import Asked
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.publish import Outgoing, store
+from bridge.bus.jetstream.publisher import LIMIT, Publisher
 from bridge.errors import NoReply
 from bridge.protocol import InstanceState, encode, now
 from bridge.tasks import task_scope

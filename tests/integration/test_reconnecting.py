@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import BusError, ConfigError, ConnectFailed
 from bridge.settings import NatsConfig
 from tests.integration.test_connection import configured, echo

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.message import Handler, Message
-from bridge.bus.records import Record, Records
-from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import store
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Handler, Message
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.kv_view import Record, Records
+from bridge.bus.jetstream.publish import store
 from bridge.errors import Conflict, NoReply, ProtocolError
 from bridge.tasks import task_scope
 from tests.support import connect, eventually

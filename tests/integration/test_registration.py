@@ -13,10 +13,10 @@ import pytest
 from bridge.box.daemon import Box
 from bridge.box.model import SlotRecord
 from bridge.box.story import Story
-from bridge.bus.message import Message
-from bridge.bus.records import Records
-from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import store
+from bridge.bus.core.message import Message
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.kv_view import Records
+from bridge.bus.jetstream.publish import store
 from bridge.protocol import (
     InstanceDeregistration,
     InstanceRegistration,

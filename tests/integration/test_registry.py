@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from bridge.bus import store as bus_store
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.registry import Registry
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import publish as bus_store
+from bridge.bus.jetstream import topology
+from bridge.bus.registrations import Registry
 from bridge.errors import NoReply
 from bridge.protocol import InstanceRegistration, now
 from bridge.settings import Config
@@ -49,7 +49,7 @@ async def test_renewals_do_not_wait_for_one_another(
         await together.wait()  # opens for ten at once
         return await bus_store.store(*args, **kwargs)
 
-    monkeypatch.setattr("bridge.bus.registry.store", store)
+    monkeypatch.setattr("bridge.bus.registrations.store", store)
     async with connect(server.url) as connection:
         await topology.ensure(connection)
         registry = Registry(connection, "box-a", config.timing, lambda: asyncio.sleep(0))

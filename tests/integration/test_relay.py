@@ -12,11 +12,11 @@ import pytest
 from aiohttp import web
 from nats.js.api import RawStreamMsg
 
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.dead import dead_stream
-from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import store
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.dead_letters import dead_stream
+from bridge.bus.jetstream.publish import store
 from bridge.errors import ConfigError, NameRefused
 from bridge.gateway.lanes import Backoff
 from bridge.gateway.relay import Notice, Relay, RelayConfig

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from bridge.bus.connection import Connection
-from bridge.bus.discovery import Description
-from bridge.bus.message import Message
-from bridge.bus.responder import MAX_BODY, Endpoint, Reply, Responder
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.service.discovery import Description
+from bridge.bus.service.responder import MAX_BODY, Endpoint, Reply, Responder
 from bridge.errors import NoResponders, NotPermitted
 from bridge.tasks import task_scope
 from tests.integration.test_connection import configured, raw
@@ -210,7 +210,7 @@ async def test_more_than_can_wait_is_refused_as_busy(server: EmbeddedServer) -> 
 async def test_more_bytes_than_may_wait_are_refused_as_busy_until_there_is_room_again(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.bus.responder._MAX_WAITING", 8000)
+    monkeypatch.setattr("bridge.bus.service.responder._MAX_WAITING", 8000)
     async with responding(server) as (service, responder, caller):
         held = [asyncio.ensure_future(ask(caller, b"wait", timeout=30)) for _ in range(64)]
         await eventually(lambda: service.under_way == 64)

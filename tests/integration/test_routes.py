@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from bridge import Delete, NoRoute, Put, Resync, RouteTable, WaitTimeout
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import store
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.publish import store
 from bridge.errors import NameRefused
 from bridge.gateway.routes import Changes
 from bridge.protocol import (

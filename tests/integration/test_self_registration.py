@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bridge.box.daemon import Box
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import (
     InstanceDeregistration,
     InstanceHealth,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bridge.bus import topology
-from bridge.bus.server import EmbeddedServer, find_binary
-from bridge.bus.store import store
+from bridge.bus.embedded_server import EmbeddedServer, find_binary
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.publish import store
 from bridge.errors import ConfigError, ServerNotStarted
 from tests.support import connect, eventually
 
@@ -70,7 +70,7 @@ async def test_what_was_acknowledged_is_there_after_a_kill_and_a_restart(
 async def test_it_dies_with_its_owner_even_by_sigkill(tmp_path: Path) -> None:
     code = (
         "import asyncio, os, signal, sys\n"
-        "from bridge.bus.server import EmbeddedServer\n"
+        "from bridge.bus.embedded_server import EmbeddedServer\n"
         "async def main():\n"
         "    server = EmbeddedServer(sys.argv[1])\n"
         "    await server.start()\n"

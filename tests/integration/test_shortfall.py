@@ -8,7 +8,7 @@ import pytest
 
 from bridge import Operator, ScaleClient, WaitTimeout
 from bridge.admin_protocol import Fate
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from tests.boxes import boxed, serving
 from tests.fleet import Fleet
 from tests.support import eventually, service_table

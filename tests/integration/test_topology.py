@@ -16,9 +16,9 @@ from msgspec.structs import replace
 from nats.js import JetStreamContext
 from nats.js.api import APIStats, DiscardPolicy, RetentionPolicy, StorageType
 
-from bridge.bus import topology
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer, _listening, find_binary
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer, _listening, find_binary
+from bridge.bus.jetstream import topology
 from bridge.errors import BusError, StoreUnsuitable, TopologyMismatch
 from bridge.subjects import Subjects
 from tests.support import connect, eventually

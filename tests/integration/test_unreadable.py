@@ -11,8 +11,8 @@ from bridge.box import lifecycle
 from bridge.box.claims import Claims
 from bridge.box.daemon import Box
 from bridge.box.model import FleetState, SlotRecord
-from bridge.bus.server import EmbeddedServer
-from bridge.bus.store import store
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.publish import store
 from bridge.errors import OrderRefused, ProtocolError
 from bridge.protocol import encode, now
 from tests.boxes import boxed, instances, serving

@@ -10,8 +10,8 @@ import pytest
 import uvloop
 
 from bridge import EventStream, Start
-from bridge.bus import topology
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.cli import QuickLoops
 from bridge.errors import CutOff
 from tests.support import connect, eventually

@@ -9,9 +9,9 @@ import pytest
 
 from bridge import Operator, RequestTimeout, ScaleClient
 from bridge.admin_protocol import AdminResponse, Host, HostsResponse, Move
-from bridge.bus.connection import Connection, Listener
-from bridge.bus.message import Message
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection, Listener
+from bridge.bus.core.message import Message
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import BusError, CutOff, NoBoxError, OrderRefused, ScaleError
 from bridge.gateway import asking
 from bridge.protocol import (

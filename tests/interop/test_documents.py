@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from bridge import register
-from bridge.bus import topology
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.errors import NotPermitted
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, decode
 from tests.support import Recorder, connect, eventually

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from bridge.bus.message import Message
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.message import Message
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import (
     InstanceDeregistration,
     InstanceInfo,

@@ -29,7 +29,7 @@ from bridge.box.planner import (
     plan,
     remake,
 )
-from bridge.bus.records import Record
+from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import BusError, Conflict
 from bridge.protocol import InstanceState, ScaleResponse
 from bridge.subjects import slot_key

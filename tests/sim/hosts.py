@@ -14,7 +14,7 @@ from tests.sim.view import Kept, Link
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-_SILENCE = 2.2  # seconds: `bridge.bus.follow`
+_SILENCE = 2.2  # seconds: `bridge.bus.jetstream.follower`
 _NOTICED = 6.0  # seconds within which either side of a dead connection gives it up
 
 

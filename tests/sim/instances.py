@@ -14,7 +14,7 @@ from bridge.box.holdings import backoff
 from bridge.box.lifecycle import ENDED, SERVING, Life
 from bridge.box.model import Demand, SlotRecord
 from bridge.box.story import _facts, as_left
-from bridge.bus.records import Record
+from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import BusError, Conflict
 from bridge.protocol import InstanceState
 from bridge.settings import Timing

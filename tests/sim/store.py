@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from bridge.bus.records import Record
-from bridge.bus.store import EXPECTED_SEQ, EXPECTED_SUBJECT_SEQ
+from bridge.bus.jetstream.kv_view import Record
+from bridge.bus.jetstream.publish import EXPECTED_SEQ, EXPECTED_SUBJECT_SEQ
 from bridge.errors import Conflict
 from bridge.protocol import decode
 

@@ -16,14 +16,14 @@ from msgspec import Struct
 from bridge.box.fleet import ClaimMoved, Fleet
 from bridge.box.model import HostOrder, HostRecord, ServiceRecord, SlotRecord
 from bridge.box.restorer import Restorer
-from bridge.bus.connection import Connection
-from bridge.bus.records import Record, Records
+from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream.kv_view import Record, Records
 from bridge.errors import BusError, CutOff, NoReply
 from bridge.subjects import Subjects, parse_slot_key
 from tests.sim.kernel import Kernel, Process, Resume, suspend
 from tests.sim.store import Bucket
 
-REPLY_TIMEOUT: Final = 5.0  # seconds: `bridge.bus.store.store`
+REPLY_TIMEOUT: Final = 5.0  # seconds: `bridge.bus.jetstream.publish.store`
 HEARTBEAT: Final = 3.0  # seconds: `bridge.settings.Timing`
 _TICK: Final = 0.5  # seconds: `Readiness.judge_leases`
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bridge.bus.message import Message
+from bridge.bus.core.message import Message
 from bridge.errors import ProtocolError
 from bridge.gateway.announced import Announced
 from bridge.gateway.route import Route

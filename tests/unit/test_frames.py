@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.bus.client import FrameRefused, GuardedClient
-from bridge.bus.connection import Connection
-from bridge.bus.follow import _Run
-from bridge.bus.message import Message
-from bridge.bus.position import Position, parse_position
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.core.nats_client import FrameRefused, GuardedClient
+from bridge.bus.jetstream.ack_subject import Position, parse_position
+from bridge.bus.jetstream.follower import _Run
 from bridge.observe import Metrics
 from bridge.settings import NatsConfig
 

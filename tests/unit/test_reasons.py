@@ -8,7 +8,7 @@ import ssl
 import nats.errors
 import pytest
 
-from bridge.bus.reasons import is_refusal, told
+from bridge.bus.core.connect_errors import is_refusal, told
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from bridge.box import lifecycle
 from bridge.box.environment import handed, handed_to
 from bridge.box.reports import Reports
-from bridge.bus.message import Message
+from bridge.bus.core.message import Message
 from bridge.config import load, load_instance
 from bridge.errors import ConfigError, ProtocolError
 from bridge.ids import new_id

@@ -7,8 +7,8 @@ from typing import Final
 
 import pytest
 
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
 from bridge.gateway.route_book import RouteBook
 from bridge.gateway.route_feed import RouteFeed, _Registry
 from bridge.observe import Metrics

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from bridge.bus.message import Message
+from bridge.bus.core.message import Message
 from bridge.cli.bench.fleets import host_of, registrations, service_of
 from bridge.gateway.announced import Announced
 from bridge.gateway.route import Route

@@ -13,7 +13,7 @@ from bridge.box.authority import Asked, Verdict, decide
 from bridge.box.fleet import Fleet
 from bridge.box.model import HostOrder, HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.box.standing import LIMIT, Standing, Standings
-from bridge.bus.connection import Connection
+from bridge.bus.core.connection import Connection
 from bridge.observe import Metrics
 from bridge.protocol import InstanceInfo, InstanceState, ScaleConfig, ScaleRequest, now
 from bridge.settings import NatsConfig

@@ -6,8 +6,8 @@ import pytest
 
 from bridge.box.fleet import Fleet
 from bridge.box.model import HostRecord
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
 from bridge.gateway.route_book import RouteBook
 from bridge.observe import Metrics
 from bridge.protocol import HostStats, InstanceHealth, encode

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from bridge.bus.connection import Connection
+from bridge.bus.core.connection import Connection
 from bridge.cli.bench.row import Site
 from bridge.errors import ServerNotStarted
 from bridge.gateway.client import ScaleClient

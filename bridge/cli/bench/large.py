@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from bridge.bus import topology
+from bridge.bus.jetstream import topology
 from bridge.cli.bench import fleets
 from bridge.cli.bench.host import fleet
 from bridge.cli.bench.row import Measure, Row, Sides, Site, at_most

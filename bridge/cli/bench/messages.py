@@ -13,11 +13,12 @@ from bridge.box.journal import Journal
 from bridge.box.journal_store import Entry
 from bridge.box.lifecycle import Life
 from bridge.box.outbox import Outbox
-from bridge.bus import plain, topology
-from bridge.bus.connection import Connection
-from bridge.bus.follow import Start
-from bridge.bus.publisher import LIMIT, Publisher
-from bridge.bus.store import Outgoing, store_batch
+from bridge.bus import plain
+from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.follower import Start
+from bridge.bus.jetstream.publish import Outgoing, store_batch
+from bridge.bus.jetstream.publisher import LIMIT, Publisher
 from bridge.cli.bench.row import Row, Sides, Site, at_least
 from bridge.errors import BenchFailed
 from bridge.gateway.events import EventStream

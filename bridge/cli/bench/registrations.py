@@ -13,8 +13,9 @@ from typing import Final
 
 import msgspec
 
-from bridge.bus import plain, topology
-from bridge.bus.connection import Connection
+from bridge.bus import plain
+from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream import topology
 from bridge.cli.bench import fleets
 from bridge.cli.bench.row import Row, Sides, Site, at_most
 from bridge.errors import ServerNotStarted

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from bridge.bus import plain
-from bridge.bus.connection import Connection
+from bridge.bus.core.connection import Connection
 from bridge.cli.bench.host import fleet
 from bridge.cli.bench.row import Row, Sides, Site, at_most
 from bridge.gateway.client import ScaleClient

@@ -25,7 +25,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.bus.connection import Connection
+from bridge.bus.core.connection import Connection
 from bridge.settings import NatsConfig
 
 Measure = Callable[[], Awaitable[float]]

@@ -12,8 +12,8 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.cli import DONE, FAILED
 from bridge.cli.bench.report import setting, table
 from bridge.cli.bench.row import Row, Site

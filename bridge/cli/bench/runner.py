@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.bus import topology
+from bridge.bus.jetstream import topology
 from bridge.cli.bench.machine import Machine, Noise, Watch, look
 from bridge.cli.bench.row import Measure, Result, Row, Sides, Site
 from bridge.errors import BridgeError

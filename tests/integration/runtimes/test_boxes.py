@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bridge.box.daemon import Box
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import InstanceState
 from tests.boxes import boxed, first_failure, instances, serving
 from tests.containers import containers, get, script, web

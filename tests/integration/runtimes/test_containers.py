@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bridge.box.daemon import Box
-from bridge.bus.connection import Connection
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.core.connection import Connection
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import ConfigError, EngineUnsuitable
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.boxes import boxed, first_failure, instances, serving

@@ -12,7 +12,7 @@ import pytest
 from nats.js.errors import NotFoundError
 
 from bridge.box.daemon import Box
-from bridge.bus.server import EmbeddedServer
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import BusError
 from bridge.protocol import ScaleConfig
 from tests.boxes import instances, serving

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 import nats.errors
 
-from bridge.bus.message import Message
+from bridge.bus.core.message import Message
 from bridge.errors import NoReply, NoResponders
 
 if TYPE_CHECKING:
     from nats.aio.client import ServerVersion
 
-    from bridge.bus.connection import Connection
+    from bridge.bus.core.connection import Connection
 
 
 _AGAIN: Final = 1.0  # seconds until an unanswered call is sent again

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from bridge.bus.connection import Connection
+from bridge.bus.core.connection import Connection
 from bridge.errors import NoReply
 
 _TIMEOUT: Final = 5.0  # seconds

@@ -10,8 +10,8 @@ from typing import Final
 
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
-from bridge.bus.connection import Connection
-from bridge.bus.topology import DAY, api_level, ensure_stream
+from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream.topology import DAY, api_level, ensure_stream
 from bridge.subjects import Subjects
 
 WINDOW: Final = DAY

@@ -34,9 +34,9 @@ import nats.errors
 from nats.aio.client import Client, Srv
 from nats.aio.transport import TcpTransport
 
-from bridge.bus.feed import Feed
-from bridge.bus.frames import FrameParser
-from bridge.bus.message import Handler
+from bridge.bus.core.message import Handler
+from bridge.bus.core.parser import FrameParser
+from bridge.bus.core.transport import Feed
 
 _log = logging.getLogger(__name__)
 

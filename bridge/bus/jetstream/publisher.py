@@ -15,11 +15,11 @@ from typing import Final
 
 import stamina
 
-from bridge.bus import history
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
-from bridge.bus.store import Outgoing, store_batch, store_each
-from bridge.bus.topology import has_atomic_batches
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream import replay
+from bridge.bus.jetstream.publish import Outgoing, store_batch, store_each
+from bridge.bus.jetstream.topology import has_atomic_batches
 from bridge.errors import BusError, CutOff, NoResponders, StoreRefused
 from bridge.subjects import MSG_ID
 
@@ -129,7 +129,7 @@ class Publisher:
                 found.add(name)
 
         for subject in set(old.values()):
-            await history.read(self._connection, self._stream, subject, take)
+            await replay.read(self._connection, self._stream, subject, take)
         if found:
             _log.info("%d events had been stored before the outage", len(found))
         return [message for message in messages if message.headers[MSG_ID] not in found]

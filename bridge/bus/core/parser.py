@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 import nats.errors
 
-from bridge.bus.message import Handler, Message
+from bridge.bus.core.message import Handler, Message
 
 _log = logging.getLogger(__name__)
 

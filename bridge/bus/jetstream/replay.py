@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from bridge.bus.connection import Connection
-from bridge.bus.follow import Follower, Start
-from bridge.bus.message import Message
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream.follower import Follower, Start
 from bridge.errors import NoReply
 from bridge.tasks import task_scope
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from bridge.bus.message import Message
+from bridge.bus.core.message import Message
 from bridge.errors import NoReply, NoResponders
 
 _NO_RESPONDERS: Final = 503

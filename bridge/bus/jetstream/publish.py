@@ -13,9 +13,9 @@ import nats.errors
 import nats.js.errors
 from msgspec import Struct
 
-from bridge.bus.asked import Asked
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.core.pending_request import Asked
 from bridge.errors import BusError, Conflict, NoReply, StoreRefused, TooLarge
 
 EXPECTED_SUBJECT_SEQ: Final = "Nats-Expected-Last-Subject-Sequence"

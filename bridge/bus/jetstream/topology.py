@@ -16,8 +16,8 @@ import nats.js.errors
 from msgspec import Struct
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 
-from bridge.bus.connection import Connection
-from bridge.bus.store import mapped
+from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream.publish import mapped
 from bridge.errors import BusError, NotPermitted, StoreUnsuitable, TopologyMismatch
 from bridge.settings import Timing
 from bridge.subjects import Subjects

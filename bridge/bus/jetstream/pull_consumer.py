@@ -22,18 +22,11 @@ import nats.js.errors
 from msgspec.structs import replace
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, StreamInfo
 
-from bridge.bus.connection import Connection
-from bridge.bus.follow import (
-    Begin,
-    Checkpoint,
-    Reset,
-    begin_at,
-    filters,
-    find_reset,
-)
-from bridge.bus.message import Message
-from bridge.bus.position import Position, parse_position
-from bridge.bus.store import api_subject, mapped
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream.ack_subject import Position, parse_position
+from bridge.bus.jetstream.follower import Begin, Checkpoint, Reset, begin_at, filters, find_reset
+from bridge.bus.jetstream.publish import api_subject, mapped
 from bridge.errors import BusError, DurableMismatch, NotPermitted, StoreUnsuitable
 
 _log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
-from bridge.bus.connection import Connection
-from bridge.bus.store import store
+from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream.publish import store
 from bridge.errors import BusError, CutOff, NoResponders, NotPermitted
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, encode
 from bridge.settings import Timing

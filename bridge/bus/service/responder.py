@@ -17,9 +17,9 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from bridge.bus.connection import Connection, Listener
-from bridge.bus.discovery import Description, EndpointInfo, EndpointStats
-from bridge.bus.message import Message
+from bridge.bus.core.connection import Connection, Listener
+from bridge.bus.core.message import Message
+from bridge.bus.service.discovery import Description, EndpointInfo, EndpointStats
 from bridge.errors import BusError, NotPermitted
 from bridge.subjects import INBOXES
 from bridge.tasks import task_scope

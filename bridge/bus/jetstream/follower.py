@@ -23,9 +23,9 @@ from msgspec import Struct
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamInfo
 from nats.nuid import NUID
 
-from bridge.bus.connection import Connection, Listener
-from bridge.bus.message import Message
-from bridge.bus.position import parse_position
+from bridge.bus.core.connection import Connection, Listener
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream.ack_subject import parse_position
 from bridge.errors import BusError, NotPermitted, StoreUnsuitable
 
 _log = logging.getLogger(__name__)

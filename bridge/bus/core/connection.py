@@ -27,12 +27,12 @@ import stamina
 from nats.js import JetStreamContext
 from nats.nuid import NUID
 
-from bridge.bus.asked import Asked, Inquiry
-from bridge.bus.client import FrameRefused, FrameTooLarge, GuardedClient
-from bridge.bus.credentials import credentials
-from bridge.bus.jetstream import Requests
-from bridge.bus.message import Handler, Message
-from bridge.bus.reasons import is_refusal, told
+from bridge.bus.core.connect_errors import is_refusal, told
+from bridge.bus.core.credentials import credentials
+from bridge.bus.core.message import Handler, Message
+from bridge.bus.core.nats_client import FrameRefused, FrameTooLarge, GuardedClient
+from bridge.bus.core.pending_request import Asked, Inquiry
+from bridge.bus.jetstream.api import Requests
 from bridge.errors import (
     BusError,
     ConfigError,

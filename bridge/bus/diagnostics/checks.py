@@ -17,10 +17,11 @@ import nats.errors
 import nats.js.errors
 from nats.js.api import AccountInfo, StreamInfo
 
-from bridge.bus import permissions, topology
-from bridge.bus.clock import server_time
-from bridge.bus.connection import Connection
-from bridge.bus.store import mapped
+from bridge.bus.core.connection import Connection
+from bridge.bus.diagnostics import permissions
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.publish import mapped
+from bridge.bus.jetstream.server_time import server_time
 from bridge.diagnostics import Finding, fail, ok, skip, warn
 from bridge.errors import NoReply, StoreUnsuitable, without_secret
 from bridge.settings import Timing

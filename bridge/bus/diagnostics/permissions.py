@@ -17,9 +17,9 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from bridge.bus.connection import Connection
-from bridge.bus.message import Message
-from bridge.bus.store import api_subject
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream.publish import api_subject
 from bridge.errors import BusError, NotPermitted
 from bridge.protocol import InstancesRequest, ScaleRequest, encode
 from bridge.settings import NatsConfig

@@ -17,10 +17,10 @@ import nats.errors
 import nats.js.errors
 from msgspec import Struct
 
-from bridge.bus.connection import Connection
-from bridge.bus.follow import Follower
-from bridge.bus.message import Message
-from bridge.bus.store import EXPECTED_SEQ, EXPECTED_SUBJECT_SEQ, mapped, store
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
+from bridge.bus.jetstream.follower import Follower
+from bridge.bus.jetstream.publish import EXPECTED_SEQ, EXPECTED_SUBJECT_SEQ, mapped, store
 from bridge.errors import ProtocolError
 from bridge.protocol import decode, encode
 
