@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from bridge.bus.core.connection import Connection
     from bridge.bus.jetstream.follower import Checkpoint, Reset, Start
     from bridge.gateway.client import ScaleClient
-    from bridge.gateway.durable import Delivery, DurableEvents
-    from bridge.gateway.events import EventStream, Gap
-    from bridge.gateway.hub import EventHub
+    from bridge.gateway.events.durable import Delivery, DurableEvents
+    from bridge.gateway.events.hub import EventHub
+    from bridge.gateway.events.stream import EventStream, Gap
     from bridge.gateway.operator import Operator
-    from bridge.gateway.relay import Relay, RelayConfig
-    from bridge.gateway.route import Delete, Put, Resync, Route
-    from bridge.gateway.routes import RouteTable
+    from bridge.gateway.relay.relay import Relay, RelayConfig
+    from bridge.gateway.routes.index import Delete, Put, Resync, Route
+    from bridge.gateway.routes.table import RouteTable
     from bridge.instance.registration import Registration, register
 
 __all__ = [
@@ -103,21 +103,21 @@ __all__ = [
 _LAZY = {
     "Checkpoint": "bridge.bus.jetstream.follower",
     "Connection": "bridge.bus.core.connection",
-    "Delete": "bridge.gateway.route",
-    "Delivery": "bridge.gateway.durable",
-    "DurableEvents": "bridge.gateway.durable",
-    "EventHub": "bridge.gateway.hub",
-    "EventStream": "bridge.gateway.events",
-    "Gap": "bridge.gateway.events",
+    "Delete": "bridge.gateway.routes.index",
+    "Delivery": "bridge.gateway.events.durable",
+    "DurableEvents": "bridge.gateway.events.durable",
+    "EventHub": "bridge.gateway.events.hub",
+    "EventStream": "bridge.gateway.events.stream",
+    "Gap": "bridge.gateway.events.stream",
     "Operator": "bridge.gateway.operator",
-    "Put": "bridge.gateway.route",
+    "Put": "bridge.gateway.routes.index",
     "Registration": "bridge.instance.registration",
-    "Relay": "bridge.gateway.relay",
-    "RelayConfig": "bridge.gateway.relay",
+    "Relay": "bridge.gateway.relay.relay",
+    "RelayConfig": "bridge.gateway.relay.relay",
     "Reset": "bridge.bus.jetstream.follower",
-    "Resync": "bridge.gateway.route",
-    "Route": "bridge.gateway.route",
-    "RouteTable": "bridge.gateway.routes",
+    "Resync": "bridge.gateway.routes.index",
+    "Route": "bridge.gateway.routes.index",
+    "RouteTable": "bridge.gateway.routes.table",
     "ScaleClient": "bridge.gateway.client",
     "Start": "bridge.bus.jetstream.follower",
     "register": "bridge.instance.registration",

@@ -20,8 +20,8 @@ from bridge.cli.demo_show import PATIENCE, Show, alive, expect, get
 from bridge.errors import ScaleError
 from bridge.gateway.client import ScaleClient
 from bridge.gateway.operator import Operator
-from bridge.gateway.route import Route
-from bridge.gateway.routes import RouteTable
+from bridge.gateway.routes.index import Route
+from bridge.gateway.routes.table import RouteTable
 from bridge.protocol import InstancesResponse
 from bridge.settings import NatsConfig
 from bridge.tasks import task_scope

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from bridge.bus.jetstream.follower import Reset
 from bridge.console import event_text, out
-from bridge.gateway.events import EventStream, Gap
+from bridge.gateway.events.stream import EventStream, Gap
 from bridge.protocol import InstanceEvent, InstanceInfo, InstanceState
 
 PATIENCE = 20.0  # seconds for any one thing to come true

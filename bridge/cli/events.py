@@ -18,9 +18,9 @@ from bridge.cli import DONE
 from bridge.cli.connect import connected
 from bridge.console import err, event_text, out, print_json
 from bridge.errors import BusError, ConfigError, NoReply
-from bridge.gateway.durable import Delivery, DurableEvents
-from bridge.gateway.event_filter import EventFilter
-from bridge.gateway.events import EventStream, Gap
+from bridge.gateway.events.durable import Delivery, DurableEvents
+from bridge.gateway.events.filter import EventFilter
+from bridge.gateway.events.stream import EventStream, Gap
 from bridge.protocol import InstanceEvent, InstanceState
 
 _PATIENCE: Final = 2.0  # seconds for the stream to be there, where the past is asked for

@@ -254,7 +254,7 @@ def relay(
         box-bridge relay --to https://example.com/events --header Authorization=@/run/secrets/token
     """
     from bridge.cli.relay import read_headers, run_relay, start_of
-    from bridge.gateway.relay import RelayConfig
+    from bridge.gateway.relay.relay import RelayConfig
 
     config = RelayConfig(
         url=to,

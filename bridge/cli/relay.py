@@ -20,7 +20,7 @@ from bridge.cli.events import parse_since
 from bridge.config import load_log
 from bridge.console import err, print_json
 from bridge.errors import ConfigError
-from bridge.gateway.relay import Notice, Relay, RelayConfig
+from bridge.gateway.relay.relay import Notice, Relay, RelayConfig
 from bridge.observe import configure_logging
 from bridge.protocol import now
 from bridge.tasks import task_scope

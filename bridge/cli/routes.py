@@ -15,8 +15,8 @@ from bridge.cli import DONE
 from bridge.cli.connect import connected
 from bridge.console import age, err, out, print_json, state_text
 from bridge.errors import NoBoxError
-from bridge.gateway.route import Change, Delete, Put, Resync, Route
-from bridge.gateway.routes import RouteTable
+from bridge.gateway.routes.index import Change, Delete, Put, Resync, Route
+from bridge.gateway.routes.table import RouteTable
 from bridge.protocol import now
 
 _PATIENCE: Final = 5.0  # seconds for a fleet's streams to be there

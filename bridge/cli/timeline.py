@@ -20,7 +20,7 @@ from bridge.cli.lives import Lives, Picture
 from bridge.cli.timeline_svg import svg
 from bridge.console import err, out, print_json
 from bridge.errors import ConfigError
-from bridge.gateway.event_filter import read_event
+from bridge.gateway.events.filter import read_event
 from bridge.protocol import now
 from bridge.subjects import is_name
 

@@ -24,9 +24,9 @@ from bridge.errors import (
     ScaleRefused,
     WaitTimeout,
 )
-from bridge.gateway.asking import Question, new_request_id, outages_passed
-from bridge.gateway.event_filter import Services
-from bridge.gateway.events import EventStream
+from bridge.gateway.events.filter import Services
+from bridge.gateway.events.stream import EventStream
+from bridge.gateway.requests import Question, new_request_id, outages_passed
 from bridge.protocol import (
     InstanceEvent,
     InstancesRequest,

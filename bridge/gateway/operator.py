@@ -32,8 +32,8 @@ from bridge.admin_protocol import (
 )
 from bridge.bus.core.connection import Connection
 from bridge.errors import DrainStuck, DrainTimeout, OrderRefused, ScaleError, WaitTimeout
-from bridge.gateway.asking import Question, new_request_id, outages_passed
 from bridge.gateway.client import ScaleClient
+from bridge.gateway.requests import Question, new_request_id, outages_passed
 from bridge.protocol import encode, format_time, now
 from bridge.settings import NatsConfig
 from bridge.subjects import EXPIRES_AT, check_name

@@ -27,7 +27,7 @@ from bridge.bus.registrations import Registry
 from bridge.config import load_instance, load_nats
 from bridge.errors import ConfigError
 from bridge.ids import new_id
-from bridge.instance.reporter import Reporter
+from bridge.instance.health_reporter import Reporter
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, now
 from bridge.settings import InstanceConfig, Timing
 from bridge.subjects import check_name

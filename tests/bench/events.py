@@ -17,7 +17,7 @@ from bridge import Delivery, DurableEvents, EventHub, EventStream, Start
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
-from bridge.gateway.hub import HubEvents
+from bridge.gateway.events.hub import HubEvents
 from bridge.tasks import task_scope
 from tests.support import connect
 from tests.telling import note, outgoing, store_all

@@ -30,9 +30,9 @@ from bridge.bus.jetstream import topology
 from bridge.cli.bench import fleets, large, registrations
 from bridge.cli.bench.machine import Machine, look
 from bridge.cli.bench.row import Site
-from bridge.gateway.hub import HubEvents
-from bridge.gateway.route import Route
-from bridge.gateway.route_book import RouteBook
+from bridge.gateway.events.hub import HubEvents
+from bridge.gateway.routes.index import Route
+from bridge.gateway.routes.state import RouteBook
 from bridge.protocol import InstanceState, now
 from bridge.settings import NatsConfig
 from tests.bench import forecasts

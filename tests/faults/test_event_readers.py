@@ -15,7 +15,7 @@ from bridge import Delivery, DurableEvents, EventHub, EventStream, Reset
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
-from bridge.gateway.hub import HubEvents
+from bridge.gateway.events.hub import HubEvents
 from tests.support import connect, eventually
 from tests.telling import tell
 

@@ -28,9 +28,9 @@ from bridge.bus.jetstream.publisher import Publisher
 from bridge.bus.service.responder import Endpoint, Reply, Responder
 from bridge.cli.bench.fleets import registrations
 from bridge.cli.bench.messages import outgoing, told
-from bridge.gateway.event_filter import EventFilter
-from bridge.gateway.route_book import RouteBook
-from bridge.gateway.route_feed import RouteFeed, _Registry
+from bridge.gateway.events.filter import EventFilter
+from bridge.gateway.routes.feed import RouteFeed, _Registry
+from bridge.gateway.routes.state import RouteBook
 from bridge.observe import Metrics
 from bridge.protocol import encode, now
 from bridge.settings import NatsConfig

@@ -25,7 +25,7 @@ from bridge.bus.core.message import Message
 from bridge.bus.core.pending_request import Inquiry
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import NameRefused, ScaleError
-from bridge.gateway import asking
+from bridge.gateway import requests
 from bridge.protocol import (
     InstancesResponse,
     ScaleRequest,
@@ -306,7 +306,7 @@ async def test_the_last_refusal_is_told_when_the_pause_outlasts_the_time(
         await asyncio.sleep(deadline - asyncio.get_running_loop().time() + 0.01)
         return True  # as it looked before
 
-    monkeypatch.setattr(asking, "_pause", oversleep)
+    monkeypatch.setattr(requests, "_pause", oversleep)
     async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
         busy = answered(accepted=False, error="Busy: other decisions kept coming first")
         await FakeBox.listening(connection, busy)

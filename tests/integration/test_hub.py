@@ -12,8 +12,8 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.errors import ConfigError
-from bridge.gateway import event_filter
-from bridge.gateway.hub import HubEvents
+from bridge.gateway.events import filter as event_filter
+from bridge.gateway.events.hub import HubEvents
 from bridge.protocol import decode
 from bridge.tasks import task_scope
 from tests.support import connect, eventually

@@ -14,8 +14,8 @@ from bridge.bus.diagnostics.permissions import Rights
 from bridge.bus.jetstream.follower import Start
 from bridge.cli.doctor import examine
 from bridge.gateway.client import ScaleClient
-from bridge.gateway.events import EventStream
-from bridge.gateway.routes import RouteTable
+from bridge.gateway.events.stream import EventStream
+from bridge.gateway.routes.table import RouteTable
 from bridge.protocol import InstanceEvent
 from bridge.settings import NatsConfig
 from tests.integration.test_connection import configured

@@ -18,8 +18,8 @@ from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.dead_letters import dead_stream
 from bridge.bus.jetstream.publish import store
 from bridge.errors import ConfigError, NameRefused
-from bridge.gateway.lanes import Backoff
-from bridge.gateway.relay import Notice, Relay, RelayConfig
+from bridge.gateway.relay.delivery_queue import Backoff
+from bridge.gateway.relay.relay import Notice, Relay, RelayConfig
 from bridge.protocol import InstanceState
 from bridge.subjects import Subjects
 from bridge.tasks import task_scope

@@ -15,7 +15,7 @@ from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.publish import store
 from bridge.errors import NameRefused
-from bridge.gateway.routes import Changes
+from bridge.gateway.routes.table import Changes
 from bridge.protocol import (
     InstanceDeregistration,
     InstanceEvent,

@@ -13,7 +13,7 @@ from bridge.bus.core.connection import Connection, Listener
 from bridge.bus.core.message import Message
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import BusError, CutOff, NoBoxError, OrderRefused, ScaleError
-from bridge.gateway import asking
+from bridge.gateway import requests
 from bridge.protocol import (
     InstanceInfo,
     InstancesResponse,
@@ -84,8 +84,8 @@ async def test_a_wait_looks_past_boxes_that_are_gone_not_ready_and_cut_off(
         passed.append(exc)
         return real(exc)
 
-    real = asking.passes
-    monkeypatch.setattr(asking, "passes", passes)
+    real = requests.passes
+    monkeypatch.setattr(requests, "passes", passes)
     for waiter in ("operator", "client"):
         monkeypatch.setattr(f"bridge.gateway.{waiter}._LOOK", 0.5)
     looks: list[int] = []

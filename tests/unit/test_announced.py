@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from bridge.bus.core.message import Message
 from bridge.errors import ProtocolError
-from bridge.gateway.announced import Announced
-from bridge.gateway.route import Route
+from bridge.gateway.routes.index import Route
+from bridge.gateway.routes.registration_reader import Announced
 from bridge.protocol import InstanceRegistration, InstanceState, decode
 from bridge.subjects import BOX_HOST
 from bridge.validation import DISAGREE, check_endpoint, check_metadata

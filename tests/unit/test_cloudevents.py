@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.gateway.cloudevents import ce_headers, dead_headers, header_value
+from bridge.gateway.relay.cloudevents import ce_headers, dead_headers, header_value
 from bridge.protocol import InstanceEvent, InstanceState
 from tests.unit.fleets import AT
 

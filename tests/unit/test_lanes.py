@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from bridge.gateway.lanes import Backoff, Held, Lanes
+from bridge.gateway.relay.delivery_queue import Backoff, Held, Lanes
 from bridge.protocol import InstanceEvent, InstanceState
 from tests.unit.fleets import AT
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.gateway.route import Delete, Put, Route
-from bridge.gateway.route_book import FLAP_PAUSE, MEMORY, RouteBook
-from bridge.gateway.routed import Routed
+from bridge.gateway.routes.index import Delete, Put, Route
+from bridge.gateway.routes.instance_state import Routed
+from bridge.gateway.routes.state import FLAP_PAUSE, MEMORY, RouteBook
 from bridge.protocol import InstanceEvent, InstanceHealth, InstanceState
 
 S = InstanceState

@@ -9,8 +9,8 @@ import pytest
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.gateway.route_book import RouteBook
-from bridge.gateway.route_feed import RouteFeed, _Registry
+from bridge.gateway.routes.feed import RouteFeed, _Registry
+from bridge.gateway.routes.state import RouteBook
 from bridge.observe import Metrics
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, encode
 from bridge.settings import NatsConfig

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bridge.gateway.route import Route, RouteIndex
+from bridge.gateway.routes.index import Route, RouteIndex
 from bridge.protocol import InstanceState
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)

@@ -9,9 +9,9 @@ import pytest
 
 from bridge.bus.core.message import Message
 from bridge.cli.bench.fleets import host_of, registrations, service_of
-from bridge.gateway.announced import Announced
-from bridge.gateway.route import Route
-from bridge.gateway.route_book import RouteBook
+from bridge.gateway.routes.index import Route
+from bridge.gateway.routes.registration_reader import Announced
+from bridge.gateway.routes.state import RouteBook
 from bridge.protocol import encode
 
 COUNT = 4000

@@ -8,7 +8,7 @@ from bridge.box.fleet import Fleet
 from bridge.box.model import HostRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.gateway.route_book import RouteBook
+from bridge.gateway.routes.state import RouteBook
 from bridge.observe import Metrics
 from bridge.protocol import HostStats, InstanceHealth, encode
 from bridge.settings import NatsConfig

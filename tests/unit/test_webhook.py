@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from bridge.errors import ConfigError
-from bridge.gateway.webhook import Verdict, check, judge, retry_after, shown
+from bridge.gateway.relay.webhook import Verdict, check, judge, retry_after, shown
 
 NOW = datetime(2026, 11, 21, 8, tzinfo=UTC)
 

@@ -21,7 +21,7 @@ from bridge.bus.jetstream.publish import Outgoing, store_batch
 from bridge.bus.jetstream.publisher import LIMIT, Publisher
 from bridge.cli.bench.row import Row, Sides, Site, at_least
 from bridge.errors import BenchFailed
-from bridge.gateway.events import EventStream
+from bridge.gateway.events.stream import EventStream
 from bridge.ids import new_id
 from bridge.protocol import InstanceEvent, ScaleConfig, decode, encode, now
 from bridge.settings import ServiceConfig

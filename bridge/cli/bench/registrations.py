@@ -19,7 +19,7 @@ from bridge.bus.jetstream import topology
 from bridge.cli.bench import fleets
 from bridge.cli.bench.row import Row, Sides, Site, at_most
 from bridge.errors import ServerNotStarted
-from bridge.gateway.routes import RouteTable
+from bridge.gateway.routes.table import RouteTable
 from bridge.protocol import encode
 from bridge.settings import NatsConfig, Timing
 

@@ -10,8 +10,8 @@ from typing import Final
 
 from bridge.cli.bench.host import fleet
 from bridge.cli.bench.row import Row, Sides, Site, at_most
-from bridge.gateway.route import Put
-from bridge.gateway.routes import Changes, RouteTable
+from bridge.gateway.routes.index import Put
+from bridge.gateway.routes.table import Changes, RouteTable
 
 _INSTANCES: Final = 100  # in a round, so that its worst is its p99
 _MS: Final = 1e3

@@ -18,10 +18,10 @@ from bridge.bus.core.connection import Connection, Listener
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream.follower import Follower, Start
 from bridge.errors import NameRefused, ProtocolError
-from bridge.gateway.announced import Announced
-from bridge.gateway.route import Key, Route
-from bridge.gateway.route_book import LIMIT, RouteBook
-from bridge.gateway.routed import Routed
+from bridge.gateway.routes.index import Key, Route
+from bridge.gateway.routes.instance_state import Routed
+from bridge.gateway.routes.registration_reader import Announced
+from bridge.gateway.routes.state import LIMIT, RouteBook
 from bridge.protocol import (
     InstanceEvent,
     InstanceHealth,

@@ -28,10 +28,10 @@ from bridge.bus.jetstream.publish import Outgoing
 from bridge.bus.jetstream.publisher import Publisher
 from bridge.bus.jetstream.pull_consumer import outstanding
 from bridge.errors import BusError
-from bridge.gateway.cloudevents import ce_headers, dead_headers
-from bridge.gateway.durable import Delivery, DurableEvents
-from bridge.gateway.lanes import Backoff, Held, Lanes
-from bridge.gateway.webhook import Answer, Verdict, Webhook, shown
+from bridge.gateway.events.durable import Delivery, DurableEvents
+from bridge.gateway.relay.cloudevents import ce_headers, dead_headers
+from bridge.gateway.relay.delivery_queue import Backoff, Held, Lanes
+from bridge.gateway.relay.webhook import Answer, Verdict, Webhook, shown
 from bridge.protocol import InstanceState, now
 from bridge.subjects import TRACEPARENT
 from bridge.tasks import task_scope

@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from bridge.gateway.route import Key, Route
+from bridge.gateway.routes.index import Key, Route
 from bridge.protocol import InstanceState
 from bridge.validation import HEALTHY_KEY
 

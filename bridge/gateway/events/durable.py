@@ -25,7 +25,7 @@ from bridge.bus.jetstream.ack_subject import Position
 from bridge.bus.jetstream.follower import Begin, Reset, Start
 from bridge.bus.jetstream.pull_consumer import LOOK, DurableConsumer
 from bridge.errors import BusError, ConfigError
-from bridge.gateway.event_filter import EventFilter, Services, read_event
+from bridge.gateway.events.filter import EventFilter, Services, read_event
 from bridge.protocol import InstanceEvent, InstanceState
 from bridge.subjects import BOX_HOST, BOX_SEQ, check_name
 from bridge.tasks import task_scope

@@ -18,8 +18,8 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream.follower import Follower, Reset, Start
 from bridge.errors import ConfigError
-from bridge.gateway.event_filter import EventFilter, Services, read_event
-from bridge.gateway.events import Gap
+from bridge.gateway.events.filter import EventFilter, Services, read_event
+from bridge.gateway.events.stream import Gap
 from bridge.protocol import InstanceEvent, InstanceState
 from bridge.tasks import task_scope
 

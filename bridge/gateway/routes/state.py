@@ -23,8 +23,8 @@ from typing import Final, Protocol
 from msgspec.structs import replace
 
 from bridge.bus.leases import Leases
-from bridge.gateway.route import Change, Delete, Key, Put, Route, RouteIndex
-from bridge.gateway.routed import Routed
+from bridge.gateway.routes.index import Change, Delete, Key, Put, Route, RouteIndex
+from bridge.gateway.routes.instance_state import Routed
 from bridge.protocol import (
     InstanceEvent,
     InstanceHealth,

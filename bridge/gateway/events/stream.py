@@ -14,7 +14,7 @@ from msgspec import Struct
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream.follower import Begin, Checkpoint, Follower, Reset, Start
-from bridge.gateway.event_filter import EventFilter, Services, read_event
+from bridge.gateway.events.filter import EventFilter, Services, read_event
 from bridge.protocol import InstanceEvent, InstanceState
 from bridge.tasks import task_scope
 

@@ -22,9 +22,9 @@ from typing import Final, Self
 
 from bridge.bus.core.connection import Connection
 from bridge.errors import NoRoute, WaitTimeout
-from bridge.gateway.route import Change, Key, Resync, Route
-from bridge.gateway.route_book import RouteBook
-from bridge.gateway.route_feed import RouteFeed
+from bridge.gateway.routes.feed import RouteFeed
+from bridge.gateway.routes.index import Change, Key, Resync, Route
+from bridge.gateway.routes.state import RouteBook
 from bridge.settings import Timing
 from bridge.subjects import check_name
 from bridge.tasks import task_scope

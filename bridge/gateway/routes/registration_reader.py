@@ -14,7 +14,7 @@ from msgspec import Raw, Struct
 
 from bridge.bus.core.message import Message
 from bridge.errors import ProtocolError
-from bridge.gateway.route import Route
+from bridge.gateway.routes.index import Route
 from bridge.protocol import InstanceState, Time, decode, in_utc
 from bridge.subjects import BOX_HOST
 from bridge.validation import DISAGREE, MAX_METADATA, check_endpoint, check_metadata
