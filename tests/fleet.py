@@ -11,7 +11,7 @@ from typing import Any
 from bridge import Operator, ScaleClient
 from bridge.admin_protocol import Host
 from bridge.box.daemon import Box
-from bridge.box.model import ServiceRecord
+from bridge.box.state.records import ServiceRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import decode, now

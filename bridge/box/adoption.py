@@ -15,11 +15,11 @@ from msgspec.structs import replace
 from bridge.box import requested
 from bridge.box.fleet import Fleet
 from bridge.box.journal_store import Entry
-from bridge.box.lifecycle import ENDED, Life
-from bridge.box.model import SlotRecord
 from bridge.box.planner import Me
 from bridge.box.runtimes.base import Found
 from bridge.box.runtimes.identity import GONE
+from bridge.box.state.lifecycle import ENDED, Life
+from bridge.box.state.records import SlotRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay

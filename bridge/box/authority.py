@@ -16,8 +16,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bridge.box import requested
-from bridge.box.lifecycle import ENDED
-from bridge.box.model import (
+from bridge.box.placement import able_hosts, capacity, host_port, rivals
+from bridge.box.state.capacity_cache import Promised, Standing
+from bridge.box.state.lifecycle import ENDED
+from bridge.box.state.records import (
     RECEIPTS,
     Decision,
     FleetState,
@@ -31,8 +33,6 @@ from bridge.box.model import (
     merged,
     remembered,
 )
-from bridge.box.placement import able_hosts, capacity, host_port, rivals
-from bridge.box.standing import Promised, Standing
 from bridge.errors import NameRefused
 from bridge.images import admits, full_reference
 from bridge.protocol import (

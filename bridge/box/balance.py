@@ -16,9 +16,9 @@ from msgspec.structs import replace
 
 from bridge.admin_protocol import Move
 from bridge.box.authority import idlest
-from bridge.box.lifecycle import ENDED
-from bridge.box.model import Decision, FleetState, ServiceRecord, SlotRecord, remembered
 from bridge.box.placement import Board, Spare
+from bridge.box.state.lifecycle import ENDED
+from bridge.box.state.records import Decision, FleetState, ServiceRecord, SlotRecord, remembered
 
 MAX_MOVES: Final = 256  # in one go: so that a decision stays short, and its answer fits a reply
 _GAP: Final = 2  # places; a smaller difference would only change sides

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Final
 
 from bridge.box.journal_store import JOURNAL, JournalStore, look
-from bridge.box.lifecycle import ENDED
 from bridge.box.notices import told_by
 from bridge.box.offers import offers
 from bridge.box.runtimes import sockets
 from bridge.box.runtimes.engines import find_engine
-from bridge.box.runtimes.rules import fixed_port
+from bridge.box.state.lifecycle import ENDED
+from bridge.box.state.runtime_limits import fixed_port
 from bridge.diagnostics import Finding, fail, ok, warn
 from bridge.errors import BoxError, ConfigError, ForeignJournal, JournalError
 from bridge.protocol import now

@@ -12,12 +12,12 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from bridge.box import lifecycle
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
-from bridge.box.model import Decision, FleetState, ServiceRecord, SlotRecord
 from bridge.box.placement import demand, room, unfit
 from bridge.box.planner import Me, avoiding
+from bridge.box.state import lifecycle
+from bridge.box.state.records import Decision, FleetState, ServiceRecord, SlotRecord
 from bridge.bus.jetstream.kv_view import Record
 from bridge.bus.registrations import Registry
 from bridge.ids import new_id

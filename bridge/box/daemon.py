@@ -24,7 +24,6 @@ from bridge.box.instance import Surroundings
 from bridge.box.journal import Journal
 from bridge.box.journal_store import CUT_OFF, JOURNAL
 from bridge.box.ledger import Ledger
-from bridge.box.model import HostRecord
 from bridge.box.notices import Notices
 from bridge.box.offers import host_record, offers
 from bridge.box.operations import Operations
@@ -38,6 +37,7 @@ from bridge.box.runtimes.base import Runtime
 from bridge.box.runtimes.logs import instances_dir
 from bridge.box.runtimes.opening import open_runtime
 from bridge.box.sampler import Sampler
+from bridge.box.state.records import HostRecord
 from bridge.box.story import Teller
 from bridge.box.supervisor import Supervisor
 from bridge.box.traffic import Traffic

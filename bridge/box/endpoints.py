@@ -14,7 +14,7 @@ from bridge.box import rollout, shortfall
 from bridge.box.authority import Asked, living, refuse
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
-from bridge.box.model import ServiceRecord
+from bridge.box.state.records import ServiceRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.service.responder import Endpoint, Reply

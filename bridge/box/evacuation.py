@@ -13,8 +13,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from bridge.box.model import FleetState, HostOrder
 from bridge.box.placement import Board, Spare, able_hosts, avoided
+from bridge.box.state.records import FleetState, HostOrder
 
 _DRAINED: Final = HostOrder(draining=True)
 

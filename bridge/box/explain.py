@@ -25,8 +25,10 @@ from bridge.admin_protocol import (
 from bridge.box import rollout, shortfall
 from bridge.box.authority import Asked, decide
 from bridge.box.evacuation import Forecast
-from bridge.box.lifecycle import ENDED
-from bridge.box.model import (
+from bridge.box.placement import Board, Spare, host_port, place, room, unfit
+from bridge.box.shortfall import KeptOff
+from bridge.box.state.lifecycle import ENDED
+from bridge.box.state.records import (
     Decision,
     FleetState,
     HostOrder,
@@ -35,8 +37,6 @@ from bridge.box.model import (
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.placement import Board, Spare, host_port, place, room, unfit
-from bridge.box.shortfall import KeptOff
 from bridge.protocol import InstanceState, format_time
 
 _NOTE: Final = 500  # letters of a note, so that a service's decisions fit a reply

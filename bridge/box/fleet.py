@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from bridge.box.census import Census
-from bridge.box.lifecycle import ENDED
-from bridge.box.model import (
+from bridge.box.state.capacity_cache import Standings
+from bridge.box.state.lifecycle import ENDED
+from bridge.box.state.records import (
     NOTHING,
     Demand,
     FleetState,
@@ -26,7 +26,7 @@ from bridge.box.model import (
     SlotRecord,
     check_claim,
 )
-from bridge.box.standing import Standings
+from bridge.box.state.slot_index import Census
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream.kv_view import Records

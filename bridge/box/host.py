@@ -21,8 +21,8 @@ from typing import IO, Final
 from msgspec.structs import replace
 
 from bridge.box.fence import Fence
-from bridge.box.model import HostRecord
 from bridge.box.runtimes.identity import boot_id
+from bridge.box.state.records import HostRecord
 from bridge.bus.jetstream.kv_view import Records
 from bridge.errors import BoxError, BusError, HostTaken, ProtocolError
 from bridge.settings import Timing

@@ -36,7 +36,7 @@ from bridge.box.journal_store import (
     Pending,
     open_store,
 )
-from bridge.box.model import HostOrder, ServiceRecord
+from bridge.box.state.records import HostOrder, ServiceRecord
 from bridge.errors import JournalError
 from bridge.protocol import InstanceEvent, encode
 from bridge.version import VERSION

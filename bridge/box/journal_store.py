@@ -14,9 +14,9 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, field
 
-from bridge.box.lifecycle import Life
-from bridge.box.model import Demand, HostOrder, ServiceRecord
 from bridge.box.runtimes.identity import Identity
+from bridge.box.state.lifecycle import Life
+from bridge.box.state.records import Demand, HostOrder, ServiceRecord
 from bridge.errors import ForeignJournal, JournalError, ProtocolError
 from bridge.protocol import InstanceEvent, ScaleConfig, Time, decode
 from bridge.settings import Probe, ServiceConfig

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from bridge.box.authority import Asked, decide, refuse
 from bridge.box.fleet import Fleet
-from bridge.box.model import FleetState, ServiceRecord
+from bridge.box.state.records import FleetState, ServiceRecord
 from bridge.errors import BusError, Conflict, CutOff, NoReply, TooLarge
 from bridge.protocol import ScaleResponse
 

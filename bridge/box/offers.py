@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 
 from bridge.box import fence
-from bridge.box.model import Demand, HostRecord, Offer
-from bridge.box.runtimes.rules import NO_LACKS, fixed_port, refusal
+from bridge.box.state.records import Demand, HostRecord, Offer
+from bridge.box.state.runtime_limits import NO_LACKS, fixed_port, refusal
 from bridge.errors import ConfigError
 from bridge.protocol import ScaleConfig
 from bridge.settings import Config, ServiceConfig

@@ -33,8 +33,8 @@ from bridge.box.authority import Asked, expired
 from bridge.box.endpoints import expiry
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
-from bridge.box.model import ServiceRecord
 from bridge.box.orders import Orders
+from bridge.box.state.records import ServiceRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay

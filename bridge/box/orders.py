@@ -21,7 +21,7 @@ from bridge.box.evacuation import lacking
 from bridge.box.explain import names
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
-from bridge.box.model import Decision, FleetState, HostOrder, ServiceRecord
+from bridge.box.state.records import Decision, FleetState, HostOrder, ServiceRecord
 from bridge.errors import Conflict
 from bridge.subjects import check_name, cordon_key
 

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Final
 
-from bridge.box.model import (
+from bridge.box.state.records import (
     NO_OFFER,
     NOTHING,
     Demand,
@@ -24,7 +24,7 @@ from bridge.box.model import (
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.runtimes.rules import fixed_port, refusal
+from bridge.box.state.runtime_limits import fixed_port, refusal
 from bridge.images import admits, same_image
 from bridge.protocol import ScaleConfig
 

@@ -14,8 +14,8 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.box.model import Avoidance, FleetState, ServiceRecord, SlotRecord
 from bridge.box.placement import first_at_work, place, room
+from bridge.box.state.records import Avoidance, FleetState, ServiceRecord, SlotRecord
 
 MAX_FAILURES: Final = 5  # running, and a slot is let go where another host can try
 KEPT_OFF: Final = timedelta(minutes=10)  # of the host on which it failed

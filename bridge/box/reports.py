@@ -13,8 +13,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from bridge.box.lifecycle import ENDED
 from bridge.box.runtimes.base import Usage
+from bridge.box.state.lifecycle import ENDED
 from bridge.bus.core.message import Message
 from bridge.errors import ProtocolError
 from bridge.observe import Metrics

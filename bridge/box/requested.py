@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from bridge.box.model import FleetState, ServiceRecord
+from bridge.box.state.records import FleetState, ServiceRecord
 from bridge.images import full_reference
 from bridge.protocol import ScaleConfig
 from bridge.settings import ServiceConfig

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from bridge.box.fleet import Fleet
 from bridge.box.journal import Journal
-from bridge.box.model import HostOrder, ServiceRecord
+from bridge.box.state.records import HostOrder, ServiceRecord
 from bridge.bus.jetstream.kv_view import Records
 from bridge.errors import Conflict
 from bridge.subjects import cordon_key

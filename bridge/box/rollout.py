@@ -19,8 +19,9 @@ from typing import Final
 from msgspec.structs import replace
 
 from bridge.box.authority import idlest
-from bridge.box.lifecycle import ENDED
-from bridge.box.model import (
+from bridge.box.placement import able_hosts, holds, host_port, place, rivals, room
+from bridge.box.state.lifecycle import ENDED
+from bridge.box.state.records import (
     MAX_FAILED_REPLACEMENTS,
     Decision,
     FleetState,
@@ -28,7 +29,6 @@ from bridge.box.model import (
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.placement import able_hosts, holds, host_port, place, rivals, room
 
 _WHY: Final = 300  # letters of why a replacement failed: they are kept in the record
 _FEW: Final = 3  # hosts that are named

@@ -8,8 +8,8 @@ from datetime import datetime
 from bridge.box import rollout
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
-from bridge.box.model import FleetState, ServiceRecord
 from bridge.box.placement import first_at_work
+from bridge.box.state.records import FleetState, ServiceRecord
 
 
 class Rollouts:

@@ -16,8 +16,8 @@ from typing import Final
 from msgspec import Struct
 
 from bridge.box.authority import standing
-from bridge.box.model import FleetState, ServiceRecord
 from bridge.box.placement import host_port, place, room
+from bridge.box.state.records import FleetState, ServiceRecord
 from bridge.protocol import InstanceState
 
 OTHERS: Final = "other services"

@@ -16,11 +16,11 @@ from msgspec.structs import replace
 
 from bridge.box.journal import Journal
 from bridge.box.journal_store import Entry
-from bridge.box.lifecycle import ENDED, Life
-from bridge.box.model import SlotRecord
 from bridge.box.outbox import Outbox
 from bridge.box.planner import Me
 from bridge.box.runtimes.identity import Identity
+from bridge.box.state.lifecycle import ENDED, Life
+from bridge.box.state.records import SlotRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream.kv_view import Record, Records
 from bridge.bus.registrations import Registry

@@ -15,14 +15,12 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Final
 
-from bridge.box import lifecycle
 from bridge.box.claims import Claims
 from bridge.box.fleet import Fleet
 from bridge.box.holdings import Held, Holdings
 from bridge.box.instance import Instance
 from bridge.box.journal_store import Entry
 from bridge.box.ledger import Ledger
-from bridge.box.model import SlotRecord
 from bridge.box.planner import (
     Action,
     Claim,
@@ -37,6 +35,8 @@ from bridge.box.planner import (
 )
 from bridge.box.rollouts import Rollouts
 from bridge.box.runtimes.base import Handle
+from bridge.box.state import lifecycle
+from bridge.box.state.records import SlotRecord
 from bridge.box.story import Story, Teller
 from bridge.box.workshop import Workshop
 from bridge.bus.jetstream.kv_view import Record

@@ -10,8 +10,8 @@ from msgspec import Struct
 from bridge.box import requested
 from bridge.box.instance import Surroundings
 from bridge.box.journal_store import Entry
-from bridge.box.model import ServiceRecord
 from bridge.box.runtimes.base import Spec
+from bridge.box.state.records import ServiceRecord
 from bridge.images import admits
 from bridge.settings import ServiceConfig, Timing
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import aiohttp
 
-from bridge.box.lifecycle import SERVING
+from bridge.box.state.lifecycle import SERVING
 from bridge.cli.demo_host import service_command
 from bridge.cli.demo_show import PATIENCE, Show, alive, expect, get
 from bridge.errors import ScaleError

@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from bridge.box.daemon import Box
-from bridge.box.lifecycle import NEXT
+from bridge.box.state.lifecycle import NEXT
 from bridge.cli.demo_show import PATIENCE, Show, alive, expect, get
 from bridge.config import load
 from bridge.gateway.client import ScaleClient

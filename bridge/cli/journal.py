@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.text import Text
 
 from bridge.box.journal_store import CUT_OFF, JOURNAL, SET_ASIDE, Entry, Snapshot, look
-from bridge.box.lifecycle import ENDED
 from bridge.box.notices import told_by
 from bridge.box.runtimes.identity import is_alive
+from bridge.box.state.lifecycle import ENDED
 from bridge.cli.connect import configuration
 from bridge.console import err, instances_table, out, print_json
 from bridge.errors import ConfigError, JournalError

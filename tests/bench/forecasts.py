@@ -13,11 +13,12 @@ from msgspec.structs import replace
 
 from bridge.box.authority import Asked
 from bridge.box.balance import balance
-from bridge.box.census import Census
 from bridge.box.evacuation import lacking
 from bridge.box.explain import hosts
 from bridge.box.explain import plan as explain
-from bridge.box.model import (
+from bridge.box.planner import Me, plan
+from bridge.box.shortfall import tell
+from bridge.box.state.records import (
     Demand,
     FleetState,
     HostOrder,
@@ -26,8 +27,7 @@ from bridge.box.model import (
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.planner import Me, plan
-from bridge.box.shortfall import tell
+from bridge.box.state.slot_index import Census
 from bridge.protocol import InstanceInfo, InstanceState, ScaleRequest, now
 
 _A_HOST: Final = 100  # instances of the service, on average

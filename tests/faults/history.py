@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from bridge.box.lifecycle import ENDED, NEXT
+from bridge.box.state.lifecycle import ENDED, NEXT
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from bridge.box.daemon import Box
 from bridge.box.journal_store import look
-from bridge.box.model import SlotRecord
+from bridge.box.state.records import SlotRecord
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.kv_view import Records
 from bridge.protocol import InstanceState

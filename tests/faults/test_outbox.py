@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bridge.box import lifecycle
 from bridge.box.journal import Journal
 from bridge.box.journal_store import Entry
 from bridge.box.outbox import Outbox
+from bridge.box.state import lifecycle
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology

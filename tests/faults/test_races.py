@@ -9,7 +9,7 @@ import pytest
 
 from bridge.box.claims import Claims
 from bridge.box.daemon import Box
-from bridge.box.model import ServiceRecord
+from bridge.box.state.records import ServiceRecord
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import Conflict

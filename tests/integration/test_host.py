@@ -18,8 +18,8 @@ import pytest
 from bridge.box.daemon import Box
 from bridge.box.fence import Fence
 from bridge.box.host import Lease, own_directory
-from bridge.box.lifecycle import ENDED
-from bridge.box.model import HostRecord
+from bridge.box.state.lifecycle import ENDED
+from bridge.box.state.records import HostRecord
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.kv_view import Record, Records

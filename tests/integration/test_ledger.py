@@ -11,7 +11,7 @@ import pytest
 from bridge.box.authority import Asked
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
-from bridge.box.model import FleetState, HostRecord, Offer, ServiceRecord
+from bridge.box.state.records import FleetState, HostRecord, Offer, ServiceRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology

@@ -12,12 +12,12 @@ from typing import Any
 import nats.js.errors
 import pytest
 
-from bridge.box import lifecycle
 from bridge.box.claims import Claims
 from bridge.box.fleet import ClaimMoved, Fleet
 from bridge.box.ledger import Ledger
-from bridge.box.model import HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.box.planner import Me
+from bridge.box.state import lifecycle
+from bridge.box.state.records import HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.box.story import as_left
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer

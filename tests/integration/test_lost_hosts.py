@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from bridge.box.fleet import Fleet
-from bridge.box.model import HostRecord, SlotRecord
+from bridge.box.state.records import HostRecord, SlotRecord
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.kv_view import Record

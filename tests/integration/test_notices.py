@@ -13,7 +13,7 @@ from bridge.box import notices
 from bridge.box.daemon import Box
 from bridge.box.fleet import Fleet
 from bridge.box.journal_store import JOURNAL, Change, JournalStore
-from bridge.box.model import HostRecord
+from bridge.box.state.records import HostRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 from nats.js.api import StreamConfig
 
-from bridge.box import lifecycle
+from bridge.box.state import lifecycle
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.core.pending_request import Asked

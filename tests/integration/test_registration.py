@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bridge.box.daemon import Box
-from bridge.box.model import SlotRecord
+from bridge.box.state.records import SlotRecord
 from bridge.box.story import Story
 from bridge.bus.core.message import Message
 from bridge.bus.embedded_server import EmbeddedServer

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from bridge.box import lifecycle
 from bridge.box.claims import Claims
 from bridge.box.daemon import Box
-from bridge.box.model import FleetState, SlotRecord
+from bridge.box.state import lifecycle
+from bridge.box.state.records import FleetState, SlotRecord
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.publish import store
 from bridge.errors import OrderRefused, ProtocolError

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bridge.box import rollout
 from bridge.box.authority import Asked, refuse
-from bridge.box.lifecycle import ENDED, Life
-from bridge.box.model import FleetState, HostRecord, ServiceRecord, SlotRecord
 from bridge.box.planner import (
     Action,
     Claim,
@@ -29,6 +27,8 @@ from bridge.box.planner import (
     plan,
     remake,
 )
+from bridge.box.state.lifecycle import ENDED, Life
+from bridge.box.state.records import FleetState, HostRecord, ServiceRecord, SlotRecord
 from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import BusError, Conflict
 from bridge.protocol import InstanceState, ScaleResponse

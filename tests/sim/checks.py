@@ -27,8 +27,15 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from bridge.box.model import RECEIPTS, FleetState, HostOrder, HostRecord, ServiceRecord, SlotRecord
 from bridge.box.placement import able_hosts, capacity
+from bridge.box.state.records import (
+    RECEIPTS,
+    FleetState,
+    HostOrder,
+    HostRecord,
+    ServiceRecord,
+    SlotRecord,
+)
 from bridge.protocol import InstanceState, ScaleRequest, ScaleResponse
 from bridge.subjects import cordon_key, slot_key
 from tests.sim.instances import TIMING, Held

@@ -14,9 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from bridge.box import rollout
-from bridge.box.model import SlotRecord
 from bridge.box.placement import place
 from bridge.box.planner import plan
+from bridge.box.state.records import SlotRecord
 from bridge.box.story import as_left
 from bridge.subjects import slot_key
 from tests.sim.view import Kept, View

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bridge.box import placement
-from bridge.box.lifecycle import SERVING
-from bridge.box.model import Demand, HostRecord, Offer, ServiceRecord
+from bridge.box.state.lifecycle import SERVING
+from bridge.box.state.records import Demand, HostRecord, Offer, ServiceRecord
 from tests.sim.box import BoxLife
 from tests.sim.instances import Held
 from tests.sim.view import Kept, Link

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from bridge.box import lifecycle
 from bridge.box.holdings import backoff
-from bridge.box.lifecycle import ENDED, SERVING, Life
-from bridge.box.model import Demand, SlotRecord
+from bridge.box.state import lifecycle
+from bridge.box.state.lifecycle import ENDED, SERVING, Life
+from bridge.box.state.records import Demand, SlotRecord
 from bridge.box.story import _facts, as_left
 from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import BusError, Conflict

@@ -9,13 +9,13 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Container
 from typing import Any, cast
 
-from bridge.box import lifecycle
 from bridge.box.claims import Claims
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
-from bridge.box.lifecycle import Life
-from bridge.box.model import ServiceRecord
 from bridge.box.planner import Me
+from bridge.box.state import lifecycle
+from bridge.box.state.lifecycle import Life
+from bridge.box.state.records import ServiceRecord
 from bridge.errors import Conflict
 from tests.sim.instances import TIMING
 from tests.sim.kernel import Kernel

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from bridge.box import rollout
-from bridge.box.lifecycle import SERVING
-from bridge.box.model import ServiceRecord, SlotRecord
 from bridge.box.placement import host_port, unfit
+from bridge.box.state.lifecycle import SERVING
+from bridge.box.state.records import ServiceRecord, SlotRecord
 from bridge.subjects import parse_slot_key, slot_key
 
 if TYPE_CHECKING:

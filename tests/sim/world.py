@@ -10,7 +10,14 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.box.model import FleetState, HostOrder, HostRecord, Offer, ServiceRecord, SlotRecord
+from bridge.box.state.records import (
+    FleetState,
+    HostOrder,
+    HostRecord,
+    Offer,
+    ServiceRecord,
+    SlotRecord,
+)
 from bridge.protocol import encode
 from bridge.subjects import cordon_key
 from tests.sim.box import BoxLife

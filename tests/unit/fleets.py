@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import strategies as st
 
 from bridge.box.authority import Asked
-from bridge.box.model import FleetState, HostRecord, Offer, ServiceRecord, SlotRecord
+from bridge.box.state.records import FleetState, HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.protocol import InstanceHealth, InstanceInfo, InstanceState, ScaleConfig, ScaleRequest
 
 AT = datetime(2026, 11, 21, 8, tzinfo=UTC)

@@ -12,8 +12,15 @@ from msgspec.structs import replace
 
 from bridge.box.authority import MAX_REQUEST_ID, Verdict, decide, idlest
 from bridge.box.balance import MAX_MOVES
-from bridge.box.model import RECEIPTS, REQUESTS, FleetState, HostOrder, Rollout, ServiceRecord
 from bridge.box.planner import MAX_KEPT_OFF, avoiding
+from bridge.box.state.records import (
+    RECEIPTS,
+    REQUESTS,
+    FleetState,
+    HostOrder,
+    Rollout,
+    ServiceRecord,
+)
 from bridge.protocol import InstanceState, ScaleConfig, encode
 from tests.unit.fleets import AT, SERVICES, asked, fleet, fleets, host, slot
 

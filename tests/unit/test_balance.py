@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from bridge.admin_protocol import Move
 from bridge.box.balance import MAX_MOVES, balance, marked
-from bridge.box.model import (
+from bridge.box.placement import Board, Spare, able_hosts
+from bridge.box.state.records import (
     Decision,
     Demand,
     FleetState,
@@ -22,7 +23,6 @@ from bridge.box.model import (
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.placement import Board, Spare, able_hosts
 from bridge.protocol import InstanceState
 from tests.unit.fleets import AT, SERVICES, fleet, host, slot
 

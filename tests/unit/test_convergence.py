@@ -14,11 +14,18 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bridge.box.authority import Asked, decide
-from bridge.box.lifecycle import ENDED, SERVING
-from bridge.box.model import FleetState, HostOrder, HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.box.placement import place
 from bridge.box.planner import Claim, Discard, Drain, GiveUp, Local, Make, Me, Release, plan
 from bridge.box.rollout import next_step, outdated
+from bridge.box.state.lifecycle import ENDED, SERVING
+from bridge.box.state.records import (
+    FleetState,
+    HostOrder,
+    HostRecord,
+    Offer,
+    ServiceRecord,
+    SlotRecord,
+)
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.unit.fleets import AT, SERVICES, asked, fleet, host, slot
 

@@ -13,7 +13,7 @@ from bridge.box.runtimes import engine_answers as answers
 from bridge.box.runtimes import engine_words as words
 from bridge.box.runtimes.engine_answers import Sample, State
 from bridge.box.runtimes.engines import KINDS, Engine, find_engine
-from bridge.box.runtimes.rules import refusal
+from bridge.box.state.runtime_limits import refusal
 from bridge.errors import EngineUnsuitable
 from bridge.protocol import ScaleConfig
 from bridge.settings import BoxConfig, Config, ServiceConfig

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bridge.box.evacuation import Forecast, lacking
-from bridge.box.model import (
+from bridge.box.placement import Board, Spare, able_hosts
+from bridge.box.planner import KEPT_OFF
+from bridge.box.state.records import (
     Avoidance,
     Demand,
     FleetState,
@@ -16,8 +18,6 @@ from bridge.box.model import (
     Offer,
     ServiceRecord,
 )
-from bridge.box.placement import Board, Spare, able_hosts
-from bridge.box.planner import KEPT_OFF
 from tests.unit.fleets import AT, fleet, fleets, host, slot
 
 DRAINING = HostOrder(draining=True)

@@ -6,7 +6,9 @@ from msgspec.structs import replace
 
 from bridge.admin_protocol import Fate, Order
 from bridge.box import explain
-from bridge.box.model import (
+from bridge.box.operations import _shortened
+from bridge.box.planner import KEPT_OFF
+from bridge.box.state.records import (
     Avoidance,
     Decision,
     FleetState,
@@ -16,8 +18,6 @@ from bridge.box.model import (
     Rollout,
     ServiceRecord,
 )
-from bridge.box.operations import _shortened
-from bridge.box.planner import KEPT_OFF
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.support import calls
 from tests.unit.fleets import AT, asked, fleet, host, slot

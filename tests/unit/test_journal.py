@@ -11,12 +11,13 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from bridge.box import checkup, journal_store, lifecycle
+from bridge.box import checkup, journal_store
 from bridge.box import journal as journal_module
 from bridge.box.journal import Journal
 from bridge.box.journal_store import Entry, look
-from bridge.box.model import HostOrder, ServiceRecord
 from bridge.box.runtimes.identity import Identity
+from bridge.box.state import lifecycle
+from bridge.box.state.records import HostOrder, ServiceRecord
 from bridge.errors import ForeignJournal, JournalError
 from bridge.protocol import InstanceEvent, InstanceState, ScaleConfig, encode, now
 from bridge.settings import ServiceConfig

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.box import lifecycle
-from bridge.box.lifecycle import ENDED, MAX_MESSAGE, NEXT, IllegalStep, Life
+from bridge.box.state import lifecycle
+from bridge.box.state.lifecycle import ENDED, MAX_MESSAGE, NEXT, IllegalStep, Life
 from bridge.protocol import InstanceHealth, InstanceState, encode
 from tests.unit.fleets import AT
 

@@ -10,15 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.model import (
-    Avoidance,
-    Demand,
-    FleetState,
-    HostOrder,
-    HostRecord,
-    Offer,
-    ServiceRecord,
-)
 from bridge.box.placement import Board, Spare, able_hosts, avoided, place, unfit
 from bridge.box.planner import (
     MAX_KEPT_OFF,
@@ -32,6 +23,15 @@ from bridge.box.planner import (
     avoiding,
     plan,
     wake_at,
+)
+from bridge.box.state.records import (
+    Avoidance,
+    Demand,
+    FleetState,
+    HostOrder,
+    HostRecord,
+    Offer,
+    ServiceRecord,
 )
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.unit.fleets import AT, SERVICES, fleet, fleets, host, slot

@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from bridge.box import explain
 from bridge.box.authority import Verdict, decide
-from bridge.box.model import Decision, FleetState, HostRecord, ServiceRecord, config_id
 from bridge.box.placement import able_hosts, place
 from bridge.box.planner import Claim, Me, plan
 from bridge.box.requested import MAX_ON_REQUEST, REMEMBERED, made_from
+from bridge.box.state.records import Decision, FleetState, HostRecord, ServiceRecord, config_id
 from bridge.protocol import ScaleConfig
 from tests.unit.fleets import AT, asked, fleet, host, slot
 

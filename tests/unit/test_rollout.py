@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bridge.box import rollout
-from bridge.box.model import FleetState, HostOrder, Offer, Rollout, ServiceRecord, SlotRecord
+from bridge.box.state.records import (
+    FleetState,
+    HostOrder,
+    Offer,
+    Rollout,
+    ServiceRecord,
+    SlotRecord,
+)
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.unit.fleets import AT, fleet, host, slot
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from msgspec.structs import replace
 
 from bridge.box import shortfall
-from bridge.box.census import Census
-from bridge.box.lifecycle import SERVING
-from bridge.box.model import (
+from bridge.box.planner import KEPT_OFF
+from bridge.box.state.lifecycle import SERVING
+from bridge.box.state.records import (
     Avoidance,
     FleetState,
     HostOrder,
@@ -21,7 +21,7 @@ from bridge.box.model import (
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.planner import KEPT_OFF
+from bridge.box.state.slot_index import Census
 from bridge.protocol import InstanceState
 from tests.support import calls
 from tests.unit.fleets import AT, fleet, fleets, host, slot

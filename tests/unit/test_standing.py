@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from bridge.box.authority import Asked, Verdict, decide
 from bridge.box.fleet import Fleet
-from bridge.box.model import HostOrder, HostRecord, Offer, ServiceRecord, SlotRecord
-from bridge.box.standing import LIMIT, Standing, Standings
+from bridge.box.state.capacity_cache import LIMIT, Standing, Standings
+from bridge.box.state.records import HostOrder, HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.bus.core.connection import Connection
 from bridge.observe import Metrics
 from bridge.protocol import InstanceInfo, InstanceState, ScaleConfig, ScaleRequest, now

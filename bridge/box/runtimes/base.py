@@ -12,7 +12,7 @@ from msgspec import Struct, field
 
 from bridge.box.environment import handed_to
 from bridge.box.runtimes.identity import Identity
-from bridge.box.runtimes.rules import fixed_port
+from bridge.box.state.runtime_limits import fixed_port
 from bridge.protocol import ScaleConfig
 from bridge.settings import ServiceConfig
 

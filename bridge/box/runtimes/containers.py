@@ -14,7 +14,7 @@ from bridge.box.runtimes import kernel
 from bridge.box.runtimes.base import Exit, Spec
 from bridge.box.runtimes.engine_answers import State
 from bridge.box.runtimes.identity import Identity, boot_id, identify, is_alive
-from bridge.box.runtimes.rules import guest_port
+from bridge.box.state.runtime_limits import guest_port
 
 _SIGNALLED: Final = 128  # an exit code of 128 + n means signal n, as shells have it
 

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct, field
 
 from bridge.box.runtimes.base import Usage
-from bridge.box.runtimes.rules import port_pair
+from bridge.box.state.runtime_limits import port_pair
 
 _UNBEGUN: Final = frozenset({"created", "configured", "initialized"})
 _GOING: Final = frozenset({"running", "paused", "stopping", "restarting", "up"})

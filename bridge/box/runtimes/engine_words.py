@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import Struct
 
 from bridge.box.runtimes.engines import Kind
-from bridge.box.runtimes.rules import guest_port, port_pair
+from bridge.box.state.runtime_limits import guest_port, port_pair
 
 LABEL_HOST: Final = "box-bridge.host-id"
 LABEL_INSTANCE: Final = "box-bridge.instance"

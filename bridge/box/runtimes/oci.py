@@ -29,9 +29,9 @@ from bridge.box.runtimes.engine_calls import Calls
 from bridge.box.runtimes.identity import Identity, boot_id
 from bridge.box.runtimes.images import Images
 from bridge.box.runtimes.logs import ENGINE, STDERR, STDOUT, last_line
-from bridge.box.runtimes.rules import port_pair
 from bridge.box.runtimes.sockets import holder, is_free
 from bridge.box.runtimes.survey import Survey
+from bridge.box.state.runtime_limits import port_pair
 from bridge.errors import EngineSilent, InstanceError, PortTaken
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Final
 
-from bridge.box.model import HostRecord, Offer, ServiceRecord, SlotRecord, config_id
+from bridge.box.state.records import HostRecord, Offer, ServiceRecord, SlotRecord, config_id
 from bridge.bus.core.connection import Connection
 from bridge.errors import BusError
 from bridge.protocol import (

@@ -8,11 +8,11 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
-from bridge.box import lifecycle
 from bridge.box.journal import Journal
 from bridge.box.journal_store import Entry
-from bridge.box.lifecycle import Life
 from bridge.box.outbox import Outbox
+from bridge.box.state import lifecycle
+from bridge.box.state.lifecycle import Life
 from bridge.bus import plain
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream import topology

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, TypeVar
 
-from bridge.box.lifecycle import ENDED, SERVING
+from bridge.box.state.lifecycle import ENDED, SERVING
 
 if TYPE_CHECKING:
-    from bridge.box.model import HostRecord, ServiceRecord, SlotRecord
+    from bridge.box.state.records import HostRecord, ServiceRecord, SlotRecord
 
 K = TypeVar("K")
 

@@ -16,8 +16,8 @@ from typing import Final
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from bridge.box.census import Census, Tally, is_gone
-from bridge.box.standing import Standings
+from bridge.box.state.capacity_cache import Standings
+from bridge.box.state.slot_index import Census, Tally, is_gone
 from bridge.errors import ProtocolError
 from bridge.protocol import InstanceHealth, InstanceInfo, ScaleConfig, ScaleRequest, Time, encode
 from bridge.subjects import check_name

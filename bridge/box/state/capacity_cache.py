@@ -16,7 +16,7 @@ from msgspec import Struct
 from bridge.protocol import ScaleConfig
 
 if TYPE_CHECKING:
-    from bridge.box.model import HostRecord, ServiceRecord
+    from bridge.box.state.records import HostRecord, ServiceRecord
 
 LIMIT: Final = 1000  # services whose standing is kept
 
