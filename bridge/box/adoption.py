@@ -12,12 +12,12 @@ from collections.abc import Set as AbstractSet
 
 from msgspec.structs import replace
 
-from bridge.box import requested
 from bridge.box.fleet import Fleet
 from bridge.box.journal_store import Entry
-from bridge.box.planner import Me
 from bridge.box.runtimes.base import Found
 from bridge.box.runtimes.identity import GONE
+from bridge.box.scheduler import on_request
+from bridge.box.scheduler.planner import Me
 from bridge.box.state.lifecycle import ENDED, Life
 from bridge.box.state.records import SlotRecord
 from bridge.bus.core.connection import Connection
@@ -57,7 +57,7 @@ async def rebuilt(
             continue
         told = await _last_told(connection, service, doubtful.keys())
         wanted = fleet.state.services.get(service)
-        made = config.services.get(service) or (requested.made_from(wanted) if wanted else None)
+        made = config.services.get(service) or (on_request.made_from(wanted) if wanted else None)
         for name, (slot, record) in doubtful.items():
             alive, last = found.get(name), told.get(name)
             if record.seq == 0 and alive is None and last is None:

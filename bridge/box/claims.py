@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
-from bridge.box.placement import demand, room, unfit
-from bridge.box.planner import Me, avoiding
+from bridge.box.scheduler.placement import demand, room, unfit
+from bridge.box.scheduler.planner import Me, avoiding
 from bridge.box.state import lifecycle
 from bridge.box.state.records import Decision, FleetState, ServiceRecord, SlotRecord
 from bridge.bus.jetstream.kv_view import Record

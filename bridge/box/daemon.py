@@ -28,7 +28,6 @@ from bridge.box.notices import Notices
 from bridge.box.offers import host_record, offers
 from bridge.box.operations import Operations
 from bridge.box.outbox import Outbox
-from bridge.box.planner import Me
 from bridge.box.probes import Prober
 from bridge.box.readiness import Readiness, Streams
 from bridge.box.reports import FRESH_SAMPLES, Reports
@@ -37,6 +36,7 @@ from bridge.box.runtimes.base import Runtime
 from bridge.box.runtimes.logs import instances_dir
 from bridge.box.runtimes.opening import open_runtime
 from bridge.box.sampler import Sampler
+from bridge.box.scheduler.planner import Me
 from bridge.box.state.records import HostRecord
 from bridge.box.story import Teller
 from bridge.box.supervisor import Supervisor

@@ -10,10 +10,10 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.box import rollout, shortfall
-from bridge.box.authority import Asked, living, refuse
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
+from bridge.box.scheduler import diagnosis, rollout
+from bridge.box.scheduler.admission import Asked, living, refuse
 from bridge.box.state.records import ServiceRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
@@ -197,7 +197,7 @@ class Endpoints:
             hosts=self._hosts(page),
             rolling=[service for service in services if rollout.under_way(service, state)],
             notices=self._notices(services),
-            stopped=shortfall.stopped(state, services),
+            stopped=diagnosis.stopped(state, services),
         )
         data, headers = self._fitting(response)
         return Reply(data=data, headers=headers)
@@ -219,7 +219,7 @@ class Endpoints:
             for name, host in state.hosts.items()
             if host.notices
         }
-        return of_hosts | shortfall.tell(state, services, at=self._clock())
+        return of_hosts | diagnosis.tell(state, services, at=self._clock())
 
 
 def expiry(message: Message) -> datetime | None:

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from bridge.box.instance import Instance
 from bridge.box.journal_store import Entry
-from bridge.box.planner import Local, Me, wake_at
+from bridge.box.scheduler.planner import Local, Me, wake_at
 from bridge.box.state.records import FleetState
 from bridge.protocol import InstanceState
 from bridge.settings import Timing

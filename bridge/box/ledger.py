@@ -14,8 +14,8 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from bridge.box.authority import Asked, decide, refuse
 from bridge.box.fleet import Fleet
+from bridge.box.scheduler.admission import Asked, decide, refuse
 from bridge.box.state.records import FleetState, ServiceRecord
 from bridge.errors import BusError, Conflict, CutOff, NoReply, TooLarge
 from bridge.protocol import ScaleResponse

@@ -28,12 +28,12 @@ from bridge.admin_protocol import (
     ServicesRequest,
     ServicesResponse,
 )
-from bridge.box import explain
-from bridge.box.authority import Asked, expired
 from bridge.box.endpoints import expiry
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
 from bridge.box.orders import Orders
+from bridge.box.scheduler import reports
+from bridge.box.scheduler.admission import Asked, expired
 from bridge.box.state.records import ServiceRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
@@ -123,9 +123,9 @@ class Operations:
     async def _hosts(self, message: Message) -> Reply:
         asked = decode(HostsRequest, message.data or b"{}")
         state = self._fleet.state
-        names = [name for name in explain.names(state) if asked.host in ("", name)]
+        names = [name for name in reports.names(state) if asked.host in ("", name)]
         page = names[asked.offset : asked.offset + min(asked.limit, _PAGE)]
-        hosts = explain.hosts(state, page, at=self._clock())
+        hosts = reports.hosts(state, page, at=self._clock())
 
         def cut(count: int) -> HostsResponse:
             return HostsResponse(total=len(names), hosts=hosts[:count])
@@ -135,9 +135,9 @@ class Operations:
     async def _services(self, message: Message) -> Reply:
         asked = decode(ServicesRequest, message.data or b"{}")
         state = self._fleet.state
-        names = [name for name in explain.service_names(state) if asked.service in ("", name)]
+        names = [name for name in reports.service_names(state) if asked.service in ("", name)]
         page = names[asked.offset : asked.offset + min(asked.limit, _PAGE)]
-        services = explain.services(state, page, at=self._clock())
+        services = reports.services(state, page, at=self._clock())
 
         def cut(count: int) -> ServicesResponse:
             return ServicesResponse(total=len(names), services=services[:count])
@@ -172,7 +172,7 @@ class Operations:
                 take,
                 timeout=_HISTORY_PATIENCE,
             )
-        entries = explain.history(records[version] for version in sorted(records))
+        entries = reports.history(records[version] for version in sorted(records))
 
         def cut(count: int) -> HistoryResponse:
             omitted = len(entries) - count
@@ -187,7 +187,7 @@ class Operations:
             host=self._host,
             at=self._clock(),
         )
-        plan = explain.plan(asked, self._fleet.state)
+        plan = reports.plan(asked, self._fleet.state)
         lines = len(plan.slots) + len(plan.hosts)
         return self._fitting(lambda count: _shortened(plan, count), lines)
 

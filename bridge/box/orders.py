@@ -15,12 +15,12 @@ from typing import Final
 from msgspec.structs import replace
 
 from bridge.admin_protocol import AdminRequest, AdminResponse, Move, Verb
-from bridge.box import rollout
-from bridge.box.balance import balance, marked
-from bridge.box.evacuation import lacking
-from bridge.box.explain import names
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
+from bridge.box.scheduler import rollout
+from bridge.box.scheduler.drain_forecast import lacking
+from bridge.box.scheduler.rebalance import balance, marked
+from bridge.box.scheduler.reports import names
 from bridge.box.state.records import Decision, FleetState, HostOrder, ServiceRecord
 from bridge.errors import Conflict
 from bridge.subjects import check_name, cordon_key

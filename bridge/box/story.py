@@ -17,8 +17,8 @@ from msgspec.structs import replace
 from bridge.box.journal import Journal
 from bridge.box.journal_store import Entry
 from bridge.box.outbox import Outbox
-from bridge.box.planner import Me
 from bridge.box.runtimes.identity import Identity
+from bridge.box.scheduler.planner import Me
 from bridge.box.state.lifecycle import ENDED, Life
 from bridge.box.state.records import SlotRecord
 from bridge.bus.core.connection import Connection

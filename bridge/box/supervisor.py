@@ -21,7 +21,9 @@ from bridge.box.holdings import Held, Holdings
 from bridge.box.instance import Instance
 from bridge.box.journal_store import Entry
 from bridge.box.ledger import Ledger
-from bridge.box.planner import (
+from bridge.box.rollouts import Rollouts
+from bridge.box.runtimes.base import Handle
+from bridge.box.scheduler.planner import (
     Action,
     Claim,
     Discard,
@@ -33,8 +35,6 @@ from bridge.box.planner import (
     plan,
     remake,
 )
-from bridge.box.rollouts import Rollouts
-from bridge.box.runtimes.base import Handle
 from bridge.box.state import lifecycle
 from bridge.box.state.records import SlotRecord
 from bridge.box.story import Story, Teller

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from bridge.box import requested
 from bridge.box.instance import Surroundings
 from bridge.box.journal_store import Entry
 from bridge.box.runtimes.base import Spec
+from bridge.box.scheduler import on_request
 from bridge.box.state.records import ServiceRecord
 from bridge.images import admits
 from bridge.settings import ServiceConfig, Timing
@@ -31,7 +31,7 @@ class Workshop(Struct, frozen=True, kw_only=True):
 
     def config_of(self, service: str, record: ServiceRecord) -> ServiceConfig | None:
         """How an instance of the service is made here; None if this host does not."""
-        return self.services.get(service) or requested.made_from(record)
+        return self.services.get(service) or on_request.made_from(record)
 
     def still_makes(self, entry: Entry, record: ServiceRecord | None) -> bool:
         """Whether this host goes on with an instance of its last life; a missing record is no

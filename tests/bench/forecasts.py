@@ -11,13 +11,13 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from bridge.box.authority import Asked
-from bridge.box.balance import balance
-from bridge.box.evacuation import lacking
-from bridge.box.explain import hosts
-from bridge.box.explain import plan as explain
-from bridge.box.planner import Me, plan
-from bridge.box.shortfall import tell
+from bridge.box.scheduler.admission import Asked
+from bridge.box.scheduler.diagnosis import tell
+from bridge.box.scheduler.drain_forecast import lacking
+from bridge.box.scheduler.planner import Me, plan
+from bridge.box.scheduler.rebalance import balance
+from bridge.box.scheduler.reports import hosts
+from bridge.box.scheduler.reports import plan as explain
 from bridge.box.state.records import (
     Demand,
     FleetState,

@@ -14,7 +14,7 @@ import pytest
 from bridge.admin_protocol import Host
 from bridge.box.daemon import Box
 from bridge.box.journal_store import look
-from bridge.box.planner import MAX_FAILURES
+from bridge.box.scheduler.planner import MAX_FAILURES
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology

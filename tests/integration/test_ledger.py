@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bridge.box.authority import Asked
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
+from bridge.box.scheduler.admission import Asked
 from bridge.box.state.records import FleetState, HostRecord, Offer, ServiceRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer

@@ -15,7 +15,7 @@ import pytest
 from bridge.box.claims import Claims
 from bridge.box.fleet import ClaimMoved, Fleet
 from bridge.box.ledger import Ledger
-from bridge.box.planner import Me
+from bridge.box.scheduler.planner import Me
 from bridge.box.state import lifecycle
 from bridge.box.state.records import HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.box.story import as_left

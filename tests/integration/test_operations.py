@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from bridge import DrainStuck, DrainTimeout, OrderRefused, ScaleClient, ScaleConfig
 from bridge.admin_protocol import Entry, Fate, Host
-from bridge.box import explain
-from bridge.box.planner import KEPT_OFF
+from bridge.box.scheduler import reports
+from bridge.box.scheduler.planner import KEPT_OFF
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import NameRefused
@@ -376,7 +376,7 @@ async def test_the_loop_has_its_turn_between_answers_that_take_long(
 ) -> None:
     async with Fleet.of(server, tmp_path, "box-a") as fleet:
         await fleet.run(1)
-        loop, turn, answered, tell = asyncio.get_running_loop(), 0, list[int](), explain.hosts
+        loop, turn, answered, tell = asyncio.get_running_loop(), 0, list[int](), reports.hosts
         ticking: asyncio.Handle
 
         def go_on() -> None:
@@ -388,7 +388,7 @@ async def test_the_loop_has_its_turn_between_answers_that_take_long(
             answered.append(turn)
             return tell(*args, **named)
 
-        monkeypatch.setattr(explain, "hosts", hosts)
+        monkeypatch.setattr(reports, "hosts", hosts)
         ticking = loop.call_soon(go_on)
         await asyncio.gather(*(fleet.operator.hosts() for _ in range(10)))
         ticking.cancel()

@@ -12,9 +12,9 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from bridge.box import rollout
-from bridge.box.authority import Asked, refuse
-from bridge.box.planner import (
+from bridge.box.scheduler import rollout
+from bridge.box.scheduler.admission import Asked, refuse
+from bridge.box.scheduler.planner import (
     Action,
     Claim,
     Discard,

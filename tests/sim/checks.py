@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from bridge.box.placement import able_hosts, capacity
+from bridge.box.scheduler.placement import able_hosts, capacity
 from bridge.box.state.records import (
     RECEIPTS,
     FleetState,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from bridge.box.authority import Asked
+from bridge.box.scheduler.admission import Asked
 from bridge.protocol import ScaleConfig, ScaleRequest, ScaleResponse
 from tests.sim.kernel import Process
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from bridge.box import rollout
-from bridge.box.placement import place
-from bridge.box.planner import plan
+from bridge.box.scheduler import rollout
+from bridge.box.scheduler.placement import place
+from bridge.box.scheduler.planner import plan
 from bridge.box.state.records import SlotRecord
 from bridge.box.story import as_left
 from bridge.subjects import slot_key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bridge.box import placement
+from bridge.box.scheduler import placement
 from bridge.box.state.lifecycle import SERVING
 from bridge.box.state.records import Demand, HostRecord, Offer, ServiceRecord
 from tests.sim.box import BoxLife

@@ -12,7 +12,7 @@ from typing import Any, cast
 from bridge.box.claims import Claims
 from bridge.box.fleet import Fleet
 from bridge.box.ledger import Ledger
-from bridge.box.planner import Me
+from bridge.box.scheduler.planner import Me
 from bridge.box.state import lifecycle
 from bridge.box.state.lifecycle import Life
 from bridge.box.state.records import ServiceRecord

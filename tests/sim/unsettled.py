@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from bridge.box import rollout
-from bridge.box.placement import host_port, unfit
+from bridge.box.scheduler import rollout
+from bridge.box.scheduler.placement import host_port, unfit
 from bridge.box.state.lifecycle import SERVING
 from bridge.box.state.records import ServiceRecord, SlotRecord
 from bridge.subjects import parse_slot_key, slot_key

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from hypothesis import strategies as st
 
-from bridge.box.authority import Asked
+from bridge.box.scheduler.admission import Asked
 from bridge.box.state.records import FleetState, HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.protocol import InstanceHealth, InstanceInfo, InstanceState, ScaleConfig, ScaleRequest
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.authority import MAX_REQUEST_ID, Verdict, decide, idlest
-from bridge.box.balance import MAX_MOVES
-from bridge.box.planner import MAX_KEPT_OFF, avoiding
+from bridge.box.scheduler.admission import MAX_REQUEST_ID, Verdict, decide, idlest
+from bridge.box.scheduler.planner import MAX_KEPT_OFF, avoiding
+from bridge.box.scheduler.rebalance import MAX_MOVES
 from bridge.box.state.records import (
     RECEIPTS,
     REQUESTS,

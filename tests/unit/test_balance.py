@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bridge.admin_protocol import Move
-from bridge.box.balance import MAX_MOVES, balance, marked
-from bridge.box.placement import Board, Spare, able_hosts
+from bridge.box.scheduler.placement import Board, Spare, able_hosts
+from bridge.box.scheduler.rebalance import MAX_MOVES, balance, marked
 from bridge.box.state.records import (
     Decision,
     Demand,

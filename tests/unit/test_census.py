@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.planner import Me, plan
-from bridge.box.rollout import next_step, outdated
+from bridge.box.scheduler.planner import Me, plan
+from bridge.box.scheduler.rollout import next_step, outdated
 from bridge.box.state.records import FleetState, HostOrder, HostRecord, ServiceRecord, SlotRecord
 from bridge.box.state.slot_index import Census, Tally
 from bridge.protocol import InstanceState, ScaleConfig

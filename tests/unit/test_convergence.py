@@ -13,10 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.authority import Asked, decide
-from bridge.box.placement import place
-from bridge.box.planner import Claim, Discard, Drain, GiveUp, Local, Make, Me, Release, plan
-from bridge.box.rollout import next_step, outdated
+from bridge.box.scheduler.admission import Asked, decide
+from bridge.box.scheduler.placement import place
+from bridge.box.scheduler.planner import (
+    Claim,
+    Discard,
+    Drain,
+    GiveUp,
+    Local,
+    Make,
+    Me,
+    Release,
+    plan,
+)
+from bridge.box.scheduler.rollout import next_step, outdated
 from bridge.box.state.lifecycle import ENDED, SERVING
 from bridge.box.state.records import (
     FleetState,

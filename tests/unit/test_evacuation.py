@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.evacuation import Forecast, lacking
-from bridge.box.placement import Board, Spare, able_hosts
-from bridge.box.planner import KEPT_OFF
+from bridge.box.scheduler.drain_forecast import Forecast, lacking
+from bridge.box.scheduler.placement import Board, Spare, able_hosts
+from bridge.box.scheduler.planner import KEPT_OFF
 from bridge.box.state.records import (
     Avoidance,
     Demand,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from bridge.admin_protocol import Fate, Order
-from bridge.box import explain
 from bridge.box.operations import _shortened
-from bridge.box.planner import KEPT_OFF
+from bridge.box.scheduler import reports
+from bridge.box.scheduler.planner import KEPT_OFF
 from bridge.box.state.records import (
     Avoidance,
     Decision,
@@ -34,8 +34,8 @@ def state() -> FleetState:
 
 def test_hosts_that_are_dead_are_named_while_they_hold_slots_or_an_order() -> None:
     found = replace(state(), orders={"box-old": HostOrder(reason="sold")})
-    assert explain.names(found) == ["box-a", "box-b", "box-dead", "box-old"]
-    told = {one.name: one for one in explain.hosts(found, explain.names(found), at=AT)}
+    assert reports.names(found) == ["box-a", "box-b", "box-dead", "box-old"]
+    told = {one.name: one for one in reports.hosts(found, reports.names(found), at=AT)}
     assert [told[name].live for name in sorted(told)] == [True, True, False, False]
     assert (told["box-dead"].used, told["box-dead"].services) == (1, {"web": 1})
     assert told["box-old"].order == Order(reason="sold")
@@ -44,11 +44,11 @@ def test_hosts_that_are_dead_are_named_while_they_hold_slots_or_an_order() -> No
 
 def test_a_host_that_cannot_be_read_lives_and_says_why_it_takes_nothing() -> None:
     found = replace(state(), unreadable_hosts={"box-dead", "box-new"})
-    assert explain.names(found) == ["box-a", "box-b", "box-dead", "box-new"]
-    for told in explain.hosts(found, ["box-dead", "box-new"], at=AT):
+    assert reports.names(found) == ["box-a", "box-b", "box-dead", "box-new"]
+    for told in reports.hosts(found, ["box-dead", "box-new"], at=AT):
         assert (told.live, told.ready) == (True, False)
         assert told.notices[0].startswith("what it says of itself cannot be read")
-    assert explain.hosts(found, ["box-dead"], at=AT)[0].services == {"web": 1}
+    assert reports.hosts(found, ["box-dead"], at=AT)[0].services == {"web": 1}
 
 
 def test_a_host_that_is_being_drained_says_what_keeps_it() -> None:
@@ -58,10 +58,10 @@ def test_a_host_that_is_being_drained_says_what_keeps_it() -> None:
         fleet(services={"web": record}, slots={"web": {0: slot("web", 0)}}),
         orders={"box-a": HostOrder(draining=True)},
     )
-    [told] = explain.hosts(draining, ["box-a"], at=AT)
+    [told] = reports.hosts(draining, ["box-a"], at=AT)
     assert told.stuck == {"web": "rollout stopped: no database"}
     assert told.short == {"web": 1}
-    [calm] = explain.hosts(replace(draining, orders={}), ["box-a"], at=AT)
+    [calm] = reports.hosts(replace(draining, orders={}), ["box-a"], at=AT)
     assert (calm.stuck, calm.short) == ({}, {})
 
 
@@ -80,7 +80,7 @@ def test_hosts_that_are_being_drained_share_one_forecast() -> None:
         return replace(found, orders=dict.fromkeys(names[:count], HostOrder(draining=True)))
 
     few, many = (
-        calls(lambda: explain.hosts(drained(count), names, at=AT))  # noqa: B023
+        calls(lambda: reports.hosts(drained(count), names, at=AT))  # noqa: B023
         for count in (2, 20)
     )
     assert many < 2 * few
@@ -96,10 +96,10 @@ def test_a_dead_host_says_for_how_much_of_what_it_held_the_others_have_no_room()
         ),
         dead={"box-dead"},
     )
-    alive, dead = explain.hosts(lost, ["box-a", "box-dead"], at=AT)
+    alive, dead = reports.hosts(lost, ["box-a", "box-dead"], at=AT)
     assert (alive.short, dead.short) == ({}, {"web": 2})
     drained = replace(lost, orders={"box-dead": HostOrder(draining=True)})
-    [dead] = explain.hosts(drained, ["box-dead"], at=AT)
+    [dead] = reports.hosts(drained, ["box-dead"], at=AT)
     assert dead.short == {"web": 2}
 
 
@@ -117,8 +117,8 @@ def test_services_are_told_with_what_serves_and_what_is_missing() -> None:
         services={"web": ServiceRecord(target=5, slots=[0, 1, 3, 4, 5]), "api": old},
         slots={"web": claims, "api": {0: slot("api", 0, config="old")}, "gone": {}},
     )
-    assert explain.service_names(there) == ["api", "jobs", "web"]
-    api, jobs, web = explain.services(there, explain.service_names(there), at=AT)
+    assert reports.service_names(there) == ["api", "jobs", "web"]
+    api, jobs, web = reports.services(there, reports.service_names(there), at=AT)
     assert (api.ready, api.replacing, api.stopped) == (1, 1, "why")
     assert api.missing == ["1 of 2 has no room: no live host can run it"]
     assert (jobs.wanted, jobs.ready, jobs.missing) == (0, 0, [])
@@ -132,8 +132,8 @@ def test_services_are_told_with_what_serves_and_what_is_missing() -> None:
 def test_a_page_of_large_services_ends_early_and_has_one_at_least() -> None:
     claims = {number: slot("web", number) for number in range(20_001)}
     there = fleet(slots={"web": claims, "api": {0: slot("api", 0)}})
-    assert [item.name for item in explain.services(there, ["web", "api"], at=AT)] == ["web"]
-    assert [item.name for item in explain.services(there, ["api", "web"], at=AT)] == ["api", "web"]
+    assert [item.name for item in reports.services(there, ["web", "api"], at=AT)] == ["web"]
+    assert [item.name for item in reports.services(there, ["api", "web"], at=AT)] == ["api", "web"]
 
 
 def test_a_host_that_was_emptied_by_force_says_what_waits_for_room() -> None:
@@ -151,7 +151,7 @@ def test_a_host_that_was_emptied_by_force_says_what_waits_for_room() -> None:
         (HostOrder(draining=True), {}),
         (HostOrder(), {}),
     ):
-        [told] = explain.hosts(replace(there, orders={"box-a": order}), ["box-a"], at=AT)
+        [told] = reports.hosts(replace(there, orders={"box-a": order}), ["box-a"], at=AT)
         assert (told.used, told.short) == (0, short)
 
 
@@ -161,13 +161,13 @@ def test_history_tells_the_steps_between_records() -> None:
     second = ServiceRecord(version=2, target=2, slots=[0, 1], decision=decision)
     config = ScaleConfig(env={"A": "1"})
     third = replace(second, version=3, target=1, slots=[1], config=config, decision=None)
-    one, two, three = explain.history([first, second, third])
+    one, two, three = reports.history([first, second, third])
     assert (one.before, one.after, one.added) == (0, 1, [0])
     assert (two.before, two.after, two.replicas, two.note) == (1, 2, 3, "Capped to 2")
     assert (two.at, two.host, two.request_id, two.added) == (AT, "box-b", "r", [1])
     assert (three.before, three.removed, three.reconfigured) == (2, [0], True)
-    assert explain.history([]) == []
-    assert explain.history([second])[0].before is None, "the store has forgotten"
+    assert reports.history([]) == []
+    assert reports.history([second])[0].before is None, "the store has forgotten"
 
 
 def test_history_tells_the_requests_that_the_store_has_forgotten_for_steps_none_of_them_twice() -> (
@@ -186,7 +186,7 @@ def test_history_tells_the_requests_that_the_store_has_forgotten_for_steps_none_
         ServiceRecord(version=8, target=2, slots=[0, 2], decision=step),
         ServiceRecord(version=9, target=3, slots=[0, 1, 2], decision=known[2].decision),
     ]
-    told = explain.history([*records[:2], replace(records[2], requests=known)])
+    told = reports.history([*records[:2], replace(records[2], requests=known)])
     assert [entry.version for entry in told] == [3, 7, 8, 9]
     forgotten = told[0]
     assert (forgotten.before, forgotten.after, forgotten.replicas) == (0, 1, 9)
@@ -199,20 +199,20 @@ def test_a_plan_tells_the_fate_of_each_slot() -> None:
     record = ServiceRecord(target=3, slots=[0, 1, 2])
     full = {"box-a": host("web", room=3), "box-b": host("web", room=1)}
     there = fleet(hosts=full, services={"web": record}, slots={"web": claims})
-    up = explain.plan(asked(replicas=4), there)
+    up = reports.plan(asked(replicas=4), there)
     assert [(item.slot, item.fate, item.host) for item in up.slots] == [
         (3, Fate.COMES, "box-b"),
         (0, Fate.STAYS, "box-a"),
         (1, Fate.STAYS, "box-a"),
         (2, Fate.STAYS, "box-a"),
     ]
-    down = explain.plan(asked(replicas=2), there)
+    down = reports.plan(asked(replicas=2), there)
     assert [(item.slot, item.fate) for item in down.slots][:1] == [(0, Fate.GOES)]  # the youngest
     lost = replace(there, hosts={"box-a": full["box-a"]}, slots={"web": {0: claims[0]}})
-    waits = explain.plan(asked(replicas=3), replace(lost, used={"box-a": 3}))
+    waits = reports.plan(asked(replicas=3), replace(lost, used={"box-a": 3}))
     assert [item.fate for item in waits.slots] == [Fate.WAITS, Fate.WAITS, Fate.STAYS]
     drained = replace(there, orders={"box-a": HostOrder(draining=True)})
-    moving = explain.plan(asked(replicas=3), drained)
+    moving = reports.plan(asked(replicas=3), drained)
     assert {item.fate for item in moving.slots} == {Fate.MOVES}
 
 
@@ -225,7 +225,7 @@ def test_a_plan_tells_of_slots_in_which_nothing_lives_and_of_the_dead_who_hold_s
     }
     record = ServiceRecord(target=4, slots=[0, 1, 2, 3])
     there = replace(fleet(services={"web": record}, slots={"web": claims}), dead={"box-c"})
-    plan = explain.plan(asked(replicas=4), there)
+    plan = reports.plan(asked(replicas=4), there)
     assert [(item.slot, item.fate, item.host, item.instance_id) for item in plan.slots] == [
         (3, Fate.COMES, "box-a", ""),
         (1, Fate.FAILS, "box-a", ""),
@@ -237,7 +237,7 @@ def test_a_plan_tells_of_slots_in_which_nothing_lives_and_of_the_dead_who_hold_s
         "box-b": "dead, and still holds 1 of it",
         "box-c": "dead, and still holds 1 of it",
     }
-    newer = explain.plan(asked(replicas=4), replace(there, unreadable_hosts={"box-b"}))
+    newer = reports.plan(asked(replicas=4), replace(there, unreadable_hosts={"box-b"}))
     assert newer.hosts[1].why_not.startswith("what it says of itself cannot be read")
 
 
@@ -245,20 +245,20 @@ def test_a_plan_says_why_nothing_moves_though_some_is_to() -> None:
     record = ServiceRecord(target=2, slots=[0, 1])
     outdated = {0: slot("web", 0, config="old"), 1: slot("web", 1, config="old")}
     there = fleet(services={"web": record}, slots={"web": outdated})
-    moving = explain.plan(asked(replicas=2), there)
+    moving = reports.plan(asked(replicas=2), there)
     assert ({item.fate for item in moving.slots}, moving.stuck) == ({Fate.MOVES}, "")
     stopped = replace(record, rollout=Rollout(config=record.config_id, stopped="stopped: why"))
     held = replace(there, services={"web": stopped})
-    assert explain.plan(asked(replicas=2), held).stuck == "stopped: why"
+    assert reports.plan(asked(replicas=2), held).stuck == "stopped: why"
     cordoned = replace(there, orders={"box-a": HostOrder()})
-    stuck = explain.plan(asked(replicas=2), cordoned)
+    stuck = reports.plan(asked(replicas=2), cordoned)
     assert {item.fate for item in stuck.slots} == {Fate.MOVES}
     assert stuck.stuck.startswith("no host has room for a replacement")
     coming = {"web": {**outdated, 2: slot("web", 2, InstanceState.BOOTING)}}
     under_way = replace(cordoned, services={"web": replace(record, slots=[0, 1, 2])}, slots=coming)
-    assert explain.plan(asked(replicas=2), under_way).stuck == ""
+    assert reports.plan(asked(replicas=2), under_way).stuck == ""
     homeless = replace(under_way, slots={"web": outdated})
-    assert explain.plan(asked(replicas=2), homeless).stuck.startswith("no host has room")
+    assert reports.plan(asked(replicas=2), homeless).stuck.startswith("no host has room")
 
 
 def test_a_plan_says_of_each_host_why_it_can_take_none() -> None:
@@ -285,7 +285,7 @@ def test_a_plan_says_of_each_host_why_it_can_take_none() -> None:
             "box-drained": HostOrder(draining=True),
         },
     )
-    plan = explain.plan(asked(replicas=3), there)
+    plan = reports.plan(asked(replicas=3), there)
     assert {item.name: (item.room, item.why_not) for item in plan.hosts} == {
         "box-free": (2, ""),
         "box-kept": (2, "kept off it until 2026-11-21T08:10:00Z, as they failed there: slots 0"),
@@ -301,14 +301,14 @@ def test_a_plan_says_of_each_host_why_it_can_take_none() -> None:
 
 
 def test_a_plan_that_would_be_refused_says_why_and_changes_nothing() -> None:
-    refused = explain.plan(asked("jobs", 3), state())
+    refused = reports.plan(asked("jobs", 3), state())
     assert not refused.accepted
     assert (refused.before, refused.target, refused.slots) == (0, 0, [])
     assert str(refused.error).startswith("unknown service 'jobs'")
 
 
 def test_a_plan_that_does_not_fit_is_cut_after_the_hosts_and_counts_what_is_missing() -> None:
-    plan = explain.plan(asked(replicas=6), state())
+    plan = reports.plan(asked(replicas=6), state())
     lines = len(plan.hosts) + len(plan.slots)
     assert [item.name for item in plan.hosts] == ["box-a", "box-b", "box-dead"]
     short = _shortened(plan, 4)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.placement import Board, Spare, able_hosts, avoided, place, unfit
-from bridge.box.planner import (
+from bridge.box.scheduler.placement import Board, Spare, able_hosts, avoided, place, unfit
+from bridge.box.scheduler.planner import (
     MAX_KEPT_OFF,
     Claim,
     Drain,

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box import explain
-from bridge.box.authority import Verdict, decide
-from bridge.box.placement import able_hosts, place
-from bridge.box.planner import Claim, Me, plan
-from bridge.box.requested import MAX_ON_REQUEST, REMEMBERED, made_from
+from bridge.box.scheduler import reports
+from bridge.box.scheduler.admission import Verdict, decide
+from bridge.box.scheduler.on_request import MAX_ON_REQUEST, REMEMBERED, made_from
+from bridge.box.scheduler.placement import able_hosts, place
+from bridge.box.scheduler.planner import Claim, Me, plan
 from bridge.box.state.records import Decision, FleetState, HostRecord, ServiceRecord, config_id
 from bridge.protocol import ScaleConfig
 from tests.unit.fleets import AT, asked, fleet, host, slot
@@ -150,7 +150,7 @@ def test_only_hosts_that_admit_the_image_count_and_are_planned_on() -> None:
     for name, claims in (("box-a", []), ("box-b", [Claim(slot=n) for n in range(4)])):
         me = Me(host=name, host_id="id")
         assert plan("web", state, me, {}, now=0.0, at=AT) == claims
-    told = {item.name: item for item in explain.plan(asked(replicas=4), state).hosts}
+    told = {item.name: item for item in reports.plan(asked(replicas=4), state).hosts}
     assert told["box-a"].why_not == "it does not offer the service"
     assert told["box-b"].why_not == ""
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box import rollout
+from bridge.box.scheduler import rollout
 from bridge.box.state.records import (
     FleetState,
     HostOrder,

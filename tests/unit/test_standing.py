@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from bridge.box.authority import Asked, Verdict, decide
 from bridge.box.fleet import Fleet
+from bridge.box.scheduler.admission import Asked, Verdict, decide
 from bridge.box.state.capacity_cache import LIMIT, Standing, Standings
 from bridge.box.state.records import HostOrder, HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.bus.core.connection import Connection

@@ -15,8 +15,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bridge.admin_protocol import Move
-from bridge.box.authority import idlest
-from bridge.box.placement import Board, Spare
+from bridge.box.scheduler.admission import idlest
+from bridge.box.scheduler.placement import Board, Spare
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.records import Decision, FleetState, ServiceRecord, SlotRecord, remembered
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from bridge.box.placement import Board, Spare, able_hosts, avoided
+from bridge.box.scheduler.placement import Board, Spare, able_hosts, avoided
 from bridge.box.state.records import FleetState, HostOrder
 
 _DRAINED: Final = HostOrder(draining=True)

@@ -18,8 +18,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from bridge.box.authority import idlest
-from bridge.box.placement import able_hosts, holds, host_port, place, rivals, room
+from bridge.box.scheduler.admission import idlest
+from bridge.box.scheduler.placement import able_hosts, holds, host_port, place, rivals, room
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.records import (
     MAX_FAILED_REPLACEMENTS,

@@ -15,8 +15,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from bridge.box.authority import standing
-from bridge.box.placement import host_port, place, room
+from bridge.box.scheduler.admission import standing
+from bridge.box.scheduler.placement import host_port, place, room
 from bridge.box.state.records import FleetState, ServiceRecord
 from bridge.protocol import InstanceState
 

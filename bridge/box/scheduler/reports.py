@@ -22,11 +22,11 @@ from bridge.admin_protocol import (
     PlanResponse,
     Service,
 )
-from bridge.box import rollout, shortfall
-from bridge.box.authority import Asked, decide
-from bridge.box.evacuation import Forecast
-from bridge.box.placement import Board, Spare, host_port, place, room, unfit
-from bridge.box.shortfall import KeptOff
+from bridge.box.scheduler import diagnosis, rollout
+from bridge.box.scheduler.admission import Asked, decide
+from bridge.box.scheduler.diagnosis import KeptOff
+from bridge.box.scheduler.drain_forecast import Forecast
+from bridge.box.scheduler.placement import Board, Spare, host_port, place, room, unfit
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.records import (
     Decision,
@@ -64,7 +64,7 @@ def hosts(fleet: FleetState, wanted: Iterable[str], *, at: datetime) -> list[Hos
 
     @functools.cache
     def homeless(service: str) -> AbstractSet[int]:
-        return shortfall.find(service, fleet, at=at).homeless
+        return diagnosis.find(service, fleet, at=at).homeless
 
     return [_host(name, fleet, fleet.housed(name), forecast, homeless) for name in wanted]
 
@@ -132,7 +132,7 @@ def _order(order: HostOrder) -> Order:
 
 
 def _stuck(fleet: FleetState, held: Iterable[str]) -> dict[str, str]:
-    return {name: why[:_NOTE] for name, why in shortfall.stopped(fleet, held).items()}
+    return {name: why[:_NOTE] for name, why in diagnosis.stopped(fleet, held).items()}
 
 
 # ── the services ─────────────────────────────────────────────────────────────────────────
@@ -161,7 +161,7 @@ def services(fleet: FleetState, wanted: Iterable[str], *, at: datetime) -> list[
 
 
 def _service(name: str, fleet: FleetState, at: datetime) -> Service:
-    lacks = shortfall.find(name, fleet, at=at)
+    lacks = diagnosis.find(name, fleet, at=at)
     states = Counter(
         _state(claim, fleet)
         for claim in fleet.slots_of(name).values()
@@ -182,7 +182,7 @@ def _service(name: str, fleet: FleetState, at: datetime) -> Service:
 
 def _state(claim: SlotRecord, fleet: FleetState) -> InstanceState | None:
     """The state of who lives in the slot; None if its host does not live."""
-    alive = shortfall.is_alive(claim.host, claim.host_id, fleet)
+    alive = diagnosis.is_alive(claim.host, claim.host_id, fleet)
     return claim.info.state if alive else None
 
 
@@ -249,7 +249,7 @@ def plan(asked: Asked, fleet: FleetState) -> PlanResponse:
     after = verdict.record or before
     response = verdict.response
     board = Board(service, fleet, after, Spare(fleet))
-    off = {item.host: item for item in shortfall.kept_off(after, asked.at)}
+    off = {item.host: item for item in diagnosis.kept_off(after, asked.at)}
     told = replace(fleet, services={**fleet.services, service: after}, census=None)
     moving = set(rollout.outdated(service, told))
     return PlanResponse(
@@ -270,10 +270,10 @@ def plan(asked: Asked, fleet: FleetState) -> PlanResponse:
 
 def _why_stuck(service: str, fleet: FleetState, moving: AbstractSet[int], asked: Asked) -> str:
     """Why no instance is being replaced though some are to be; empty if one is, or will be."""
-    if stopped := shortfall.stopped(fleet, [service]):
+    if stopped := diagnosis.stopped(fleet, [service]):
         return stopped[service][:_NOTE]
     tally, orphans = fleet.tally(service), fleet.orphans(service)
-    homeless = shortfall.find(service, fleet, at=asked.at).homeless
+    homeless = diagnosis.find(service, fleet, at=asked.at).homeless
     coming = (tally.unready | (orphans & tally.wanted)) - moving - homeless
     under_way = coming or tally.outside - orphans
     if under_way or rollout.next_step(service, fleet, at=asked.at, host=asked.host) is not None:

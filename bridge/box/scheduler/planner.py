@@ -14,7 +14,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.box.placement import first_at_work, place, room
+from bridge.box.scheduler.placement import first_at_work, place, room
 from bridge.box.state.records import Avoidance, FleetState, ServiceRecord, SlotRecord
 
 MAX_FAILURES: Final = 5  # running, and a slot is let go where another host can try

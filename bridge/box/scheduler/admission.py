@@ -15,8 +15,8 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.box import requested
-from bridge.box.placement import able_hosts, capacity, host_port, rivals
+from bridge.box.scheduler import on_request
+from bridge.box.scheduler.placement import able_hosts, capacity, host_port, rivals
 from bridge.box.state.capacity_cache import Promised, Standing
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.records import (
@@ -85,7 +85,7 @@ def decide(asked: Asked, fleet: FleetState) -> Verdict:
         return refuse(request, fleet, f"request_id is longer than {MAX_REQUEST_ID} letters")
     if request.service in fleet.unreadable_services:
         return refuse(request, fleet, _unreadable(request.service, asked.host))
-    record = requested.basis(request.service, fleet, asked.at)
+    record = on_request.basis(request.service, fleet, asked.at)
     if receipt := _receipt(record, request.request_id):
         return _repeat(asked, fleet, receipt, record)
     config = merged(record.config, request.config, replaces=asked.replaces_config)
@@ -93,9 +93,9 @@ def decide(asked: Asked, fleet: FleetState) -> Verdict:
     hosts = standing(request.service, fleet, wanted)
     if not hosts.able and not _only_lowers(asked, record):
         return refuse(request, fleet, _no_host(request.service, fleet, wanted, hosts.why_not))
-    if wanted.on_request and (why := requested.one_too_many(request.service, fleet, asked.at)):
+    if wanted.on_request and (why := on_request.one_too_many(request.service, fleet, asked.at)):
         return refuse(request, fleet, why)
-    return _grant(asked, fleet, record, requested.fully_named(config), hosts)
+    return _grant(asked, fleet, record, on_request.fully_named(config), hosts)
 
 
 def expired(expires_at: datetime, at: datetime, host: str) -> str:
