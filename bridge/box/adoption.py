@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from msgspec.structs import replace
 
 from bridge.box.fleet import Fleet
-from bridge.box.journal_store import Entry
+from bridge.box.journal.store import Entry
 from bridge.box.runtimes.base import Found
 from bridge.box.runtimes.identity import GONE
 from bridge.box.scheduler import on_request

@@ -21,13 +21,13 @@ from bridge.box.fence import Fence
 from bridge.box.fleet import Fleet
 from bridge.box.host import Lease, own_directory, place_of
 from bridge.box.instance import Surroundings
-from bridge.box.journal import Journal
-from bridge.box.journal_store import CUT_OFF, JOURNAL
+from bridge.box.journal.alerts import Notices
+from bridge.box.journal.journal import Journal
+from bridge.box.journal.outbox import Outbox
+from bridge.box.journal.store import CUT_OFF, JOURNAL
 from bridge.box.ledger import Ledger
-from bridge.box.notices import Notices
 from bridge.box.offers import host_record, offers
 from bridge.box.operations import Operations
-from bridge.box.outbox import Outbox
 from bridge.box.probes import Prober
 from bridge.box.readiness import Readiness, Streams
 from bridge.box.reports import FRESH_SAMPLES, Reports

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from msgspec import Struct
 
 from bridge.box.instance import Instance
-from bridge.box.journal_store import Entry
+from bridge.box.journal.store import Entry
 from bridge.box.scheduler.planner import Local, Me, wake_at
 from bridge.box.state.records import FleetState
 from bridge.protocol import InstanceState

@@ -13,8 +13,8 @@ from typing import Final
 
 from bridge.box.fleet import Fleet
 from bridge.box.host import Lease
-from bridge.box.journal import Journal
-from bridge.box.journal_store import CUT_OFF
+from bridge.box.journal.journal import Journal
+from bridge.box.journal.store import CUT_OFF
 from bridge.box.restorer import Restorer
 from bridge.box.runtimes.base import Runtime
 from bridge.bus.core.connection import Connection

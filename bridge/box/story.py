@@ -14,9 +14,9 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from bridge.box.journal import Journal
-from bridge.box.journal_store import Entry
-from bridge.box.outbox import Outbox
+from bridge.box.journal.journal import Journal
+from bridge.box.journal.outbox import Outbox
+from bridge.box.journal.store import Entry
 from bridge.box.runtimes.identity import Identity
 from bridge.box.scheduler.planner import Me
 from bridge.box.state.lifecycle import ENDED, Life

@@ -19,7 +19,7 @@ from bridge.box.claims import Claims
 from bridge.box.fleet import Fleet
 from bridge.box.holdings import Held, Holdings
 from bridge.box.instance import Instance
-from bridge.box.journal_store import Entry
+from bridge.box.journal.store import Entry
 from bridge.box.ledger import Ledger
 from bridge.box.rollouts import Rollouts
 from bridge.box.runtimes.base import Handle

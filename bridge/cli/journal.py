@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.text import Text
 
-from bridge.box.journal_store import CUT_OFF, JOURNAL, SET_ASIDE, Entry, Snapshot, look
-from bridge.box.notices import told_by
+from bridge.box.journal.alerts import told_by
+from bridge.box.journal.store import CUT_OFF, JOURNAL, SET_ASIDE, Entry, Snapshot, look
 from bridge.box.runtimes.identity import is_alive
 from bridge.box.state.lifecycle import ENDED
 from bridge.cli.connect import configuration

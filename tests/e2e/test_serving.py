@@ -8,7 +8,7 @@ import re
 import signal
 from pathlib import Path
 
-from bridge.box.journal_store import CUT_OFF, look
+from bridge.box.journal.store import CUT_OFF, look
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import InstanceEvent, InstancesResponse, ScaleResponse, decode
 from tests.boxes import gone, labelled

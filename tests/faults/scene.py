@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.box.daemon import Box
-from bridge.box.journal_store import Entry, look
+from bridge.box.journal.store import Entry, look
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import BusError

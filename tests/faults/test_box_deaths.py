@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from bridge.box.daemon import Box
-from bridge.box.journal_store import look
+from bridge.box.journal.store import look
 from bridge.box.state.records import SlotRecord
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.kv_view import Records

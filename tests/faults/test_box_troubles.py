@@ -13,7 +13,7 @@ import pytest
 
 from bridge.admin_protocol import Host
 from bridge.box.daemon import Box
-from bridge.box.journal_store import look
+from bridge.box.journal.store import look
 from bridge.box.scheduler.planner import MAX_FAILURES
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bridge.box.journal import Journal
-from bridge.box.journal_store import Entry
-from bridge.box.outbox import Outbox
+from bridge.box.journal.journal import Journal
+from bridge.box.journal.outbox import Outbox
+from bridge.box.journal.store import Entry
 from bridge.box.state import lifecycle
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer

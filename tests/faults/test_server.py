@@ -11,7 +11,7 @@ import pytest
 from nats.js.errors import NotFoundError
 
 from bridge.box.daemon import Box
-from bridge.box.journal_store import CUT_OFF, look
+from bridge.box.journal.store import CUT_OFF, look
 from bridge.box.state.records import ServiceRecord, SlotRecord
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import ScaleRequest, ScaleResponse, decode, encode, format_time, now

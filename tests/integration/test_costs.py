@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from bridge import EventStream, Start
-from bridge.box.journal import Journal
-from bridge.box.outbox import Outbox
+from bridge.box.journal.journal import Journal
+from bridge.box.journal.outbox import Outbox
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.nats_client import GuardedClient
 from bridge.bus.embedded_server import EmbeddedServer

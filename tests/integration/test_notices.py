@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bridge.box import notices
 from bridge.box.daemon import Box
 from bridge.box.fleet import Fleet
-from bridge.box.journal_store import JOURNAL, Change, JournalStore
+from bridge.box.journal import alerts
+from bridge.box.journal.store import JOURNAL, Change, JournalStore
 from bridge.box.state.records import HostRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
@@ -55,7 +55,7 @@ async def test_a_journal_that_was_set_aside_is_told_until_somebody_removes_it(
 async def test_events_that_wait_are_told_with_the_time_since_when(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notices, "_PATIENCE", 0.0)
+    monkeypatch.setattr(alerts, "_PATIENCE", 0.0)
     config = box_config(tmp_path, server.url)
     async with connect(server.url) as gateway, Box.running(config) as box:
 

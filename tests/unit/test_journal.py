@@ -11,10 +11,11 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from bridge.box import checkup, journal_store
-from bridge.box import journal as journal_module
-from bridge.box.journal import Journal
-from bridge.box.journal_store import Entry, look
+from bridge.box import checkup
+from bridge.box.journal import journal as journal_module
+from bridge.box.journal import store as journal_store
+from bridge.box.journal.journal import Journal
+from bridge.box.journal.store import Entry, look
 from bridge.box.runtimes.identity import Identity
 from bridge.box.state import lifecycle
 from bridge.box.state.records import HostOrder, ServiceRecord

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from bridge.box.journal_store import CUT_OFF, Snapshot
-from bridge.box.notices import told_by
+from bridge.box.journal.alerts import told_by
+from bridge.box.journal.store import CUT_OFF, Snapshot
 
 AT = datetime(2026, 11, 21, 8, 0, tzinfo=UTC)
 

@@ -8,9 +8,9 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
-from bridge.box.journal import Journal
-from bridge.box.journal_store import Entry
-from bridge.box.outbox import Outbox
+from bridge.box.journal.journal import Journal
+from bridge.box.journal.outbox import Outbox
+from bridge.box.journal.store import Entry
 from bridge.box.state import lifecycle
 from bridge.box.state.lifecycle import Life
 from bridge.bus import plain

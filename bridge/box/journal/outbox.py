@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
-from bridge.box.journal import Journal
-from bridge.box.journal_store import Pending
+from bridge.box.journal.journal import Journal
+from bridge.box.journal.store import Pending
 from bridge.bus.jetstream.publish import Outgoing
 from bridge.bus.jetstream.publisher import LIMIT, Publisher
 from bridge.observe import Metrics

@@ -27,7 +27,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from bridge.box.journal_store import (
+from bridge.box.journal.store import (
     SET_ASIDE,
     WRITTEN_BY,
     Change,

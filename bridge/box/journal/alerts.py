@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from bridge.box.journal import Journal
-from bridge.box.journal_store import CUT_OFF, SET_ASIDE, Snapshot
-from bridge.box.outbox import Outbox
+from bridge.box.journal.journal import Journal
+from bridge.box.journal.outbox import Outbox
+from bridge.box.journal.store import CUT_OFF, SET_ASIDE, Snapshot
 from bridge.observe import Metrics
 from bridge.protocol import format_time
 
