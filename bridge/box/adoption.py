@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 
 from msgspec.structs import replace
 
-from bridge.box.fleet import Fleet
+from bridge.box.fleet.view import Fleet
 from bridge.box.journal.store import Entry
 from bridge.box.runtimes.base import Found
 from bridge.box.runtimes.identity import GONE

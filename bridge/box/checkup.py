@@ -18,9 +18,9 @@ from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+from bridge.box.fleet.host_record import offers
 from bridge.box.journal.alerts import told_by
 from bridge.box.journal.store import JOURNAL, JournalStore, look
-from bridge.box.offers import offers
 from bridge.box.runtimes import sockets
 from bridge.box.runtimes.engines import find_engine
 from bridge.box.state.lifecycle import ENDED

@@ -17,21 +17,21 @@ from msgspec.structs import replace
 
 from bridge.box.adoption import rebuilt
 from bridge.box.endpoints import Endpoints
-from bridge.box.fence import Fence
-from bridge.box.fleet import Fleet
+from bridge.box.fleet.decisions import Ledger
+from bridge.box.fleet.fence import Fence
+from bridge.box.fleet.host_record import host_record, offers
+from bridge.box.fleet.readiness import Readiness, Streams
+from bridge.box.fleet.restore import Restorer
+from bridge.box.fleet.view import Fleet
 from bridge.box.host import Lease, own_directory, place_of
 from bridge.box.instance import Surroundings
 from bridge.box.journal.alerts import Notices
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.outbox import Outbox
 from bridge.box.journal.store import CUT_OFF, JOURNAL
-from bridge.box.ledger import Ledger
-from bridge.box.offers import host_record, offers
 from bridge.box.operations import Operations
 from bridge.box.probes import Prober
-from bridge.box.readiness import Readiness, Streams
 from bridge.box.reports import FRESH_SAMPLES, Reports
-from bridge.box.restorer import Restorer
 from bridge.box.runtimes.base import Runtime
 from bridge.box.runtimes.logs import instances_dir
 from bridge.box.runtimes.opening import open_runtime

@@ -10,8 +10,8 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.box.fleet import Fleet
-from bridge.box.ledger import Ledger
+from bridge.box.fleet.decisions import Ledger
+from bridge.box.fleet.view import Fleet
 from bridge.box.scheduler import diagnosis, rollout
 from bridge.box.scheduler.admission import Asked, living, refuse
 from bridge.box.state.records import ServiceRecord

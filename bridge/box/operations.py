@@ -29,9 +29,9 @@ from bridge.admin_protocol import (
     ServicesResponse,
 )
 from bridge.box.endpoints import expiry
-from bridge.box.fleet import Fleet
-from bridge.box.ledger import Ledger
-from bridge.box.orders import Orders
+from bridge.box.fleet.decisions import Ledger
+from bridge.box.fleet.host_orders import Orders
+from bridge.box.fleet.view import Fleet
 from bridge.box.scheduler import reports
 from bridge.box.scheduler.admission import Asked, expired
 from bridge.box.state.records import ServiceRecord

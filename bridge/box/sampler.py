@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from bridge.box.fleet import Fleet
+from bridge.box.fleet.view import Fleet
 from bridge.box.instance import Surroundings
 from bridge.box.runtimes.logs import prune
 from bridge.box.supervisor import Supervisor

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Final
 
-from bridge.box.claims import Claims
-from bridge.box.fleet import Fleet
+from bridge.box.fleet.claims import Claims
+from bridge.box.fleet.decisions import Ledger
+from bridge.box.fleet.rollout_driver import Rollouts
+from bridge.box.fleet.view import Fleet
 from bridge.box.holdings import Held, Holdings
 from bridge.box.instance import Instance
 from bridge.box.journal.store import Entry
-from bridge.box.ledger import Ledger
-from bridge.box.rollouts import Rollouts
 from bridge.box.runtimes.base import Handle
 from bridge.box.scheduler.planner import (
     Action,

@@ -7,7 +7,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.box.offers import offers
+from bridge.box.fleet.host_record import offers
 from bridge.cli import DONE
 from bridge.cli.connect import configuration, require_services
 from bridge.console import out, print_json

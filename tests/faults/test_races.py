@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.box.claims import Claims
 from bridge.box.daemon import Box
+from bridge.box.fleet.claims import Claims
 from bridge.box.state.records import ServiceRecord
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.kv_view import Record

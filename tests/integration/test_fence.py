@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import pytest
 
-from bridge.box.fence import Fence
-from bridge.box.offers import offers
+from bridge.box.fleet.fence import Fence
+from bridge.box.fleet.host_record import offers
 from bridge.box.runtimes import shim
 from bridge.box.runtimes.base import Exit
 from bridge.box.runtimes.groups import children
@@ -129,7 +129,7 @@ def clock(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """In place of /proc/uptime, as where a container has one of its own: 100 s after its start."""
     clock = directory / "uptime"
     clock.write_text("100.00 50.00\n")
-    monkeypatch.setattr("bridge.box.fence.UPTIME", clock)
+    monkeypatch.setattr("bridge.box.fleet.fence.UPTIME", clock)
     monkeypatch.setattr(shim, "_SCRIPT", shim._SCRIPT.replace("/proc/uptime", str(clock)))
     return clock
 

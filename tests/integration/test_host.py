@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bridge.box.daemon import Box
-from bridge.box.fence import Fence
+from bridge.box.fleet.fence import Fence
 from bridge.box.host import Lease, own_directory
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.records import HostRecord

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.box.fleet import Fleet
-from bridge.box.ledger import Ledger
+from bridge.box.fleet.decisions import Ledger
+from bridge.box.fleet.view import Fleet
 from bridge.box.scheduler.admission import Asked
 from bridge.box.state.records import FleetState, HostRecord, Offer, ServiceRecord
 from bridge.bus.core.connection import Connection

@@ -12,9 +12,9 @@ from typing import Any
 import nats.js.errors
 import pytest
 
-from bridge.box.claims import Claims
-from bridge.box.fleet import ClaimMoved, Fleet
-from bridge.box.ledger import Ledger
+from bridge.box.fleet.claims import Claims
+from bridge.box.fleet.decisions import Ledger
+from bridge.box.fleet.view import ClaimMoved, Fleet
 from bridge.box.scheduler.planner import Me
 from bridge.box.state import lifecycle
 from bridge.box.state.records import HostRecord, Offer, ServiceRecord, SlotRecord

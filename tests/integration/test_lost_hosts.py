@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bridge.box.fleet import Fleet
+from bridge.box.fleet.view import Fleet
 from bridge.box.state.records import HostRecord, SlotRecord
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology

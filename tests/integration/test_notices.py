@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from bridge.box.daemon import Box
-from bridge.box.fleet import Fleet
+from bridge.box.fleet.view import Fleet
 from bridge.box.journal import alerts
 from bridge.box.journal.store import JOURNAL, Change, JournalStore
 from bridge.box.state.records import HostRecord

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bridge.box import restorer
-from bridge.box.claims import Claims
 from bridge.box.daemon import Box
+from bridge.box.fleet import restore
+from bridge.box.fleet.claims import Claims
 from bridge.box.supervisor import _AT_ONCE, Supervisor
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.publish import store
@@ -28,7 +28,7 @@ class Held:
         self.idle = 0
         self.doors = asyncio.Event(), asyncio.Event()
         self.mended = asyncio.Event()
-        take, write_back, remake = Claims.take, restorer._write_back, Supervisor._remake
+        take, write_back, remake = Claims.take, restore._write_back, Supervisor._remake
 
         async def take_long(claims: Claims, service: str, slot: int) -> Any:
             if service != "api":
@@ -47,7 +47,7 @@ class Held:
             remake(supervisor)
 
         patch.setattr(Claims, "take", take_long)
-        patch.setattr(restorer, "_write_back", write_back_late)
+        patch.setattr(restore, "_write_back", write_back_late)
         patch.setattr(Supervisor, "_remake", note_idle)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bridge.box.claims import Claims
 from bridge.box.daemon import Box
+from bridge.box.fleet.claims import Claims
 from bridge.box.state import lifecycle
 from bridge.box.state.records import FleetState, SlotRecord
 from bridge.bus.embedded_server import EmbeddedServer

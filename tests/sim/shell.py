@@ -9,9 +9,9 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Container
 from typing import Any, cast
 
-from bridge.box.claims import Claims
-from bridge.box.fleet import Fleet
-from bridge.box.ledger import Ledger
+from bridge.box.fleet.claims import Claims
+from bridge.box.fleet.decisions import Ledger
+from bridge.box.fleet.view import Fleet
 from bridge.box.scheduler.planner import Me
 from bridge.box.state import lifecycle
 from bridge.box.state.lifecycle import Life

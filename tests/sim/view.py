@@ -13,8 +13,8 @@ from typing import Any, Final, TypeVar, cast
 
 from msgspec import Struct
 
-from bridge.box.fleet import ClaimMoved, Fleet
-from bridge.box.restorer import Restorer
+from bridge.box.fleet.restore import Restorer
+from bridge.box.fleet.view import ClaimMoved, Fleet
 from bridge.box.state.records import HostOrder, HostRecord, ServiceRecord, SlotRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream.kv_view import Record, Records

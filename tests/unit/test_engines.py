@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bridge.box.offers import host_record, offers
+from bridge.box.fleet.host_record import host_record, offers
 from bridge.box.runtimes import engine_answers as answers
 from bridge.box.runtimes import engine_words as words
 from bridge.box.runtimes.engine_answers import Sample, State

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from bridge.box.fleet import Fleet
+from bridge.box.fleet.view import Fleet
 from bridge.box.scheduler.admission import Asked, Verdict, decide
 from bridge.box.state.capacity_cache import LIMIT, Standing, Standings
 from bridge.box.state.records import HostOrder, HostRecord, Offer, ServiceRecord, SlotRecord

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.box.fleet import Fleet
+from bridge.box.fleet.view import Fleet
 from bridge.box.state.records import HostRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message

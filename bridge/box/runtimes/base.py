@@ -21,7 +21,7 @@ class Spec(Struct, frozen=True, kw_only=True):
     """All that makes one instance: a service's configuration with a request's overrides.
 
     `port` 0 means any, else it is the first that `port_map` fixes. `directory` is the instance's
-    own. `fence` is the file that says until when it may live (see bridge.box.fence), None for as
+    own. `fence` is the file that says until when it may live (see bridge.box.fleet.fence), None for as
     long as it likes.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from bridge.box import fence
+from bridge.box.fleet import fence
 from bridge.box.state.records import Demand, HostRecord, Offer
 from bridge.box.state.runtime_limits import NO_LACKS, fixed_port, refusal
 from bridge.errors import ConfigError

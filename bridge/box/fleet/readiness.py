@@ -11,11 +11,11 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
-from bridge.box.fleet import Fleet
+from bridge.box.fleet.restore import Restorer
+from bridge.box.fleet.view import Fleet
 from bridge.box.host import Lease
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.store import CUT_OFF
-from bridge.box.restorer import Restorer
 from bridge.box.runtimes.base import Runtime
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream import topology

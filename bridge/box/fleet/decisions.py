@@ -14,7 +14,7 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from bridge.box.fleet import Fleet
+from bridge.box.fleet.view import Fleet
 from bridge.box.scheduler.admission import Asked, decide, refuse
 from bridge.box.state.records import FleetState, ServiceRecord
 from bridge.errors import BusError, Conflict, CutOff, NoReply, TooLarge

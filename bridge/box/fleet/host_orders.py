@@ -15,8 +15,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from bridge.admin_protocol import AdminRequest, AdminResponse, Move, Verb
-from bridge.box.fleet import Fleet
-from bridge.box.ledger import Ledger
+from bridge.box.fleet.decisions import Ledger
+from bridge.box.fleet.view import Fleet
 from bridge.box.scheduler import rollout
 from bridge.box.scheduler.drain_forecast import lacking
 from bridge.box.scheduler.rebalance import balance, marked

@@ -12,8 +12,8 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from bridge.box.fleet import Fleet
-from bridge.box.ledger import Ledger
+from bridge.box.fleet.decisions import Ledger
+from bridge.box.fleet.view import Fleet
 from bridge.box.scheduler.placement import demand, room, unfit
 from bridge.box.scheduler.planner import Me, avoiding
 from bridge.box.state import lifecycle

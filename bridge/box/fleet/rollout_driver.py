@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from bridge.box.fleet import Fleet
-from bridge.box.ledger import Ledger
+from bridge.box.fleet.decisions import Ledger
+from bridge.box.fleet.view import Fleet
 from bridge.box.scheduler import rollout
 from bridge.box.scheduler.placement import first_at_work
 from bridge.box.state.records import FleetState, ServiceRecord

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
-from bridge.box.fleet import Fleet
+from bridge.box.fleet.view import Fleet
 from bridge.box.journal.journal import Journal
 from bridge.box.state.records import HostOrder, ServiceRecord
 from bridge.bus.jetstream.kv_view import Records
