@@ -15,7 +15,6 @@ from typing import Final
 import stamina
 from msgspec.structs import replace
 
-from bridge.box.adoption import rebuilt
 from bridge.box.endpoints import Endpoints
 from bridge.box.fleet.decisions import Ledger
 from bridge.box.fleet.fence import Fence
@@ -24,25 +23,26 @@ from bridge.box.fleet.readiness import Readiness, Streams
 from bridge.box.fleet.restore import Restorer
 from bridge.box.fleet.view import Fleet
 from bridge.box.host import Lease, own_directory, place_of
-from bridge.box.instance import Surroundings
 from bridge.box.journal.alerts import Notices
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.outbox import Outbox
 from bridge.box.journal.store import CUT_OFF, JOURNAL
 from bridge.box.operations import Operations
-from bridge.box.probes import Prober
-from bridge.box.reports import FRESH_SAMPLES, Reports
+from bridge.box.runner.inflight import Traffic
+from bridge.box.runner.instance import Surroundings
+from bridge.box.runner.instance_specs import Workshop
+from bridge.box.runner.probes import Prober
+from bridge.box.runner.publication import Teller
+from bridge.box.runner.recovery import rebuilt
+from bridge.box.runner.sampler import Sampler
+from bridge.box.runner.self_reports import FRESH_SAMPLES, Reports
+from bridge.box.runner.supervisor import Supervisor
+from bridge.box.runner.withdrawals import Withdrawals
 from bridge.box.runtimes.base import Runtime
 from bridge.box.runtimes.logs import instances_dir
 from bridge.box.runtimes.opening import open_runtime
-from bridge.box.sampler import Sampler
 from bridge.box.scheduler.planner import Me
 from bridge.box.state.records import HostRecord
-from bridge.box.story import Teller
-from bridge.box.supervisor import Supervisor
-from bridge.box.traffic import Traffic
-from bridge.box.withdrawals import Withdrawals
-from bridge.box.workshop import Workshop
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.publisher import Publisher

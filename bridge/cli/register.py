@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from bridge.box.probes import Prober
+from bridge.box.runner.probes import Prober
 from bridge.box.runtimes.base import Exit
 from bridge.bus.core.connection import Connection
 from bridge.config import child_environment, load_instance, load_nats

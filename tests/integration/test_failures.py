@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bridge.box.supervisor import Supervisor
+from bridge.box.runner.supervisor import Supervisor
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import (
     InstanceState,

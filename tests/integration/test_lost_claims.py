@@ -15,10 +15,10 @@ import pytest
 from bridge.box.fleet.claims import Claims
 from bridge.box.fleet.decisions import Ledger
 from bridge.box.fleet.view import ClaimMoved, Fleet
+from bridge.box.runner.publication import as_left
 from bridge.box.scheduler.planner import Me
 from bridge.box.state import lifecycle
 from bridge.box.state.records import HostRecord, Offer, ServiceRecord, SlotRecord
-from bridge.box.story import as_left
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology

@@ -11,7 +11,7 @@ import pytest
 from bridge.box.daemon import Box
 from bridge.box.fleet import restore
 from bridge.box.fleet.claims import Claims
-from bridge.box.supervisor import _AT_ONCE, Supervisor
+from bridge.box.runner.supervisor import _AT_ONCE, Supervisor
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.publish import store
 from tests.boxes import serving

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from bridge.box.probes import BEATS, Prober, until_next
+from bridge.box.runner.probes import BEATS, Prober, until_next
 from bridge.settings import Probe
 
 TCP = Probe(tcp=True, timeout=5)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from bridge.box.daemon import Box
+from bridge.box.runner.publication import Story
 from bridge.box.state.records import SlotRecord
-from bridge.box.story import Story
 from bridge.bus.core.message import Message
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.kv_view import Records

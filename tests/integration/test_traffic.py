@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from bridge.box.probes import Prober
+from bridge.box.runner.inflight import Traffic
+from bridge.box.runner.probes import Prober
 from bridge.box.runtimes.sockets import connections
-from bridge.box.traffic import Traffic
 from bridge.settings import Probe
 
 
@@ -23,7 +23,7 @@ async def test_the_loop_goes_on_while_the_tables_are_read_and_probes_do_not_coun
         assert probing.wait(10), "the loop stood still"
         return connections()
 
-    monkeypatch.setattr("bridge.box.traffic.connections", read_while_probed)
+    monkeypatch.setattr("bridge.box.runner.inflight.connections", read_while_probed)
     connected, counted, closed = (asyncio.Barrier(3) for _ in range(3))
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

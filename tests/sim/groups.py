@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from bridge.box.runner.publication import as_left
 from bridge.box.scheduler import rollout
 from bridge.box.scheduler.placement import place
 from bridge.box.scheduler.planner import plan
 from bridge.box.state.records import SlotRecord
-from bridge.box.story import as_left
 from bridge.subjects import slot_key
 from tests.sim.view import Kept, View
 

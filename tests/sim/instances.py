@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from bridge.box.holdings import backoff
+from bridge.box.runner.local_slots import backoff
+from bridge.box.runner.publication import _facts, as_left
 from bridge.box.state import lifecycle
 from bridge.box.state.lifecycle import ENDED, SERVING, Life
 from bridge.box.state.records import Demand, SlotRecord
-from bridge.box.story import _facts, as_left
 from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import BusError, Conflict
 from bridge.protocol import InstanceState

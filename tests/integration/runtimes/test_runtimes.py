@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bridge.box.probes import Prober
+from bridge.box.runner.inflight import Traffic
+from bridge.box.runner.probes import Prober
 from bridge.box.runtimes.base import Exit, Handle, Runtime
-from bridge.box.traffic import Traffic
 from bridge.errors import InstanceError, PortTaken
 from tests.integration.runtimes.bench import FAILING, POLITE, STUBBORN, Bench
 from tests.support import eventually

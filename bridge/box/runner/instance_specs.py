@@ -7,8 +7,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from bridge.box.instance import Surroundings
 from bridge.box.journal.store import Entry
+from bridge.box.runner.instance import Surroundings
 from bridge.box.runtimes.base import Spec
 from bridge.box.scheduler import on_request
 from bridge.box.state.records import ServiceRecord

@@ -19,9 +19,11 @@ from bridge.box.fleet.claims import Claims
 from bridge.box.fleet.decisions import Ledger
 from bridge.box.fleet.rollout_driver import Rollouts
 from bridge.box.fleet.view import Fleet
-from bridge.box.holdings import Held, Holdings
-from bridge.box.instance import Instance
 from bridge.box.journal.store import Entry
+from bridge.box.runner.instance import Instance
+from bridge.box.runner.instance_specs import Workshop
+from bridge.box.runner.local_slots import Held, Holdings
+from bridge.box.runner.publication import Story, Teller
 from bridge.box.runtimes.base import Handle
 from bridge.box.scheduler.planner import (
     Action,
@@ -37,8 +39,6 @@ from bridge.box.scheduler.planner import (
 )
 from bridge.box.state import lifecycle
 from bridge.box.state.records import SlotRecord
-from bridge.box.story import Story, Teller
-from bridge.box.workshop import Workshop
 from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import BusError, Conflict, ProtocolError
 from bridge.protocol import InstanceState

@@ -21,13 +21,13 @@ from typing import Final
 
 from msgspec import Struct
 
-from bridge.box.probes import Prober, until_next
-from bridge.box.reports import Reports
+from bridge.box.runner.inflight import Traffic
+from bridge.box.runner.probes import Prober, until_next
+from bridge.box.runner.publication import Story
+from bridge.box.runner.self_reports import Reports
 from bridge.box.runtimes.base import Exit, Handle, Runtime, Spec, Usage
 from bridge.box.state import lifecycle
 from bridge.box.state.lifecycle import Life
-from bridge.box.story import Story
-from bridge.box.traffic import Traffic
 from bridge.errors import InstanceError, PortTaken
 from bridge.protocol import (
     InstanceDeregistration,

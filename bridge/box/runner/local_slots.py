@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 
 from msgspec import Struct
 
-from bridge.box.instance import Instance
 from bridge.box.journal.store import Entry
+from bridge.box.runner.instance import Instance
 from bridge.box.scheduler.planner import Local, Me, wake_at
 from bridge.box.state.records import FleetState
 from bridge.protocol import InstanceState

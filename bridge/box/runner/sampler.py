@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from bridge.box.fleet.view import Fleet
-from bridge.box.instance import Surroundings
+from bridge.box.runner.instance import Surroundings
+from bridge.box.runner.supervisor import Supervisor
 from bridge.box.runtimes.logs import prune
-from bridge.box.supervisor import Supervisor
 from bridge.bus.core.connection import Connection
 from bridge.errors import BusError
 from bridge.protocol import HostStats, InstanceState, encode

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
-from bridge.box.probes import Prober
+from bridge.box.runner.probes import Prober
 from bridge.box.runtimes.sockets import connections, established
 
 Inside = Callable[[AbstractSet[int]], Counter[int]]
