@@ -15,7 +15,8 @@ from typing import Final
 import stamina
 from msgspec.structs import replace
 
-from bridge.box.endpoints import Endpoints
+from bridge.box.api.admin import Operations
+from bridge.box.api.scale import Endpoints
 from bridge.box.fleet.decisions import Ledger
 from bridge.box.fleet.fence import Fence
 from bridge.box.fleet.host_record import host_record, offers
@@ -27,7 +28,6 @@ from bridge.box.journal.alerts import Notices
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.outbox import Outbox
 from bridge.box.journal.store import CUT_OFF, JOURNAL
-from bridge.box.operations import Operations
 from bridge.box.runner.inflight import Traffic
 from bridge.box.runner.instance import Surroundings
 from bridge.box.runner.instance_specs import Workshop

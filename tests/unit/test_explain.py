@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from bridge.admin_protocol import Fate, Order
-from bridge.box.operations import _shortened
+from bridge.box.api.admin import _shortened
 from bridge.box.scheduler import reports
 from bridge.box.scheduler.planner import KEPT_OFF
 from bridge.box.state.records import (

@@ -28,7 +28,7 @@ from bridge.admin_protocol import (
     ServicesRequest,
     ServicesResponse,
 )
-from bridge.box.endpoints import expiry
+from bridge.box.api.scale import expiry
 from bridge.box.fleet.decisions import Ledger
 from bridge.box.fleet.host_orders import Orders
 from bridge.box.fleet.view import Fleet
