@@ -22,7 +22,7 @@ from bridge.box.fleet.host_record import offers
 from bridge.box.journal.alerts import told_by
 from bridge.box.journal.store import JOURNAL, JournalStore, look
 from bridge.box.runtimes import sockets
-from bridge.box.runtimes.engines import find_engine
+from bridge.box.runtimes.oci.engines import find_engine
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.runtime_limits import fixed_port
 from bridge.diagnostics import Finding, fail, ok, warn

@@ -39,8 +39,8 @@ from bridge.box.runner.self_reports import FRESH_SAMPLES, Reports
 from bridge.box.runner.supervisor import Supervisor
 from bridge.box.runner.withdrawals import Withdrawals
 from bridge.box.runtimes.base import Runtime
+from bridge.box.runtimes.factory import open_runtime
 from bridge.box.runtimes.logs import instances_dir
-from bridge.box.runtimes.opening import open_runtime
 from bridge.box.scheduler.planner import Me
 from bridge.box.state.records import HostRecord
 from bridge.bus.core.connection import Connection

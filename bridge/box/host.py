@@ -21,7 +21,7 @@ from typing import IO, Final
 from msgspec.structs import replace
 
 from bridge.box.fleet.fence import Fence
-from bridge.box.runtimes.identity import boot_id
+from bridge.box.runtimes.process_identity import boot_id
 from bridge.box.state.records import HostRecord
 from bridge.bus.jetstream.kv_view import Records
 from bridge.errors import BoxError, BusError, HostTaken, ProtocolError

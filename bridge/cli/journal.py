@@ -10,7 +10,7 @@ from rich.text import Text
 
 from bridge.box.journal.alerts import told_by
 from bridge.box.journal.store import CUT_OFF, JOURNAL, SET_ASIDE, Entry, Snapshot, look
-from bridge.box.runtimes.identity import is_alive
+from bridge.box.runtimes.process_identity import is_alive
 from bridge.box.state.lifecycle import ENDED
 from bridge.cli.connect import configuration
 from bridge.console import err, instances_table, out, print_json

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct, field
 
 from bridge import EventHub, RouteTable
-from bridge.box.runtimes.use import Load, read_load
+from bridge.box.runtimes.process.usage import Load, read_load
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology

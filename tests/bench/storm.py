@@ -26,7 +26,7 @@ import psutil
 from msgspec import Struct
 
 from bridge import EventStream, RouteTable, Start
-from bridge.box.runtimes.shim import LABEL
+from bridge.box.runtimes.process.shim import LABEL
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.embedded_server import EmbeddedServer

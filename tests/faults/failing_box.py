@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from bridge.box.daemon import Box
 from bridge.box.runner.publication import Story
-from bridge.box.runtimes.process import ProcessRuntime
+from bridge.box.runtimes.process.runtime import ProcessRuntime
 from bridge.bus.jetstream.kv_view import Records
 from bridge.bus.jetstream.publisher import Publisher
 from bridge.config import load

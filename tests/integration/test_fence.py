@@ -18,9 +18,9 @@ import pytest
 
 from bridge.box.fleet.fence import Fence
 from bridge.box.fleet.host_record import offers
-from bridge.box.runtimes import shim
 from bridge.box.runtimes.base import Exit
-from bridge.box.runtimes.groups import children
+from bridge.box.runtimes.process import shim
+from bridge.box.runtimes.process.process_groups import children
 from bridge.errors import ConfigError
 from tests.boxes import labelled
 from tests.support import box_config, eventually, service_table

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from bridge.box.runtimes import shim
 from bridge.box.runtimes.base import Exit, Spec
-from bridge.box.runtimes.identity import Identity
-from bridge.box.runtimes.process import Process, ProcessRuntime
+from bridge.box.runtimes.process import shim
+from bridge.box.runtimes.process.runtime import Process, ProcessRuntime
+from bridge.box.runtimes.process_identity import Identity
 from tests.boxes import alive, labelled
 from tests.support import FIRST_PORT, eventually
 

@@ -8,10 +8,10 @@ import pytest
 from msgspec.structs import replace
 
 from bridge.box.fleet.host_record import host_record, offers
-from bridge.box.runtimes import engine_answers as answers
-from bridge.box.runtimes import engine_words as words
-from bridge.box.runtimes.engine_answers import Sample, State
-from bridge.box.runtimes.engines import KINDS, Engine, find_engine
+from bridge.box.runtimes.oci import commands as words
+from bridge.box.runtimes.oci import parsing as answers
+from bridge.box.runtimes.oci.engines import KINDS, Engine, find_engine
+from bridge.box.runtimes.oci.parsing import Sample, State
 from bridge.box.scheduler.placement import unfit
 from bridge.box.state.runtime_limits import refusal
 from bridge.errors import EngineUnsuitable

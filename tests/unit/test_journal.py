@@ -16,7 +16,7 @@ from bridge.box.journal import journal as journal_module
 from bridge.box.journal import store as journal_store
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.store import Entry, look
-from bridge.box.runtimes.identity import Identity
+from bridge.box.runtimes.process_identity import Identity
 from bridge.box.state import lifecycle
 from bridge.box.state.records import HostOrder, ServiceRecord
 from bridge.errors import ForeignJournal, JournalError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.box.environment import handed, handed_to
 from bridge.box.runner.self_reports import Reports
+from bridge.box.runtimes.environment import handed, handed_to
 from bridge.box.state import lifecycle
 from bridge.bus.core.message import Message
 from bridge.config import load, load_instance

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from bridge.box.runtimes import sock_diag
-from bridge.box.runtimes.groups import children, members
-from bridge.box.runtimes.shim import has_command
+from bridge.box.runtimes.process.process_groups import children, members
+from bridge.box.runtimes.process.shim import has_command
 from bridge.box.runtimes.sockets import (
     connections,
     established,

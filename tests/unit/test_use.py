@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from bridge.box.runtimes.use import Meter, read_load
+from bridge.box.runtimes.process.usage import Meter, read_load
 
 BURN = "import time\nwhile True: time.process_time()"
 TREE = f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', {BURN!r}])"

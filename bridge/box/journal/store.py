@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, field
 
-from bridge.box.runtimes.identity import Identity
+from bridge.box.runtimes.process_identity import Identity
 from bridge.box.state.lifecycle import Life
 from bridge.box.state.records import Demand, HostOrder, ServiceRecord
 from bridge.errors import ForeignJournal, JournalError, ProtocolError

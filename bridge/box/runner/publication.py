@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.outbox import Outbox
 from bridge.box.journal.store import Entry
-from bridge.box.runtimes.identity import Identity
+from bridge.box.runtimes.process_identity import Identity
 from bridge.box.scheduler.planner import Me
 from bridge.box.state.lifecycle import ENDED, Life
 from bridge.box.state.records import SlotRecord

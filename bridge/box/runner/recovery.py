@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from bridge.box.fleet.view import Fleet
 from bridge.box.journal.store import Entry
 from bridge.box.runtimes.base import Found
-from bridge.box.runtimes.identity import GONE
+from bridge.box.runtimes.process_identity import GONE
 from bridge.box.scheduler import on_request
 from bridge.box.scheduler.planner import Me
 from bridge.box.state.lifecycle import ENDED, Life

@@ -10,8 +10,8 @@ from typing import Final, Protocol
 
 from msgspec import Struct, field
 
-from bridge.box.environment import handed_to
-from bridge.box.runtimes.identity import Identity
+from bridge.box.runtimes.environment import handed_to
+from bridge.box.runtimes.process_identity import Identity
 from bridge.box.state.runtime_limits import fixed_port
 from bridge.protocol import ScaleConfig
 from bridge.settings import ServiceConfig

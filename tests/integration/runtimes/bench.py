@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from bridge.box.runtimes.base import Handle, Runtime, Spec
-from bridge.box.runtimes.engine_calls import Calls
-from bridge.box.runtimes.engines import find_engine
-from bridge.box.runtimes.identity import Identity
-from bridge.box.runtimes.oci import OciRuntime
-from bridge.box.runtimes.process import ProcessRuntime
+from bridge.box.runtimes.oci.engines import find_engine
+from bridge.box.runtimes.oci.runtime import OciRuntime
+from bridge.box.runtimes.oci.subprocess_calls import Calls
+from bridge.box.runtimes.process.runtime import ProcessRuntime
+from bridge.box.runtimes.process_identity import Identity
 from bridge.tasks import task_scope
 from tests.podman import IMAGE, SERVE, Podman
 from tests.support import FIRST_PORT, eventually

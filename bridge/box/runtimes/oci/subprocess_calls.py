@@ -15,7 +15,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from bridge.box.runtimes.engines import Engine
+from bridge.box.runtimes.oci.engines import Engine
 from bridge.errors import EngineSilent, InstanceError
 from bridge.tasks import task_scope
 

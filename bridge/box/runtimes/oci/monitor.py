@@ -15,11 +15,11 @@ from typing import Final, Protocol, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from bridge.box.runtimes import engine_answers as answers
-from bridge.box.runtimes import engine_words as words
 from bridge.box.runtimes.base import Usage
-from bridge.box.runtimes.containers import Container
-from bridge.box.runtimes.engine_calls import Answer, Calls
+from bridge.box.runtimes.oci import commands as words
+from bridge.box.runtimes.oci import parsing as answers
+from bridge.box.runtimes.oci.container import Container
+from bridge.box.runtimes.oci.subprocess_calls import Answer, Calls
 from bridge.errors import EngineSilent, InstanceError
 from bridge.tasks import task_scope
 

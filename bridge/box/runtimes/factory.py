@@ -7,13 +7,13 @@ import contextlib
 import ipaddress
 import socket
 
-from bridge.box.environment import handed
 from bridge.box.runtimes.base import Runtime
-from bridge.box.runtimes.engine_calls import Calls
-from bridge.box.runtimes.engines import find_engine
+from bridge.box.runtimes.environment import handed
 from bridge.box.runtimes.logs import instances_dir
-from bridge.box.runtimes.oci import OciRuntime
-from bridge.box.runtimes.process import ProcessRuntime
+from bridge.box.runtimes.oci.engines import find_engine
+from bridge.box.runtimes.oci.runtime import OciRuntime
+from bridge.box.runtimes.oci.subprocess_calls import Calls
+from bridge.box.runtimes.process.runtime import ProcessRuntime
 from bridge.settings import Config
 
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from bridge.box.runtimes.groups import group_of
+from bridge.box.runtimes.process.process_groups import group_of
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")  # bytes
 _STAT: Final = 1024  # bytes; a line of /proc/<pid>/stat is shorter

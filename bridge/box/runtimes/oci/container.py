@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bridge.box.runtimes import kernel
 from bridge.box.runtimes.base import Exit, Spec
-from bridge.box.runtimes.engine_answers import State
-from bridge.box.runtimes.identity import Identity, boot_id, identify, is_alive
+from bridge.box.runtimes.oci import container_kernel
+from bridge.box.runtimes.oci.parsing import State
+from bridge.box.runtimes.process_identity import Identity, boot_id, identify, is_alive
 from bridge.box.state.runtime_limits import guest_port
 
 _SIGNALLED: Final = 128  # an exit code of 128 + n means signal n, as shells have it
@@ -94,7 +94,7 @@ class Container:
         if self.identity is None:
             self.suspected = True
             return unbegun()
-        self._memory = kernel.memory_events(self.identity.pid)
+        self._memory = container_kernel.memory_events(self.identity.pid)
         self._watch(self.identity.pid, suspect)
         return self.identity
 
@@ -137,7 +137,7 @@ class Container:
 
         def on_exit() -> None:
             # Its control group is gone in a moment, and the count with it.
-            self._out_of_memory = kernel.oom_kills(self._memory) > 0
+            self._out_of_memory = container_kernel.oom_kills(self._memory) > 0
             self.unwatch()
             suspect()
 

@@ -22,13 +22,13 @@ from typing import Final
 
 import psutil
 
-from bridge.box.runtimes import shim
 from bridge.box.runtimes.base import Exit, Found, Handle, Spec, Usage
-from bridge.box.runtimes.groups import group_of, has_others, members
-from bridge.box.runtimes.identity import Identity, identify, is_alive
 from bridge.box.runtimes.logs import STDERR, STDOUT, last_line
+from bridge.box.runtimes.process import shim
+from bridge.box.runtimes.process.process_groups import group_of, has_others, members
+from bridge.box.runtimes.process.usage import Meter
+from bridge.box.runtimes.process_identity import Identity, identify, is_alive
 from bridge.box.runtimes.sockets import holder, is_free, serves
-from bridge.box.runtimes.use import Meter
 from bridge.errors import InstanceError, PortTaken
 
 _LOOK: Final = 0.05  # seconds between looks at a group that has lost its leader

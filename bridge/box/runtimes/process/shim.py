@@ -22,9 +22,9 @@ from typing import Final
 import psutil
 
 from bridge.box.runtimes.base import Exit, Found
-from bridge.box.runtimes.groups import children, group_of
-from bridge.box.runtimes.identity import identify
 from bridge.box.runtimes.logs import STDERR, STDOUT
+from bridge.box.runtimes.process.process_groups import children, group_of
+from bridge.box.runtimes.process_identity import identify
 
 LABEL: Final = "BOX_INSTANCE_DIR"
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Final
 from weakref import WeakValueDictionary
 
-from bridge.box.runtimes import engine_words as words
-from bridge.box.runtimes.engine_answers import complaint
-from bridge.box.runtimes.engine_calls import Calls
+from bridge.box.runtimes.oci import commands as words
+from bridge.box.runtimes.oci.parsing import complaint
+from bridge.box.runtimes.oci.subprocess_calls import Calls
 from bridge.errors import InstanceError
 from bridge.tasks import task_scope
 

@@ -20,17 +20,17 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Final
 
-from bridge.box.runtimes import engine_answers as answers
-from bridge.box.runtimes import engine_words as words
-from bridge.box.runtimes import kernel
 from bridge.box.runtimes.base import Exit, Found, Handle, Spec, Usage
-from bridge.box.runtimes.containers import Container, unbegun
-from bridge.box.runtimes.engine_calls import Calls
-from bridge.box.runtimes.identity import Identity, boot_id
-from bridge.box.runtimes.images import Images
 from bridge.box.runtimes.logs import ENGINE, STDERR, STDOUT, last_line
+from bridge.box.runtimes.oci import commands as words
+from bridge.box.runtimes.oci import container_kernel
+from bridge.box.runtimes.oci import parsing as answers
+from bridge.box.runtimes.oci.container import Container, unbegun
+from bridge.box.runtimes.oci.image_pulls import Images
+from bridge.box.runtimes.oci.monitor import Survey
+from bridge.box.runtimes.oci.subprocess_calls import Calls
+from bridge.box.runtimes.process_identity import Identity, boot_id
 from bridge.box.runtimes.sockets import holder, is_free
-from bridge.box.runtimes.survey import Survey
 from bridge.box.state.runtime_limits import port_pair
 from bridge.errors import EngineSilent, InstanceError, PortTaken
 
@@ -183,9 +183,11 @@ class OciRuntime:
     def requests_inside(self, without: AbstractSet[int]) -> Counter[int]:
         return Counter(
             {
-                container.port: kernel.connections(container.pid, container.guest, without)
+                container.port: container_kernel.connections(
+                    container.pid, container.guest, without
+                )
                 for container in list(self._containers.values())
-                if container.pid and kernel.has_own_network(container.pid)
+                if container.pid and container_kernel.has_own_network(container.pid)
             }
         )
 
@@ -343,8 +345,8 @@ def _check_ports(port_map: list[str]) -> None:
 
 def _listens(container: Container) -> bool:
     """Engines take connections for a container before it does: ask the network inside."""
-    if container.pid and kernel.has_own_network(container.pid):
-        return kernel.listens(container.pid, container.guest)
+    if container.pid and container_kernel.has_own_network(container.pid):
+        return container_kernel.listens(container.pid, container.guest)
     return bool(container.port) and not is_free(container.port)
 
 

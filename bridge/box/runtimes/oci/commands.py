@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from bridge.box.runtimes.engines import Kind
+from bridge.box.runtimes.oci.engines import Kind
 from bridge.box.state.runtime_limits import guest_port, port_pair
 
 LABEL_HOST: Final = "box-bridge.host-id"
