@@ -23,7 +23,7 @@ from bridge.box.fleet.host_record import host_record, offers
 from bridge.box.fleet.readiness import Readiness, Streams
 from bridge.box.fleet.restore import Restorer
 from bridge.box.fleet.view import Fleet
-from bridge.box.host import Lease, own_directory, place_of
+from bridge.box.host_directory import Lease, own_directory, place_of
 from bridge.box.journal.alerts import Notices
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.outbox import Outbox

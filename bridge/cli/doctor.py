@@ -18,7 +18,7 @@ from typing import Any, Final
 from msgspec import Struct
 from rich.text import Text
 
-from bridge.box import checkup as host_checks
+from bridge.box import diagnostics as host_checks
 from bridge.bus.core.connection import Connection
 from bridge.bus.diagnostics import checks as bus_checks
 from bridge.cli import DONE, FAILED

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.box import checkup
+from bridge.box import diagnostics
 from bridge.box.daemon import Box
 from bridge.bus.diagnostics import checks as bus_checkup
 from bridge.bus.embedded_server import EmbeddedServer
@@ -227,7 +227,7 @@ async def test_a_disk_that_hangs_holds_up_nothing_else(
         released.wait(60)
         raise AssertionError("nobody waits for this")
 
-    monkeypatch.setattr(checkup, "disk", hang)
+    monkeypatch.setattr(diagnostics, "disk", hang)
     monkeypatch.setattr(doctor, "_DEADLINE", 1.5)
     report = await examine(box_file(tmp_path, server.url), {})
     assert found(report, "disk").says == "no answer within 1.5 s"

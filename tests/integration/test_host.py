@@ -17,7 +17,7 @@ import pytest
 
 from bridge.box.daemon import Box
 from bridge.box.fleet.fence import Fence
-from bridge.box.host import Lease, own_directory
+from bridge.box.host_directory import Lease, own_directory
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.records import HostRecord
 from bridge.bus.embedded_server import EmbeddedServer

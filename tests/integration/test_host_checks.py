@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from bridge.box import checkup
+from bridge.box import diagnostics
 from bridge.box.daemon import Box
-from bridge.box.host import own_directory
+from bridge.box.host_directory import own_directory
 from bridge.box.runtimes.sockets import is_free
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.diagnostics import Status
@@ -42,12 +42,12 @@ def tiny_disk(directory: Path) -> Iterator[Path]:
 def test_a_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     for directory in (tmp_path / "data", tmp_path / "data" / "deeper"):
-        told = checkup.disk(directory)
+        told = diagnostics.disk(directory)
         assert (told.status, told.says) == (FAIL, f"{tmp_path / 'data'} is no directory")
 
 
 def test_a_directory_that_is_yet_to_be_made_is_looked_at_where_it_would_be(tmp_path: Path) -> None:
-    told = checkup.disk(tmp_path / "a" / "b")
+    told = diagnostics.disk(tmp_path / "a" / "b")
     assert told.status is not FAIL
     assert told.says.startswith(f"{tmp_path}, where {tmp_path / 'a' / 'b'} would be made")
     assert list(tmp_path.iterdir()) == []
@@ -55,19 +55,19 @@ def test_a_directory_that_is_yet_to_be_made_is_looked_at_where_it_would_be(tmp_p
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "small") as directory:
-        told = checkup.disk(directory)
+        told = diagnostics.disk(directory)
         assert (told.status, "make room" in told.cure) == (FAIL, True)
         (directory / "filler").write_bytes(b"\0" * 240 * 1024)
         with pytest.raises(OSError, match="No space"):
             (directory / "more").write_bytes(b"\0" * 64 * 1024)
-        told = checkup.disk(directory)
+        told = diagnostics.disk(directory)
         assert (told.status, "No space left on device" in told.says) == (FAIL, True)
 
 
 def test_a_disk_that_is_read_only_is_told(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "small") as directory:
         subprocess.run(["mount", "-o", "remount,ro", str(directory)], check=True)
-        told = checkup.disk(directory)
+        told = diagnostics.disk(directory)
         assert (told.status, "Read-only file system" in told.says) == (FAIL, True)
 
 
@@ -77,21 +77,21 @@ async def test_a_damaged_journal_is_told_and_left_as_it_is(
     config = box_config(tmp_path, server.url)
     async with Box.running(config):
         pass
-    assert "no Box is at work on it" in checkup.journal(config.data_dir).says
+    assert "no Box is at work on it" in diagnostics.journal(config.data_dir).says
     path = config.data_dir / "journal.db"
     data = bytearray(path.read_bytes())
     data[100:4000] = b"\xff" * 3900
     path.write_bytes(data)
-    told = checkup.journal(config.data_dir)
+    told = diagnostics.journal(config.data_dir)
     assert told.status is FAIL
     assert "start the Box" in told.cure
     assert path.read_bytes() == data
 
 
 def test_whether_a_box_is_at_work_is_told(tmp_path: Path) -> None:
-    assert checkup.journal(tmp_path).says == "there is none yet; no Box is at work on it"
+    assert diagnostics.journal(tmp_path).says == "there is none yet; no Box is at work on it"
     with own_directory(tmp_path):
-        assert checkup.journal(tmp_path).says == "there is none yet; a Box is at work on it"
+        assert diagnostics.journal(tmp_path).says == "there is none yet; a Box is at work on it"
     with own_directory(tmp_path):
         pass  # what looked at the lock keeps nobody out
 
@@ -106,7 +106,7 @@ def test_a_program_that_is_missing_is_told(tmp_path: Path) -> None:
         service_table("web"),
         service_table("api", command=["no-such-program"]),
     )
-    told = checkup.runtime(config)
+    told = diagnostics.runtime(config)
     assert (told.status, "no-such-program of service api" in told.says) == (FAIL, True)
     assert "web" not in told.says
 
@@ -138,7 +138,7 @@ def test_an_engine_that_is_missing_or_does_not_answer_is_told(
     says: str,
 ) -> None:
     if script and "sleep" in script:
-        monkeypatch.setattr(checkup, "_ENGINE", 0.2)
+        monkeypatch.setattr(diagnostics, "_ENGINE", 0.2)
     path = engine(tmp_path, script) if script else tmp_path / "nowhere"
     config = box_config(
         tmp_path,
@@ -146,7 +146,7 @@ def test_an_engine_that_is_missing_or_does_not_answer_is_told(
         '[services.web]\nimage = "localhost/web"\n',
         more=f'runtime = "oci"\nengine = "{path}"',
     )
-    told = checkup.runtime(config)
+    told = diagnostics.runtime(config)
     assert (told.status, says in f"{told.says}: {told.cure}") == (status, True), told
 
 
@@ -174,14 +174,14 @@ def test_ports_that_are_taken_are_told_with_who_has_them(tmp_path: Path) -> None
     config = box_config(
         tmp_path, "nats://127.0.0.1:4222", ports=f"{first}-{first + 11}", max_instances=10
     )
-    assert checkup.ports(config).status is OK
+    assert diagnostics.ports(config).status is OK
     with holding(range(first, first + 2)):
-        told = checkup.ports(config)
+        told = diagnostics.ports(config)
         assert told.status is WARN
         assert told.says.startswith(f"10 of {first}-{first + 11} are free")
         assert f"pid {os.getpid()}" in told.says
         with holding(range(first + 2, first + 3)):
-            assert checkup.ports(config).status is FAIL
+            assert diagnostics.ports(config).status is FAIL
 
 
 def test_a_fixed_port_that_is_taken_is_told(tmp_path: Path) -> None:
@@ -193,6 +193,6 @@ def test_a_fixed_port_that_is_taken_is_told(tmp_path: Path) -> None:
             service_table("web", port_map=[f"{port}:80"]),
             ports=f"{first}-{first + 11}",
         )
-        told = checkup.ports(config)
+        told = diagnostics.ports(config)
     assert (told.status, f"{port} is" in told.says) == (FAIL, True)
-    assert checkup.ports(config).status is OK
+    assert diagnostics.ports(config).status is OK

@@ -11,7 +11,7 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from bridge.box import checkup
+from bridge.box import diagnostics
 from bridge.box.journal import journal as journal_module
 from bridge.box.journal import store as journal_store
 from bridge.box.journal.journal import Journal
@@ -252,7 +252,7 @@ async def test_what_another_version_says_and_this_one_cannot_read_is_no_damage(
     for read in (look, journal_store.open_store):
         with pytest.raises(ForeignJournal, match=r"99\.1.*Hibernating.*use that version"):
             read(path)
-    assert checkup.journal(tmp_path).cure == "use that version, or move the file away"
+    assert diagnostics.journal(tmp_path).cure == "use that version, or move the file away"
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == data
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from bridge.box.fleet.restore import Restorer
 from bridge.box.fleet.view import Fleet
-from bridge.box.host import Lease
+from bridge.box.host_directory import Lease
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.store import CUT_OFF
 from bridge.box.runtimes.base import Runtime

@@ -196,7 +196,7 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     there, and why, by the field of a request's config. `notices` are sentences for people about
     what on the host needs attention. One that is not `ready` keeps what it has, and can make
     nothing new: no slot is placed on it. `place` says where the Box works and is no clone's,
-    `since` where the bucket was when it took the lease (see bridge.box.host).
+    `since` where the bucket was when it took the lease (see bridge.box.host_directory).
     """
 
     host_id: str
