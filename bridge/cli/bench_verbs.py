@@ -47,8 +47,8 @@ def bench(
         box-bridge bench -s nats://nats.example.com:4222 --only scale-same --only consume
         box-bridge bench --rounds 9 --out results
     """
-    from bridge.cli.bench.rows import ROWS
-    from bridge.cli.bench.run import Asked, run_bench
+    from bridge.bench.rows import ROWS
+    from bridge.bench.run import Asked, run_bench
 
     asked = Asked(only=only or (), rounds=rounds, effort=effort, directory=out, embedded=embedded)
     return asyncio.run(run_bench(ROWS, asked, (link or Link()).flags(), json=json))

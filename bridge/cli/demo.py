@@ -14,11 +14,11 @@ from msgspec import Struct
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.cli import DONE, FAILED, INTERRUPTED
 from bridge.cli.bars import bars
-from bridge.cli.demo_fleet import FleetDemo
-from bridge.cli.demo_host import HostDemo
-from bridge.cli.demo_show import Show, Step, Unexpected
 from bridge.cli.lives import Lives
 from bridge.console import out, print_json
+from bridge.demo.fleet import FleetDemo
+from bridge.demo.host import HostDemo
+from bridge.demo.narration import Show, Step, Unexpected
 from bridge.observe import configure_logging
 from bridge.protocol import InstanceEvent, now
 

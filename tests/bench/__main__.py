@@ -10,7 +10,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from bridge.cli.bench.run import Asked, run_bench
+from bridge.bench.run import Asked, run_bench
 from tests.bench.rows import ROWS
 
 

@@ -23,13 +23,13 @@ import msgspec
 from msgspec import Struct, field
 
 from bridge import EventHub, RouteTable
+from bridge.bench import fleets, large, registrations
+from bridge.bench.machine import Machine, look
+from bridge.bench.row import Site
 from bridge.box.runtimes.process.usage import Load, read_load
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
-from bridge.cli.bench import fleets, large, registrations
-from bridge.cli.bench.machine import Machine, look
-from bridge.cli.bench.row import Site
 from bridge.gateway.events.hub import HubEvents
 from bridge.gateway.routes.index import Route
 from bridge.gateway.routes.state import RouteBook

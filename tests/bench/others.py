@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from bridge.cli.bench.messages import consuming, read_all
-from bridge.cli.bench.row import Row, Sides, Site, at_least
+from bridge.bench.messages import consuming, read_all
+from bridge.bench.row import Row, Sides, Site, at_least
 from bridge.errors import BenchFailed
 
 _PEERS: Final = Path(__file__).with_name("peers")

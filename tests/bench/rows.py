@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bridge.cli.bench import rows
-from bridge.cli.bench.row import Row
+from bridge.bench import rows
+from bridge.bench.row import Row
 from tests.bench import others
 
 ROWS: tuple[Row, ...] = (*rows.ROWS, *others.ROWS)

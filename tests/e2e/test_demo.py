@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cli import demo, demo_host
+from bridge.cli import demo
+from bridge.demo import host
 from tests.boxes import labelled
 from tests.e2e.program import run, running
 
@@ -46,8 +47,8 @@ async def test_a_demo_that_is_ended_early_leaves_nothing_and_claims_nothing(
 async def test_a_step_that_does_not_hold_fails_the_demo(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hasty = demo_host._CONFIG.replace("[services.api]", "drain_timeout = 0.2\n\n[services.api]")
-    monkeypatch.setattr(demo_host, "_CONFIG", hasty)
+    hasty = host._CONFIG.replace("[services.api]", "drain_timeout = 0.2\n\n[services.api]")
+    monkeypatch.setattr(host, "_CONFIG", hasty)
     monkeypatch.setattr(demo, "configure_logging", lambda level: None)  # it is this process's
     assert await demo.run_demo(keep=False, json=True) == 1
     report = json.loads(capsys.readouterr().out)

@@ -93,7 +93,7 @@ def test_the_wheel_holds_the_server_configuration_and_the_type_marker(tmp_path: 
     [wheel] = tmp_path.glob("box_bridge-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        assert {"bridge/py.typed", "bridge/cli/demo_service.py"} <= names
+        assert {"bridge/py.typed", "bridge/demo/service.py"} <= names
         packaged = archive.read("bridge/bus/nats-server.conf")
         assert not any(name.startswith(("tests/", "deploy/")) for name in names)
     assert packaged == (ROOT / "deploy" / "nats" / "nats-server.conf").read_bytes()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bridge.bench.row import Row, Sides, Site, at_least
+from bridge.bench.rows import ROWS
+from bridge.bench.runner import measure
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
-from bridge.cli.bench.row import Row, Sides, Site, at_least
-from bridge.cli.bench.rows import ROWS
-from bridge.cli.bench.runner import measure
 from bridge.errors import BenchFailed
 from bridge.settings import NatsConfig
 from tests.support import connect

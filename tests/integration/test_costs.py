@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from bridge import EventStream, Start
+from bridge.bench.fleets import registrations
+from bridge.bench.messages import outgoing, told
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.outbox import Outbox
 from bridge.bus.core.connection import Connection
@@ -26,8 +28,6 @@ from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.follower import Sink, _Run
 from bridge.bus.jetstream.publisher import Publisher
 from bridge.bus.service.responder import Endpoint, Reply, Responder
-from bridge.cli.bench.fleets import registrations
-from bridge.cli.bench.messages import outgoing, told
 from bridge.gateway.events.filter import EventFilter
 from bridge.gateway.routes.feed import RouteFeed, _Registry
 from bridge.gateway.routes.state import RouteBook

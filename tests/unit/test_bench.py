@@ -8,11 +8,11 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from bridge.cli.bench.machine import Machine, Noise
-from bridge.cli.bench.report import number, table
-from bridge.cli.bench.row import Goal, Result, at_least, at_most
-from bridge.cli.bench.runner import Report
-from bridge.cli.bench.svg import svg
+from bridge.bench.machine import Machine, Noise
+from bridge.bench.report import number, table
+from bridge.bench.row import Goal, Result, at_least, at_most
+from bridge.bench.runner import Report
+from bridge.bench.svg import svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 QUIET = Noise(wobble=1.1, load=0.5, cpus=2, steal=0.1, others=3.0)

@@ -7,8 +7,8 @@ import tracemalloc
 
 import pytest
 
+from bridge.bench.fleets import host_of, registrations, service_of
 from bridge.bus.core.message import Message
-from bridge.cli.bench.fleets import host_of, registrations, service_of
 from bridge.gateway.routes.index import Route
 from bridge.gateway.routes.registration_reader import Announced
 from bridge.gateway.routes.state import RouteBook

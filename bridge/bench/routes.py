@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Final
 
-from bridge.cli.bench.host import fleet
-from bridge.cli.bench.row import Row, Sides, Site, at_most
+from bridge.bench.host import fleet
+from bridge.bench.row import Row, Sides, Site, at_most
 from bridge.gateway.routes.index import Put
 from bridge.gateway.routes.table import Changes, RouteTable
 

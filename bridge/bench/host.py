@@ -1,4 +1,4 @@
-"""A Box in a process of its own, for a row to ask: ``python -m bridge.cli.bench.host``.
+"""A Box in a process of its own, for a row to ask: ``python -m bridge.bench.host``.
 
 It is told its configuration by one line of JSON, says when it is ready, and drains its instances
 and ends when its stdin does, however its owner ends.
@@ -14,8 +14,8 @@ from typing import Final
 
 import msgspec
 
+from bridge.bench.row import Site
 from bridge.bus.core.connection import Connection
-from bridge.cli.bench.row import Site
 from bridge.errors import ServerNotStarted
 from bridge.gateway.client import ScaleClient
 from bridge.observe import configure_logging
@@ -70,7 +70,7 @@ async def fleet(
         environ={"PATH": "/usr/bin:/bin"},
     )
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bridge.cli.bench.host"),
+        *(sys.executable, "-m", "bridge.bench.host"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,  # a Ctrl-C is for the owner

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
+from bridge.bench.machine import Machine, Noise, Watch, look
+from bridge.bench.row import Measure, Result, Row, Sides, Site
 from bridge.bus.jetstream import topology
-from bridge.cli.bench.machine import Machine, Noise, Watch, look
-from bridge.cli.bench.row import Measure, Result, Row, Sides, Site
 from bridge.errors import BridgeError
 from bridge.protocol import format_time, now
 

@@ -10,10 +10,10 @@ import time
 from collections.abc import AsyncIterator
 from typing import Final
 
-from bridge.bus import plain
+from bridge.bench import baseline
+from bridge.bench.host import fleet
+from bridge.bench.row import Row, Sides, Site, at_most
 from bridge.bus.core.connection import Connection
-from bridge.cli.bench.host import fleet
-from bridge.cli.bench.row import Row, Sides, Site, at_most
 from bridge.gateway.client import ScaleClient
 from bridge.protocol import ScaleRequest, ScaleResponse, decode, encode
 
@@ -37,8 +37,8 @@ async def _nothing_changes(site: Site) -> AsyncIterator[Sides]:
     times, body = site.times(_ASKED), _request(_INSTANCES)
     async with fleet(site, most=_INSTANCES) as gateway:
         reply = await _ten_instances(gateway)
-        echo = plain.Echo(nats=site.nats, subject=f"{site.nats.prefix}.echo", reply=reply)
-        async with plain.echoing(echo), plain.connected(site.nats) as client:
+        echo = baseline.Echo(nats=site.nats, subject=f"{site.nats.prefix}.echo", reply=reply)
+        async with baseline.echoing(echo), baseline.connected(site.nats) as client:
 
             async def ours() -> float:
                 took = []
@@ -49,7 +49,9 @@ async def _nothing_changes(site: Site) -> AsyncIterator[Sides]:
                 return statistics.median(took) * _US
 
             async def floor() -> float:
-                return statistics.median(await plain.ask(client, echo.subject, body, times)) * _US
+                return (
+                    statistics.median(await baseline.ask(client, echo.subject, body, times)) * _US
+                )
 
             yield Sides(ours=ours, floor=floor)
 
@@ -69,7 +71,7 @@ async def _target_changes(site: Site) -> AsyncIterator[Sides]:
     async with fleet(site, most=_INSTANCES + 1) as gateway:
         reply = await _ten_instances(gateway)
         bucket = f"{site.nats.prefix}_echo"
-        echo = plain.Echo(
+        echo = baseline.Echo(
             nats=site.nats,
             subject=f"{site.nats.prefix}.echo",
             reply=reply,
@@ -91,19 +93,19 @@ async def _target_changes(site: Site) -> AsyncIterator[Sides]:
             return statistics.median(took) * _US
 
         try:
-            async with plain.echoing(echo), plain.connected(site.nats) as client:
+            async with baseline.echoing(echo), baseline.connected(site.nats) as client:
 
                 async def floor() -> float:
                     took = []
                     for _ in range(times):
-                        took += await plain.ask(client, echo.subject, _request(_INSTANCES), 1)
+                        took += await baseline.ask(client, echo.subject, _request(_INSTANCES), 1)
                         # As cold as the other side is after its own.
                         await asyncio.sleep(statistics.median(pauses))
                     return statistics.median(took) * _US
 
                 yield Sides(ours=ours, floor=floor)
         finally:
-            await plain.remove_bucket(gateway.connection, bucket)
+            await baseline.remove_bucket(gateway.connection, bucket)
 
 
 async def _settled(gateway: ScaleClient, target: int) -> None:

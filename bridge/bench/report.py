@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from bridge.cli.bench.row import Result, Spread
-from bridge.cli.bench.runner import Report
+from bridge.bench.row import Result, Spread
+from bridge.bench.runner import Report
 from bridge.console import plain_table
 
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
+from bridge.bench import fleets
+from bridge.bench.host import fleet
+from bridge.bench.row import Measure, Row, Sides, Site, at_most
 from bridge.bus.jetstream import topology
-from bridge.cli.bench import fleets
-from bridge.cli.bench.host import fleet
-from bridge.cli.bench.row import Measure, Row, Sides, Site, at_most
 from bridge.gateway.client import ScaleClient
 from bridge.protocol import ScaleRequest, ScaleResponse, decode, encode
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import aiohttp
 
 from bridge.box.state.lifecycle import SERVING
-from bridge.cli.demo_host import service_command
-from bridge.cli.demo_show import PATIENCE, Show, alive, expect, get
+from bridge.demo.host import service_command
+from bridge.demo.narration import PATIENCE, Show, alive, expect, get
 from bridge.errors import ScaleError
 from bridge.gateway.client import ScaleClient
 from bridge.gateway.operator import Operator

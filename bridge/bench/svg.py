@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Final
 from xml.sax.saxutils import escape
 
-from bridge.cli.bench.report import number, setting
-from bridge.cli.bench.row import Result, at_least
-from bridge.cli.bench.runner import Report
+from bridge.bench.report import number, setting
+from bridge.bench.row import Result, at_least
+from bridge.bench.runner import Report
 
 _WIDTH: Final = 460  # pixels of the bars
 _NAMES: Final = 330

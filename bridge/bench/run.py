@@ -12,13 +12,13 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from bridge.bench.report import setting, table
+from bridge.bench.row import Row, Site
+from bridge.bench.runner import Report, measure
+from bridge.bench.svg import svg
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.cli import DONE, FAILED
-from bridge.cli.bench.report import setting, table
-from bridge.cli.bench.row import Row, Site
-from bridge.cli.bench.runner import Report, measure
-from bridge.cli.bench.svg import svg
 from bridge.config import load_nats
 from bridge.console import err, out, print_json
 from bridge.errors import ConfigError

@@ -11,8 +11,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Final
 
-from bridge.cli.bench.host import fleet
-from bridge.cli.bench.row import Row, Sides, Site, at_most
+from bridge.bench.host import fleet
+from bridge.bench.row import Row, Sides, Site, at_most
 from bridge.settings import Probe
 
 COUNT: Final = 500

@@ -2,7 +2,7 @@
 
 Nothing else uses it. It does what nats-py's own documentation shows and no more: no promise of this
 package is kept here, which is what makes it the floor. As a program it is the far end of a
-request: an echo, in a process of its own as a Box is (``python -m bridge.bus.plain``, told what to
+request: an echo, in a process of its own as a Box is (``python -m bridge.bench.baseline``, told what to
 do by one line of JSON; it ends when its stdin does).
 """
 
@@ -145,7 +145,7 @@ class Echo(Struct, frozen=True, kw_only=True):
 async def echoing(echo: Echo) -> AsyncIterator[None]:
     """An echo in a process of its own, there when the block begins. Raises ServerNotStarted."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bridge.bus.plain"),
+        *(sys.executable, "-m", "bridge.bench.baseline"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,  # a Ctrl-C is for the owner

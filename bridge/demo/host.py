@@ -14,8 +14,8 @@ import aiohttp
 
 from bridge.box.daemon import Box
 from bridge.box.state.lifecycle import NEXT
-from bridge.cli.demo_show import PATIENCE, Show, alive, expect, get
 from bridge.config import load
+from bridge.demo.narration import PATIENCE, Show, alive, expect, get
 from bridge.gateway.client import ScaleClient
 from bridge.protocol import InstanceState
 from bridge.tasks import task_scope

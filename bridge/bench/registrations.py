@@ -13,11 +13,10 @@ from typing import Final
 
 import msgspec
 
-from bridge.bus import plain
+from bridge.bench import baseline, fleets
+from bridge.bench.row import Row, Sides, Site, at_most
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream import topology
-from bridge.cli.bench import fleets
-from bridge.cli.bench.row import Row, Sides, Site, at_most
 from bridge.errors import ServerNotStarted
 from bridge.gateway.routes.table import RouteTable
 from bridge.protocol import encode
@@ -30,11 +29,11 @@ TIMING: Final = Timing(registration_ttl=fleets.TTL)
 @contextlib.asynccontextmanager
 async def _joining(site: Site) -> AsyncIterator[Sides]:
     count = site.times(COUNT)
-    async with site.connect() as connection, plain.connected(site.nats) as client:
+    async with site.connect() as connection, baseline.connected(site.nats) as client:
         await topology.ensure(connection)
         await fleets.register(connection, count)
         bucket = f"{site.nats.prefix}_peer"
-        await plain.create_bucket(client, bucket)
+        await baseline.create_bucket(client, bucket)
         try:
             same = (
                 (f"{item.service}.{item.instance_id}", encode(item))
@@ -51,14 +50,14 @@ async def _joining(site: Site) -> AsyncIterator[Sides]:
 
             async def floor() -> float:
                 start = time.perf_counter()
-                found = await plain.watch_keys(client, bucket, count)
+                found = await baseline.watch_keys(client, bucket, count)
                 took = time.perf_counter() - start
                 assert len(found) == count
                 return took
 
             yield Sides(ours=ours, floor=floor)
         finally:
-            await plain.remove_bucket(connection, bucket)
+            await baseline.remove_bucket(connection, bucket)
 
 
 @contextlib.asynccontextmanager
@@ -77,7 +76,7 @@ async def _held(site: Site) -> AsyncIterator[Sides]:
 async def route_memory(settings: NatsConfig, count: int) -> float:
     """By how many bytes a route a process of its own grows that opens a table of `count`."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bridge.cli.bench.registrations"),
+        *(sys.executable, "-m", "bridge.bench.registrations"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

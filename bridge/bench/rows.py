@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from bridge.cli.bench import crowd, large, messages, registrations, requests, routes
-from bridge.cli.bench.row import Row
+from bridge.bench import crowd, large, messages, registrations, requests, routes
+from bridge.bench.row import Row
 
 ROWS: Final[tuple[Row, ...]] = (
     *messages.ROWS,

@@ -8,18 +8,18 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
+from bridge.bench import baseline
+from bridge.bench.row import Row, Sides, Site, at_least
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.outbox import Outbox
 from bridge.box.journal.store import Entry
 from bridge.box.state import lifecycle
 from bridge.box.state.lifecycle import Life
-from bridge.bus import plain
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.follower import Start
 from bridge.bus.jetstream.publish import Outgoing, store_batch
 from bridge.bus.jetstream.publisher import LIMIT, Publisher
-from bridge.cli.bench.row import Row, Sides, Site, at_least
 from bridge.errors import BenchFailed
 from bridge.gateway.events.stream import EventStream
 from bridge.ids import new_id
@@ -80,7 +80,7 @@ async def fill(connection: Connection, messages: list[Outgoing]) -> None:
 @contextlib.asynccontextmanager
 async def _publishing(site: Site) -> AsyncIterator[Sides]:
     count, plain_count = site.times(_PUBLISHED), site.times(_PUBLISHED_PLAIN)
-    async with site.connect() as connection, plain.connected(site.nats) as client:
+    async with site.connect() as connection, baseline.connected(site.nats) as client:
         await topology.ensure(connection)
         async with (
             Journal.open(site.directory / "journal.db") as journal,
@@ -103,7 +103,7 @@ async def _publishing(site: Site) -> AsyncIterator[Sides]:
             async def floor() -> float:
                 messages = outgoing(subjects, plain_count)
                 start = time.perf_counter()
-                await plain.publish(client, messages)
+                await baseline.publish(client, messages)
                 return plain_count / (time.perf_counter() - start)
 
             yield Sides(ours=ours, floor=floor)
@@ -155,12 +155,12 @@ async def read_all(connection: Connection, count: int) -> float:
 
 @contextlib.asynccontextmanager
 async def _reading(site: Site) -> AsyncIterator[Sides]:
-    async with consuming(site) as (connection, count), plain.connected(site.nats) as client:
+    async with consuming(site) as (connection, count), baseline.connected(site.nats) as client:
         stream = connection.subjects.events_stream
 
         async def floor() -> float:
             start = time.perf_counter()
-            await plain.consume(client, stream, count, lambda data: decode(InstanceEvent, data))
+            await baseline.consume(client, stream, count, lambda data: decode(InstanceEvent, data))
             return count / (time.perf_counter() - start)
 
         yield Sides(ours=lambda: read_all(connection, count), floor=floor)
