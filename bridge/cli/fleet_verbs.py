@@ -63,7 +63,7 @@ def hosts(
         box-bridge hosts
         box-bridge hosts --json | jq '.hosts[] | select(.used == 0).name'
     """
-    from bridge.cli.hosts import run_hosts
+    from bridge.cli.commands.hosts import run_hosts
 
     return _carried_out(run_hosts((link or Link()).flags(), watch=watch, json=json), json=json)
 
@@ -81,7 +81,7 @@ def services(
         box-bridge services
         box-bridge services --json | jq '.services[] | select(.ready + .busy < .wanted).name'
     """
-    from bridge.cli.services import run_services
+    from bridge.cli.commands.services import run_services
 
     return _carried_out(run_services((link or Link()).flags(), watch=watch, json=json), json=json)
 
@@ -103,7 +103,7 @@ def cordon(
 
         box-bridge cordon box-a --reason "disk is failing"
     """
-    from bridge.cli.orders import run_cordon
+    from bridge.cli.commands.orders import run_cordon
 
     flags = (link or Link()).flags()
     return _carried_out(run_cordon(host, flags, reason=reason, force=force, json=json), json=json)
@@ -116,7 +116,7 @@ def uncordon(host: HostName, /, *, link: Link | None = None, json: Json = False)
 
         box-bridge uncordon box-a
     """
-    from bridge.cli.orders import run_uncordon
+    from bridge.cli.commands.orders import run_uncordon
 
     return _carried_out(run_uncordon(host, (link or Link()).flags(), json=json), json=json)
 
@@ -146,7 +146,7 @@ def drain(
         box-bridge drain box-a --reason "new kernel" && ssh box-a reboot
         box-bridge uncordon box-a
     """
-    from bridge.cli.orders import run_drain
+    from bridge.cli.commands.orders import run_drain
 
     flags = (link or Link()).flags()
     return _carried_out(
@@ -172,7 +172,7 @@ def rebalance(
         box-bridge rebalance --dry-run
         box-bridge rebalance web --wait
     """
-    from bridge.cli.orders import run_rebalance
+    from bridge.cli.commands.orders import run_rebalance
 
     flags = (link or Link()).flags()
     return _carried_out(
@@ -189,7 +189,7 @@ def history(service: ServiceName, /, *, link: Link | None = None, json: Json = F
 
         box-bridge history web
     """
-    from bridge.cli.why import run_history
+    from bridge.cli.commands.why import run_history
 
     return _carried_out(run_history(service, (link or Link()).flags(), json=json), json=json)
 
@@ -212,6 +212,6 @@ def plan(
 
         box-bridge plan web 12
     """
-    from bridge.cli.why import run_plan
+    from bridge.cli.commands.why import run_plan
 
     return _carried_out(run_plan(service, replicas, (link or Link()).flags(), json=json), json=json)

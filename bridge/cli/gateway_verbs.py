@@ -66,7 +66,7 @@ def scale(
         box-bridge scale shop 2 --image nginx:1.27 --port 0:80
         box-bridge scale web 0
     """
-    from bridge.cli.scale import run_scale
+    from bridge.cli.commands.scale import run_scale
     from bridge.protocol import ScaleConfig
 
     overrides = ScaleConfig(
@@ -114,8 +114,8 @@ def ps(
     When nobody answers, and this host has the journal of a Box, that is shown: its instances, since
     when it has been cut off, and what it has yet to tell. The exit code says 3 all the same.
     """
-    from bridge.cli.journal import JournalView
-    from bridge.cli.ps import run_ps
+    from bridge.cli.commands.ps import run_ps
+    from bridge.cli.local_journal import JournalView
 
     flags, journal = (link or Link()).flags(), JournalView(config, data_dir)
     return asyncio.run(run_ps(service, flags, journal, watch=watch, local=local, json=json))
@@ -152,7 +152,7 @@ def events(
     or at the first event kept; several runs with one name at a time share the events. --no-follow
     ends when all that is stored has been shown; without --since that is all that is kept.
     """
-    from bridge.cli.events import Asked, run_events
+    from bridge.cli.commands.events import Asked, run_events
 
     asked = Asked(
         services=list(service) or None, states=state, since=since, durable=durable, follow=follow
@@ -196,7 +196,7 @@ def timeline(
         box-bridge timeline web
         box-bridge timeline web --since 2h --svg incident.svg
     """
-    from bridge.cli.timeline import run_timeline
+    from bridge.cli.commands.timeline import run_timeline
 
     return asyncio.run(
         run_timeline(
@@ -253,7 +253,7 @@ def relay(
         box-bridge relay web --to https://example.com/events --durable alerts --state Failed
         box-bridge relay --to https://example.com/events --header Authorization=@/run/secrets/token
     """
-    from bridge.cli.relay import read_headers, run_relay, start_of
+    from bridge.cli.commands.relay import read_headers, run_relay, start_of
     from bridge.gateway.relay.relay import RelayConfig
 
     config = RelayConfig(
@@ -291,6 +291,6 @@ def routes(
         box-bridge routes --watch
         box-bridge routes web --json | jq -r '.routes[].endpoint'
     """
-    from bridge.cli.routes import run_routes
+    from bridge.cli.commands.routes import run_routes
 
     return asyncio.run(run_routes(service, (link or Link()).flags(), watch=watch, json=json))

@@ -41,7 +41,7 @@ def up(
         image = "docker.io/library/nginx:alpine"
         port_map = ["0:80"]
     """
-    from bridge.cli.serve import run_up
+    from bridge.cli.commands.serve import run_up
 
     box = (host or HostFlags()).flags()
     level = logging.log if logging else None
@@ -65,7 +65,7 @@ def box(
 
     Instances are processes; with [box] runtime = "oci" containers or MicroVMs: see `up --help`.
     """
-    from bridge.cli.serve import run_box
+    from bridge.cli.commands.serve import run_box
 
     level = logging.log if logging else None
     flags = (host or HostFlags()).flags()
@@ -91,7 +91,7 @@ def logs(
     The logs of the ten last ended instances of each service are kept. While a container runs, its
     engine has its log, and this says how to ask for it.
     """
-    from bridge.cli.logs import run_logs
+    from bridge.cli.commands.logs import run_logs
 
     flags = (link or Link()).flags()
     return asyncio.run(run_logs(instance_id, config, data_dir, flags, follow=follow, json=json))
@@ -99,7 +99,7 @@ def logs(
 
 def check(*, config: ConfigFile = None, json: Json = False) -> int:
     """Say whether a configuration is right, and what it comes to with the environment's part."""
-    from bridge.cli.check import run_check
+    from bridge.cli.commands.check import run_check
 
     return run_check(config, json=json)
 
@@ -116,7 +116,7 @@ def doctor(*, config: ConfigFile = None, link: Link | None = None, json: Json = 
     Each check has a deadline, and none hides another. Nothing is changed: a Box may be at work.
     The exit code is 0 when nothing failed, and 1 when something did; warnings do not count.
     """
-    from bridge.cli.doctor import run_doctor
+    from bridge.cli.commands.doctor import run_doctor
 
     return asyncio.run(run_doctor(config, (link or Link()).flags(), json=json))
 
@@ -133,13 +133,13 @@ def demo(
     Everything runs on this machine, in a directory of its own, and each step is verified: the
     exit code is 0 only if all held.
     """
-    from bridge.cli.demo import run_demo
+    from bridge.cli.commands.demo import run_demo
 
     return asyncio.run(run_demo(keep=keep, json=json))
 
 
 def version(*, json: Json = False) -> int:
     """Show the versions of box-bridge and of what it runs on."""
-    from bridge.cli.version import run_version
+    from bridge.cli.commands.version import run_version
 
     return run_version(json=json)

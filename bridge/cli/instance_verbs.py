@@ -66,7 +66,7 @@ def register(
 
         command = ["box-bridge", "register", "--", "./server", "--port", "{port}"]
     """
-    from bridge.cli.register import Wanted, run_register
+    from bridge.cli.commands.register import Wanted, run_register
 
     wanted = Wanted(
         command=command,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cli import demo
+from bridge.cli.commands import demo
 from bridge.demo import host
 from tests.boxes import labelled
 from tests.e2e.program import run, running

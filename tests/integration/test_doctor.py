@@ -14,8 +14,9 @@ from bridge.box.daemon import Box
 from bridge.bus.diagnostics import checks as bus_checkup
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
-from bridge.cli import FAILED, doctor
-from bridge.cli.doctor import Report, Told, examine, run_doctor
+from bridge.cli import FAILED
+from bridge.cli.commands import doctor
+from bridge.cli.commands.doctor import Report, Told, examine, run_doctor
 from bridge.diagnostics import Finding, Status
 from bridge.protocol import now
 from tests.boxes import serving

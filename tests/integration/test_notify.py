@@ -10,7 +10,7 @@ import pytest
 
 from bridge.box.daemon import Box
 from bridge.bus.embedded_server import EmbeddedServer
-from bridge.cli.notify import Notifier
+from bridge.cli.sd_notify import Notifier
 from bridge.settings import NotifyConfig
 from bridge.tasks import task_scope
 from tests.support import box_config, listening

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.cli.bars import bars, length
-from bridge.cli.lives import Lives, Picture, printable
-from bridge.cli.timeline_svg import svg
+from bridge.cli.timeline.history import Lives, Picture, printable
+from bridge.cli.timeline.svg import svg
+from bridge.cli.timeline.text import bars, length
 from bridge.protocol import InstanceEvent, InstanceState
 from tests.unit.fleets import AT
 

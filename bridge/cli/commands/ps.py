@@ -7,9 +7,10 @@ from typing import Any
 
 from rich.console import Group
 
-from bridge.cli import DONE, watching
+from bridge.cli import DONE
+from bridge.cli import watch as watching
 from bridge.cli.connect import connected
-from bridge.cli.journal import JournalView
+from bridge.cli.local_journal import JournalView
 from bridge.console import err, instances_table, notices, out, print_json
 from bridge.errors import (
     ConfigError,

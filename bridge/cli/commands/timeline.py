@@ -13,11 +13,11 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay
 from bridge.cli import DONE
-from bridge.cli.bars import bars
+from bridge.cli.commands.events import parse_since
 from bridge.cli.connect import connected
-from bridge.cli.events import parse_since
-from bridge.cli.lives import Lives, Picture
-from bridge.cli.timeline_svg import svg
+from bridge.cli.timeline.history import Lives, Picture
+from bridge.cli.timeline.svg import svg
+from bridge.cli.timeline.text import bars
 from bridge.console import err, out, print_json
 from bridge.errors import ConfigError
 from bridge.gateway.events.filter import read_event

@@ -18,7 +18,7 @@ from bridge.box.daemon import Box
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.cli import DONE, INTERRUPTED
 from bridge.cli.connect import configuration, require_services
-from bridge.cli.notify import Notifier
+from bridge.cli.sd_notify import Notifier
 from bridge.config import load_log, load_notify
 from bridge.console import err
 from bridge.observe import configure_logging

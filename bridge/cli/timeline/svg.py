@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from typing import Final
 from xml.sax.saxutils import escape
 
-from bridge.cli.bars import MARKS, length
-from bridge.cli.lives import Life, Picture
+from bridge.cli.timeline.history import Life, Picture
+from bridge.cli.timeline.text import MARKS, length
 from bridge.console import COLOURS
 from bridge.protocol import InstanceState, format_time
 

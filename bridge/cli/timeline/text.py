@@ -8,7 +8,7 @@ from typing import Final
 
 from rich.text import Text
 
-from bridge.cli.lives import Life, Picture
+from bridge.cli.timeline.history import Life, Picture
 from bridge.console import COLOURS
 from bridge.protocol import InstanceState
 

@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.cli import DONE, FAILED, INTERRUPTED
-from bridge.cli.bars import bars
-from bridge.cli.lives import Lives
+from bridge.cli.timeline.history import Lives
+from bridge.cli.timeline.text import bars
 from bridge.console import out, print_json
 from bridge.demo.fleet import FleetDemo
 from bridge.demo.host import HostDemo
