@@ -25,7 +25,11 @@ from bridge.errors import (
     WaitTimeout,
 )
 
-DONE, FAILED, USAGE, UNANSWERED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE = 0
+FAILED = 1
+USAGE = 2
+UNANSWERED = 3
+INTERRUPTED = 130
 
 _USAGE = (ConfigError, NameRefused)
 _UNANSWERED = (
