@@ -9,16 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from bridge.errors import (
-    BridgeError,
-    ConnectFailed,
-    CutOff,
+from bridge.errors import BridgeError, ConnectFailed, CutOff, ProtocolError
+from bridge.gateway.errors import (
     DrainStuck,
     DrainTimeout,
     NoBoxError,
     NoRoute,
     OrderRefused,
-    ProtocolError,
     RequestTimeout,
     ScaleCapped,
     ScaleError,

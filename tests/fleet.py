@@ -14,6 +14,7 @@ from bridge.box.daemon import Box
 from bridge.box.state.records import ServiceRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.api import jetstream
 from bridge.protocol import decode, now
 from tests.boxes import serving
 from tests.support import FIRST_PORT, Recorder, ask, box_config, connect, eventually
@@ -114,5 +115,7 @@ class Fleet:
 
 
 async def service_record(gateway: Connection, service: str = "web") -> ServiceRecord:
-    message = await gateway.jetstream.get_last_msg("KV_box_services", f"$KV.box_services.{service}")
+    message = await jetstream(gateway).get_last_msg(
+        "KV_box_services", f"$KV.box_services.{service}"
+    )
     return decode(ServiceRecord, message.data or b"")

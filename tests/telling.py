@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream import topology
-from bridge.bus.jetstream.publish import Outgoing
+from bridge.bus.jetstream.api import jetstream
+from bridge.bus.jetstream.publish import OutgoingMessage
 from bridge.bus.jetstream.publisher import Publisher
 from bridge.protocol import InstanceEvent, InstanceState, encode, now
 from tests.support import eventually
@@ -22,10 +23,10 @@ def note(text: str, service: str = "web", state: S = S.READY) -> InstanceEvent:
     return InstanceEvent.transition(name, service, S.READY, state).with_message(text)
 
 
-def outgoing(event: InstanceEvent, number: int | None = None) -> Outgoing:
+def outgoing(event: InstanceEvent, number: int | None = None) -> OutgoingMessage:
     """`event` as a Box would publish it, with the Box-Seq `number`."""
     number = next(_numbers) if number is None else number
-    return Outgoing(
+    return OutgoingMessage(
         subject=f"box.events.{event.service}",
         data=encode(event),
         headers={
@@ -45,7 +46,7 @@ async def tell(
     await store_all(connection, [outgoing(note(text, service, state)) for text in texts])
 
 
-async def store_all(connection: Connection, messages: Iterable[Outgoing]) -> None:
+async def store_all(connection: Connection, messages: Iterable[OutgoingMessage]) -> None:
     """Store `messages`, over any outage, 1,000 at a time."""
 
     async def restore() -> None:
@@ -59,7 +60,7 @@ async def store_all(connection: Connection, messages: Iterable[Outgoing]) -> Non
 
 async def age_out(connection: Connection) -> None:
     """Have the stream let go of all that it holds, as by age."""
-    js = connection.jetstream
+    js = jetstream(connection)
     config = (await js.stream_info("BOX_EVENTS")).config
     old = config.duplicate_window
     await js.update_stream(config.evolve(max_age=0.2, duplicate_window=0.1))

@@ -2,8 +2,8 @@
 
 Nothing else uses it. It does what nats-py's own documentation shows and no more: no promise of this
 package is kept here, which is what makes it the floor. As a program it is the far end of a
-request: an echo, in a process of its own as a Box is (``python -m bridge.bench.baseline``, told what to
-do by one line of JSON; it ends when its stdin does).
+request: an echo, in a process of its own as a Box is (``python -m bridge.bench.baseline``, which
+reads its task as one line of JSON and ends when its stdin does).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.credentials import credentials
-from bridge.bus.jetstream.publish import Outgoing
+from bridge.bus.jetstream.api import jetstream
+from bridge.bus.jetstream.publish import OutgoingMessage
 from bridge.errors import ServerNotStarted
 from bridge.settings import NatsConfig
 
@@ -48,7 +49,9 @@ async def connected(settings: NatsConfig) -> AsyncIterator[Client]:
         await client.close()
 
 
-async def publish(client: Client, messages: Sequence[Outgoing], in_flight: int = IN_FLIGHT) -> None:
+async def publish(
+    client: Client, messages: Sequence[OutgoingMessage], in_flight: int = IN_FLIGHT
+) -> None:
     """Store `messages`: `in_flight` tasks at a time await `js.publish`."""
     js, rest = client.jetstream(timeout=_TIMEOUT), iter(messages)
 
@@ -165,7 +168,7 @@ async def echoing(echo: Echo) -> AsyncIterator[None]:
 
 async def remove_bucket(connection: Connection, bucket: str) -> None:
     """Delete the bucket of an Echo."""
-    await connection.jetstream.delete_key_value(bucket)
+    await jetstream(connection).delete_key_value(bucket)
 
 
 async def _serve(echo: Echo) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from bridge.box.state.records import HostRecord, Offer, ServiceRecord, SlotRecord, config_id
 from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream.api import jetstream
 from bridge.errors import BusError
 from bridge.protocol import (
     InstanceInfo,
@@ -169,7 +170,7 @@ async def _send(connection: Connection, messages: Iterable[Outgoing]) -> int:
 async def _stored(connection: Connection, stream: str, count: int) -> None:
     async with asyncio.timeout(_STORED):
         while True:
-            state = (await connection.jetstream.stream_info(stream)).state
+            state = (await jetstream(connection).stream_info(stream)).state
             if state.messages >= count:
                 return
             await asyncio.sleep(0.05)

@@ -10,15 +10,15 @@ from typing import Final
 
 from bridge.bench import baseline
 from bridge.bench.row import Row, Sides, Site, at_least
+from bridge.box.journal.entry import JournalEntry
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.outbox import Outbox
-from bridge.box.journal.store import Entry
 from bridge.box.state import lifecycle
 from bridge.box.state.lifecycle import Life
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.follower import Start
-from bridge.bus.jetstream.publish import Outgoing, store_batch
+from bridge.bus.jetstream.publish import OutgoingMessage, store_batch
 from bridge.bus.jetstream.publisher import LIMIT, Publisher
 from bridge.errors import BenchFailed
 from bridge.gateway.events.stream import EventStream
@@ -50,10 +50,10 @@ def told(count: int) -> Iterator[tuple[Life, InstanceEvent]]:
         yield lives[place], event
 
 
-def outgoing(subjects: Subjects, count: int) -> list[Outgoing]:
+def outgoing(subjects: Subjects, count: int) -> list[OutgoingMessage]:
     """`count` such events, as an outbox sends them."""
     return [
-        Outgoing(
+        OutgoingMessage(
             subject=subjects.events(event.service),
             data=encode(event),
             headers={
@@ -68,7 +68,7 @@ def outgoing(subjects: Subjects, count: int) -> list[Outgoing]:
     ]
 
 
-async def fill(connection: Connection, messages: list[Outgoing]) -> None:
+async def fill(connection: Connection, messages: list[OutgoingMessage]) -> None:
     """Store `messages` in their stream."""
     for first in range(0, len(messages), LIMIT):
         await store_batch(connection, messages[first : first + LIMIT], timeout=30.0)
@@ -116,7 +116,7 @@ async def _journaled(
     service = ServiceConfig(command=["true"])
     start = time.perf_counter()
     for number, (life, event) in enumerate(events):
-        entry = Entry(
+        entry = JournalEntry(
             slot=number % _INSTANCES,
             config="",
             service=service,

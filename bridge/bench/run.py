@@ -18,7 +18,7 @@ from bridge.bench.runner import Report, measure
 from bridge.bench.svg import svg
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
-from bridge.cli import DONE, FAILED
+from bridge.cli.exit_codes import DONE, FAILED
 from bridge.config import load_nats
 from bridge.console import err, out, print_json
 from bridge.errors import ConfigError
@@ -26,7 +26,7 @@ from bridge.protocol import encode
 from bridge.settings import NatsConfig
 
 
-class Asked(Struct, frozen=True, kw_only=True):
+class BenchOptions(Struct, frozen=True, kw_only=True):
     """What to measure and where to write it. No name in `only` is all rows."""
 
     only: Sequence[str] = ()
@@ -37,7 +37,7 @@ class Asked(Struct, frozen=True, kw_only=True):
 
 
 async def run_bench(
-    rows: Sequence[Row], asked: Asked, flags: Mapping[str, Any], *, json: bool
+    rows: Sequence[Row], asked: BenchOptions, flags: Mapping[str, Any], *, json: bool
 ) -> int:
     """Measure `rows`; 0 if each of them reached its goal."""
     chosen = _chosen(rows, asked.only)
@@ -68,7 +68,7 @@ def _chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
 
 @contextlib.asynccontextmanager
 async def _server(
-    directory: Path, asked: Asked, flags: Mapping[str, Any]
+    directory: Path, asked: BenchOptions, flags: Mapping[str, Any]
 ) -> AsyncIterator[tuple[NatsConfig, dict[str, str]]]:
     """How to reach the server to measure on, and what is known of it."""
     if not asked.embedded:

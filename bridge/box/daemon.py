@@ -15,38 +15,39 @@ from typing import Final
 import stamina
 from msgspec.structs import replace
 
-from bridge.box.api.admin import Operations
-from bridge.box.api.scale import Endpoints
-from bridge.box.fleet.decisions import Ledger
+from bridge.box.api.admin import AdminApi
+from bridge.box.api.scale import ScaleApi
+from bridge.box.fleet.decisions import Decisions
 from bridge.box.fleet.fence import Fence
+from bridge.box.fleet.host_lease import HostLease
 from bridge.box.fleet.host_record import host_record, offers
-from bridge.box.fleet.readiness import Readiness, Streams
+from bridge.box.fleet.readiness import Readiness
 from bridge.box.fleet.restore import Restorer
-from bridge.box.fleet.view import Fleet
-from bridge.box.host_directory import Lease, own_directory, place_of
-from bridge.box.journal.alerts import Notices
+from bridge.box.fleet.streams import Streams
+from bridge.box.fleet.view import FleetView
+from bridge.box.host_directory import own_directory, place_of
+from bridge.box.journal.alerts import Alerts
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.outbox import Outbox
 from bridge.box.journal.store import CUT_OFF, JOURNAL
-from bridge.box.runner.inflight import Traffic
-from bridge.box.runner.instance import Surroundings
-from bridge.box.runner.instance_specs import Workshop
+from bridge.box.runner.context import InstanceContext
+from bridge.box.runner.inflight import InflightCounter
+from bridge.box.runner.instance_specs import InstanceSpecs
 from bridge.box.runner.probes import Prober
-from bridge.box.runner.publication import Teller
+from bridge.box.runner.publication import PublicationContext
 from bridge.box.runner.recovery import rebuilt
 from bridge.box.runner.sampler import Sampler
-from bridge.box.runner.self_reports import FRESH_SAMPLES, Reports
+from bridge.box.runner.self_reports import FRESH_SAMPLES, SelfReports
 from bridge.box.runner.supervisor import Supervisor
 from bridge.box.runner.withdrawals import Withdrawals
 from bridge.box.runtimes.base import Runtime
 from bridge.box.runtimes.factory import open_runtime
 from bridge.box.runtimes.logs import instances_dir
-from bridge.box.scheduler.planner import Me
-from bridge.box.state.records import HostRecord
+from bridge.box.state.records import HostIdentity, HostRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.publisher import Publisher
-from bridge.bus.registrations import Registry
+from bridge.bus.registrations import Registrations
 from bridge.bus.service.discovery import Description
 from bridge.bus.service.responder import Responder
 from bridge.errors import BusError, NotPermitted, StoreUnsuitable, TopologyMismatch
@@ -213,10 +214,10 @@ class _Parts:
         self._connection = connection
         self._journal = journal
         self._runtime = runtime
-        self._me = Me(host=host, host_id=host_id)
+        self._me = HostIdentity(host=host, host_id=host_id)
         self._streams = Streams(connection, config)
         restore = self._streams.restore
-        self._fleet = Fleet(
+        self._fleet = FleetView(
             connection,
             timing.lease,
             self._touch,
@@ -225,7 +226,7 @@ class _Parts:
             lambda service, slot, _, now: self._supervisor.claim_moved(service, slot, now),
         )
         self._restorer = Restorer(self._fleet, journal, timing.heartbeat)
-        self._lease = Lease(
+        self._lease = HostLease(
             self._fleet.hosts,
             host,
             host_record(config, box.offers, host_id, runtime.lacks, place_of(config.data_dir)),
@@ -233,7 +234,7 @@ class _Parts:
             self._as_it_is,
             fence := Fence(config.data_dir / "fence"),
         )
-        self._registry = Registry(connection, host, timing, restore)
+        self._registry = Registrations(connection, host, timing, restore)
         self._readiness = Readiness(
             connection,
             self._streams,
@@ -259,22 +260,22 @@ class _Parts:
             host,
             connection.metrics,
         )
-        self._notices = Notices(
+        self._notices = Alerts(
             journal, self._outbox, connection.metrics, box.clock, self._readiness.trouble
         )
-        self._reports = Reports(
+        self._reports = SelfReports(
             connection.metrics,
             self._fleet.state.lives,
             self._fleet.state.loads,
             FRESH_SAMPLES * timing.sample,
         )
-        ledger = Ledger(
+        ledger = Decisions(
             self._fleet, timing.decide_timeout, box.clock, self._readiness.why_not_current
         )
-        around = Surroundings(
+        around = InstanceContext(
             runtime=runtime,
             prober=prober,
-            traffic=Traffic(prober, inside=runtime.requests_inside),
+            traffic=InflightCounter(prober, inside=runtime.requests_inside),
             reports=self._reports,
             address=config.box.address,
             idle_samples=timing.idle_samples,
@@ -285,8 +286,10 @@ class _Parts:
             self._me,
             self._fleet,
             ledger,
-            Teller(self._me, connection, journal, self._outbox, self._fleet.slots, self._registry),
-            Workshop(
+            PublicationContext(
+                self._me, connection, journal, self._outbox, self._fleet.slots, self._registry
+            ),
+            InstanceSpecs(
                 services=config.services,
                 images=config.box.allow_images,
                 around=around,
@@ -301,7 +304,7 @@ class _Parts:
             connection, host, self._fleet, self._supervisor, around, config.data_dir, timing.sample
         )
         told = (connection, self._fleet, ledger, host, box.clock, self._readiness.why_not)
-        answers = [*Endpoints(*told).all(), *Operations(*told).all()]
+        answers = [*ScaleApi(*told).all(), *AdminApi(*told).all()]
         self._responder = Responder(connection, box.description(host_id), answers)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:

@@ -32,7 +32,7 @@ _AT_ONCE: Final = 64  # registrations and withdrawals under way
 T = TypeVar("T")
 
 
-class Registry:
+class Registrations:
     """The registrations of one process. `run` repeats what must be repeated.
 
     `host` is where the instances run, "" if nobody said. `restore` is awaited when the stream is

@@ -11,37 +11,8 @@ import asyncio
 import os
 import sys
 
-from bridge.errors import (
-    BridgeError,
-    ConfigError,
-    ConnectFailed,
-    CutOff,
-    DrainTimeout,
-    NameRefused,
-    NoBoxError,
-    NoReply,
-    NoResponders,
-    RequestTimeout,
-    WaitTimeout,
-)
-
-DONE = 0
-FAILED = 1
-USAGE = 2
-UNANSWERED = 3
-INTERRUPTED = 130
-
-_USAGE = (ConfigError, NameRefused)
-_UNANSWERED = (
-    NoBoxError,
-    RequestTimeout,
-    WaitTimeout,
-    DrainTimeout,
-    ConnectFailed,
-    CutOff,
-    NoReply,
-    NoResponders,
-)
+from bridge.cli.exit_codes import DONE, INTERRUPTED, USAGE, exit_code
+from bridge.errors import BridgeError
 
 
 class QuickLoops(asyncio.DefaultEventLoopPolicy):
@@ -76,10 +47,3 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     return result if isinstance(result, int) else DONE
-
-
-def exit_code(exc: BridgeError) -> int:
-    """0 done, 1 refused or failed, 2 wrong usage, 3 nobody answered or it took too long."""
-    if isinstance(exc, _USAGE):
-        return USAGE
-    return UNANSWERED if isinstance(exc, _UNANSWERED) else FAILED

@@ -48,7 +48,9 @@ def bench(
         box-bridge bench --rounds 9 --out results
     """
     from bridge.bench.rows import ROWS
-    from bridge.bench.run import Asked, run_bench
+    from bridge.bench.run import BenchOptions, run_bench
 
-    asked = Asked(only=only or (), rounds=rounds, effort=effort, directory=out, embedded=embedded)
+    asked = BenchOptions(
+        only=only or (), rounds=rounds, effort=effort, directory=out, embedded=embedded
+    )
     return asyncio.run(run_bench(ROWS, asked, (link or Link()).flags(), json=json))

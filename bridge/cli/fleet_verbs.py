@@ -10,9 +10,9 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from bridge.admin_protocol import MAX_WORDS
-from bridge.cli import FAILED
+from bridge.cli.exit_codes import FAILED
 from bridge.cli.flags import Json, Link
-from bridge.errors import OrderRefused
+from bridge.gateway.errors import OrderRefused
 from bridge.protocol import U32_MAX
 
 _HOST = Parameter(help="The host, as `box-bridge hosts` names it.")

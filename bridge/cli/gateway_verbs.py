@@ -152,9 +152,9 @@ def events(
     or at the first event kept; several runs with one name at a time share the events. --no-follow
     ends when all that is stored has been shown; without --since that is all that is kept.
     """
-    from bridge.cli.commands.events import Asked, run_events
+    from bridge.cli.commands.events import EventOptions, run_events
 
-    asked = Asked(
+    asked = EventOptions(
         services=list(service) or None, states=state, since=since, durable=durable, follow=follow
     )
     return asyncio.run(run_events(asked, (link or Link()).flags(), json=json))

@@ -66,9 +66,9 @@ def register(
 
         command = ["box-bridge", "register", "--", "./server", "--port", "{port}"]
     """
-    from bridge.cli.commands.register import Wanted, run_register
+    from bridge.cli.commands.register import RegisterOptions, run_register
 
-    wanted = Wanted(
+    wanted = RegisterOptions(
         command=command,
         service=service,
         endpoint=endpoint,

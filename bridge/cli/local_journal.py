@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.text import Text
 
 from bridge.box.journal.alerts import told_by
-from bridge.box.journal.store import CUT_OFF, JOURNAL, SET_ASIDE, Entry, Snapshot, look
+from bridge.box.journal.entry import JournalEntry
+from bridge.box.journal.store import CUT_OFF, JOURNAL, SET_ASIDE, Snapshot, look
 from bridge.box.runtimes.process_identity import is_alive
 from bridge.box.state.lifecycle import ENDED
 from bridge.cli.connect import configuration
@@ -103,7 +104,7 @@ def _seen(path: Path, snapshot: Snapshot, service: str) -> JournalSeen:
     )
 
 
-def _is_wanted(entry: Entry, service: str) -> bool:
+def _is_wanted(entry: JournalEntry, service: str) -> bool:
     info = entry.life.info
     return info.state not in ENDED and service in ("", info.service)
 

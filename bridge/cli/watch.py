@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.text import Text
 
 from bridge.console import err, out
-from bridge.errors import BusError, ScaleError
+from bridge.errors import BusError
+from bridge.gateway.errors import ScaleError
 
 T = TypeVar("T")
 

@@ -16,9 +16,9 @@ import aiohttp
 
 from bridge.box.state.lifecycle import SERVING
 from bridge.demo.host import service_command
-from bridge.demo.narration import PATIENCE, Show, alive, expect, get
-from bridge.errors import ScaleError
+from bridge.demo.narration import PATIENCE, Narration, alive, expect, get
 from bridge.gateway.client import ScaleClient
+from bridge.gateway.errors import ScaleError
 from bridge.gateway.operator import Operator
 from bridge.gateway.routes.index import Route
 from bridge.gateway.routes.table import RouteTable
@@ -59,7 +59,7 @@ deregister_delay = 0.5
 class FleetDemo:
     """Runs its steps on the server at `url`, in `directory`; each raises Unexpected."""
 
-    def __init__(self, show: Show, url: str, directory: Path) -> None:
+    def __init__(self, show: Narration, url: str, directory: Path) -> None:
         self._show = show
         self._url = url
         self._directory = directory

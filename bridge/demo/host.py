@@ -15,7 +15,7 @@ import aiohttp
 from bridge.box.daemon import Box
 from bridge.box.state.lifecycle import NEXT
 from bridge.config import load
-from bridge.demo.narration import PATIENCE, Show, alive, expect, get
+from bridge.demo.narration import PATIENCE, Narration, alive, expect, get
 from bridge.gateway.client import ScaleClient
 from bridge.protocol import InstanceState
 from bridge.tasks import task_scope
@@ -47,7 +47,7 @@ def service_command() -> str:
 class HostDemo:
     """Runs its steps on the server at `url`, in `directory`; each raises Unexpected."""
 
-    def __init__(self, show: Show, url: str, directory: Path) -> None:
+    def __init__(self, show: Narration, url: str, directory: Path) -> None:
         self._show = show
         self._url = url
         self._directory = directory

@@ -29,11 +29,11 @@ class Step(Struct):
     found: str
 
 
-class Unexpected(Exception):
+class StepFailed(Exception):
     """A step found something else than it should."""
 
 
-class Show:
+class Narration:
     """The steps taken so far, and the events seen. `quiet` keeps it to itself."""
 
     def __init__(self, *, quiet: bool) -> None:
@@ -54,7 +54,7 @@ class Show:
             raise
         except Exception as exc:  # shown, recorded, and raised as what it means here
             problem = str(exc) or type(exc).__name__
-            raise Unexpected(problem) from exc
+            raise StepFailed(problem) from exc
         finally:
             seconds = time.monotonic() - started
             self.steps.append(Step(name, not problem, seconds, problem or ", ".join(found)))
@@ -88,7 +88,7 @@ class Show:
                     await self._news.wait()
         except TimeoutError as exc:
             wanted = " or ".join(map(str, states))
-            raise Unexpected(f"{instance_id} did not become {wanted}") from exc
+            raise StepFailed(f"{instance_id} did not become {wanted}") from exc
 
     def say(self, text: str, end: str = "\n") -> None:
         """Say it, with rich's markup, unless it is to be quiet."""
@@ -116,4 +116,4 @@ def alive(pid: int) -> bool:
 def expect(held: bool, otherwise: str) -> None:
     """Raise Unexpected, saying `otherwise`, unless it held."""
     if not held:
-        raise Unexpected(otherwise)
+        raise StepFailed(otherwise)

@@ -17,16 +17,10 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream.follower import Begin, Start
 from bridge.config import load_nats
-from bridge.errors import (
-    RequestTimeout,
-    ScaleCapped,
-    ScaleError,
-    ScaleRefused,
-    WaitTimeout,
-)
+from bridge.gateway.errors import RequestTimeout, ScaleCapped, ScaleError, ScaleRefused, WaitTimeout
 from bridge.gateway.events.filter import Services
 from bridge.gateway.events.stream import EventStream
-from bridge.gateway.requests import Question, new_request_id, outages_passed
+from bridge.gateway.requests import RetriedRequest, new_request_id, outages_passed
 from bridge.protocol import (
     InstanceEvent,
     InstancesRequest,
@@ -121,7 +115,7 @@ class ScaleClient:
         if dry_run:
             headers[DRY_RUN] = "true"
         deadline = asyncio.get_running_loop().time() + limit
-        question = Question(
+        question = RetriedRequest(
             self._subjects.scale, encode(request), deadline, limit, headers, request.request_id
         )
         response = await self._ask_to_scale(question)
@@ -190,7 +184,7 @@ class ScaleClient:
 
     # ── asking ───────────────────────────────────────────────────────────────────────────
 
-    async def _ask_to_scale(self, question: Question) -> ScaleResponse:
+    async def _ask_to_scale(self, question: RetriedRequest) -> ScaleResponse:
         return await question.answered(
             self.connection, ScaleResponse, lambda answer: None if answer.accepted else answer.error
         )
@@ -200,7 +194,9 @@ class ScaleClient:
     ) -> InstancesResponse:
         body = encode(InstancesRequest(service=service, offset=offset, limit=_PAGE))
         headers = {RECORD_VERSION: version} if version else None
-        question = Question(self._subjects.instances, body, deadline, limit, headers, changes=False)
+        question = RetriedRequest(
+            self._subjects.instances, body, deadline, limit, headers, changes=False
+        )
         page = await question.answered(
             self.connection, InstancesResponse, lambda answer: answer.error
         )

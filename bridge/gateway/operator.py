@@ -31,9 +31,9 @@ from bridge.admin_protocol import (
     Verb,
 )
 from bridge.bus.core.connection import Connection
-from bridge.errors import DrainStuck, DrainTimeout, OrderRefused, ScaleError, WaitTimeout
 from bridge.gateway.client import ScaleClient
-from bridge.gateway.requests import Question, new_request_id, outages_passed
+from bridge.gateway.errors import DrainStuck, DrainTimeout, OrderRefused, ScaleError, WaitTimeout
+from bridge.gateway.requests import RetriedRequest, new_request_id, outages_passed
 from bridge.protocol import encode, format_time, now
 from bridge.settings import NatsConfig
 from bridge.subjects import EXPIRES_AT, check_name
@@ -246,10 +246,10 @@ class Operator:
 
     def _question(
         self, subject: str, request: Struct, timeout: float, *, changes: bool = False
-    ) -> Question:
+    ) -> RetriedRequest:
         deadline = asyncio.get_running_loop().time() + timeout
         headers = {EXPIRES_AT: format_time(now() + timedelta(seconds=timeout))}
-        return Question(subject, encode(request), deadline, timeout, headers, changes=changes)
+        return RetriedRequest(subject, encode(request), deadline, timeout, headers, changes=changes)
 
     # ── waiting ──────────────────────────────────────────────────────────────────────────
 

@@ -15,16 +15,9 @@ from typing import Final, TypeVar
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.bus.core.pending_request import Inquiry
-from bridge.errors import (
-    BusError,
-    CutOff,
-    NoBoxError,
-    NoReply,
-    NoResponders,
-    RequestTimeout,
-    ScaleError,
-)
+from bridge.bus.core.pending_request import RepeatedRequest
+from bridge.errors import BusError, CutOff, NoReply, NoResponders
+from bridge.gateway.errors import NoBoxError, RequestTimeout, ScaleError
 from bridge.protocol import decode
 
 RESEND: Final = 1.0  # seconds until an unanswered request is sent again
@@ -36,7 +29,7 @@ _EXPIRED: Final = ("request: expired", "expired")  # what a Box says of what cam
 T = TypeVar("T")
 
 
-class Question:
+class RetriedRequest:
     """What is asked, until when, and whether it was sent `unanswered`: with unknown effect.
 
     `deadline` is in the loop's time; `limit`, `request_id` and whether it `changes` anything are
@@ -81,7 +74,7 @@ class Question:
     async def _answered(
         self,
         connection: Connection,
-        inquiry: Inquiry,
+        inquiry: RepeatedRequest,
         cls: type[T],
         error: Callable[[T], str | None],
     ) -> T:
@@ -103,7 +96,7 @@ class Question:
                     raise self.timed_out()  # no Box looked whether the first had an effect
                 return response
 
-    async def _ask(self, connection: Connection, inquiry: Inquiry) -> Message:
+    async def _ask(self, connection: Connection, inquiry: RepeatedRequest) -> Message:
         """The next answer, asked for every second until the deadline."""
         loop = asyncio.get_running_loop()
         while (left := self.deadline - loop.time()) > 0:

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.bus.registrations import Registry
+from bridge.bus.registrations import Registrations
 from bridge.config import load_instance, load_nats
 from bridge.errors import ConfigError
 from bridge.ids import new_id
@@ -65,7 +65,7 @@ class Registration:
         self._connection = connection
         self._told = registration
         self._announced = announced
-        self._registry = Registry(connection, host, timing, _nothing)
+        self._registry = Registrations(connection, host, timing, _nothing)
         subject = connection.subjects.health(self.service, self.instance_id)
         self._reporter = Reporter(connection, subject, timing.sample)
         self._withdrawn = False

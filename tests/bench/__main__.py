@@ -10,7 +10,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from bridge.bench.run import Asked, run_bench
+from bridge.bench.run import BenchOptions, run_bench
 from tests.bench.rows import ROWS
 
 
@@ -25,7 +25,7 @@ def main() -> int:
     options.add_argument("-s", "--server", help="a NATS URL")
     options.add_argument("--json", action="store_true")
     chosen = options.parse_args()
-    asked = Asked(
+    asked = BenchOptions(
         only=chosen.only,
         rounds=chosen.rounds,
         effort=chosen.effort,

@@ -11,23 +11,24 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from bridge.box.scheduler.admission import Asked
+from bridge.box.scheduler.admission import AdmissionRequest
 from bridge.box.scheduler.diagnosis import tell
 from bridge.box.scheduler.drain_forecast import lacking
-from bridge.box.scheduler.planner import Me, plan
+from bridge.box.scheduler.planner import plan
 from bridge.box.scheduler.rebalance import balance
 from bridge.box.scheduler.reports import hosts
 from bridge.box.scheduler.reports import plan as explain
+from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import (
     Demand,
-    FleetState,
+    HostIdentity,
     HostOrder,
     HostRecord,
     Offer,
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.state.slot_index import Census
+from bridge.box.state.slot_index import SlotIndex
 from bridge.protocol import InstanceInfo, InstanceState, ScaleRequest, now
 
 _A_HOST: Final = 100  # instances of the service, on average
@@ -67,7 +68,7 @@ def fleet_of(size: int) -> FleetState:
         )
     used = Counter(claim.host for claim in claims.values())
     services, slots, dead = {"web": record}, {"web": claims}, frozenset[str]()
-    census = Census(services, slots, hosts, dead)
+    census = SlotIndex(services, slots, hosts, dead)
     census.service_changed("web")
     for slot, claim in claims.items():
         census.slot_changed("web", slot, None, claim)
@@ -86,8 +87,10 @@ def works(size: int) -> dict[str, Callable[[], object]]:
     """What a Box may have to work out about a service of `size` slots."""
     fleet, at = fleet_of(size), now()
     host = next(iter(fleet.hosts))
-    asked = Asked(request=ScaleRequest(service="web", replicas=size + 1), host=host, at=at)
-    me = Me(host=host, host_id="id")
+    asked = AdmissionRequest(
+        request=ScaleRequest(service="web", replicas=size + 1), host=host, at=at
+    )
+    me = HostIdentity(host=host, host_id="id")
     names = list(fleet.hosts)
     orders = dict.fromkeys(names[: max(1, len(names) // 5)], HostOrder(draining=True))
     drained = replace(fleet, orders=orders)

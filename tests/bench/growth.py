@@ -26,13 +26,13 @@ from bridge import EventHub, RouteTable
 from bridge.bench import fleets, large, registrations
 from bridge.bench.machine import Machine, look
 from bridge.bench.row import Site
-from bridge.box.runtimes.process.usage import Load, read_load
+from bridge.box.runtimes.process.usage import ProcessSample, read_load
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.gateway.events.hub import HubEvents
 from bridge.gateway.routes.index import Route
-from bridge.gateway.routes.state import RouteBook
+from bridge.gateway.routes.state import RouteState
 from bridge.protocol import InstanceState, now
 from bridge.settings import NatsConfig
 from tests.bench import forecasts
@@ -130,7 +130,7 @@ async def of_a_gateway(site: Site, size: int, curves: Curves) -> None:
         grown = await registrations.route_memory(own.nats, size)
         curves.add(size, grown * size / 1e6, "its routes", "MB", 1)
         await topology.remove(connection)
-    book = RouteBook(600.0)
+    book = RouteState(600.0)
     told = [
         Route(
             service=item.service,
@@ -189,7 +189,7 @@ async def of_a_hub(connection: Connection, size: int, curves: Curves) -> None:
         curves.add(size, cost * US, "an event, to all", "µs", 1)
 
 
-def _look(pid: int) -> Load:
+def _look(pid: int) -> ProcessSample:
     load = read_load(pid)
     assert load is not None
     return load

@@ -14,6 +14,7 @@ from bridge import InstanceState, Start
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.cli.commands.events import parse_since
 from bridge.errors import ConfigError
 from tests.e2e.program import run, running
@@ -98,7 +99,7 @@ async def test_a_durable_run_goes_on_where_the_last_one_ended(
         await first.said('"b"')
 
         async def acknowledged() -> bool:
-            info = await fleet.jetstream.consumer_info("BOX_EVENTS", "mail")
+            info = await jetstream(fleet).consumer_info("BOX_EVENTS", "mail")
             return not (info.num_pending or info.num_ack_pending)
 
         await eventually(acknowledged)

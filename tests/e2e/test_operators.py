@@ -15,7 +15,7 @@ from bridge.admin_protocol import (
     ServicesResponse,
 )
 from bridge.bus.embedded_server import EmbeddedServer
-from bridge.cli import FAILED, INTERRUPTED, UNANSWERED, USAGE
+from bridge.cli.exit_codes import FAILED, INTERRUPTED, UNANSWERED, USAGE
 from bridge.protocol import decode, encode
 from tests.boxes import gated
 from tests.e2e.program import run, running

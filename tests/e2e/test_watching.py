@@ -14,6 +14,7 @@ import pytest
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.publish import store
 from bridge.protocol import InstanceEvent, InstanceState, encode
 from tests.e2e.program import run, running, spawn
@@ -225,7 +226,7 @@ async def test_a_relay_that_waits_for_its_stream_can_be_ended(
         async with running(*arguments, cwd=tmp_path) as relay:
 
             async def waiting() -> bool:
-                names = [info.config.name for info in await connection.jetstream.streams_info()]
+                names = [info.config.name for info in await jetstream(connection).streams_info()]
                 return names == ["BOX_DEAD"]
 
             await eventually(waiting, within=20)

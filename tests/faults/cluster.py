@@ -14,6 +14,7 @@ from nats.js.api import StreamConfig
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.api import jetstream
 from tests.support import connect, eventually
 
 _NAMES = ("one", "two", "three")
@@ -52,7 +53,7 @@ class Cluster:
 
     async def leader(self, connection: Connection, stream: str) -> EmbeddedServer:
         """The server that leads `stream` now."""
-        info = await connection.jetstream.stream_info(stream)
+        info = await jetstream(connection).stream_info(stream)
         assert info.cluster is not None
         return self.servers[info.cluster.leader or ""]
 
@@ -81,8 +82,8 @@ def _free_ports(count: int) -> list[int]:
 async def _replicates(probe: Connection) -> bool:
     config = StreamConfig(name="probe", subjects=["probe"], num_replicas=len(_NAMES))
     with contextlib.suppress(nats.errors.Error, TimeoutError):
-        await probe.jetstream.add_stream(config)
-        await probe.jetstream.delete_stream("probe")
+        await jetstream(probe).add_stream(config)
+        await jetstream(probe).delete_stream("probe")
         return True
     await asyncio.sleep(0.2)  # a leader is being elected
     return False

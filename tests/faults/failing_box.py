@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from bridge.box.daemon import Box
-from bridge.box.runner.publication import Story
+from bridge.box.runner.publication import InstancePublication
 from bridge.box.runtimes.process.runtime import ProcessRuntime
-from bridge.bus.jetstream.kv_view import Records
+from bridge.bus.jetstream.kv_view import KeyValueView
 from bridge.bus.jetstream.publisher import Publisher
 from bridge.config import load
 
 POINTS: Final[dict[str, tuple[type, str]]] = {
-    "claimed": (Records, "create"),
-    "intent-written": (Story, "begin"),
+    "claimed": (KeyValueView, "create"),
+    "intent-written": (InstancePublication, "begin"),
     "spawned": (ProcessRuntime, "_spawn"),
-    "recorded": (Story, "started"),
+    "recorded": (InstancePublication, "started"),
     "published": (Publisher, "publish"),
     "ended": (ProcessRuntime, "stop"),
 }

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bridge.bus.core.connection import Connection
-from bridge.errors import ScaleError
 from bridge.gateway.client import ScaleClient
+from bridge.gateway.errors import ScaleError
 from bridge.gateway.operator import Operator
 from bridge.protocol import InstanceInfo
 from tests.boxes import labelled, serving

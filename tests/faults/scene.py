@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bridge.box.daemon import Box
-from bridge.box.journal.store import Entry, look
+from bridge.box.journal.entry import JournalEntry
+from bridge.box.journal.store import look
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import BusError
@@ -68,7 +69,7 @@ class Scene:
     # ── what this host itself has ────────────────────────────────────────────────────────
 
     @property
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, JournalEntry]:
         """The journal's instances that have not ended, by id."""
         found = look(self.box.config.data_dir / "journal.db").entries
         return {

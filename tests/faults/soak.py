@@ -29,6 +29,7 @@ from typing import Any, Final
 from bridge.box.state.records import ServiceRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.api import jetstream
 from bridge.errors import BridgeError, BusError
 from bridge.protocol import (
     InstanceInfo,
@@ -201,7 +202,7 @@ class Soak:
 
     async def _check_receipts(self, gateway: Connection) -> None:
         """Every acknowledged request is in the record (the last 64 of a service are kept)."""
-        message = await gateway.jetstream.get_last_msg("KV_box_services", "$KV.box_services.web")
+        message = await jetstream(gateway).get_last_msg("KV_box_services", "$KV.box_services.web")
         record = decode(ServiceRecord, message.data or b"")
         missing = self._unread - {receipt.request_id for receipt in record.receipts}
         assert not missing, f"acknowledged, and not stored: {missing}"

@@ -16,7 +16,7 @@ from bridge.box.daemon import Box
 from bridge.box.journal.store import look
 from bridge.box.state.records import SlotRecord
 from bridge.bus.embedded_server import EmbeddedServer
-from bridge.bus.jetstream.kv_view import Records
+from bridge.bus.jetstream.kv_view import KeyValueView
 from bridge.protocol import InstanceState
 from tests.boxes import alive, fetch, labelled, serving
 from tests.faults.failing_box import POINTS
@@ -150,7 +150,7 @@ async def test_a_lost_journal_is_rebuilt_from_a_record_older_than_the_last_event
         await scaled(gateway, 1)
         [before] = await serving(gateway, "web", 1)
         await box.kill()
-        slots = Records(gateway, "box_slots", SlotRecord)
+        slots = KeyValueView(gateway, "box_slots", SlotRecord)
         record = await slots.read("web.0")
         assert record is not None
         booting = replace(before, state=S.BOOTING, ready_at=None, endpoint=None)

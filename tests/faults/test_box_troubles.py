@@ -18,6 +18,7 @@ from bridge.box.scheduler.planner import MAX_FAILURES
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.errors import BusError
 from bridge.gateway.operator import Operator
 from bridge.protocol import (
@@ -129,7 +130,7 @@ async def test_buckets_that_are_deleted_beneath_a_box_come_back_with_what_it_kno
         before = await serving(gateway, "web", 2)
         buckets = [f"KV_box_{name}" for name in ("services", "slots", "hosts", "admin")]
         for bucket in buckets:
-            await gateway.jetstream.delete_stream(bucket)
+            await jetstream(gateway).delete_stream(bucket)
 
         async def there() -> bool:
             return all([await topology.stream_info(gateway, name) for name in buckets])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.api import jetstream
 from bridge.protocol import InstanceInfo, InstanceState
 from tests.boxes import labelled, serving
 from tests.faults.history import History
@@ -34,7 +35,7 @@ async def test_the_instances_of_a_frozen_box_end_before_its_lease_and_only_the_f
         await eventually(
             lambda: not any(map(labelled, gone)), within=10, what="the fenced ones have ended"
         )
-        state = (await gateway.jetstream.stream_info("KV_box_hosts")).state
+        state = (await jetstream(gateway).stream_info("KV_box_hosts")).state
         assert state.messages == 1, "the lease is not over yet"
         assert labelled(str(box.instances / other.id))
         box.process.send_signal(signal.SIGCONT)

@@ -12,8 +12,8 @@ import pytest
 from bridge.admin_protocol import Fate
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
-from bridge.errors import ScaleError
 from bridge.gateway.client import ScaleClient
+from bridge.gateway.errors import ScaleError
 from bridge.gateway.operator import Operator
 from bridge.protocol import (
     InstanceDeregistration,

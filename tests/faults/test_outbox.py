@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from bridge.box.journal.entry import JournalEntry
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.outbox import Outbox
-from bridge.box.journal.store import Entry
 from bridge.box.state import lifecycle
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
@@ -32,8 +32,8 @@ class Killed(Exception):
     """The process ends here."""
 
 
-def begin(number: int) -> Entry:
-    return Entry(
+def begin(number: int) -> JournalEntry:
+    return JournalEntry(
         slot=number,
         config="c",
         service=ServiceConfig(command=["run", "{port}"]),

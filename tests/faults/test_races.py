@@ -11,6 +11,7 @@ from bridge.box.daemon import Box
 from bridge.box.fleet.claims import Claims
 from bridge.box.state.records import ServiceRecord
 from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import Conflict
 from bridge.protocol import decode
@@ -53,7 +54,7 @@ async def test_one_request_sent_to_all_boxes_has_one_effect_and_one_reply(
         assert {(a.accepted, a.target_replicas, a.current_replicas) for a in answers} == {
             (True, 4, 0)
         }
-        message = await gateway.jetstream.get_last_msg("KV_box_services", "$KV.box_services.web")
+        message = await jetstream(gateway).get_last_msg("KV_box_services", "$KV.box_services.web")
         record = decode(ServiceRecord, message.data or b"")
         assert record.version == 1
         assert [receipt.request_id for receipt in record.receipts] == ["same"]

@@ -13,6 +13,7 @@ import pytest
 from bridge import RouteTable
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.api import jetstream
 from bridge.errors import BridgeError
 from bridge.settings import Timing
 from tests.boxes import fetch, instances, labelled, serving
@@ -31,7 +32,7 @@ async def registered(gateway: Connection) -> set[str]:
     """The instances that are registered and not deregistered, as the registry itself has them."""
     found: dict[str, set[str]] = {}
     for kind in ("register", "deregister"):
-        info = await gateway.jetstream.stream_info(
+        info = await jetstream(gateway).stream_info(
             "BOX_REGISTRY", subjects_filter=f"box.{kind}.web.*"
         )
         found[kind] = {subject.rpartition(".")[2] for subject in info.state.subjects or {}}

@@ -14,6 +14,7 @@ from bridge.box.daemon import Box
 from bridge.box.journal.store import CUT_OFF, look
 from bridge.box.state.records import ServiceRecord, SlotRecord
 from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.api import jetstream
 from bridge.protocol import ScaleRequest, ScaleResponse, decode, encode, format_time, now
 from bridge.subjects import EXPIRES_AT
 from tests.boxes import serving
@@ -30,7 +31,7 @@ VICTIM = [S.BOOTING, S.READY, S.FAILED]
 
 async def service_record(scene: Scene) -> ServiceRecord:
     """What the store has of the service."""
-    raw = await scene.gateway.jetstream.get_last_msg("KV_box_services", "$KV.box_services.web")
+    raw = await jetstream(scene.gateway).get_last_msg("KV_box_services", "$KV.box_services.web")
     return decode(ServiceRecord, raw.data or b"")
 
 
@@ -40,7 +41,7 @@ async def slot_holders(scene: Scene) -> dict[int, str]:
     for slot in (await service_record(scene)).slots:
         subject = f"$KV.box_slots.web.{slot}"
         with contextlib.suppress(NotFoundError):
-            raw = await scene.gateway.jetstream.get_last_msg("KV_box_slots", subject)
+            raw = await jetstream(scene.gateway).get_last_msg("KV_box_slots", subject)
             holders[slot] = decode(SlotRecord, raw.data or b"").info.id
     return holders
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.api import jetstream
 from bridge.protocol import ScaleResponse, decode
 from tests.boxes import boxed
 from tests.support import eventually
@@ -188,7 +189,7 @@ async def test_with_nowhere_to_reply_to_nothing_is_done_and_the_refusal_is_count
         why = "reply subject is not an inbox" if reply else "no reply subject"
         assert stats["endpoints"][0]["data"] == {why: 1}
         assert recorder.events == []
-        services = await gateway.jetstream.stream_info("KV_box_services")
+        services = await jetstream(gateway).stream_info("KV_box_services")
         assert services.state.messages == 0
 
 

@@ -11,8 +11,10 @@ import pytest
 from bridge.bench.row import Row, Sides, Site, at_least
 from bridge.bench.rows import ROWS
 from bridge.bench.runner import measure
+from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.errors import BenchFailed
 from bridge.settings import NatsConfig
 from tests.support import connect
@@ -92,9 +94,9 @@ async def test_nothing_of_a_row_is_left_on_the_server(
         assert await _streams(connection) == before
 
 
-async def _streams(connection: object) -> list[str]:
-    infos = await connection.jetstream.streams_info()  # type: ignore[attr-defined]
-    return sorted(info.config.name for info in infos)
+async def _streams(connection: Connection) -> list[str]:
+    infos = await jetstream(connection).streams_info()
+    return sorted(info.config.name or "" for info in infos)
 
 
 @pytest.mark.slow

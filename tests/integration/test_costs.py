@@ -30,7 +30,7 @@ from bridge.bus.jetstream.publisher import Publisher
 from bridge.bus.service.responder import Endpoint, Reply, Responder
 from bridge.gateway.events.filter import EventFilter
 from bridge.gateway.routes.feed import RouteFeed, _Registry
-from bridge.gateway.routes.state import RouteBook
+from bridge.gateway.routes.state import RouteState
 from bridge.observe import Metrics
 from bridge.protocol import encode, now
 from bridge.settings import NatsConfig
@@ -150,7 +150,7 @@ async def test_an_event_that_waits_for_its_reader_holds_no_more_memory() -> None
 
 async def test_a_registration_takes_no_more_calls_from_the_socket_to_its_route() -> None:
     """Of a snapshot, as a gateway gets it that joins late."""
-    connection, book = Connection(NatsConfig(), "test", Metrics()), RouteBook(30)
+    connection, book = Connection(NatsConfig(), "test", Metrics()), RouteState(30)
     book.telling = False  # nobody reads changes yet
     feed = RouteFeed(connection, book, None, 30, lambda: None)
     [sink] = [source for source in feed.sources if isinstance(source, _Registry)]

@@ -7,6 +7,7 @@ from nats.js.api import DiscardPolicy
 
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.dead_letters import dead_stream, ensure_dead_stream
 from bridge.bus.jetstream.publish import store
 from bridge.errors import NameRefused, StoreRefused, TopologyMismatch
@@ -22,7 +23,7 @@ async def test_it_is_made_once_beside_the_others_and_keeps_what_it_has(
         await ensure_dead_stream(connection)
         await store(connection, connection.subjects.dead("relay"), b"letter")
         await ensure_dead_stream(connection)
-        info = await connection.jetstream.stream_info("BOX_DEAD")
+        info = await jetstream(connection).stream_info("BOX_DEAD")
         assert info.state.messages == 1
         assert info.config.max_age == 30 * topology.DAY
         assert await topology.ensure(connection) == []
@@ -31,7 +32,7 @@ async def test_it_is_made_once_beside_the_others_and_keeps_what_it_has(
 async def test_a_full_one_refuses_instead_of_forgetting(server: EmbeddedServer) -> None:
     async with connect(server.url) as connection:
         small = dead_stream(Subjects()).evolve(max_bytes=10_000)
-        await connection.jetstream.add_stream(small)
+        await jetstream(connection).add_stream(small)
         await store(connection, "box.dead.relay", b"x" * 8000)
         with pytest.raises(StoreRefused, match="maximum bytes"):
             await store(connection, "box.dead.relay", b"x" * 8000)
@@ -40,7 +41,7 @@ async def test_a_full_one_refuses_instead_of_forgetting(server: EmbeddedServer) 
 async def test_one_that_would_forget_is_refused(server: EmbeddedServer) -> None:
     async with connect(server.url) as connection:
         forgetful = dead_stream(Subjects()).evolve(discard=DiscardPolicy.OLD)
-        await connection.jetstream.add_stream(forgetful)
+        await jetstream(connection).add_stream(forgetful)
         with pytest.raises(TopologyMismatch, match="discard is old"):
             await ensure_dead_stream(connection)
 

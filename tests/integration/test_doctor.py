@@ -14,9 +14,10 @@ from bridge.box.daemon import Box
 from bridge.bus.diagnostics import checks as bus_checkup
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
-from bridge.cli import FAILED
+from bridge.bus.jetstream.api import jetstream
 from bridge.cli.commands import doctor
-from bridge.cli.commands.doctor import Report, Told, examine, run_doctor
+from bridge.cli.commands.doctor import Report, ReportLine, examine, run_doctor
+from bridge.cli.exit_codes import FAILED
 from bridge.diagnostics import Finding, Status
 from bridge.protocol import now
 from tests.boxes import serving
@@ -29,7 +30,7 @@ OF_BUS = ("nats", "jetstream", "permissions", "topology", "clock")
 OF_HOST = ("disk", "journal", "runtime", "ports")
 
 
-def found(report: Report, check: str) -> Told:
+def found(report: Report, check: str) -> ReportLine:
     return next(told for told in report.checks if told.check == check)
 
 
@@ -168,14 +169,14 @@ async def test_a_stream_that_was_changed_is_told_with_what_it_must_be(
     async with connect(server.url) as connection:
         await topology.ensure(connection, lifetimes=topology.Lifetimes(lease=3))
         assert statuses(await examine(file, {}), "topology") == [OK]
-        config = (await connection.jetstream.stream_info("BOX_EVENTS")).config
-        await connection.jetstream.update_stream(config.evolve(max_age=60, duplicate_window=60))
+        config = (await jetstream(connection).stream_info("BOX_EVENTS")).config
+        await jetstream(connection).update_stream(config.evolve(max_age=60, duplicate_window=60))
         told = found(await examine(file, {}), "topology")
         assert told.status is FAIL
         assert "BOX_EVENTS: max_age is 60.0, and must be 604800.0" in told.says
         assert "nats stream edit" in told.cure
-        await connection.jetstream.delete_stream("KV_box_slots")
-        await connection.jetstream.update_stream(config)
+        await jetstream(connection).delete_stream("KV_box_slots")
+        await jetstream(connection).update_stream(config)
         told = found(await examine(file, {}), "topology")
         assert (told.status, told.says) == (WARN, "missing: KV_box_slots")
 

@@ -12,6 +12,7 @@ from bridge import Checkpoint, Delivery, DurableEvents, EventStream, InstanceSta
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.publish import store
 from bridge.errors import BusError, ConfigError, DurableMismatch, NameRefused
 from bridge.protocol import encode, now
@@ -49,7 +50,7 @@ async def handle(durable: DurableEvents, count: int) -> list[str]:
 
 async def unhandled(connection: Connection, name: str = "mail") -> int:
     """How many events the durable has yet to see handled."""
-    info = await connection.jetstream.consumer_info("BOX_EVENTS", name)
+    info = await jetstream(connection).consumer_info("BOX_EVENTS", name)
     return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
 
@@ -127,7 +128,7 @@ async def test_a_worker_that_takes_nothing_holds_each_event_once(connection: Con
     async with DurableEvents.open(connection, "mail", ack_wait=0.3) as durable:
 
         async def delivered() -> int:
-            info = await connection.jetstream.consumer_info("BOX_EVENTS", "mail")
+            info = await jetstream(connection).consumer_info("BOX_EVENTS", "mail")
             return info.delivered.consumer_seq if info.delivered else 0
 
         async def often() -> bool:
@@ -263,7 +264,7 @@ async def test_a_durable_that_is_another_ones_is_refused(connection: Connection)
         async with DurableEvents.open(connection, "mail", "api"):
             pass
     async with DurableEvents.open(connection, "mail", "web", ack_wait=7.0):
-        info = await connection.jetstream.consumer_info("BOX_EVENTS", "mail")
+        info = await jetstream(connection).consumer_info("BOX_EVENTS", "mail")
         assert info.config.ack_wait == 7.0
     for wrong in ("a.b", "", "*"):
         with pytest.raises(NameRefused):
@@ -303,7 +304,7 @@ async def test_a_durable_that_is_deleted_goes_on_where_all_had_come_to(
     await tell(connection, *"abc")
     async with DurableEvents.open(connection, "mail", ack_wait=1.0) as durable:
         assert await handle(durable, 3) == ["a", "b", "c"]
-        await connection.jetstream.delete_consumer("BOX_EVENTS", "mail")
+        await jetstream(connection).delete_consumer("BOX_EVENTS", "mail")
         await tell(connection, "d")
         assert await handle(durable, 1) == ["d"]
 
@@ -314,7 +315,7 @@ async def test_a_stream_that_is_made_anew_is_told_and_read_from_its_start(
     await tell(connection, *"abc")
     async with DurableEvents.open(connection, "mail") as durable:
         assert await handle(durable, 3) == ["a", "b", "c"]
-        await connection.jetstream.delete_stream("BOX_EVENTS")
+        await jetstream(connection).delete_stream("BOX_EVENTS")
         await topology.ensure(connection)
         await tell(connection, "anew")
         async with asyncio.timeout(15):

@@ -13,6 +13,7 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import follower, replay, topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.follower import Begin
 from bridge.errors import NameRefused
 from bridge.protocol import now
@@ -199,7 +200,7 @@ async def test_a_stream_made_anew_is_told_to_a_reader_that_resumes(
         checkpoint = msgspec.json.decode(msgspec.json.encode(stream.checkpoint), type=Checkpoint)
     assert checkpoint.position == 2
     assert texts(await stored(connection, checkpoint)) == ["c"]
-    await connection.jetstream.delete_stream("BOX_EVENTS")
+    await jetstream(connection).delete_stream("BOX_EVENTS")
     await topology.ensure(connection)
     await tell(connection, "anew")
     recreated = Reset(reason="recreated", expected=4, next=1)

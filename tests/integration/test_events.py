@@ -10,6 +10,7 @@ import pytest
 from bridge import EventStream, Gap, InstanceEvent, InstanceState, Reset, ScaleClient
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.publish import store
 from bridge.errors import NameRefused
 from bridge.protocol import encode
@@ -138,12 +139,12 @@ async def test_a_stream_that_is_made_anew_is_followed_from_its_start(
             for number in range(5):
                 await tell(connection, str(number))
             await read(stream, 5)
-            await connection.jetstream.delete_stream("BOX_EVENTS")
+            await jetstream(connection).delete_stream("BOX_EVENTS")
             await topology.ensure(connection)
             await tell(connection, "anew")
             assert texts(await read(stream, 2)) == ["Reset", "anew"]
             # Made anew, and longer than before by the time that the reader looks.
-            await connection.jetstream.delete_stream("BOX_EVENTS")
+            await jetstream(connection).delete_stream("BOX_EVENTS")
             await topology.ensure(connection)
             for number in range(3):
                 await tell(connection, f"again {number}")

@@ -22,10 +22,11 @@ from bridge import (
 from bridge.box.daemon import Box
 from bridge.bus.core.connection import Connection, Listener
 from bridge.bus.core.message import Message
-from bridge.bus.core.pending_request import Inquiry
+from bridge.bus.core.pending_request import RepeatedRequest
 from bridge.bus.embedded_server import EmbeddedServer
-from bridge.errors import NameRefused, ScaleError
+from bridge.errors import NameRefused
 from bridge.gateway import requests
+from bridge.gateway.errors import ScaleError
 from bridge.protocol import (
     InstancesResponse,
     ScaleRequest,
@@ -242,13 +243,13 @@ async def test_a_late_answer_counts_though_nobody_is_there_for_a_later_copy(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []
-    take = Inquiry.take
+    take = RepeatedRequest.take
 
-    def taken(inquiry: Inquiry, message: Message) -> None:
+    def taken(inquiry: RepeatedRequest, message: Message) -> None:
         told.append(message.status)
         take(inquiry, message)
 
-    monkeypatch.setattr(Inquiry, "take", taken)
+    monkeypatch.setattr(RepeatedRequest, "take", taken)
     async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
         box = await FakeBox.listening(connection)
         asked = asyncio.ensure_future(client.scale("web", 3, timeout=30))

@@ -17,12 +17,14 @@ import pytest
 
 from bridge.box.daemon import Box
 from bridge.box.fleet.fence import Fence
-from bridge.box.host_directory import Lease, own_directory
+from bridge.box.fleet.host_lease import HostLease
+from bridge.box.host_directory import own_directory
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.records import HostRecord
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
-from bridge.bus.jetstream.kv_view import Record, Records
+from bridge.bus.jetstream.api import jetstream
+from bridge.bus.jetstream.kv_view import KeyValueView, Record
 from bridge.bus.jetstream.publish import store
 from bridge.errors import (
     BoxError,
@@ -94,16 +96,18 @@ async def test_a_wiped_directory_waits_for_the_old_lease_to_end(
 async def test_what_cannot_be_read_of_the_own_name_does_not_end_the_newcomer(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, looks = Records.read, 0
+    read, looks = KeyValueView.read, 0
 
-    async def read_junk_first(self: Records[HostRecord], key: str) -> Record[HostRecord] | None:
+    async def read_junk_first(
+        self: KeyValueView[HostRecord], key: str
+    ) -> Record[HostRecord] | None:
         nonlocal looks
         looks += 1
         if looks == 1:
             raise ProtocolError("HostRecord", "", "not JSON")
         return await read(self, key)
 
-    monkeypatch.setattr(Records, "read", read_junk_first)
+    monkeypatch.setattr(KeyValueView, "read", read_junk_first)
     config = box_config(tmp_path, server.url)
     async with connect(server.url) as connection:
         await topology.ensure(connection, lifetimes=topology.Lifetimes.of(config.timing))
@@ -129,17 +133,17 @@ async def test_a_copy_of_a_directory_is_refused_beside_the_original(
 @asynccontextmanager
 async def leasing(
     server: EmbeddedServer, fence: Path, *, lease: int = 3
-) -> AsyncIterator[tuple[Callable[[str], Lease], Records[HostRecord], asyncio.TaskGroup]]:
+) -> AsyncIterator[tuple[Callable[[str], HostLease], KeyValueView[HostRecord], asyncio.TaskGroup]]:
     """What makes the lease of one and the same id in a place, and its bucket."""
     timing = Timing(lease=lease, heartbeat=lease / 6)
     async with connect(server.url) as connection, task_scope() as tasks:
         await topology.ensure(connection, lifetimes=topology.Lifetimes.of(timing))
-        hosts = Records(connection, "box_hosts", HostRecord)
+        hosts = KeyValueView(connection, "box_hosts", HostRecord)
         tasks.create_task(hosts.run())
         await hosts.wait_live()
 
-        def make(place: str) -> Lease:
-            return Lease(hosts, "box-a", record(place), timing, lambda it: it, Fence(fence))
+        def make(place: str) -> HostLease:
+            return HostLease(hosts, "box-a", record(place), timing, lambda it: it, Fence(fence))
 
         yield make, hosts, tasks
 
@@ -217,7 +221,7 @@ async def test_a_late_renewal_of_the_last_life_ends_nothing(
         assert not work.done()
 
 
-async def run(lease: Lease) -> None:
+async def run(lease: HostLease) -> None:
     with pytest.raises(HostTaken, match="is live on another machine"):
         await lease.run()
 
@@ -226,16 +230,16 @@ async def test_a_bucket_that_takes_nothing_yet_is_waited_for(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a cluster, where a stream that was just made has no leader for a moment."""
-    take, tries = Lease.take, 0
+    take, tries = HostLease.take, 0
 
-    async def take_after_a_loss(self: Lease) -> None:
+    async def take_after_a_loss(self: HostLease) -> None:
         nonlocal tries
         tries += 1
         if tries == 1:
-            await gateway.jetstream.delete_stream("KV_box_hosts")
+            await jetstream(gateway).delete_stream("KV_box_hosts")
         await take(self)
 
-    monkeypatch.setattr(Lease, "take", take_after_a_loss)
+    monkeypatch.setattr(HostLease, "take", take_after_a_loss)
     async with connect(server.url) as gateway, boxed(server, tmp_path):
         assert (await ask(gateway, "web", 0)).accepted
     assert tries > 1
@@ -278,7 +282,7 @@ async def test_a_stream_that_breaks_a_promise_ends_the_box_with_the_difference(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with connect(server.url) as connection:
-        await connection.jetstream.add_stream(
+        await jetstream(connection).add_stream(
             name="BOX_EVENTS", subjects=["box.events.*"], max_msgs=10
         )
         with pytest.raises(TopologyMismatch, match="max_msgs is 10, and must be -1"):
@@ -300,7 +304,7 @@ async def test_a_promise_broken_during_an_outage_ends_a_running_box(
                 EmbeddedServer(server.directory) as elsewhere,
                 connect(elsewhere.url) as connection,
             ):
-                await connection.jetstream.add_stream(
+                await jetstream(connection).add_stream(
                     name="BOX_EVENTS", subjects=["box.events.*"], max_msgs=10
                 )
             await server.start()

@@ -11,6 +11,7 @@ from bridge import EventHub, Gap, InstanceEvent, InstanceState, Reset
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.errors import ConfigError
 from bridge.gateway.events import filter as event_filter
 from bridge.gateway.events.hub import HubEvents
@@ -132,7 +133,7 @@ async def test_a_stream_made_anew_is_told_to_all_and_to_those_behind_too(
         quick, slow = hub.subscribe(), hub.subscribe()
         await tell(connection, "a", "b")
         assert texts(await read(quick, 2)) == ["a", "b"]
-        await connection.jetstream.delete_stream("BOX_EVENTS")
+        await jetstream(connection).delete_stream("BOX_EVENTS")
         await topology.ensure(connection)
         for number in range(10):
             await tell(connection, str(number))

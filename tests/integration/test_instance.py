@@ -15,6 +15,7 @@ from bridge import Registration, register
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.errors import BusError, ConfigError, NotPermitted, ProtocolError
 from bridge.protocol import (
     InstanceDeregistration,
@@ -141,7 +142,7 @@ async def test_the_registration_of_a_killed_program_ends_with_its_lease(
     async with gatewayed(server) as (connection, recorder), program(server) as process:
 
         async def kept() -> int:
-            return (await connection.jetstream.stream_info("BOX_REGISTRY")).state.messages
+            return (await jetstream(connection).stream_info("BOX_REGISTRY")).state.messages
 
         assert await kept() == 1
         process.kill()
@@ -169,7 +170,7 @@ async def test_it_is_announced_again_after_the_server_has_lost_everything(
         async def mended() -> bool:
             try:
                 await topology.ensure(gateway)  # as Boxes do
-                state = (await gateway.jetstream.stream_info("BOX_REGISTRY")).state
+                state = (await jetstream(gateway).stream_info("BOX_REGISTRY")).state
             except BusError:
                 return False
             return state.messages == 1

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bridge.box.fleet.decisions import Ledger
-from bridge.box.fleet.view import Fleet
-from bridge.box.scheduler.admission import Asked
-from bridge.box.state.records import FleetState, HostRecord, Offer, ServiceRecord
+from bridge.box.fleet.decisions import Decisions
+from bridge.box.fleet.view import FleetView
+from bridge.box.scheduler.admission import AdmissionRequest
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import HostRecord, Offer, ServiceRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
@@ -24,10 +25,12 @@ async def test_a_box_that_has_lost_sight_of_the_fleet_refuses_what_it_had_taken(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection:
-        fleet = Fleet(connection, 3, lambda service: None, lambda name, record: None)
+        fleet = FleetView(connection, 3, lambda service: None, lambda name, record: None)
         seen = ["", "this Box's own lease is not current"]
-        ledger = Ledger(fleet, 2.0, now, lambda: seen[0])
-        asked = Asked(request=ScaleRequest(service="web", replicas=1), host="box-a", at=now())
+        ledger = Decisions(fleet, 2.0, now, lambda: seen[0])
+        asked = AdmissionRequest(
+            request=ScaleRequest(service="web", replicas=1), host="box-a", at=now()
+        )
         current = await ledger.decide(asked)
         seen.reverse()
         stale = await ledger.decide(asked)
@@ -41,8 +44,8 @@ async def test_a_step_that_waited_its_turn_is_not_taken_from_what_is_seen_no_mor
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection:
-        fleet = Fleet(connection, 3, lambda services: None, lambda name, record: None)
-        ledger = Ledger(fleet, 2.0, now, lambda: "this Box is cut off")
+        fleet = FleetView(connection, 3, lambda services: None, lambda name, record: None)
+        ledger = Decisions(fleet, 2.0, now, lambda: "this Box is cut off")
         looked: list[FleetState] = []
         assert not await ledger.amend("web", looked.append)
         assert looked == []
@@ -52,9 +55,11 @@ async def test_what_changes_nothing_is_answered_at_once_but_not_past_a_decision_
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection:
-        fleet = Fleet(connection, 3, lambda service: None, lambda name, record: None)
-        ledger = Ledger(fleet, 2.0, now)
-        asked = Asked(request=ScaleRequest(service="web", replicas=1), host="box-a", at=now())
+        fleet = FleetView(connection, 3, lambda service: None, lambda name, record: None)
+        ledger = Decisions(fleet, 2.0, now)
+        asked = AdmissionRequest(
+            request=ScaleRequest(service="web", replicas=1), host="box-a", at=now()
+        )
         assert ledger.answer(asked) == await ledger.decide(asked)  # the plain way
         async with ledger._my_turn():
             assert ledger.answer(asked) is None
@@ -66,9 +71,13 @@ async def test_what_changes_nothing_is_answered_at_once_but_not_past_a_decision_
 
 async def test_what_must_be_written_is_not_answered_at_once(server: EmbeddedServer) -> None:
     async with connect(server.url) as connection:
-        ledger = Ledger(_offering(connection), 2.0, now)
-        more = Asked(request=ScaleRequest(service="web", replicas=1), host="box-a", at=now())
-        same = Asked(request=ScaleRequest(service="web", replicas=0), host="box-a", at=now())
+        ledger = Decisions(_offering(connection), 2.0, now)
+        more = AdmissionRequest(
+            request=ScaleRequest(service="web", replicas=1), host="box-a", at=now()
+        )
+        same = AdmissionRequest(
+            request=ScaleRequest(service="web", replicas=0), host="box-a", at=now()
+        )
         assert ledger.answer(more) is None
         answer = ledger.answer(same)
         assert answer is not None
@@ -79,8 +88,10 @@ async def test_a_store_that_takes_nothing_is_told_once_not_at_each_request(
     server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with connect(server.url) as connection:
-        ledger = Ledger(_offering(connection), 2.0, now)
-        asked = Asked(request=ScaleRequest(service="web", replicas=1), host="box-a", at=now())
+        ledger = Decisions(_offering(connection), 2.0, now)
+        asked = AdmissionRequest(
+            request=ScaleRequest(service="web", replicas=1), host="box-a", at=now()
+        )
         refused = "the fleet's store refused the decision: nobody answers on $KV.box_services.web"
         for _ in range(3):
             answer = await ledger.decide(asked)  # there is no bucket
@@ -90,7 +101,9 @@ async def test_a_store_that_takes_nothing_is_told_once_not_at_each_request(
         assert (answer := await ledger.decide(asked)) is not None
         assert answer.accepted
         await topology.remove(connection)
-        more = Asked(request=ScaleRequest(service="web", replicas=2), host="box-a", at=now())
+        more = AdmissionRequest(
+            request=ScaleRequest(service="web", replicas=2), host="box-a", at=now()
+        )
         await ledger.decide(more)
     told = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(told) == 2, "once for each of two outages"
@@ -108,10 +121,10 @@ async def test_a_record_that_is_too_large_is_refused_with_the_bound_and_the_cure
         connect(server.url) as connection,
     ):
         await topology.ensure(connection)
-        ledger = Ledger(_offering(connection), 2.0, now)
+        ledger = Decisions(_offering(connection), 2.0, now)
         large = ScaleConfig(env={"A": "x" * wish})
         request = ScaleRequest(service="web", replicas=3, config=large)
-        answer = await ledger.decide(Asked(request=request, host="box-a", at=now()))
+        answer = await ledger.decide(AdmissionRequest(request=request, host="box-a", at=now()))
         assert answer is not None
         assert not answer.accepted
         error = answer.error or ""
@@ -130,7 +143,7 @@ async def test_a_step_that_the_store_never_takes_is_told_once_whatever_else_it_t
         connect(server.url) as connection,
     ):
         await topology.ensure(connection)
-        ledger = Ledger(_offering(connection), 2.0, now)
+        ledger = Decisions(_offering(connection), 2.0, now)
         large = ServiceRecord(version=1, slots=list(range(10_000)))
         for version in range(3):
             assert not await ledger.amend("api", lambda _: large)
@@ -148,16 +161,18 @@ async def test_a_box_that_may_not_write_says_so_in_its_refusal(tmp_path: Path) -
         connect(server.url, user="u", password="p") as connection,
     ):
         await topology.ensure(connection)
-        ledger = Ledger(_offering(connection), 2.0, now)
-        asked = Asked(request=ScaleRequest(service="web", replicas=1), host="box-a", at=now())
+        ledger = Decisions(_offering(connection), 2.0, now)
+        asked = AdmissionRequest(
+            request=ScaleRequest(service="web", replicas=1), host="box-a", at=now()
+        )
         answer = await ledger.decide(asked)
         assert answer is not None
         assert "may not publish on $KV.box_services.web: grant it" in (answer.error or "")
 
 
-def _offering(connection: Connection) -> Fleet:
+def _offering(connection: Connection) -> FleetView:
     """A fleet of one host that offers the service."""
-    fleet = Fleet(connection, 3, lambda services: None, lambda name, record: None)
+    fleet = FleetView(connection, 3, lambda services: None, lambda name, record: None)
     offer = HostRecord(
         host_id="1", runtime="process", cpus=2, max_instances=5, services={"web": Offer()}
     )

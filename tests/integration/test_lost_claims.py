@@ -13,17 +13,17 @@ import nats.js.errors
 import pytest
 
 from bridge.box.fleet.claims import Claims
-from bridge.box.fleet.decisions import Ledger
-from bridge.box.fleet.view import ClaimMoved, Fleet
+from bridge.box.fleet.decisions import Decisions
+from bridge.box.fleet.view import ClaimMoved, FleetView
 from bridge.box.runner.publication import as_left
-from bridge.box.scheduler.planner import Me
 from bridge.box.state import lifecycle
-from bridge.box.state.records import HostRecord, Offer, ServiceRecord, SlotRecord
+from bridge.box.state.records import HostIdentity, HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.publish import store
-from bridge.bus.registrations import Registry
+from bridge.bus.registrations import Registrations
 from bridge.protocol import InstanceState, encode, now
 from bridge.settings import Timing
 from bridge.tasks import task_scope
@@ -39,10 +39,10 @@ def claim(host: str, instance_id: str = "web-1") -> SlotRecord:
 @asynccontextmanager
 async def watching(
     connection: Connection, lease: float, claim_moved: ClaimMoved = lambda *_: None
-) -> AsyncIterator[Fleet]:
+) -> AsyncIterator[FleetView]:
     """A live view of the fleet, in which box-b holds slot 0."""
     await topology.ensure(connection)
-    fleet = Fleet(
+    fleet = FleetView(
         connection,
         lease,
         lambda service: None,
@@ -57,8 +57,8 @@ async def watching(
         yield fleet
 
 
-async def lose_store(connection: Connection, fleet: Fleet) -> None:
-    await connection.jetstream.delete_stream("KV_box_slots")
+async def lose_store(connection: Connection, fleet: FleetView) -> None:
+    await jetstream(connection).delete_stream("KV_box_slots")
     await topology.ensure(connection)
     await eventually(lambda: not fleet.state.slots_of("web"), what="the loss is seen")
 
@@ -147,15 +147,15 @@ async def test_who_holds_what_is_told_of_when_it_moves(server: EmbeddedServer) -
         assert moved[4:] == [("box-b", "free")]
 
 
-def claims_of_box_a(connection: Connection, fleet: Fleet) -> Claims:
+def claims_of_box_a(connection: Connection, fleet: FleetView) -> Claims:
     async def never() -> None:
         raise AssertionError("no registration is sent")
 
     return Claims(
-        Me(host="box-a", host_id="1"),
+        HostIdentity(host="box-a", host_id="1"),
         fleet,
-        Ledger(fleet, 2.0, now),
-        Registry(connection, "box-a", Timing(), never),
+        Decisions(fleet, 2.0, now),
+        Registrations(connection, "box-a", Timing(), never),
         {"web"},
         now,
     )
@@ -211,11 +211,11 @@ async def test_a_claim_that_moves_is_answered_while_another_plan_takes_long(
 
             await eventually(yielded, what="the instance ends")
         else:
-            await gateway.jetstream.delete_stream("KV_box_slots")
+            await jetstream(gateway).delete_stream("KV_box_slots")
 
             async def claimed_again() -> bool:
                 with contextlib.suppress(nats.js.errors.NotFoundError):
-                    await gateway.jetstream.get_last_msg("KV_box_slots", "$KV.box_slots.web.0")
+                    await jetstream(gateway).get_last_msg("KV_box_slots", "$KV.box_slots.web.0")
                     return True
                 return False
 

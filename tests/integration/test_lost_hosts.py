@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bridge.box.fleet.view import Fleet
+from bridge.box.fleet.view import FleetView
 from bridge.box.state.records import HostRecord, SlotRecord
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
@@ -37,7 +37,7 @@ CLAIM = SlotRecord(
 class Watch:
     """A fleet whose leases go by a clock that the test sets; the buckets are the server's."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: FleetView) -> None:
         self.fleet = fleet
         self.now = 0.0
 
@@ -64,7 +64,7 @@ class Watch:
 async def watching(server: EmbeddedServer) -> AsyncIterator[Watch]:
     async with connect(server.url) as connection, task_scope() as tasks:
         await topology.ensure(connection)
-        fleet = Fleet(
+        fleet = FleetView(
             connection,
             LEASE,
             lambda services: None,

@@ -10,13 +10,14 @@ import pytest
 from msgspec.structs import replace
 
 from bridge.box.daemon import Box
-from bridge.box.fleet.view import Fleet
+from bridge.box.fleet.view import FleetView
 from bridge.box.journal import alerts
 from bridge.box.journal.store import JOURNAL, Change, JournalStore
 from bridge.box.state.records import HostRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.protocol import InstancesRequest, InstancesResponse, decode, encode
 from bridge.tasks import task_scope
 from tests.boxes import serving
@@ -63,9 +64,9 @@ async def test_events_that_wait_are_told_with_the_time_since_when(
             return box.metrics.registry.get_sample_value(f"box_bridge_backlog_{name}")
 
         assert (metric("events"), metric("age_seconds")) == (0.0, 0.0)
-        stream = (await gateway.jetstream.stream_info("BOX_EVENTS")).config
+        stream = (await jetstream(gateway).stream_info("BOX_EVENTS")).config
         assert stream.max_msg_size is not None
-        await gateway.jetstream.update_stream(stream, max_msg_size=1)  # it takes nothing now
+        await jetstream(gateway).update_stream(stream, max_msg_size=1)  # it takes nothing now
         assert (await ask(gateway, "web", 1)).accepted
         said = await eventually(lambda: told(gateway), what="the backlog is told")
         assert " to be told, the oldest since 20" in said
@@ -73,7 +74,7 @@ async def test_events_that_wait_are_told_with_the_time_since_when(
         assert first
         await eventually(lambda: (metric("age_seconds") or 0) > first)
         await eventually(lambda: metric("events") == 2.0)
-        await gateway.jetstream.update_stream(stream, max_msg_size=-1)
+        await jetstream(gateway).update_stream(stream, max_msg_size=-1)
         await serving(gateway, "web", 1)
 
         async def silent() -> bool:
@@ -90,7 +91,7 @@ async def test_a_host_that_says_something_else_with_its_lease_has_nothing_planne
     touched: list[Iterable[str] | None] = []
     async with connect(server.url) as connection, task_scope() as tasks:
         await topology.ensure(connection)
-        fleet = Fleet(connection, 10, touched.append, lambda *_: None)
+        fleet = FleetView(connection, 10, touched.append, lambda *_: None)
         tasks.create_task(fleet.hosts.run())
         await fleet.hosts.wait_live()
         await fleet.hosts.put("box-b", record)
@@ -116,7 +117,7 @@ async def test_a_journal_that_cannot_be_written_is_told_with_the_lease(
     async with connect(server.url) as gateway, Box.running(config) as box:
 
         async def host() -> HostRecord:
-            raw = await gateway.jetstream.get_last_msg("KV_box_hosts", "$KV.box_hosts.box-a")
+            raw = await jetstream(gateway).get_last_msg("KV_box_hosts", "$KV.box_hosts.box-a")
             return decode(HostRecord, raw.data or b"")
 
         assert (await host()).notices == []

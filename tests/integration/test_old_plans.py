@@ -13,6 +13,7 @@ from bridge.box.fleet import restore
 from bridge.box.fleet.claims import Claims
 from bridge.box.runner.supervisor import _AT_ONCE, Supervisor
 from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.publish import store
 from tests.boxes import serving
 from tests.support import ask, box_config, connect, eventually, service_table
@@ -62,7 +63,7 @@ async def test_a_plan_goes_no_further_once_it_is_seen_that_the_store_has_lost_so
         await ask(gateway, "web", 1)
         await serving(gateway, "web", 1)
         key = "$KV.box_services.web"
-        older = (await gateway.jetstream.get_last_msg("KV_box_services", key)).data
+        older = (await jetstream(gateway).get_last_msg("KV_box_services", key)).data
         await ask(gateway, "web", 2)
         before = await serving(gateway, "web", 2)
         await ask(gateway, "api", MANY)

@@ -13,7 +13,7 @@ import pytest
 from bridge.box.runtimes.base import Exit, Spec
 from bridge.box.runtimes.process import shim
 from bridge.box.runtimes.process.runtime import Process, ProcessRuntime
-from bridge.box.runtimes.process_identity import Identity
+from bridge.box.runtimes.process_identity import ProcessIdentity
 from tests.boxes import alive, labelled
 from tests.support import FIRST_PORT, eventually
 
@@ -42,7 +42,7 @@ def spec(tmp_path: Path, *command: str) -> Spec:
     )
 
 
-async def unwritten(identity: Identity, port: int) -> None:
+async def unwritten(identity: ProcessIdentity, port: int) -> None:
     """In place of a journal: nothing is written down."""
 
 

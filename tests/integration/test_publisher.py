@@ -14,10 +14,11 @@ from nats.js.api import StreamConfig
 from bridge.box.state import lifecycle
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.bus.core.pending_request import Asked
+from bridge.bus.core.pending_request import PendingRequest
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
-from bridge.bus.jetstream.publish import Outgoing, store
+from bridge.bus.jetstream.api import jetstream
+from bridge.bus.jetstream.publish import OutgoingMessage, store
 from bridge.bus.jetstream.publisher import LIMIT, Publisher
 from bridge.errors import NoReply
 from bridge.protocol import InstanceState, encode, now
@@ -31,7 +32,7 @@ DAY = 24 * 3600.0
 STEPS = (S.BOOTING, S.READY, S.DRAINING, S.STOPPING, S.STOPPED)
 
 
-def lives(count: int, *, ago: float = 0.0) -> list[Outgoing]:
+def lives(count: int, *, ago: float = 0.0) -> list[OutgoingMessage]:
     """The events of so many whole lives of five events each, one step of each life in turn."""
     at = now() - timedelta(seconds=ago)
     living = [lifecycle.begin(f"web-{number}", "web", at) for number in range(count)]
@@ -41,7 +42,7 @@ def lives(count: int, *, ago: float = 0.0) -> list[Outgoing]:
             living[index], event = lifecycle.step(life, state, at)
             name, seq = event.instance_id, living[index].seq
             messages.append(
-                Outgoing(
+                OutgoingMessage(
                     subject="box.events.web",
                     data=encode(event),
                     headers={"Nats-Msg-Id": f"{name}.{seq}", "Box-Seq": str(seq)},
@@ -88,7 +89,7 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     """A Publisher and its stream; `settings` are what the stream has otherwise than usual."""
     async with connect(server.url) as connection:
-        await connection.jetstream.add_stream(events_stream(connection, window, **settings))
+        await jetstream(connection).add_stream(events_stream(connection, window, **settings))
         yield Bench(connection, window)
 
 
@@ -167,7 +168,7 @@ class LostAnswer:
         self.lost: list[Message] = []
         connection.ask = self._ask  # type: ignore[method-assign]
 
-    def _ask(self, subject: str, data: bytes = b"", **settings: Any) -> Asked:
+    def _ask(self, subject: str, data: bytes = b"", **settings: Any) -> PendingRequest:
         asked = self._really_ask(subject, data, **settings)
         if self._left and self._which(settings.get("headers") or {}):
             self._left -= 1
@@ -175,10 +176,10 @@ class LostAnswer:
         return asked
 
 
-class Unheard(Asked):
+class Unheard(PendingRequest):
     """A request whose answer comes, and is put into `lost`."""
 
-    def __init__(self, asked: Asked, lost: list[Message]) -> None:
+    def __init__(self, asked: PendingRequest, lost: list[Message]) -> None:
         self.subject = asked.subject
         self._asked = asked
         self._lost = lost
@@ -239,7 +240,7 @@ async def test_a_single_that_fails_is_not_overtaken_by_what_follows_it(
     async with bench(server, allow_atomic=None) as at:
         ask = at.connection.ask
 
-        def fail_once(*arguments: Any, headers: Any = None, **settings: Any) -> Asked:
+        def fail_once(*arguments: Any, headers: Any = None, **settings: Any) -> PendingRequest:
             name = (headers or {}).get("Nats-Msg-Id", "")
             tried.append(name)
             if name == "web-1.2" and tried.count(name) == 1:
@@ -268,10 +269,10 @@ async def test_singles_whose_answers_are_lost_are_stored_once(server: EmbeddedSe
 
 async def test_a_missing_stream_is_restored_and_gets_everything(server: EmbeddedServer) -> None:
     async with bench(server) as at:
-        await at.connection.jetstream.delete_stream("BOX_EVENTS")
+        await jetstream(at.connection).delete_stream("BOX_EVENTS")
         await at.publisher.publish(lives(1))
         assert at.restored == 1
-        await at.connection.jetstream.delete_stream("BOX_EVENTS")
+        await jetstream(at.connection).delete_stream("BOX_EVENTS")
         await at.publisher.publish(lives(20))
         assert at.restored == 2
         assert len(await at.stored()) == 100
@@ -320,7 +321,7 @@ async def test_what_is_looked_up_in_a_stream_that_is_gone_is_stored_in_a_new_one
     async with bench(server) as at:
         messages = lives(4, ago=DAY)
         await at.publisher.publish(messages)
-        await at.connection.jetstream.delete_stream("BOX_EVENTS")
+        await jetstream(at.connection).delete_stream("BOX_EVENTS")
         await at.publisher.publish(messages, doubtful=True)
         assert len(await at.stored()) == 20
 

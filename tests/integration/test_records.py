@@ -15,7 +15,8 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Handler, Message
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
-from bridge.bus.jetstream.kv_view import Record, Records
+from bridge.bus.jetstream.api import jetstream
+from bridge.bus.jetstream.kv_view import KeyValueView, Record
 from bridge.bus.jetstream.publish import store
 from bridge.errors import Conflict, NoReply, ProtocolError
 from bridge.tasks import task_scope
@@ -34,7 +35,7 @@ class Watched:
     def __init__(self, connection: Connection) -> None:
         self.told: list[tuple[str, int | None, int | None]] = []
         self.live: list[bool] = []
-        self.records = Records(
+        self.records = KeyValueView(
             connection, BUCKET, Value, on_change=self._changed, on_live=self.live.append
         )
 
@@ -170,7 +171,7 @@ async def test_what_is_not_to_be_believed_cannot_be_read(server: EmbeddedServer)
 
     async with connect(server.url) as connection, task_scope() as tasks:
         await topology.ensure(connection)
-        records = Records(connection, BUCKET, Value, check=check)
+        records = KeyValueView(connection, BUCKET, Value, check=check)
         tasks.create_task(records.run())
         await store(connection, "$KV.box_slots.web.1", b'{"n":9}')
         await store(connection, "$KV.box_slots.web.2", b'{"n":10}')
@@ -247,7 +248,7 @@ async def test_who_waits_for_what_the_store_has_lost_is_let_go_by_the_next_view(
         await view.records.create("web.1", Value(1))
         waiting = tasks.create_task(view.records.wait_for(2))
         connection = view.records._connection
-        await connection.jetstream.delete_stream("KV_box_slots")
+        await jetstream(connection).delete_stream("KV_box_slots")
         await topology.ensure(connection)
         async with asyncio.timeout(30):
             await waiting
@@ -260,7 +261,7 @@ async def test_a_stream_that_is_made_anew_behind_our_back_is_noticed(
     async with views(server) as [view]:
         await view.records.create("web.1", Value(1))
         connection = view.records._connection
-        await connection.jetstream.delete_stream("KV_box_slots")
+        await jetstream(connection).delete_stream("KV_box_slots")
         await topology.ensure(connection)
         await eventually(lambda: view.values() == {} and view.records.live)
         assert view.told[-1] == ("web.1", 1, None)
@@ -269,8 +270,8 @@ async def test_a_stream_that_is_made_anew_behind_our_back_is_noticed(
 async def test_a_consumer_that_vanishes_is_replaced(server: EmbeddedServer) -> None:
     async with views(server) as [view]:
         connection = view.records._connection
-        for consumer in await connection.jetstream.consumers_info("KV_box_slots"):
-            await connection.jetstream.delete_consumer("KV_box_slots", consumer.name)
+        for consumer in await jetstream(connection).consumers_info("KV_box_slots"):
+            await jetstream(connection).delete_consumer("KV_box_slots", consumer.name)
         await eventually(lambda: view.live.count(True) == 2)
         await view.records.create("web.1", Value(1))
         async with connect(server.url) as other:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from bridge.box.daemon import Box
-from bridge.box.runner.publication import Story
+from bridge.box.runner.publication import InstancePublication
 from bridge.box.state.records import SlotRecord
 from bridge.bus.core.message import Message
 from bridge.bus.embedded_server import EmbeddedServer
-from bridge.bus.jetstream.kv_view import Records
+from bridge.bus.jetstream.api import jetstream
+from bridge.bus.jetstream.kv_view import KeyValueView
 from bridge.bus.jetstream.publish import store
 from bridge.protocol import (
     InstanceDeregistration,
@@ -75,19 +76,19 @@ async def test_what_happens_while_the_slot_is_written_is_told_in_order(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = asyncio.Event()
-    update, register = Records.update, Story.register
+    update, register = KeyValueView.update, InstancePublication.register
 
-    async def update_late(self: Records[Any], key: str, value: Any, revision: int) -> int:
+    async def update_late(self: KeyValueView[Any], key: str, value: Any, revision: int) -> int:
         if isinstance(value, SlotRecord) and value.info.state is InstanceState.BOOTING:
             await told.wait()  # the instance is Ready, and wants to be registered
         return await update(self, key, value, revision)
 
-    def register_and_say(self: Story, registration: InstanceRegistration) -> None:
+    def register_and_say(self: InstancePublication, registration: InstanceRegistration) -> None:
         register(self, registration)
         told.set()
 
-    monkeypatch.setattr(Records, "update", update_late)
-    monkeypatch.setattr(Story, "register", register_and_say)
+    monkeypatch.setattr(KeyValueView, "update", update_late)
+    monkeypatch.setattr(InstancePublication, "register", register_and_say)
     async with boxed(server, tmp_path) as (gateway, recorder):
         await gateway.listen("$KV.box_slots.web.0", recorder.messages.append)
         await gateway.flush()
@@ -115,7 +116,7 @@ async def test_a_registration_tells_where_and_is_repeated_as_a_lease(
             assert told.started_at == info.created_at
             assert message.headers["Nats-TTL"] == "30"
             assert message.headers["Box-Host"] == "box-a"
-        kept = await gateway.jetstream.get_last_msg("BOX_REGISTRY", f"box.register.web.{info.id}")
+        kept = await jetstream(gateway).get_last_msg("BOX_REGISTRY", f"box.register.web.{info.id}")
         assert decode(InstanceRegistration, kept.data or b"").endpoint == info.endpoint
 
 
@@ -178,7 +179,7 @@ async def test_registrations_are_repeated_at_once_after_a_server_restart(
         await gateway.wait_connected()
 
         async def both_kept() -> bool:
-            state = (await gateway.jetstream.stream_info("BOX_REGISTRY")).state
+            state = (await jetstream(gateway).stream_info("BOX_REGISTRY")).state
             return state.messages == 2
 
         async def there_again() -> bool:
@@ -207,7 +208,7 @@ async def test_events_carry_the_headers_of_the_contract(
             assert message.headers["Box-Seq"] == str(number)
             assert message.headers["Box-Host"] == "box-a"
             assert message.headers["traceparent"] == trace
-        stored = (await gateway.jetstream.stream_info("BOX_EVENTS")).state.messages
+        stored = (await jetstream(gateway).stream_info("BOX_EVENTS")).state.messages
         assert stored == len(events) == 2
 
 

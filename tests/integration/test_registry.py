@@ -12,7 +12,8 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import publish as bus_store
 from bridge.bus.jetstream import topology
-from bridge.bus.registrations import Registry
+from bridge.bus.jetstream.api import jetstream
+from bridge.bus.registrations import Registrations
 from bridge.errors import NoReply
 from bridge.protocol import InstanceRegistration, now
 from bridge.settings import Config
@@ -37,7 +38,7 @@ def registration(number: int) -> InstanceRegistration:
 
 async def kept(connection: Connection) -> int:
     """How many messages the registry's stream has ever taken."""
-    return int((await connection.jetstream.stream_info("BOX_REGISTRY")).state.last_seq)
+    return int((await jetstream(connection).stream_info("BOX_REGISTRY")).state.last_seq)
 
 
 async def test_renewals_do_not_wait_for_one_another(
@@ -45,14 +46,14 @@ async def test_renewals_do_not_wait_for_one_another(
 ) -> None:
     together = asyncio.Barrier(10)
 
-    async def store(*args: Any, **kwargs: Any) -> bus_store.Stored:
+    async def store(*args: Any, **kwargs: Any) -> bus_store.Acknowledgement:
         await together.wait()  # opens for ten at once
         return await bus_store.store(*args, **kwargs)
 
     monkeypatch.setattr("bridge.bus.registrations.store", store)
     async with connect(server.url) as connection:
         await topology.ensure(connection)
-        registry = Registry(connection, "box-a", config.timing, lambda: asyncio.sleep(0))
+        registry = Registrations(connection, "box-a", config.timing, lambda: asyncio.sleep(0))
         async with asyncio.timeout(20), task_scope() as tasks:
             await asyncio.gather(*(registry.register(registration(n)) for n in range(10)))
             tasks.create_task(registry.run())
@@ -79,7 +80,7 @@ async def test_a_stream_that_cannot_be_restored_yet_is_tried_again(
         async def stored() -> bool:
             return await kept(connection) > 0
 
-        registry = Registry(connection, "box-a", config.timing, restore)
+        registry = Registrations(connection, "box-a", config.timing, restore)
         async with asyncio.timeout(20), task_scope() as tasks:
             await registry.register(registration(1))
             assert asked.is_set()

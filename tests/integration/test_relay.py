@@ -15,6 +15,7 @@ from nats.js.api import RawStreamMsg
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.dead_letters import dead_stream
 from bridge.bus.jetstream.publish import store
 from bridge.errors import ConfigError, NameRefused
@@ -75,13 +76,13 @@ async def took(receiver: Receiver, instance: str, *numbers: int) -> None:
 
 async def letters(connection: Connection) -> list[RawStreamMsg]:
     """What is stored as dead letters, in its order."""
-    js = connection.jetstream
+    js = jetstream(connection)
     last = (await js.stream_info("BOX_DEAD")).state.last_seq
     return [await js.get_msg("BOX_DEAD", seq) for seq in range(1, last + 1)]
 
 
 async def unacknowledged(connection: Connection, durable: str = "relay") -> int:
-    info = await connection.jetstream.consumer_info("BOX_EVENTS", durable)
+    info = await jetstream(connection).consumer_info("BOX_EVENTS", durable)
     return (info.num_ack_pending or 0) + (info.num_pending or 0)
 
 
@@ -290,14 +291,14 @@ async def test_an_event_leaves_only_when_its_dead_letter_is_stored(bus: Connecti
     small = dead_stream(Subjects()).evolve(max_bytes=10_000)
     async with receiving(lambda request: 400) as receiver:
         async with relaying(bus, receiver) as running:
-            await bus.jetstream.update_stream(small)
+            await jetstream(bus).update_stream(small)
             await store(bus, "box.dead.other", b"x" * 9900)  # it is full
             await tell(bus, "web-1", 1)
             await eventually(lambda: receiver.requests)
             await eventually(lambda: _retries(bus) > 1)
             assert await unacknowledged(bus) == 1
             assert not running.said("dead_letter")
-            await bus.jetstream.purge_stream("BOX_DEAD")
+            await jetstream(bus).purge_stream("BOX_DEAD")
             await eventually(lambda: running.said("dead_letter"))
         assert await unacknowledged(bus) == 0
         assert len(receiver.requests) == 1

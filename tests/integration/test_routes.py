@@ -13,6 +13,7 @@ from bridge import Delete, NoRoute, Put, Resync, RouteTable, WaitTimeout
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.publish import store
 from bridge.errors import NameRefused
 from bridge.gateway.routes.table import Changes
@@ -186,7 +187,7 @@ async def test_a_late_joiner_gets_ten_thousand_registrations_in_one_step(
     await gateway.flush()
 
     async def stored() -> bool:
-        state = (await gateway.jetstream.stream_info("BOX_REGISTRY")).state
+        state = (await jetstream(gateway).stream_info("BOX_REGISTRY")).state
         return bool(state.messages == 10_000)
 
     await eventually(stored, within=30)
@@ -328,7 +329,7 @@ async def test_a_registry_that_is_made_anew_withdraws_nothing(gateway: Connectio
     async with RouteTable.open(gateway) as table:
         await register(gateway, "web-1", "web-2")
         await becomes(table, "web-1", "web-2")
-        await gateway.jetstream.delete_stream("BOX_REGISTRY")
+        await jetstream(gateway).delete_stream("BOX_REGISTRY")
         await eventually(lambda: table.stale_for() > 0)
         await topology.ensure(gateway)
         await register(gateway, "web-3")

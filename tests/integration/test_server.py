@@ -12,6 +12,7 @@ import pytest
 
 from bridge.bus.embedded_server import EmbeddedServer, find_binary
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.publish import store
 from bridge.errors import ConfigError, ServerNotStarted
 from tests.support import connect, eventually
@@ -63,7 +64,7 @@ async def test_what_was_acknowledged_is_there_after_a_kill_and_a_restart(
         await server.start()
         assert server.url == url
         await connection.wait_connected()
-        info = await connection.jetstream.stream_info("BOX_EVENTS")
+        info = await jetstream(connection).stream_info("BOX_EVENTS")
         assert info.state.messages == 50
 
 

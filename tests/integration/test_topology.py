@@ -19,6 +19,7 @@ from nats.js.api import APIStats, DiscardPolicy, RetentionPolicy, StorageType
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer, _listening, find_binary
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.errors import BusError, StoreUnsuitable, TopologyMismatch
 from bridge.subjects import Subjects
 from tests.support import connect, eventually
@@ -55,7 +56,7 @@ async def test_what_is_missing_is_created_and_nothing_twice(server: EmbeddedServ
     async with connect(server.url) as connection:
         assert await topology.ensure(connection) == NAMES
         assert await topology.ensure(connection) == []
-        await connection.jetstream.delete_stream("KV_box_slots")
+        await jetstream(connection).delete_stream("KV_box_slots")
         assert await topology.ensure(connection) == ["KV_box_slots"]
 
 
@@ -70,7 +71,7 @@ async def test_the_settings_are_those_that_the_architecture_promises(
 ) -> None:
     async with connect(server.url) as connection:
         await topology.ensure(connection)
-        found = {name: (await connection.jetstream.stream_info(name)).config for name in NAMES}
+        found = {name: (await jetstream(connection).stream_info(name)).config for name in NAMES}
     events, registry = found["BOX_EVENTS"], found["BOX_REGISTRY"]
     assert (events.subjects, events.storage) == (["box.events.*"], StorageType.FILE)
     assert events.max_age == 7 * 24 * 3600
@@ -116,7 +117,7 @@ async def test_settings_that_break_a_promise_are_refused_with_the_difference(
     if change.get("allow_rollup_hdrs"):
         change["deny_purge"] = False
     async with connect(server.url) as connection:
-        await connection.jetstream.add_stream(wanted.evolve(**change))
+        await jetstream(connection).add_stream(wanted.evolve(**change))
         with pytest.raises(TopologyMismatch) as refused:
             await topology.ensure(connection)
         assert said in refused.value.differences
@@ -127,13 +128,13 @@ async def test_what_breaks_no_promise_is_the_operators_business(server: Embedded
     wanted = topology.streams(Subjects())[0]
     theirs = wanted.evolve(description="ours", max_age=30 * 24 * 3600.0, metadata={"team": "x"})
     async with connect(server.url) as connection:
-        await connection.jetstream.add_stream(theirs)
+        await jetstream(connection).add_stream(theirs)
         assert "BOX_EVENTS" not in await topology.ensure(connection)
 
 
 async def test_a_stream_that_takes_our_subjects_is_named(server: EmbeddedServer) -> None:
     async with connect(server.url) as connection:
-        await connection.jetstream.add_stream(name="THEIRS", subjects=["box.>"])
+        await jetstream(connection).add_stream(name="THEIRS", subjects=["box.>"])
         with pytest.raises(TopologyMismatch, match="another stream already takes"):
             await topology.ensure(connection)
 

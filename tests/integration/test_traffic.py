@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from bridge.box.runner.inflight import Traffic
+from bridge.box.runner.inflight import InflightCounter
 from bridge.box.runner.probes import Prober
 from bridge.box.runtimes.sockets import connections
 from bridge.settings import Probe
@@ -37,7 +37,7 @@ async def test_the_loop_goes_on_while_the_tables_are_read_and_probes_do_not_coun
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server, Prober.open("127.0.0.1") as prober, asyncio.TaskGroup() as tasks:
-        counting = tasks.create_task(Traffic(prober).inflight())
+        counting = tasks.create_task(InflightCounter(prober).inflight())
         assert await asyncio.to_thread(reading.wait, 10)
         tasks.create_task(prober.probe(Probe(http="/", timeout=10), port))
         _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -10,10 +10,13 @@ import pytest
 from bridge.box.daemon import Box
 from bridge.box.fleet.claims import Claims
 from bridge.box.state import lifecycle
-from bridge.box.state.records import FleetState, SlotRecord
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import SlotRecord
 from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.publish import store
-from bridge.errors import OrderRefused, ProtocolError
+from bridge.errors import ProtocolError
+from bridge.gateway.errors import OrderRefused
 from bridge.protocol import encode, now
 from tests.boxes import boxed, instances, serving
 from tests.fleet import Fleet
@@ -45,7 +48,7 @@ async def test_a_service_whose_record_cannot_be_read_keeps_what_it_has(
         assert (answer.accepted, answer.target_replicas) == (False, 1)
         found = await instances(gateway, "web")
         assert [info.id for info in found] == [info.id for info in before]
-        kept = await gateway.jetstream.get_last_msg("KV_box_services", "$KV.box_services.web")
+        kept = await jetstream(gateway).get_last_msg("KV_box_services", "$KV.box_services.web")
         assert kept.data == NEWER
 
 
@@ -62,7 +65,7 @@ async def test_what_cannot_be_read_is_known_from_the_first_view_on(
             assert str(answer.error).startswith("the record of 'web' cannot be read")
             assert (await ask(gateway, "api", 1)).accepted
             await serving(gateway, "api", 1)
-            kept = await gateway.jetstream.get_last_msg("KV_box_slots", "$KV.box_slots.api.0")
+            kept = await jetstream(gateway).get_last_msg("KV_box_slots", "$KV.box_slots.api.0")
             assert kept.data == b'{"host":7}'
 
 
@@ -96,7 +99,7 @@ async def test_an_order_that_cannot_be_read_is_a_cordon_and_is_not_overwritten(
         for change in (operator.cordon, operator.drain, operator.uncordon):
             with pytest.raises(OrderRefused, match="the order for 'box-b' cannot be read by Box"):
                 await change("box-b")
-        assert (await fleet.gateway.jetstream.get_last_msg("KV_box_admin", key)).data == newer
+        assert (await jetstream(fleet.gateway).get_last_msg("KV_box_admin", key)).data == newer
         await store(fleet.gateway, key, b"", headers={"KV-Operation": "DEL"})
         await ordered("looks odd")  # as it was when it could be read
         await operator.uncordon("box-b")
@@ -133,7 +136,7 @@ async def test_a_claim_that_names_what_cannot_be_is_kept_apart_and_its_slot_is_n
         assert (await ask(gateway, "web", 3)).accepted
         await serving(gateway, "web", 3)
         assert state.slots_of("web").keys() == {0, 2, 3}
-        assert (await gateway.jetstream.get_last_msg("KV_box_slots", key)).data == wrong
+        assert (await jetstream(gateway).get_last_msg("KV_box_slots", key)).data == wrong
         assert state.used.keys() == {"box-a"}, "nobody else holds anything"
 
 

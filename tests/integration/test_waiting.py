@@ -12,8 +12,9 @@ from bridge.admin_protocol import AdminResponse, Host, HostsResponse, Move
 from bridge.bus.core.connection import Connection, Listener
 from bridge.bus.core.message import Message
 from bridge.bus.embedded_server import EmbeddedServer
-from bridge.errors import BusError, CutOff, NoBoxError, OrderRefused, ScaleError
+from bridge.errors import BusError, CutOff
 from bridge.gateway import requests
+from bridge.gateway.errors import NoBoxError, OrderRefused, ScaleError
 from bridge.protocol import (
     InstanceInfo,
     InstancesResponse,

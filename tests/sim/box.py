@@ -13,22 +13,22 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from bridge.box.scheduler import rollout
-from bridge.box.scheduler.admission import Asked, refuse
+from bridge.box.scheduler.admission import AdmissionRequest, refuse
 from bridge.box.scheduler.planner import (
     Action,
     Claim,
     Discard,
     Drain,
     GiveUp,
-    Local,
+    LocalInstance,
     Make,
-    Me,
     Release,
     plan,
     remake,
 )
+from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import ENDED, Life
-from bridge.box.state.records import FleetState, HostRecord, ServiceRecord, SlotRecord
+from bridge.box.state.records import HostIdentity, HostRecord, ServiceRecord, SlotRecord
 from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import BusError, Conflict
 from bridge.protocol import InstanceState, ScaleResponse
@@ -54,7 +54,7 @@ class BoxLife:
         self.link = link
         self.view = view
         self.fleet = view.fleet
-        self.me = Me(host=host.name, host_id=host.host_id)
+        self.me = HostIdentity(host=host.name, host_id=host.host_id)
         self.ledger = SimLedger(
             self.fleet,
             self.kernel,
@@ -217,7 +217,7 @@ class BoxLife:
 
     # ── requests ─────────────────────────────────────────────────────────────────────────
 
-    async def answer(self, asked: Asked, reply: Callable[[ScaleResponse], None]) -> None:
+    async def answer(self, asked: AdmissionRequest, reply: Callable[[ScaleResponse], None]) -> None:
         """What `Endpoints` does with a request."""
         if not (self.ready and self.may_plan()):
             reply(refuse(asked.request, self.fleet.state, "not ready").response)
@@ -351,9 +351,9 @@ class BoxLife:
             for slot in remake(service, self.fleet.state, self.me, local, now=now):
                 self._make(service, slot, None)
 
-    def _locals(self, service: str) -> dict[int, Local]:
+    def _locals(self, service: str) -> dict[int, LocalInstance]:
         return {
-            slot: Local(
+            slot: LocalInstance(
                 ended=held.ended,
                 settled=held.settled,
                 leaving=held.leaving,

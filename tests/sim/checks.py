@@ -28,14 +28,8 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from bridge.box.scheduler.placement import able_hosts, capacity
-from bridge.box.state.records import (
-    RECEIPTS,
-    FleetState,
-    HostOrder,
-    HostRecord,
-    ServiceRecord,
-    SlotRecord,
-)
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import RECEIPTS, HostOrder, HostRecord, ServiceRecord, SlotRecord
 from bridge.protocol import InstanceState, ScaleRequest, ScaleResponse
 from bridge.subjects import cordon_key, slot_key
 from tests.sim.instances import TIMING, Held

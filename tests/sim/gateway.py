@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from bridge.box.scheduler.admission import Asked
+from bridge.box.scheduler.admission import AdmissionRequest
 from bridge.protocol import ScaleConfig, ScaleRequest, ScaleResponse
 from tests.sim.kernel import Process
 
@@ -78,7 +78,7 @@ class Gateway:
             if life.link.reachable and not self._world.bus.lost():
                 kernel.after(self._world.bus.delay(), lambda: got(response))
 
-        asked = Asked(
+        asked = AdmissionRequest(
             request=request,
             host=host.name,
             at=kernel.wall(),

@@ -14,7 +14,7 @@ def _no_guard(leases: WatchedLeases[str], now: float) -> set[str]:
     return set(leases._gone)
 
 
-async def _no_look(self: view.Fleet, claim: Any) -> bool:
+async def _no_look(self: view.FleetView, claim: Any) -> bool:
     """The last look before a takeover is left out, and so is waiting for the lease's end."""
     return True
 
@@ -23,7 +23,7 @@ PLANTED: Final[Mapping[str, tuple[Any, str, Any] | None]] = {
     "services-without-cas": None,  # the store itself is told not to compare
     "slots-without-cas": None,
     "leases-without-guard": (WatchedLeases, "dead", _no_guard),
-    "everyone-is-dead": (view.Fleet, "is_dead", _no_look),
+    "everyone-is-dead": (view.FleetView, "is_dead", _no_look),
 }
 
 

@@ -1,6 +1,6 @@
 """The real ledger and the real claims of a Box, on simulated time.
 
-`SimLedger` replaces the two methods of `Ledger` that need an event loop, and nothing else.
+`SimLedger` replaces the two methods of `Decisions` that need an event loop, and nothing else.
 """
 
 from __future__ import annotations
@@ -10,22 +10,25 @@ from collections.abc import AsyncIterator, Callable, Container
 from typing import Any, cast
 
 from bridge.box.fleet.claims import Claims
-from bridge.box.fleet.decisions import Ledger
-from bridge.box.fleet.view import Fleet
-from bridge.box.scheduler.planner import Me
+from bridge.box.fleet.decisions import Decisions
+from bridge.box.fleet.view import FleetView
 from bridge.box.state import lifecycle
 from bridge.box.state.lifecycle import Life
-from bridge.box.state.records import ServiceRecord
+from bridge.box.state.records import HostIdentity, ServiceRecord
 from bridge.errors import Conflict
 from tests.sim.instances import TIMING
 from tests.sim.kernel import Kernel
 
 
-class SimLedger(Ledger):
+class SimLedger(Decisions):
     """The real ledger, on simulated time."""
 
     def __init__(
-        self, fleet: Fleet, kernel: Kernel, intends: Callable[..., None], stale: Callable[[], str]
+        self,
+        fleet: FleetView,
+        kernel: Kernel,
+        intends: Callable[..., None],
+        stale: Callable[[], str],
     ) -> None:
         super().__init__(fleet, TIMING.decide_timeout, kernel.wall, stale)
         self._kernel = kernel
@@ -67,9 +70,9 @@ class SimClaims(Claims):
 
     def __init__(
         self,
-        me: Me,
-        fleet: Fleet,
-        ledger: Ledger,
+        me: HostIdentity,
+        fleet: FleetView,
+        ledger: Decisions,
         services: Container[str],
         kernel: Kernel,
         new_id: Callable[[str], str],

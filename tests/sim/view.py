@@ -1,4 +1,4 @@
-"""What Boxes see of the store: the real `Fleet` over the real `Records`, fed by the simulated bus.
+"""What Boxes see of the store: real `FleetView`s and `KeyValueView`s, fed by the simulated bus.
 
 A view gets each bucket's messages in the bucket's order, late, some twice; between buckets there
 is no order. One that was cut off starts anew with all that is there. Small fleets have a view for
@@ -14,10 +14,10 @@ from typing import Any, Final, TypeVar, cast
 from msgspec import Struct
 
 from bridge.box.fleet.restore import Restorer
-from bridge.box.fleet.view import ClaimMoved, Fleet
+from bridge.box.fleet.view import ClaimMoved, FleetView
 from bridge.box.state.records import HostOrder, HostRecord, ServiceRecord, SlotRecord
 from bridge.bus.core.connection import Connection
-from bridge.bus.jetstream.kv_view import Record, Records
+from bridge.bus.jetstream.kv_view import KeyValueView, Record
 from bridge.errors import BusError, CutOff, NoReply
 from bridge.subjects import Subjects, parse_slot_key
 from tests.sim.kernel import Kernel, Process, Resume, suspend
@@ -112,7 +112,7 @@ class Bus:
         return arm
 
 
-class SimRecords(Records[T]):
+class SimRecords(KeyValueView[T]):
     """The real view of a bucket; its writes go over the simulated bus."""
 
     def __init__(self, view: View, bucket: Bucket, cls: type[T], **callbacks: Any) -> None:
@@ -206,7 +206,7 @@ class View:
                 subjects=Subjects(), metrics=SimpleNamespace(refuse=self._must_not_refuse)
             ),
         )
-        fleet = Fleet(
+        fleet = FleetView(
             self.connection,
             lease,
             touched,
@@ -299,7 +299,7 @@ class View:
 class _Feed:
     """The messages of one bucket on their way into one view."""
 
-    def __init__(self, view: View, bucket: Bucket, records: Records[Any]) -> None:
+    def __init__(self, view: View, bucket: Bucket, records: KeyValueView[Any]) -> None:
         self._view = view
         self.bucket = bucket
         self._records = records

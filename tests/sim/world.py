@@ -10,14 +10,8 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.box.state.records import (
-    FleetState,
-    HostOrder,
-    HostRecord,
-    Offer,
-    ServiceRecord,
-    SlotRecord,
-)
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import HostOrder, HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.protocol import encode
 from bridge.subjects import cordon_key
 from tests.sim.box import BoxLife

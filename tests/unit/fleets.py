@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 from hypothesis import strategies as st
 
-from bridge.box.scheduler.admission import Asked
-from bridge.box.state.records import FleetState, HostRecord, Offer, ServiceRecord, SlotRecord
+from bridge.box.scheduler.admission import AdmissionRequest
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.protocol import InstanceHealth, InstanceInfo, InstanceState, ScaleConfig, ScaleRequest
 
 AT = datetime(2026, 11, 21, 8, tzinfo=UTC)
@@ -109,8 +110,8 @@ def asked(
     config: ScaleConfig | None = None,
     replaces: bool = False,
     dry_run: bool = False,
-) -> Asked:
-    return Asked(
+) -> AdmissionRequest:
+    return AdmissionRequest(
         request=ScaleRequest(
             service=service,
             replicas=replicas,

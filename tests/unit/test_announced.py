@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bridge.bus.core.message import Message
 from bridge.errors import ProtocolError
 from bridge.gateway.routes.index import Route
-from bridge.gateway.routes.registration_reader import Announced
+from bridge.gateway.routes.registration_reader import RegistrationReader
 from bridge.protocol import InstanceRegistration, InstanceState, decode
 from bridge.subjects import BOX_HOST
 from bridge.validation import DISAGREE, check_endpoint, check_metadata
@@ -33,7 +33,7 @@ def message(data: bytes, host: str | None = "box-a") -> Message:
 
 
 def plainly(told: Message, service: str, instance_id: str) -> Route | str:
-    """What `Announced.read` does, nothing remembered."""
+    """What `RegistrationReader.read` does, nothing remembered."""
     value = decode(InstanceRegistration, told.data)
     if (value.service, value.instance_id) != (service, instance_id):
         return DISAGREE
@@ -97,7 +97,7 @@ def written(changed: dict[str, Any], how: str) -> bytes:
 def test_what_is_read_is_what_the_plain_way_reads(
     told: list[tuple[dict[str, Any], str, str | None]],
 ) -> None:
-    announced = Announced(limit=3)
+    announced = RegistrationReader(limit=3)
     for changed, how, host in [*told, *told]:  # the second time some of it is remembered
         data = written(changed, how)
         found: list[Any] = []
@@ -110,7 +110,7 @@ def test_what_is_read_is_what_the_plain_way_reads(
 
 
 def test_bytes_that_are_no_text_are_refused_wherever_they_stand() -> None:
-    announced = Announced()
+    announced = RegistrationReader()
     good = json.dumps(GOOD).encode()
     for place in (b'"zone"', b'"a"', b"10.0.0.5"):
         with pytest.raises(ProtocolError):
@@ -119,7 +119,7 @@ def test_bytes_that_are_no_text_are_refused_wherever_they_stand() -> None:
 
 
 def test_what_equal_ones_say_is_kept_once() -> None:
-    announced = Announced()
+    announced = RegistrationReader()
     one = announced.read(message(written({"metadata": {"a": "1", "b": "2"}}, "as it is")), *KEY)
     other = announced.read(message(written({"metadata": {"b": "2", "a": "1"}}, "spaced")), *KEY)
     assert isinstance(one, Route)
@@ -130,7 +130,7 @@ def test_what_equal_ones_say_is_kept_once() -> None:
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    announced = Announced(limit=3)
+    announced = RegistrationReader(limit=3)
     for number in range(10):
         changed = {"metadata": {"number": str(number)}, "service": f"web-{number}"}
         told = message(written(changed, "as it is"), f"box-{number}")

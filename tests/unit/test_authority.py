@@ -10,24 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.scheduler.admission import MAX_REQUEST_ID, Verdict, decide, idlest
+from bridge.box.scheduler.admission import MAX_REQUEST_ID, Admission, decide, idlest
 from bridge.box.scheduler.planner import MAX_KEPT_OFF, avoiding
 from bridge.box.scheduler.rebalance import MAX_MOVES
-from bridge.box.state.records import (
-    RECEIPTS,
-    REQUESTS,
-    FleetState,
-    HostOrder,
-    Rollout,
-    ServiceRecord,
-)
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import RECEIPTS, REQUESTS, HostOrder, Rollout, ServiceRecord
 from bridge.protocol import InstanceState, ScaleConfig, encode
 from tests.unit.fleets import AT, SERVICES, asked, fleet, fleets, host, slot
 
 S = InstanceState
 
 
-def after(state: FleetState, verdict: Verdict, service: str = "web") -> FleetState:
+def after(state: FleetState, verdict: Admission, service: str = "web") -> FleetState:
     """The fleet once the verdict is stored."""
     if verdict.record is None:
         return state

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bridge.admin_protocol import Move
-from bridge.box.scheduler.placement import Board, Spare, able_hosts
+from bridge.box.scheduler.placement import HostRoom, Placement, able_hosts
 from bridge.box.scheduler.rebalance import MAX_MOVES, balance, marked
+from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import (
     Decision,
     Demand,
-    FleetState,
     HostOrder,
     HostRecord,
     Offer,
@@ -188,7 +188,7 @@ def uneven(draw: st.DrawFn) -> FleetState:
     slots: dict[str, dict[int, SlotRecord]] = {}
     for service in SERVICES:
         record = ServiceRecord()
-        board = Board(service, state, record, Spare(fleet(hosts=hosts, slots=slots)))
+        board = Placement(service, state, record, HostRoom(fleet(hosts=hosts, slots=slots)))
         able = sorted(able_hosts(service, state, record)[0])
         claims: dict[int, SlotRecord] = {}
         for number in range(draw(st.integers(0, 10))):
@@ -222,7 +222,7 @@ def test_it_ends_even_moves_nothing_twice_and_breaks_no_rule(state: FleetState) 
             labels = after.hosts[claim.host].labels
             assert not moved or offer.needs.items() <= labels.items()
     for service, claims in after.slots.items():
-        board = Board(service, after, after.services[service], Spare(after))
+        board = Placement(service, after, after.services[service], HostRoom(after))
         for claim in claims.values():
             target = board.best()
             gap = board.left(target) - board.left(claim.host) if target else 0

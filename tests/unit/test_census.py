@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.scheduler.planner import Me, plan
+from bridge.box.scheduler.planner import plan
 from bridge.box.scheduler.rollout import next_step, outdated
-from bridge.box.state.records import FleetState, HostOrder, HostRecord, ServiceRecord, SlotRecord
-from bridge.box.state.slot_index import Census, Tally
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import HostIdentity, HostOrder, HostRecord, ServiceRecord, SlotRecord
+from bridge.box.state.slot_index import ServiceSlots, SlotIndex
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.unit.fleets import AT, SERVICES, fleets, host, slot
 
@@ -65,7 +66,7 @@ class Ledger:
         self.slots: dict[str, dict[int, SlotRecord]] = {}
         self.hosts: dict[str, HostRecord] = {}
         self.dead: set[str] = set()
-        self.census = Census(self.services, self.slots, self.hosts, self.dead)
+        self.census = SlotIndex(self.services, self.slots, self.hosts, self.dead)
         self.state = FleetState(
             services=self.services,
             slots=self.slots,
@@ -100,7 +101,7 @@ def _put(mapping: dict, key: object, value: object) -> None:  # type: ignore[typ
         mapping[key] = value
 
 
-def told(tally: Tally) -> dict[str, object]:
+def told(tally: ServiceSlots) -> dict[str, object]:
     return vars(tally)
 
 
@@ -126,7 +127,7 @@ def test_plans_and_steps_are_the_same_with_a_census_and_without(
     for change in run:
         kept.apply(*change)
     plain = replace(kept.state, census=None)
-    me = Me(host=name, host_id="id")
+    me = HostIdentity(host=name, host_id="id")
     for service in SERVICES:
         plans = [plan(service, state, me, {}, now=0, at=AT) for state in (kept.state, plain)]
         assert plans[0] == plans[1]
@@ -196,7 +197,7 @@ def test_a_plan_looks_at_no_more_records_in_a_large_service_than_in_a_small_one(
         assert kept.state.vacant("web") == {0}
         claims = Counting(kept.slots["web"])
         counted = replace(kept.state, slots={"web": claims})
-        assert plan("web", counted, Me(host="box-a", host_id="id"), {}, now=0, at=AT)
+        assert plan("web", counted, HostIdentity(host="box-a", host_id="id"), {}, now=0, at=AT)
         assert next_step("web", counted, at=AT, host="box-a") is None
         found.append(claims.looks)
     assert found[0] == found[1] <= 5

@@ -13,23 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.scheduler.admission import Asked, decide
+from bridge.box.scheduler.admission import AdmissionRequest, decide
 from bridge.box.scheduler.placement import place
 from bridge.box.scheduler.planner import (
     Claim,
     Discard,
     Drain,
     GiveUp,
-    Local,
+    LocalInstance,
     Make,
-    Me,
     Release,
     plan,
 )
 from bridge.box.scheduler.rollout import next_step, outdated
+from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import ENDED, SERVING
 from bridge.box.state.records import (
-    FleetState,
+    HostIdentity,
     HostOrder,
     HostRecord,
     Offer,
@@ -73,10 +73,12 @@ class Rounds:
         built = fleet(hosts=self.hosts, services=self.services, slots=self.slots)
         return replace(built, orders=self.orders, dead=self.dead)
 
-    def locals(self, name: str, service: str) -> dict[int, Local]:
+    def locals(self, name: str, service: str) -> dict[int, LocalInstance]:
         """What the host has in its slots: an instance for each of its claims."""
         return {
-            number: Local(ended=claim.info.state in ENDED, leaving=claim.info.id in self.leaving)
+            number: LocalInstance(
+                ended=claim.info.state in ENDED, leaving=claim.info.id in self.leaving
+            )
             for number, claim in self.slots.get(service, {}).items()
             if claim.host == name
         }
@@ -89,7 +91,7 @@ class Rounds:
                 actions = plan(
                     service,
                     self.state,
-                    Me(host=name, host_id="id"),
+                    HostIdentity(host=name, host_id="id"),
                     self.locals(name, service),
                     now=0,
                     at=AT,
@@ -228,7 +230,7 @@ def promised(state: FleetState, service: str) -> tuple[int, int]:
     return sum(targets), sum(there.max_instances for there in able.values())
 
 
-def ask(rounds: Rounds, run: list[Asked]) -> None:
+def ask(rounds: Rounds, run: list[AdmissionRequest]) -> None:
     """Have the requests decided, and check what they promise."""
     for request in run:
         service, state = request.request.service, rounds.state
@@ -248,7 +250,9 @@ def bound(rounds: Rounds) -> int:
 
 @given(troubled(), requests)
 @settings(max_examples=200)
-def test_a_fleet_converges_whatever_it_was_left_in(rounds: Rounds, run: list[Asked]) -> None:
+def test_a_fleet_converges_whatever_it_was_left_in(
+    rounds: Rounds, run: list[AdmissionRequest]
+) -> None:
     ask(rounds, run)
     kept = {(service, number): claim.info.id for service, number, claim in rounds.wanted()}
     rounds.settle(bound(rounds))
@@ -261,7 +265,7 @@ def test_a_fleet_converges_whatever_it_was_left_in(rounds: Rounds, run: list[Ask
 @settings(max_examples=200)
 def test_a_host_that_is_lost_or_joins_moves_nothing_but_what_it_had(
     rounds: Rounds,
-    run: list[Asked],
+    run: list[AdmissionRequest],
     name: str,
 ) -> None:
     ask(rounds, run)

@@ -11,14 +11,14 @@ from bridge.box.fleet.host_record import host_record, offers
 from bridge.box.runtimes.oci import commands as words
 from bridge.box.runtimes.oci import parsing as answers
 from bridge.box.runtimes.oci.engines import KINDS, Engine, find_engine
-from bridge.box.runtimes.oci.parsing import Sample, State
+from bridge.box.runtimes.oci.parsing import ContainerSample, ContainerState
 from bridge.box.scheduler.placement import unfit
 from bridge.box.state.runtime_limits import refusal
 from bridge.errors import EngineUnsuitable
 from bridge.protocol import ScaleConfig
 from bridge.settings import BoxConfig, Config, ServiceConfig
 
-ORDER = words.Order(
+ORDER = words.ContainerSpec(
     name="web-abc",
     image="nginx:alpine",
     entrypoint=["/bin/server", "-x"],
@@ -165,7 +165,7 @@ def test_inspect_of_docker_and_podman() -> None:
         "ExitCode": 137, "OOMKilled": true}, "NetworkSettings": {"Ports": {}}},
         {"Name": "web-new", "State": {"Status": "created", "Running": false, "ExitCode": 0}}]"""
     found = answers.states(data)
-    assert found["web-abc"] == State(
+    assert found["web-abc"] == ContainerState(
         name="web-abc", begun=True, running=True, pid=4711, code=0, ports={80: 41213}
     )
     assert (found["web-def"].code, found["web-def"].oom) == (137, True)
@@ -202,23 +202,23 @@ def test_stats_of_podman_and_docker() -> None:
         b'"mem_usage": "512kB / 25.28GB"}]'
     )
     assert answers.samples(podman) == {
-        "web-abc": Sample(cpu_percent=18.9, cpu_seconds=62.5, memory_bytes=512_000)
+        "web-abc": ContainerSample(cpu_percent=18.9, cpu_seconds=62.5, memory_bytes=512_000)
     }
     docker = b'{"Name":"web-abc","CPUPerc":"0.07%","MemUsage":"1.5MiB / 2GiB"}\n'
     assert answers.samples(docker) == {
-        "web-abc": Sample(cpu_percent=0.07, cpu_seconds=None, memory_bytes=1_572_864)
+        "web-abc": ContainerSample(cpu_percent=0.07, cpu_seconds=None, memory_bytes=1_572_864)
     }
     ended = b'{"Name":"web-abc","CPUPerc":"--","MemUsage":"-- / --"}'
     assert answers.samples(ended)["web-abc"].memory_bytes == 0
 
 
 def test_a_share_of_the_processor_is_that_of_the_time_between_two_samples() -> None:
-    def sample(seconds: float) -> Sample:
-        return Sample(cpu_percent=99.0, cpu_seconds=seconds, memory_bytes=1)
+    def sample(seconds: float) -> ContainerSample:
+        return ContainerSample(cpu_percent=99.0, cpu_seconds=seconds, memory_bytes=1)
 
     assert answers.usage((10.0, sample(1.0)), (12.0, sample(1.5))).cpu_percent == 25.0
     assert answers.usage(None, (12.0, sample(1.5))).cpu_percent == 0.0
-    told = Sample(cpu_percent=7.0, cpu_seconds=None, memory_bytes=1)
+    told = ContainerSample(cpu_percent=7.0, cpu_seconds=None, memory_bytes=1)
     assert answers.usage(None, (12.0, told)).cpu_percent == 7.0
 
 
@@ -269,21 +269,21 @@ def test_the_documented_list_of_a3s_box(a3s_box: dict[str, bytes]) -> None:
 
 
 def test_the_documented_inspect_of_a3s_box(a3s_box: dict[str, bytes]) -> None:
-    def state(name: str) -> State:
+    def state(name: str) -> ContainerState:
         call = " ".join(["a3s-box", *words.inspect([name])])
         return answers.states(a3s_box[call])[name]
 
-    assert state("web-abc") == State(
+    assert state("web-abc") == ContainerState(
         name="web-abc", begun=True, running=True, pid=4711, ports={80: 41213}
     )
-    assert state("web-def") == State(name="web-def", begun=True, running=False, code=137)
-    assert state("web-new") == State(name="web-new", begun=False, running=False)
+    assert state("web-def") == ContainerState(name="web-def", begun=True, running=False, code=137)
+    assert state("web-new") == ContainerState(name="web-new", begun=False, running=False)
 
 
 def test_the_documented_stats_of_a3s_box(a3s_box: dict[str, bytes]) -> None:
     call = " ".join(["a3s-box", *words.sampling(KINDS["a3s-box"])])
     assert answers.samples(a3s_box[call]) == {
-        "web-abc": Sample(cpu_percent=12.5, cpu_seconds=None, memory_bytes=96_500_000)
+        "web-abc": ContainerSample(cpu_percent=12.5, cpu_seconds=None, memory_bytes=96_500_000)
     }
 
 

@@ -6,18 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.scheduler.drain_forecast import Forecast, lacking
-from bridge.box.scheduler.placement import Board, Spare, able_hosts
+from bridge.box.scheduler.drain_forecast import DrainForecast, lacking
+from bridge.box.scheduler.placement import HostRoom, Placement, able_hosts
 from bridge.box.scheduler.planner import KEPT_OFF
-from bridge.box.state.records import (
-    Avoidance,
-    Demand,
-    FleetState,
-    HostOrder,
-    HostRecord,
-    Offer,
-    ServiceRecord,
-)
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import Avoidance, Demand, HostOrder, HostRecord, Offer, ServiceRecord
 from tests.unit.fleets import AT, fleet, fleets, host, slot
 
 DRAINING = HostOrder(draining=True)
@@ -175,7 +168,7 @@ def drained_fleets(draw: st.DrawFn) -> FleetState:
 
 def of_one(host: str, fleet: FleetState) -> dict[str, int]:
     """The reference: a forecast for one host alone, for which what is on it is placed last."""
-    spare, found = Spare(fleet), dict[str, int]()
+    spare, found = HostRoom(fleet), dict[str, int]()
     order = {name: len(able_hosts(name, fleet, fleet.services[name])[0]) for name in fleet.services}
     for service in sorted(order, key=lambda name: (order[name], name)):
         tally, orphans = fleet.tally(service), fleet.orphans(service)
@@ -183,7 +176,7 @@ def of_one(host: str, fleet: FleetState) -> dict[str, int]:
         mine = there - orphans
         leaving = set[int]().union(*map(tally.on, fleet.draining())) & tally.wanted
         first = fleet.vacant(service) | (leaving - orphans - mine)
-        board = Board(service, fleet, fleet.services[service], spare)
+        board = Placement(service, fleet, fleet.services[service], spare)
         placed = board.place(sorted(first), {}) | board.place(sorted(mine), {})
         if short := min(len(first) + len(mine) - len(placed), len(there)):
             found[service] = short
@@ -193,6 +186,6 @@ def of_one(host: str, fleet: FleetState) -> dict[str, int]:
 
 @given(drained_fleets())
 def test_one_forecast_says_of_each_host_what_one_made_for_it_alone_would(state: FleetState) -> None:
-    forecast = Forecast(state, at=AT)
+    forecast = DrainForecast(state, at=AT)
     for name in state.draining():
         assert forecast.short(name) == lacking(name, state, at=AT) == of_one(name, state)

@@ -8,10 +8,10 @@ from bridge.admin_protocol import Fate, Order
 from bridge.box.api.admin import _shortened
 from bridge.box.scheduler import reports
 from bridge.box.scheduler.planner import KEPT_OFF
+from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import (
     Avoidance,
     Decision,
-    FleetState,
     HostOrder,
     Offer,
     Request,

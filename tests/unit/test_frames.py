@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.core.nats_client import FrameRefused, GuardedClient
-from bridge.bus.jetstream.ack_subject import Position, parse_position
+from bridge.bus.jetstream.ack_subject import AckSubject, parse_position
 from bridge.bus.jetstream.follower import _Run
 from bridge.observe import Metrics
 from bridge.settings import NatsConfig
@@ -206,15 +206,15 @@ def test_what_the_server_would_hang_up_on_is_not_sent(
 @pytest.mark.parametrize(
     ("reply", "found"),
     [
-        ("$JS.ACK.BOX_EVENTS.c1.1.42.7.1700000000.3", Position("c1", 42, 7, 1700000000)),
-        ("$JS.ACK._.hash.BOX_EVENTS.c1.1.42.7.1700000000.3.x", Position("c1", 42, 7, 1700000000)),
+        ("$JS.ACK.BOX_EVENTS.c1.1.42.7.1700000000.3", AckSubject("c1", 42, 7, 1700000000)),
+        ("$JS.ACK._.hash.BOX_EVENTS.c1.1.42.7.1700000000.3.x", AckSubject("c1", 42, 7, 1700000000)),
         ("$JS.ACK.S.c1.1.x.7.1.3", None),
         ("_INBOX.1", None),
         ("", None),
         ("$JS.ACK", None),
     ],
 )
-def test_the_position_is_read_off_the_reply_subject(reply: str, found: Position | None) -> None:
+def test_the_position_is_read_off_the_reply_subject(reply: str, found: AckSubject | None) -> None:
     assert parse_position(reply) == found
 
 

@@ -14,9 +14,10 @@ from msgspec.structs import asdict, replace
 from bridge.box import diagnostics
 from bridge.box.journal import journal as journal_module
 from bridge.box.journal import store as journal_store
+from bridge.box.journal.entry import JournalEntry
 from bridge.box.journal.journal import Journal
-from bridge.box.journal.store import Entry, look
-from bridge.box.runtimes.process_identity import Identity
+from bridge.box.journal.store import look
+from bridge.box.runtimes.process_identity import ProcessIdentity
 from bridge.box.state import lifecycle
 from bridge.box.state.records import HostOrder, ServiceRecord
 from bridge.errors import ForeignJournal, JournalError
@@ -27,19 +28,19 @@ from tests.support import eventually
 S = InstanceState
 
 
-def entry(name: str = "web-1", slot: int = 0) -> Entry:
-    return Entry(
+def entry(name: str = "web-1", slot: int = 0) -> JournalEntry:
+    return JournalEntry(
         slot=slot,
         config="c",
         service=ServiceConfig(command=["run", "{port}"], env={"A": "b"}),
         overrides=ScaleConfig(memory_mib=64, port_map=["8080:80"]),
         life=lifecycle.begin(name, "web", now()),
-        identity=Identity(pid=17, started=4, boot_id="b"),
+        identity=ProcessIdentity(pid=17, started=4, boot_id="b"),
         port=8080,
     )
 
 
-def stepped(before: Entry, to: InstanceState) -> tuple[Entry, InstanceEvent]:
+def stepped(before: JournalEntry, to: InstanceState) -> tuple[JournalEntry, InstanceEvent]:
     life, event = lifecycle.step(before.life, to, now())
     return replace(before, life=life), event
 

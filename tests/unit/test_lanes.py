@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from bridge.gateway.relay.delivery_queue import Backoff, Held, Lanes
+from bridge.gateway.relay.delivery_queue import Backoff, DeliveryQueue, QueuedEvent
 from bridge.protocol import InstanceEvent, InstanceState
 from tests.unit.fleets import AT
 
@@ -29,20 +29,20 @@ def item(name: str, number: int, seq: int = 0) -> Item:
     return Item(event, number, seq or number)
 
 
-def lanes_of(*items: Item, backoff: Backoff | None = None) -> Lanes[Item]:
-    lanes = Lanes[Item](backoff or Backoff(first=1, most=60))
+def lanes_of(*items: Item, backoff: Backoff | None = None) -> DeliveryQueue[Item]:
+    lanes = DeliveryQueue[Item](backoff or Backoff(first=1, most=60))
     for one in items:
         lanes.put(one)
     return lanes
 
 
-def taken(lanes: Lanes[Item], now: float = 0) -> Held[Item]:
+def taken(lanes: DeliveryQueue[Item], now: float = 0) -> QueuedEvent[Item]:
     held = lanes.next(now)
     assert held is not None
     return held
 
 
-def names(lanes: Lanes[Item], now: float = 0) -> list[str]:
+def names(lanes: DeliveryQueue[Item], now: float = 0) -> list[str]:
     """All that can be sent at once."""
     found = []
     while held := lanes.next(now):
@@ -179,7 +179,7 @@ def test_whatever_fails_all_is_sent_in_order_and_nothing_is_stuck(
     waiting = [item(f"i{number}", n) for n in range(1, 6) for number in range(instances)]
     lanes = lanes_of()
     sent: dict[str, list[int]] = {}
-    under_way: list[Held[Item]] = []
+    under_way: list[QueuedEvent[Item]] = []
     now, moves = 0.0, 0
     while waiting or len(lanes):
         moves += 1

@@ -10,24 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.scheduler.placement import Board, Spare, able_hosts, avoided, place, unfit
+from bridge.box.scheduler.placement import HostRoom, Placement, able_hosts, avoided, place, unfit
 from bridge.box.scheduler.planner import (
     MAX_KEPT_OFF,
     Claim,
     Drain,
     GiveUp,
-    Local,
+    LocalInstance,
     Make,
-    Me,
     Release,
     avoiding,
     plan,
     wake_at,
 )
+from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import (
     Avoidance,
     Demand,
-    FleetState,
+    HostIdentity,
     HostOrder,
     HostRecord,
     Offer,
@@ -36,8 +36,8 @@ from bridge.box.state.records import (
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.unit.fleets import AT, SERVICES, fleet, fleets, host, slot
 
-ME = Me(host="box-a", host_id="id")
-LIVING, ENDED = Local(ended=False), Local(ended=True)
+ME = HostIdentity(host="box-a", host_id="id")
+LIVING, ENDED = LocalInstance(ended=False), LocalInstance(ended=True)
 
 
 def web(*slots: int, target: int | None = None, config: ScaleConfig | None = None) -> ServiceRecord:
@@ -62,7 +62,7 @@ def test_a_slot_whose_claim_the_store_has_lost_is_left_to_its_host_while_that_li
     state = fleet(hosts=hosts, services={"web": web(0, 1, 2)}, lost=lost)
     assert plan("web", state, ME, {0: LIVING}, now=0, at=AT) == []
     assert plan("web", state, ME, {}, now=0, at=AT) == [Claim(slot=0)]
-    other = Me(host="box-b", host_id="id")
+    other = HostIdentity(host="box-b", host_id="id")
     assert plan("web", state, other, {}, now=0, at=AT) == [Claim(slot=1), Claim(slot=2)]
 
 
@@ -77,7 +77,7 @@ def test_room_that_draining_instances_hold_is_not_room_yet() -> None:
         services={"web": web(1)},
         slots={"web": {0: slot("web", 0, InstanceState.DRAINING)}},
     )
-    draining = {0: Local(ended=False, leaving=True)}
+    draining = {0: LocalInstance(ended=False, leaving=True)}
     assert plan("web", state, ME, draining, now=0, at=AT) == []
 
 
@@ -99,7 +99,7 @@ def test_what_is_outside_the_set_drains_and_is_released_once_it_has_ended() -> N
     state = fleet(services={"web": web(0)}, slots={"web": {0: slot("web", 0), 1: slot("web", 1)}})
     both = {0: LIVING, 1: LIVING}
     assert plan("web", state, ME, both, now=0, at=AT) == [Drain(slot=1, reason="scaled down")]
-    leaving = {0: LIVING, 1: Local(ended=False, leaving=True)}
+    leaving = {0: LIVING, 1: LocalInstance(ended=False, leaving=True)}
     assert plan("web", state, ME, leaving, now=0, at=AT) == []
     assert plan("web", state, ME, {0: LIVING, 1: ENDED}, now=0, at=AT) == [Release(slot=1)]
     assert plan("web", state, ME, {0: LIVING}, now=0, at=AT) == [Release(slot=1)]
@@ -107,7 +107,7 @@ def test_what_is_outside_the_set_drains_and_is_released_once_it_has_ended() -> N
 
 def test_an_ended_instance_is_made_again_when_its_backoff_has_passed() -> None:
     state = fleet(services={"web": web(0)}, slots={"web": {0: slot("web", 0)}})
-    failed = {0: Local(ended=True, retry_at=5.0)}
+    failed = {0: LocalInstance(ended=True, retry_at=5.0)}
     assert plan("web", state, ME, failed, now=4.9, at=AT) == []
     assert wake_at(failed.values(), since=4.9) == 5.0
     assert plan("web", state, ME, failed, now=5.0, at=AT) == [Make(slot=0)]
@@ -125,7 +125,7 @@ def test_what_another_host_holds_is_left_alone_and_yielded_to() -> None:
     assert plan("web", state, ME, {0: LIVING}, now=0, at=AT) == [
         Drain(slot=0, reason="slot taken by box-b")
     ]
-    stranger = Me(host="box-b", host_id="another id")
+    stranger = HostIdentity(host="box-b", host_id="another id")
     assert plan("web", state, stranger, {}, now=0, at=AT) == []
 
 
@@ -162,7 +162,7 @@ def test_closing_hosts_are_given_nothing() -> None:
 
 def test_what_one_host_has_to_do_is_left_to_the_first_that_is_ready() -> None:
     lost = {"web": {9: slot("web", 9, on="box-lost")}}
-    other = Me(host="box-b", host_id="id")
+    other = HostIdentity(host="box-b", host_id="id")
     for ready, who in ((True, ME), (False, other)):
         hosts = {"box-a": host(ready=ready), "box-b": host()}
         state = fleet(hosts=hosts, services={"web": web()}, slots=lost)
@@ -175,7 +175,9 @@ def test_a_host_that_is_not_ready_is_given_nothing_and_keeps_what_it_has() -> No
     hosts = {"box-a": host(room=9, ready=False), "box-b": host(room=1)}
     claims = {"web": {0: slot("web", 0)}}
     state = fleet(hosts=hosts, services={"web": web(0, 1, 2)}, slots=claims)
-    assert plan("web", state, Me(host="box-b", host_id="id"), {}, now=0, at=AT) == [Claim(slot=1)]
+    assert plan("web", state, HostIdentity(host="box-b", host_id="id"), {}, now=0, at=AT) == [
+        Claim(slot=1)
+    ]
     assert plan("web", state, ME, {0: LIVING}, now=0, at=AT) == []
 
 
@@ -203,7 +205,9 @@ def test_all_hosts_together_place_each_slot_once_and_never_beyond_their_room(
     for name, there in state.hosts.items():
         mine = [
             action.slot
-            for action in plan(service, state, Me(host=name, host_id="other"), {}, now=0, at=AT)
+            for action in plan(
+                service, state, HostIdentity(host=name, host_id="other"), {}, now=0, at=AT
+            )
             if isinstance(action, Claim)
         ]
         assert len(mine) <= max(0, there.max_instances - state.used.get(name, 0))
@@ -301,7 +305,7 @@ def test_all_hosts_place_alike_and_only_where_the_slot_may_go(
             item.slot == number and item.host == name and item.until > AT for item in record.avoid
         )
     for name, there in state.hosts.items():
-        me = Me(host=name, host_id=there.host_id)
+        me = HostIdentity(host=name, host_id=there.host_id)
         claims = [
             action.slot
             for action in plan(service, state, me, {}, now=0, at=AT)
@@ -316,13 +320,13 @@ def test_slots_placed_together_go_where_each_would_go_alone(
 ) -> None:
     record = state.services.get(service, ServiceRecord())
     off = avoided(record, AT)
-    at_once = Board(service, state, record, Spare(state))
+    at_once = Placement(service, state, record, HostRoom(state))
     numbers, placed = iter(range(sum(batches))), dict[int, str]()
     for size in batches:
         placed |= at_once.place(list(islice(numbers, size)), off)
 
-    spare, own = Spare(state), Counter(state.tally(service).hosts)
-    board = Board(service, state, record, spare)
+    spare, own = HostRoom(state), Counter(state.tally(service).hosts)
+    board = Placement(service, state, record, spare)
     alone = {}
     for number in range(sum(batches)):
         ranks = [
@@ -344,7 +348,7 @@ def test_an_instance_that_is_wanted_where_it_is_is_left_alone(
 ) -> None:
     """Whatever is ordered, moved or avoided: it goes only once its slot is out of the set."""
     for name, there in state.hosts.items():
-        me = Me(host=name, host_id=there.host_id)
+        me = HostIdentity(host=name, host_id=there.host_id)
         local = {
             number: LIVING for number, claim in state.slots_of(service).items() if me.holds(claim)
         }
@@ -386,10 +390,10 @@ def test_a_slot_in_which_nothing_lives_leaves_a_drained_host_if_another_can_take
     assert plan("web", state, ME, {0: ENDED}, now=0, at=AT) == [Make(slot=0)]
     drained = replace(state, orders={"box-a": HostOrder(draining=True)})
     assert plan("web", drained, ME, {0: ENDED}, now=0, at=AT) == [Release(slot=0)]
-    waiting = Local(ended=True, failures=1, retry_at=9.0)
+    waiting = LocalInstance(ended=True, failures=1, retry_at=9.0)
     assert plan("web", state, ME, {0: waiting}, now=0, at=AT) == []
     assert plan("web", drained, ME, {0: waiting}, now=0, at=AT) == [Release(slot=0)]
-    untold = Local(ended=True, settled=False)
+    untold = LocalInstance(ended=True, settled=False)
     assert plan("web", drained, ME, {0: untold}, now=0, at=AT) == [Make(slot=0)]
     cordoned = replace(state, orders={"box-a": HostOrder()})
     assert plan("web", cordoned, ME, {0: ENDED}, now=0, at=AT) == [Make(slot=0)]
@@ -404,7 +408,7 @@ def test_a_slot_that_keeps_failing_is_let_go_where_another_host_would_take_it() 
     hosts = {"box-a": host(), "box-b": host()}
     claims = {"web": {0: slot("web", 0, InstanceState.FAILED)}}
     state = fleet(hosts=hosts, services={"web": web(0)}, slots=claims)
-    four, five = (Local(ended=True, failures=count) for count in (4, 5))
+    four, five = (LocalInstance(ended=True, failures=count) for count in (4, 5))
     assert plan("web", state, ME, {0: four}, now=0, at=AT) == [Make(slot=0)]
     assert plan("web", state, ME, {0: five}, now=0, at=AT) == [GiveUp(slot=0)]
     alone = replace(state, hosts={"box-a": host()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.box.runner.self_reports import Reports
+from bridge.box.runner.self_reports import SelfReports
 from bridge.box.runtimes.environment import handed, handed_to
 from bridge.box.state import lifecycle
 from bridge.bus.core.message import Message
@@ -125,7 +125,7 @@ def test_a_report_counts_while_it_is_fresh_and_ends_with_its_instance() -> None:
     clock = [100.0]
     mine = {"web-1": lifecycle.begin("web-1", "web", now()).info}
     metrics = Metrics()
-    reports = Reports(metrics, mine, {"web-2"}, 10.0, lambda: clock[0])
+    reports = SelfReports(metrics, mine, {"web-2"}, 10.0, lambda: clock[0])
     said = InstanceHealth(inflight_requests=3)
 
     def take(instance_id: str) -> None:

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bridge.box.scheduler import reports
-from bridge.box.scheduler.admission import Verdict, decide
+from bridge.box.scheduler.admission import Admission, decide
 from bridge.box.scheduler.on_request import MAX_ON_REQUEST, REMEMBERED, made_from
 from bridge.box.scheduler.placement import able_hosts, place
-from bridge.box.scheduler.planner import Claim, Me, plan
-from bridge.box.state.records import Decision, FleetState, HostRecord, ServiceRecord, config_id
+from bridge.box.scheduler.planner import Claim, plan
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import Decision, HostIdentity, HostRecord, ServiceRecord, config_id
 from bridge.protocol import ScaleConfig
 from tests.unit.fleets import AT, asked, fleet, host, slot
 
@@ -35,7 +36,7 @@ def of_image(image: str = NGINX) -> ScaleConfig:
     return ScaleConfig(image=image)
 
 
-def after(state: FleetState, verdict: Verdict, service: str = "web") -> FleetState:
+def after(state: FleetState, verdict: Admission, service: str = "web") -> FleetState:
     assert verdict.record is not None, verdict.response.error
     return replace(state, services={**state.services, service: verdict.record})
 
@@ -148,7 +149,7 @@ def test_only_hosts_that_admit_the_image_count_and_are_planned_on() -> None:
     assert "max 4 total" in (verdict.response.error or "")
     state = after(state, verdict)
     for name, claims in (("box-a", []), ("box-b", [Claim(slot=n) for n in range(4)])):
-        me = Me(host=name, host_id="id")
+        me = HostIdentity(host=name, host_id="id")
         assert plan("web", state, me, {}, now=0.0, at=AT) == claims
     told = {item.name: item for item in reports.plan(asked(replicas=4), state).hosts}
     assert told["box-a"].why_not == "it does not offer the service"

@@ -7,14 +7,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bridge.box.scheduler import rollout
-from bridge.box.state.records import (
-    FleetState,
-    HostOrder,
-    Offer,
-    Rollout,
-    ServiceRecord,
-    SlotRecord,
-)
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import HostOrder, Offer, Rollout, ServiceRecord, SlotRecord
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.unit.fleets import AT, fleet, host, slot
 

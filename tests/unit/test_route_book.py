@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from bridge.gateway.routes.index import Delete, Put, Route
-from bridge.gateway.routes.instance_state import Routed
-from bridge.gateway.routes.state import FLAP_PAUSE, MEMORY, RouteBook
+from bridge.gateway.routes.instance_state import RouteCandidate
+from bridge.gateway.routes.state import FLAP_PAUSE, MEMORY, RouteState
 from bridge.protocol import InstanceEvent, InstanceHealth, InstanceState
 
 S = InstanceState
@@ -37,20 +37,20 @@ def event(to: InstanceState, message: str = "", *, since: InstanceState | None =
     return InstanceEvent.transition("web-1", "web", since or to, to, at=AT).with_message(message)
 
 
-def book(count: int = 1, **settings: Any) -> RouteBook:
+def book(count: int = 1, **settings: Any) -> RouteState:
     """Registrations ``web-1`` to ``web-<count>``, heard at 0 with times from 1 on."""
-    made = RouteBook(30, **settings)
+    made = RouteState(30, **settings)
     for number in range(1, count + 1):
         made.register(registration(f"web-{number}"), number, 0)
     made.take_news()
     return made
 
 
-def names(made: RouteBook) -> list[str]:
+def names(made: RouteState) -> list[str]:
     return sorted(route.instance_id for route in made.routes)
 
 
-def passed(made: RouteBook, start: float, end: float, *, live: bool = True) -> list[str]:
+def passed(made: RouteState, start: float, end: float, *, live: bool = True) -> list[str]:
     """Let time pass, a tick a second; returns who was held over."""
     kept: list[str] = []
     for second in range(int(start) + 1, int(end) + 1):
@@ -85,7 +85,7 @@ _LEFT = st.sampled_from([("deregister", "web-2"), ("event", "web-2", 3, S.DRAINI
 _TOLD = st.one_of(_REGISTERED, _REGISTERED, _STEPPED, _NOTED, _LEFT)
 
 
-def tell(made: RouteBook, told: tuple[Any, ...]) -> None:
+def tell(made: RouteState, told: tuple[Any, ...]) -> None:
     kind, name, *rest = told
     if kind == "register":
         port, healthy, time, host = rest
@@ -117,7 +117,7 @@ def test_any_order_of_any_messages_with_repeats_settles_to_the_same_table(
     repeats = data.draw(st.lists(st.sampled_from(told), max_size=8) if told else st.just([]))
     tables = []
     for messages in (told, [*other_order, *repeats]):
-        made = RouteBook(1000)
+        made = RouteState(1000)
         for message in messages:
             tell(made, message)
         made.tick(2.0 + FLAP_PAUSE, live=True)  # in some orders health changed more often
@@ -139,17 +139,17 @@ def test_a_snapshot_is_taken_over_as_if_each_had_registered(
     told: list[tuple[Any, ...]], snapshot: dict[str, tuple[int, bool, int, bool]], limit: int
 ) -> None:
     taken_at, now, seconds = 10**12, 50.0, 10**9
-    books = RouteBook(30, limit=limit), RouteBook(30, limit=limit)
+    books = RouteState(30, limit=limit), RouteState(30, limit=limit)
     for message in told:
         for made in books:
             tell(made, message)
-    taken: dict[tuple[str, str], Routed] = {}
+    taken: dict[tuple[str, str], RouteCandidate] = {}
     refused = 0
     for name, (port, healthy, at, hosted) in snapshot.items():
         metadata = {} if healthy else {"box_healthy": "false"}
         route = registration(name, port, "box-a" if hosted else "", **metadata)
         time_ns = taken_at + at * seconds
-        taken[route.key] = Routed(route.key, route=route, time_ns=time_ns)
+        taken[route.key] = RouteCandidate(route.key, route=route, time_ns=time_ns)
         if at >= -30:
             refused += not books[0].register(route, time_ns, now, age=max(0.0, float(-at)))
     assert books[1].take_over(taken, taken_at, now) == refused
@@ -166,7 +166,7 @@ def test_a_snapshot_is_taken_over_as_if_each_had_registered(
 def test_the_changes_lead_to_the_table_and_are_numbered_without_a_gap(
     told: list[tuple[Any, ...]],
 ) -> None:
-    made = RouteBook(1000)
+    made = RouteState(1000)
     copy: dict[tuple[str, str], Route] = {}
     last = 0
     for message in told:
@@ -286,7 +286,7 @@ def test_a_report_counts_for_as_long_as_a_lease() -> None:
 
 
 def test_only_its_own_host_can_sample_an_instance() -> None:
-    made = RouteBook(30)
+    made = RouteState(30)
     made.register(registration(host="box-a"), 1, 0)
     made.sample("box-b", {"web-1": BAD}, 1)
     assert names(made) == ["web-1"]
@@ -296,13 +296,13 @@ def test_only_its_own_host_can_sample_an_instance() -> None:
     assert names(made) == ["web-1"]
 
 
-def flap(made: RouteBook, times: list[float]) -> None:
+def flap(made: RouteState, times: list[float]) -> None:
     for number, at in enumerate(times):
         made.report(KEY, GOOD if number % 2 else BAD, at)
 
 
 def test_five_changes_of_health_in_a_minute_keep_it_out_for_a_minute() -> None:
-    made = RouteBook(1000)
+    made = RouteState(1000)
     made.register(registration(), 1, 0)
     flap(made, [0, 15, 30, 45])
     assert names(made) == ["web-1"]
@@ -315,7 +315,7 @@ def test_five_changes_of_health_in_a_minute_keep_it_out_for_a_minute() -> None:
 
 
 def test_five_changes_in_more_than_a_minute_do_not() -> None:
-    made = RouteBook(1000)
+    made = RouteState(1000)
     made.register(registration(), 1, 0)
     flap(made, [0, 16, 32, 48, 64, 80])
     assert names(made) == ["web-1"]
@@ -345,7 +345,7 @@ def test_a_renewal_that_says_the_same_changes_nothing() -> None:
 
 
 def test_what_is_over_of_a_lease_is_over() -> None:
-    made = RouteBook(30)
+    made = RouteState(30)
     made.register(registration(), 1, 0, age=25.0)
     passed(made, 0, 5)
     assert names(made) == []
@@ -378,7 +378,7 @@ def test_half_of_all_leases_at_once_are_kept_once_more_and_it_says_so() -> None:
 
 
 def test_those_whose_renewals_are_spread_run_out_at_once_too() -> None:
-    made = RouteBook(30)
+    made = RouteState(30)
     for number in range(1, 5):  # all of one host, which dies at 9
         made.register(registration(f"web-{number}"), number, 2 * number)
     assert sorted(passed(made, 0, 38)) == [f"web-{number}" for number in range(1, 5)]
@@ -424,7 +424,7 @@ def test_no_more_are_held_nor_remembered_than_the_limit() -> None:
 
 
 def test_a_clock_of_the_server_that_went_back_is_followed() -> None:
-    made = RouteBook(30)
+    made = RouteState(30)
     made.register(registration(port=80), 10**18, 0)
     made.forget_times()
     made.register(registration(port=81), 10**17, 1)

@@ -10,7 +10,7 @@ import pytest
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.gateway.routes.feed import RouteFeed, _Registry
-from bridge.gateway.routes.state import RouteBook
+from bridge.gateway.routes.state import RouteState
 from bridge.observe import Metrics
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, encode
 from bridge.settings import NatsConfig
@@ -26,7 +26,7 @@ class Registry:
     def __init__(self) -> None:
         self.now = 0.0
         self.changes = 0
-        self.book = RouteBook(30)
+        self.book = RouteState(30)
         connection = Connection(NatsConfig(), "test", Metrics())
         feed = RouteFeed(connection, self.book, None, 30, self._changed, clock=lambda: self.now)
         [self.sink] = [each for each in feed.sources if isinstance(each, _Registry)]

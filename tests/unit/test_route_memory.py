@@ -10,8 +10,8 @@ import pytest
 from bridge.bench.fleets import host_of, registrations, service_of
 from bridge.bus.core.message import Message
 from bridge.gateway.routes.index import Route
-from bridge.gateway.routes.registration_reader import Announced
-from bridge.gateway.routes.state import RouteBook
+from bridge.gateway.routes.registration_reader import RegistrationReader
+from bridge.gateway.routes.state import RouteState
 from bridge.protocol import encode
 
 COUNT = 4000
@@ -27,8 +27,8 @@ def wire(count: int, own: bool) -> list[bytes]:
     ]
 
 
-def book_of(messages: list[bytes]) -> RouteBook:
-    book, announced = RouteBook(30), Announced()
+def book_of(messages: list[bytes]) -> RouteState:
+    book, announced = RouteState(30), RegistrationReader()
     for number, data in enumerate(messages):
         key = service_of(number), f"{service_of(number)}-{number:06x}"
         headers = f"NATS/1.0\r\nBox-Host: {host_of(number)}\r\n\r\n".encode()

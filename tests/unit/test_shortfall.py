@@ -10,10 +10,10 @@ from msgspec.structs import replace
 
 from bridge.box.scheduler import diagnosis
 from bridge.box.scheduler.planner import KEPT_OFF
+from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import SERVING
 from bridge.box.state.records import (
     Avoidance,
-    FleetState,
     HostOrder,
     HostRecord,
     Offer,
@@ -21,7 +21,7 @@ from bridge.box.state.records import (
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.state.slot_index import Census
+from bridge.box.state.slot_index import SlotIndex
 from bridge.protocol import InstanceState
 from tests.support import calls
 from tests.unit.fleets import AT, fleet, fleets, host, slot
@@ -181,7 +181,7 @@ def _sorted(state: FleetState) -> FleetState:
     for name, record in hosts.items():
         for service in record.services:
             offers.setdefault(service, {})[name] = record
-    census = Census(services, slots, hosts, frozenset())
+    census = SlotIndex(services, slots, hosts, frozenset())
     for service in services:
         census.service_changed(service)
     for service, found in slots.items():

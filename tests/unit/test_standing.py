@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from bridge.box.fleet.view import Fleet
-from bridge.box.scheduler.admission import Asked, Verdict, decide
-from bridge.box.state.capacity_cache import LIMIT, Standing, Standings
+from bridge.box.fleet.view import FleetView
+from bridge.box.scheduler.admission import Admission, AdmissionRequest, decide
+from bridge.box.state.capacity_cache import LIMIT, Capacity, CapacityCache
 from bridge.box.state.records import HostOrder, HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.bus.core.connection import Connection
 from bridge.observe import Metrics
@@ -24,9 +24,9 @@ SERVICES = ["api", "web", "work"]
 
 
 @pytest.fixture
-async def fleet() -> Fleet:
+async def fleet() -> FleetView:
     connection = Connection(NatsConfig(), "test", Metrics())
-    return Fleet(connection, 10, lambda _: None, lambda *_: None)
+    return FleetView(connection, 10, lambda _: None, lambda *_: None)
 
 
 def host(*services: str, room: int = 9, port: int = 0, images: bool = False) -> HostRecord:
@@ -47,17 +47,17 @@ def claim(service: str, slot: int, name: str) -> SlotRecord:
     return SlotRecord(host=name, host_id="id", config="", seq=1, info=info)
 
 
-def asked(service: str, replicas: int, config: ScaleConfig | None = None) -> Asked:
+def asked(service: str, replicas: int, config: ScaleConfig | None = None) -> AdmissionRequest:
     request = ScaleRequest(service=service, replicas=replicas, config=config or ScaleConfig())
-    return Asked(request=request, host="box-a", at=AT)
+    return AdmissionRequest(request=request, host="box-a", at=AT)
 
 
-def verdicts(fleet: Fleet, question: Asked) -> tuple[Verdict, Verdict]:
+def verdicts(fleet: FleetView, question: AdmissionRequest) -> tuple[Admission, Admission]:
     """What is decided with what was found out before, and without."""
     return decide(question, fleet.state), decide(question, replace(fleet.state, standings=None))
 
 
-def change(fleet: Fleet, chance: random.Random) -> None:
+def change(fleet: FleetView, chance: random.Random) -> None:
     """Something happens to the fleet."""
     name, service = chance.choice(HOSTS), chance.choice(SERVICES)
     match chance.randrange(4):
@@ -87,7 +87,7 @@ def change(fleet: Fleet, chance: random.Random) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_a_decision_is_what_it_would_be_if_nothing_were_known(
-    fleet: Fleet, seed: int
+    fleet: FleetView, seed: int
 ) -> None:
     chance = random.Random(seed)
     differed: set[str | None] = set()
@@ -117,7 +117,7 @@ class Counted(dict[str, HostRecord]):
         return super().__iter__()
 
 
-async def test_requests_do_not_look_at_each_host(fleet: Fleet) -> None:
+async def test_requests_do_not_look_at_each_host(fleet: FleetView) -> None:
     for number in range(50):
         fleet._host_changed(f"box-{number}", None, host("web", "api"))
     fleet._service_changed("web", None, ServiceRecord(target=2, slots=[0, 1]))
@@ -136,8 +136,8 @@ async def test_requests_do_not_look_at_each_host(fleet: Fleet) -> None:
 
 
 def test_what_is_kept_is_bounded() -> None:
-    standings = Standings()
-    standing = Standing(
+    standings = CapacityCache()
+    standing = Capacity(
         config=ScaleConfig(), on_request=False, able={}, why_not={}, total=0, places=None
     )
     for number in range(3 * LIMIT):

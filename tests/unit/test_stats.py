@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.box.fleet.view import Fleet
+from bridge.box.fleet.view import FleetView
 from bridge.box.state.records import HostRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.gateway.routes.state import RouteBook
+from bridge.gateway.routes.state import RouteState
 from bridge.observe import Metrics
 from bridge.protocol import HostStats, InstanceHealth, encode
 from bridge.settings import NatsConfig
@@ -26,9 +26,11 @@ class Read(dict[str, InstanceHealth]):
 
 
 @pytest.fixture
-async def fleet() -> Fleet:
+async def fleet() -> FleetView:
     """A fleet in which a host lives."""
-    made = Fleet(Connection(NatsConfig(), "test", Metrics()), 10, lambda _: None, lambda *_: None)
+    made = FleetView(
+        Connection(NatsConfig(), "test", Metrics()), 10, lambda _: None, lambda *_: None
+    )
     host = HostRecord(host_id="a", runtime="process", cpus=1, max_instances=9, services={})
     made._host_changed("box-a", None, host)
     return made
@@ -38,12 +40,12 @@ def stats(cpu: float = 0.0) -> HostStats:
     return {"web-1": InstanceHealth(cpu_percent=cpu), "web-2": InstanceHealth()}
 
 
-def tell(fleet: Fleet, report: HostStats | bytes, host: str = "box-a") -> None:
+def tell(fleet: FleetView, report: HostStats | bytes, host: str = "box-a") -> None:
     data = report if isinstance(report, bytes) else encode(report)
     fleet.take_stats(Message(f"box.stats.{host}", "", data, b""))
 
 
-async def test_a_host_that_says_the_same_again_is_not_read_again(fleet: Fleet) -> None:
+async def test_a_host_that_says_the_same_again_is_not_read_again(fleet: FleetView) -> None:
     tell(fleet, stats())
     first = fleet.state.loads["web-1"]
     tell(fleet, stats())
@@ -54,7 +56,7 @@ async def test_a_host_that_says_the_same_again_is_not_read_again(fleet: Fleet) -
     assert fleet.state.loads["web-1"].cpu_percent == 0.0
 
 
-async def test_a_host_that_was_gone_is_read_anew(fleet: Fleet) -> None:
+async def test_a_host_that_was_gone_is_read_anew(fleet: FleetView) -> None:
     tell(fleet, stats())
     fleet._drop_report("box-a")
     assert not fleet.state.loads
@@ -62,21 +64,21 @@ async def test_a_host_that_was_gone_is_read_anew(fleet: Fleet) -> None:
     assert fleet.state.loads.keys() == {"web-1", "web-2"}
 
 
-async def test_what_a_host_says_itself_does_not_come_back_to_it(fleet: Fleet) -> None:
+async def test_what_a_host_says_itself_does_not_come_back_to_it(fleet: FleetView) -> None:
     report = stats()
     fleet.report("box-a", report, encode(report))
     tell(fleet, encode(report))
     assert fleet.state.loads["web-1"] is report["web-1"]
 
 
-async def test_a_bad_report_is_counted_each_time(fleet: Fleet) -> None:
+async def test_a_bad_report_is_counted_each_time(fleet: FleetView) -> None:
     tell(fleet, b"[]")
     tell(fleet, b"[]")
     assert fleet._connection.metrics.refusals() == {"stats: malformed": 2}
 
 
 def test_a_gateway_looks_at_the_sick_alone() -> None:
-    book = RouteBook(30)
+    book = RouteState(30)
     for number in range(100):
         book.register(registration(f"web-{number}", host="box-a"), number + 1, 0)
     well = Read({f"web-{number}": InstanceHealth() for number in range(100)})

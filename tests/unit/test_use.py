@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from bridge.box.runtimes.process.usage import Meter, read_load
+from bridge.box.runtimes.process.usage import UsageMeter, read_load
 
 BURN = "import time\nwhile True: time.process_time()"
 TREE = f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', {BURN!r}])"
@@ -58,7 +58,7 @@ def test_a_process_that_is_not_there_uses_nothing() -> None:
 
 
 def test_a_group_uses_what_its_members_do_and_its_leader_does_not_count() -> None:
-    meter = Meter()
+    meter = UsageMeter()
     with leading(TREE) as child:
         group = child.pid
         deadline = time.monotonic() + 20
@@ -81,6 +81,6 @@ def test_the_cpu_of_a_process_counts_from_the_second_look_on() -> None:
         [member] = psutil.Process(child.pid).children()
         while member.cpu_times().user < 0.1 and time.monotonic() < deadline:
             time.sleep(0.01)
-        cpu, memory = Meter().measure({child.pid}, 100.0)
+        cpu, memory = UsageMeter().measure({child.pid}, 100.0)
         assert cpu[child.pid] == 0
         assert memory[child.pid] > 0

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from bridge.errors import ConfigError
-from bridge.gateway.relay.webhook import Verdict, check, judge, retry_after, shown
+from bridge.gateway.relay.webhook import Outcome, check, judge, retry_after, shown
 
 NOW = datetime(2026, 11, 21, 8, tzinfo=UTC)
 
@@ -15,13 +15,13 @@ NOW = datetime(2026, 11, 21, 8, tzinfo=UTC)
 @pytest.mark.parametrize(
     ("status", "verdict"),
     [
-        *((status, Verdict.TAKEN) for status in (200, 201, 202, 204, 299)),
-        *((status, Verdict.REFUSED) for status in (400, 401, 403, 404, 409, 410, 422, 499)),
-        *((status, Verdict.AGAIN) for status in (408, 425, 429, 500, 501, 502, 503, 504, 599)),
-        *((status, Verdict.AGAIN) for status in (300, 301, 302, 304, 307, 308)),
+        *((status, Outcome.TAKEN) for status in (200, 201, 202, 204, 299)),
+        *((status, Outcome.REFUSED) for status in (400, 401, 403, 404, 409, 410, 422, 499)),
+        *((status, Outcome.AGAIN) for status in (408, 425, 429, 500, 501, 502, 503, 504, 599)),
+        *((status, Outcome.AGAIN) for status in (300, 301, 302, 304, 307, 308)),
     ],
 )
-def test_a_status_says_whether_it_is_worth_asking_again(status: int, verdict: Verdict) -> None:
+def test_a_status_says_whether_it_is_worth_asking_again(status: int, verdict: Outcome) -> None:
     assert judge(status).verdict is verdict
 
 

@@ -29,11 +29,11 @@ from bridge.admin_protocol import (
     ServicesResponse,
 )
 from bridge.box.api.scale import expiry
-from bridge.box.fleet.decisions import Ledger
-from bridge.box.fleet.host_orders import Orders
-from bridge.box.fleet.view import Fleet
+from bridge.box.fleet.decisions import Decisions
+from bridge.box.fleet.host_orders import HostOrders
+from bridge.box.fleet.view import FleetView
 from bridge.box.scheduler import reports
-from bridge.box.scheduler.admission import Asked, expired
+from bridge.box.scheduler.admission import AdmissionRequest, expired
 from bridge.box.state.records import ServiceRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
@@ -51,14 +51,14 @@ _HISTORY_PATIENCE: Final = 5.0  # seconds
 _Handler = Callable[[Message], Awaitable[Reply]]
 
 
-class Operations:
+class AdminApi:
     """Answers operators from the fleet's state. `why_not` says why this Box must not, or ""."""
 
     def __init__(
         self,
         connection: Connection,
-        fleet: Fleet,
-        ledger: Ledger,
+        fleet: FleetView,
+        ledger: Decisions,
         host: str,
         clock: Callable[[], datetime],
         why_not: Callable[[], str],
@@ -68,7 +68,7 @@ class Operations:
         self._host = host
         self._clock = clock
         self._why_not = why_not
-        self._orders = Orders(fleet, ledger, host, clock)
+        self._orders = HostOrders(fleet, ledger, host, clock)
         self._readers = asyncio.Semaphore(_READERS)
         self._turn = asyncio.Lock()
 
@@ -182,7 +182,7 @@ class Operations:
 
     async def _plan(self, message: Message) -> Reply:
         request = decode(PlanRequest, message.data)
-        asked = Asked(
+        asked = AdmissionRequest(
             request=ScaleRequest(service=request.service, replicas=request.replicas),
             host=self._host,
             at=self._clock(),

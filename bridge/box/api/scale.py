@@ -10,10 +10,10 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.box.fleet.decisions import Ledger
-from bridge.box.fleet.view import Fleet
+from bridge.box.fleet.decisions import Decisions
+from bridge.box.fleet.view import FleetView
 from bridge.box.scheduler import diagnosis, rollout
-from bridge.box.scheduler.admission import Asked, living, refuse
+from bridge.box.scheduler.admission import AdmissionRequest, living, refuse
 from bridge.box.state.records import ServiceRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
@@ -47,14 +47,14 @@ _VERSION: Final = re.compile(r"[0-9]{1,18}")
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-class Endpoints:
+class ScaleApi:
     """Answers requests from the fleet's state. `why_not` says why this Box must not, or ""."""
 
     def __init__(
         self,
         connection: Connection,
-        fleet: Fleet,
-        ledger: Ledger,
+        fleet: FleetView,
+        ledger: Decisions,
         host: str,
         clock: Callable[[], datetime],
         why_not: Callable[[], str],
@@ -104,7 +104,7 @@ class Endpoints:
         response = await self._ledger.decide(taken)
         return None if response is None else self._decided(taken, response)
 
-    def _take(self, message: Message) -> Asked | Reply:
+    def _take(self, message: Message) -> AdmissionRequest | Reply:
         """The request, or its refusal: unreadable, or this Box is not the one to ask."""
         try:
             request = decode(ScaleRequest, message.data)
@@ -121,11 +121,11 @@ class Endpoints:
             return self._scale_reply(refuse(request, self._fleet.state, error).response)
         return asked
 
-    def _asked(self, request: ScaleRequest, message: Message) -> Asked:
+    def _asked(self, request: ScaleRequest, message: Message) -> AdmissionRequest:
         """The request with what its headers say; raises ProtocolError for what they must not."""
         headers, expires_at = message.headers, expiry(message)
         trace = headers.get(TRACEPARENT, "")
-        return Asked(
+        return AdmissionRequest(
             request=request,
             host=self._host,
             at=self._clock(),
@@ -147,7 +147,7 @@ class Endpoints:
         )
         return self._scale_reply(response)
 
-    def _decided(self, asked: Asked, response: ScaleResponse) -> Reply:
+    def _decided(self, asked: AdmissionRequest, response: ScaleResponse) -> Reply:
         """The reply, which says what version of the service's record it rests on."""
         record = self._fleet.state.services.get(asked.request.service)
         return self._scale_reply(response, {RECORD_VERSION: str(record.version)} if record else {})

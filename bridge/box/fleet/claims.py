@@ -12,14 +12,15 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from bridge.box.fleet.decisions import Ledger
-from bridge.box.fleet.view import Fleet
+from bridge.box.fleet.decisions import Decisions
+from bridge.box.fleet.view import FleetView
 from bridge.box.scheduler.placement import demand, room, unfit
-from bridge.box.scheduler.planner import Me, avoiding
+from bridge.box.scheduler.planner import avoiding
 from bridge.box.state import lifecycle
-from bridge.box.state.records import Decision, FleetState, ServiceRecord, SlotRecord
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import Decision, HostIdentity, ServiceRecord, SlotRecord
 from bridge.bus.jetstream.kv_view import Record
-from bridge.bus.registrations import Registry
+from bridge.bus.registrations import Registrations
 from bridge.ids import new_id
 from bridge.protocol import InstanceDeregistration
 from bridge.subjects import slot_key
@@ -35,10 +36,10 @@ class Claims:
 
     def __init__(
         self,
-        me: Me,
-        fleet: Fleet,
-        ledger: Ledger,
-        registry: Registry,
+        me: HostIdentity,
+        fleet: FleetView,
+        ledger: Decisions,
+        registry: Registrations,
         services: Container[str],
         clock: Callable[[], datetime],
     ) -> None:

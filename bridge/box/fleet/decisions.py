@@ -14,9 +14,10 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from bridge.box.fleet.view import Fleet
-from bridge.box.scheduler.admission import Asked, decide, refuse
-from bridge.box.state.records import FleetState, ServiceRecord
+from bridge.box.fleet.view import FleetView
+from bridge.box.scheduler.admission import AdmissionRequest, decide, refuse
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import ServiceRecord
 from bridge.errors import BusError, Conflict, CutOff, NoReply, TooLarge
 from bridge.protocol import ScaleResponse
 
@@ -26,14 +27,14 @@ Amend = Callable[[FleetState], ServiceRecord | None]
 """The record that a service should have, or None to leave it. Pure."""
 
 
-class Ledger:
+class Decisions:
     """Writes `box_services`. `patience` is for how many seconds a decision may lose races, `stale`
     says why what this Box sees is not current, or "".
     """
 
     def __init__(
         self,
-        fleet: Fleet,
+        fleet: FleetView,
         patience: float,
         clock: Callable[[], datetime],
         stale: Callable[[], str] = str,
@@ -46,7 +47,7 @@ class Ledger:
         self._turns = 0  # taken and waited for: a lock with waiters is free for a moment
         self._failing: set[str] = set()  # services whose record is too large; "" if all is refused
 
-    def answer(self, asked: Asked) -> ScaleResponse | None:
+    def answer(self, asked: AdmissionRequest) -> ScaleResponse | None:
         """The answer to a request that changes nothing; None where something is to be written, or
         where one that came earlier is being decided: then `decide` it.
 
@@ -59,7 +60,7 @@ class Ledger:
         verdict = decide(asked, self._fleet.state)
         return verdict.response if verdict.record is None else None
 
-    async def decide(self, asked: Asked) -> ScaleResponse | None:
+    async def decide(self, asked: AdmissionRequest) -> ScaleResponse | None:
         """The answer to a request, once what it decides is stored.
 
         None means that the fate of the write is unknown: nothing may be answered, and the caller
@@ -145,5 +146,5 @@ class Ledger:
         self._failing -= {service, ""}
         return True
 
-    def _refused(self, asked: Asked, error: str) -> ScaleResponse:
+    def _refused(self, asked: AdmissionRequest, error: str) -> ScaleResponse:
         return refuse(asked.request, self._fleet.state, error).response

@@ -15,13 +15,14 @@ from typing import Final
 from msgspec.structs import replace
 
 from bridge.admin_protocol import AdminRequest, AdminResponse, Move, Verb
-from bridge.box.fleet.decisions import Ledger
-from bridge.box.fleet.view import Fleet
+from bridge.box.fleet.decisions import Decisions
+from bridge.box.fleet.view import FleetView
 from bridge.box.scheduler import rollout
 from bridge.box.scheduler.drain_forecast import lacking
 from bridge.box.scheduler.rebalance import balance, marked
 from bridge.box.scheduler.reports import names
-from bridge.box.state.records import Decision, FleetState, HostOrder, ServiceRecord
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import Decision, HostOrder, ServiceRecord
 from bridge.errors import Conflict
 from bridge.subjects import check_name, cordon_key
 
@@ -31,11 +32,11 @@ _Decide = Callable[[FleetState], HostOrder | str | None]
 """The order that a host should have; None to leave it; a text says why not. Pure."""
 
 
-class Orders:
+class HostOrders:
     """See the module. `host` is the one that decides."""
 
     def __init__(
-        self, fleet: Fleet, ledger: Ledger, host: str, clock: Callable[[], datetime]
+        self, fleet: FleetView, ledger: Decisions, host: str, clock: Callable[[], datetime]
     ) -> None:
         self._fleet = fleet
         self._ledger = ledger

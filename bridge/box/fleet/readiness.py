@@ -11,59 +11,23 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
+from bridge.box.fleet.host_lease import HostLease
 from bridge.box.fleet.restore import Restorer
-from bridge.box.fleet.view import Fleet
-from bridge.box.host_directory import Lease
+from bridge.box.fleet.streams import Streams
+from bridge.box.fleet.view import FleetView
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.store import CUT_OFF
 from bridge.box.runtimes.base import Runtime
 from bridge.bus.core.connection import Connection
-from bridge.bus.jetstream import topology
-from bridge.bus.registrations import Registry
-from bridge.errors import BusError, StoreUnsuitable, TopologyMismatch
+from bridge.bus.registrations import Registrations
+from bridge.errors import BusError
 from bridge.protocol import format_time
-from bridge.settings import Config
 
 _log = logging.getLogger(__name__)
 
 _RETRY: Final = 0.5  # seconds between tries to be ready again
 _LEASE_TICK: Final = 0.5  # seconds between looks at the leases
 _BLIND: Final = 5.0  # seconds without a view of the fleet, though connected: a bucket may be gone
-
-
-class Streams:
-    """Makes sure that the fleet's streams and buckets exist, whoever finds them missing.
-
-    They may exist in a way that cannot be mended here: then the Box must end.
-    """
-
-    def __init__(self, connection: Connection, config: Config) -> None:
-        self._connection = connection
-        self._replicas = config.nats.replicas
-        self._lifetimes = topology.Lifetimes.of(config.timing)
-        self._turn = asyncio.Lock()
-        self._failure: BusError | None = None
-        self._failed = asyncio.Event()
-
-    async def watch(self) -> None:
-        """Raise TopologyMismatch or StoreUnsuitable once it is found that no retry will help."""
-        await self._failed.wait()
-        assert self._failure is not None
-        raise self._failure
-
-    async def restore(self) -> None:
-        """Create what is missing. Raises BusError; `watch` raises what no retry will mend."""
-        async with self._turn:
-            try:
-                created = await topology.ensure(
-                    self._connection, replicas=self._replicas, lifetimes=self._lifetimes
-                )
-            except (TopologyMismatch, StoreUnsuitable) as exc:
-                self._failure = exc
-                self._failed.set()
-                raise
-        if created:
-            _log.info("created %s", ", ".join(created))
 
 
 class Readiness:
@@ -75,9 +39,9 @@ class Readiness:
         self,
         connection: Connection,
         streams: Streams,
-        fleet: Fleet,
-        lease: Lease,
-        registry: Registry,
+        fleet: FleetView,
+        lease: HostLease,
+        registry: Registrations,
         journal: Journal,
         restorer: Restorer,
         runtime: Runtime,

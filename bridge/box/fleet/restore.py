@@ -15,10 +15,10 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
-from bridge.box.fleet.view import Fleet
+from bridge.box.fleet.view import FleetView
 from bridge.box.journal.journal import Journal
 from bridge.box.state.records import HostOrder, ServiceRecord
-from bridge.bus.jetstream.kv_view import Records
+from bridge.bus.jetstream.kv_view import KeyValueView
 from bridge.errors import Conflict
 from bridge.subjects import cordon_key
 
@@ -35,7 +35,7 @@ def is_lost(kept: V, there: V | None) -> bool:
 class Restorer:
     """See the module. `settle` is for how many seconds other Boxes may take to write theirs."""
 
-    def __init__(self, fleet: Fleet, journal: Journal, settle: float) -> None:
+    def __init__(self, fleet: FleetView, journal: Journal, settle: float) -> None:
         self._fleet = fleet
         self._journal = journal
         self._settle = settle
@@ -81,7 +81,7 @@ class Restorer:
 class _Kind(Struct, Generic[V], frozen=True):
     """What is kept of one bucket: its view, the key of a name, what the journal has."""
 
-    records: Records[V]
+    records: KeyValueView[V]
     key: Callable[[str], str]
     kept: Mapping[str, V]
     keep: Callable[[str, V], None]

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from bridge.box.fleet.decisions import Ledger
-from bridge.box.fleet.view import Fleet
+from bridge.box.fleet.decisions import Decisions
+from bridge.box.fleet.view import FleetView
 from bridge.box.scheduler import rollout
 from bridge.box.scheduler.placement import first_at_work
-from bridge.box.state.records import FleetState, ServiceRecord
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import ServiceRecord
 
 
-class Rollouts:
+class RolloutDriver:
     """Carries out what `rollout` decides, in the name of `host`."""
 
     def __init__(
-        self, host: str, fleet: Fleet, ledger: Ledger, clock: Callable[[], datetime]
+        self, host: str, fleet: FleetView, ledger: Decisions, clock: Callable[[], datetime]
     ) -> None:
         self._host = host
         self._fleet = fleet

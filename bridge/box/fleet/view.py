@@ -14,22 +14,22 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from bridge.box.state.capacity_cache import Standings
+from bridge.box.state.capacity_cache import CapacityCache
+from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.records import (
     NOTHING,
     Demand,
-    FleetState,
     HostOrder,
     HostRecord,
     ServiceRecord,
     SlotRecord,
     check_claim,
 )
-from bridge.box.state.slot_index import Census
+from bridge.box.state.slot_index import SlotIndex
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.bus.jetstream.kv_view import Records
+from bridge.bus.jetstream.kv_view import KeyValueView
 from bridge.bus.leases import WatchedLeases
 from bridge.errors import NameRefused, ProtocolError
 from bridge.protocol import HostStats, InstanceHealth, InstanceInfo, decode
@@ -60,7 +60,7 @@ SawOrder = Callable[[str, HostOrder | None], None]
 """The same of orders, by host."""
 
 
-class Fleet:
+class FleetView:
     """See the module. `touch` is called when a plan may have changed. `monotonic` is the clock of
     the leases.
     """
@@ -100,10 +100,10 @@ class Fleet:
         self._lives: dict[str, InstanceInfo] = {}
         self._reports: dict[str, HostStats] = {}
         self._told: dict[str, bytes] = {}
-        self._census = Census(self._services, self._slots, self._hosts, self._dead)
+        self._census = SlotIndex(self._services, self._slots, self._hosts, self._dead)
         self._leases = WatchedLeases[str](lease)
         self._lease = lease
-        self._standings = Standings()
+        self._standings = CapacityCache()
         self.state = FleetState(
             services=self._services,
             hosts=self._hosts,
@@ -122,14 +122,14 @@ class Fleet:
             census=self._census,
             standings=self._standings,
         )
-        self.services = Records(
+        self.services = KeyValueView(
             connection,
             subjects.services_bucket,
             ServiceRecord,
             on_change=self._service_changed,
             on_live=self._services_live,
         )
-        self.slots = Records(
+        self.slots = KeyValueView(
             connection,
             subjects.slots_bucket,
             SlotRecord,
@@ -137,19 +137,19 @@ class Fleet:
             on_change=self._slot_changed,
             on_live=self._slots_live,
         )
-        self.hosts = Records(
+        self.hosts = KeyValueView(
             connection,
             subjects.hosts_bucket,
             HostRecord,
             on_change=self._host_changed,
             on_live=self._hosts_live,
         )
-        self.orders = Records(
+        self.orders = KeyValueView(
             connection, subjects.admin_bucket, HostOrder, on_change=self._order_changed
         )
 
     @property
-    def views(self) -> tuple[Records[Any], ...]:
+    def views(self) -> tuple[KeyValueView[Any], ...]:
         """All that must be live for a decision; somebody has to run them."""
         return self.services, self.slots, self.hosts, self.orders
 

@@ -19,7 +19,7 @@ from bridge.protocol import format_time
 _PATIENCE: Final = 5.0  # seconds that an event may wait before anybody is told of it
 
 
-class Notices:
+class Alerts:
     """What a living Box has to say of itself: `trouble` is why nothing can be made here. Keeps the
     age of its backlog in the metrics.
     """

@@ -27,15 +27,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from bridge.box.journal.store import (
-    SET_ASIDE,
-    WRITTEN_BY,
-    Change,
-    Entry,
-    JournalStore,
-    Pending,
-    open_store,
-)
+from bridge.box.journal.entry import JournalEntry, PendingEvent
+from bridge.box.journal.store import SET_ASIDE, WRITTEN_BY, Change, JournalStore, open_store
 from bridge.box.state.records import HostOrder, ServiceRecord
 from bridge.errors import JournalError
 from bridge.protocol import InstanceEvent, encode
@@ -66,8 +59,8 @@ class Journal:
         self._moved = asyncio.Event()
         self._failure: JournalError | None = None
         self._problem = ""
-        self._unwritten: deque[tuple[int, Pending]] = deque()  # events, with their ticket
-        self._at_hand: deque[Pending] = deque()  # the oldest that are written, without a gap
+        self._unwritten: deque[tuple[int, PendingEvent]] = deque()  # events, with their ticket
+        self._at_hand: deque[PendingEvent] = deque()  # the oldest that are written, without a gap
         self._number = store.last_number()
         self.set_aside = set_aside or store.facts().get(SET_ASIDE, "")
         self.entries = store.entries()
@@ -98,14 +91,14 @@ class Journal:
     # ── writing ──────────────────────────────────────────────────────────────────────────
 
     def put(
-        self, entry: Entry, event: InstanceEvent | None = None, *, traceparent: str = ""
+        self, entry: JournalEntry, event: InstanceEvent | None = None, *, traceparent: str = ""
     ) -> None:
         """The instance as it is now, and the event that made it so, in one transaction."""
         life = entry.life
         self._give(("instances", (life.info.id,), (life.info.id, encode(entry))))
         if event is not None:
             self._number += 1
-            new = Pending(self._number, life.seq, event, traceparent, encode(event))
+            new = PendingEvent(self._number, life.seq, event, traceparent, encode(event))
             row = (new.n, life.info.id, new.seq, new.data, traceparent)
             self._give(("outbox", (new.n, new.n), row))
             self.backlog += 1
@@ -169,7 +162,7 @@ class Journal:
 
     # ── reading ──────────────────────────────────────────────────────────────────────────
 
-    async def pending(self, after: int, limit: int) -> list[Pending]:
+    async def pending(self, after: int, limit: int) -> list[PendingEvent]:
         """The first `limit` events after number `after` that are yet to be told.
 
         What was written lately is at hand: reading it back, and decoding it, would cost as much

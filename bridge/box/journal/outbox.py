@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
+from bridge.box.journal.entry import PendingEvent
 from bridge.box.journal.journal import Journal
-from bridge.box.journal.store import Pending
-from bridge.bus.jetstream.publish import Outgoing
+from bridge.bus.jetstream.publish import OutgoingMessage
 from bridge.bus.jetstream.publisher import LIMIT, Publisher
 from bridge.observe import Metrics
 from bridge.subjects import BOX_HOST, BOX_SEQ, MSG_ID, TRACEPARENT, Subjects
@@ -84,7 +84,7 @@ class Outbox:
             self._oldest = None
             self._empty.set()
 
-    def _outgoing(self, item: Pending) -> Outgoing:
+    def _outgoing(self, item: PendingEvent) -> OutgoingMessage:
         event = item.event
         headers = {
             MSG_ID: f"{event.instance_id}.{item.seq}",
@@ -93,7 +93,7 @@ class Outbox:
         }
         if item.traceparent:
             headers[TRACEPARENT] = item.traceparent
-        return Outgoing(
+        return OutgoingMessage(
             subject=self._subjects.events(event.service),
             data=item.data,
             headers=headers,

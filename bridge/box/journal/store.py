@@ -14,11 +14,10 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct, field
 
-from bridge.box.runtimes.process_identity import Identity
-from bridge.box.state.lifecycle import Life
-from bridge.box.state.records import Demand, HostOrder, ServiceRecord
+from bridge.box.journal.entry import JournalEntry, PendingEvent
+from bridge.box.state.records import HostOrder, ServiceRecord
 from bridge.errors import ForeignJournal, JournalError, ProtocolError
-from bridge.protocol import InstanceEvent, ScaleConfig, Time, decode
+from bridge.protocol import InstanceEvent, decode
 from bridge.settings import Probe, ServiceConfig
 from bridge.version import VERSION
 
@@ -64,34 +63,6 @@ _DELETE: Final = {
 _ROWS: Final = (128, 16, 1)  # put by one statement
 
 
-class Entry(Struct, frozen=True, kw_only=True):
-    """One instance: all that is needed to take it back after this process was killed.
-
-    `slot` is its slot, `config` the config_id that it was made with, `service` and `overrides`
-    what it was made from. `identity` is its process, None before one was started. `leaving` says
-    why it is to go, empty while it is not. `failures` counts those before it in its slot, running;
-    once it has failed as well it is one of them, and `retry_at` is when its slot is tried again.
-    """
-
-    slot: int
-    config: str
-    service: ServiceConfig
-    overrides: ScaleConfig
-    life: Life
-    identity: Identity | None = None
-    port: int = 0
-    registered: bool = False
-    leaving: str = ""
-    failures: int = 0
-    retry_at: Time | None = None
-
-    @property
-    def demand(self) -> Demand:
-        """What the instance is to have of its host."""
-        usual = Demand.of(self.service.vcpus, self.service.memory_mib)
-        return Demand.of(self.overrides.vcpus, self.overrides.memory_mib, usual)
-
-
 class _KeptProbe(Probe, frozen=True, kw_only=True, forbid_unknown_fields=False):
     pass
 
@@ -100,7 +71,7 @@ class _KeptService(ServiceConfig, frozen=True, kw_only=True, forbid_unknown_fiel
     probe: _KeptProbe = field(default_factory=_KeptProbe)
 
 
-class _KeptEntry(Entry, frozen=True, kw_only=True):
+class _KeptEntry(JournalEntry, frozen=True, kw_only=True):
     """An Entry as it is read: a setting is unknown here because a newer version has it, whose
     journal this one must be able to go on with.
     """
@@ -108,22 +79,10 @@ class _KeptEntry(Entry, frozen=True, kw_only=True):
     service: _KeptService
 
 
-class Pending(Struct, frozen=True):
-    """An event that is not known to be stored: its place in the outbox, its Box-Seq, and `data`,
-    the event as it travels.
-    """
-
-    n: int
-    seq: int
-    event: InstanceEvent
-    traceparent: str
-    data: bytes
-
-
 class Snapshot(Struct, frozen=True, kw_only=True):
     """What a journal says of its host, for people: living instances, facts, and the backlog."""
 
-    entries: list[Entry]
+    entries: list[JournalEntry]
     facts: dict[str, str]
     backlog: int
     oldest: datetime | None
@@ -207,8 +166,8 @@ def _put_aside(path: Path) -> Path:
     return kept
 
 
-def _read(entry: bytes) -> Entry:
-    return msgspec.convert(decode(_KeptEntry, entry), Entry, from_attributes=True)
+def _read(entry: bytes) -> JournalEntry:
+    return msgspec.convert(decode(_KeptEntry, entry), JournalEntry, from_attributes=True)
 
 
 class JournalStore:
@@ -305,7 +264,7 @@ class JournalStore:
                 self._db.execute(sql, [*itertools.chain.from_iterable(rows[place : place + size])])
                 place += size
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, JournalEntry]:
         """The instances that were not forgotten, by id."""
         rows = self._reads.execute("SELECT id, entry FROM instances")
         return {name: _read(entry) for name, entry in rows}
@@ -324,14 +283,14 @@ class JournalStore:
         """What `Journal.state` was told."""
         return dict(self._reads.execute("SELECT name, value FROM facts"))
 
-    def pending(self, after: int, limit: int) -> list[Pending]:
+    def pending(self, after: int, limit: int) -> list[PendingEvent]:
         """The first `limit` events after number `after`, in order."""
         rows = self._reads.execute(
             "SELECT n, seq, event, traceparent FROM outbox WHERE n > ? ORDER BY n LIMIT ?",
             (after, limit),
         )
         return [
-            Pending(n, seq, decode(InstanceEvent, event), traceparent, event)
+            PendingEvent(n, seq, decode(InstanceEvent, event), traceparent, event)
             for n, seq, event, traceparent in rows
         ]
 

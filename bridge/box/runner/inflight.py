@@ -14,7 +14,7 @@ from bridge.box.runtimes.sockets import connections, established
 Inside = Callable[[AbstractSet[int]], Counter[int]]
 
 
-class Traffic:
+class InflightCounter:
     """One look at the kernel's tables serves everybody who asks within `freshness` seconds.
 
     `inside` counts, from a thread, what the tables of this host do not show: see

@@ -15,17 +15,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
-from msgspec import Struct
-
-from bridge.box.runner.inflight import Traffic
-from bridge.box.runner.probes import Prober, until_next
-from bridge.box.runner.publication import Story
-from bridge.box.runner.self_reports import Reports
-from bridge.box.runtimes.base import Exit, Handle, Runtime, Spec, Usage
+from bridge.box.runner.context import InstanceContext
+from bridge.box.runner.probes import until_next
+from bridge.box.runner.publication import InstancePublication
+from bridge.box.runtimes.base import Exit, Handle, Spec, Usage
 from bridge.box.state import lifecycle
 from bridge.box.state.lifecycle import Life
 from bridge.errors import InstanceError, PortTaken
@@ -33,7 +29,6 @@ from bridge.protocol import (
     InstanceDeregistration,
     InstanceEvent,
     InstanceHealth,
-    InstanceInfo,
     InstanceRegistration,
     InstanceState,
 )
@@ -53,19 +48,6 @@ _PASSES: Final = "the probe passes"
 _S = InstanceState
 
 
-class Surroundings(Struct, frozen=True, kw_only=True):
-    """What all instances of one host share. `see` is told each change of an instance at once."""
-
-    runtime: Runtime
-    prober: Prober
-    traffic: Traffic
-    reports: Reports
-    address: str
-    idle_samples: int
-    clock: Callable[[], datetime]
-    see: Callable[[InstanceInfo], None]
-
-
 class Instance:
     """See the module. `run` lives its life and returns when it has ended.
 
@@ -73,7 +55,11 @@ class Instance:
     """
 
     def __init__(
-        self, spec: Spec, story: Story, around: Surroundings, handle: Handle | None = None
+        self,
+        spec: Spec,
+        story: InstancePublication,
+        around: InstanceContext,
+        handle: Handle | None = None,
     ) -> None:
         self.story = story
         self._spec = spec

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from bridge.box.journal.store import Entry
-from bridge.box.runner.instance import Surroundings
+from bridge.box.journal.entry import JournalEntry
+from bridge.box.runner.context import InstanceContext
 from bridge.box.runtimes.base import Spec
 from bridge.box.scheduler import on_request
 from bridge.box.state.records import ServiceRecord
@@ -16,14 +16,14 @@ from bridge.images import admits
 from bridge.settings import ServiceConfig, Timing
 
 
-class Workshop(Struct, frozen=True, kw_only=True):
+class InstanceSpecs(Struct, frozen=True, kw_only=True):
     """What instances are made from on this host. `images` are the patterns of those that requests
     may name.
     """
 
     services: Mapping[str, ServiceConfig]
     images: Collection[str]
-    around: Surroundings
+    around: InstanceContext
     instances_dir: Path
     cwd: Path
     fence: Path
@@ -33,7 +33,7 @@ class Workshop(Struct, frozen=True, kw_only=True):
         """How an instance of the service is made here; None if this host does not."""
         return self.services.get(service) or on_request.made_from(record)
 
-    def still_makes(self, entry: Entry, record: ServiceRecord | None) -> bool:
+    def still_makes(self, entry: JournalEntry, record: ServiceRecord | None) -> bool:
         """Whether this host goes on with an instance of its last life; a missing record is no
         order.
         """
@@ -42,7 +42,7 @@ class Workshop(Struct, frozen=True, kw_only=True):
         asked_for = record is None or record.on_request
         return asked_for and admits(self.images, entry.service.image)
 
-    def spec(self, entry: Entry) -> Spec:
+    def spec(self, entry: JournalEntry) -> Spec:
         """All that makes the instance."""
         info = entry.life.info
         return Spec.of(

@@ -10,15 +10,16 @@ from datetime import datetime, timedelta
 
 from msgspec import Struct
 
-from bridge.box.journal.store import Entry
+from bridge.box.journal.entry import JournalEntry
 from bridge.box.runner.instance import Instance
-from bridge.box.scheduler.planner import Local, Me, wake_at
-from bridge.box.state.records import FleetState
+from bridge.box.scheduler.planner import LocalInstance, wake_at
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import HostIdentity
 from bridge.protocol import InstanceState
 from bridge.settings import Timing
 
 
-class Held(Struct):
+class LocalSlot(Struct):
     """A slot of this host: the instance in it, and what follows if that has ended.
 
     `settled` says that everybody knows of the end, so that the slot may be given up.
@@ -51,9 +52,9 @@ class Held(Struct):
             wait = max(0.0, min(wait, (retry_at - now).total_seconds()))
         self.retry_at = time.monotonic() + wait
 
-    def as_planned(self) -> Local:
+    def as_planned(self) -> LocalInstance:
         """What a plan is told of it."""
-        return Local(
+        return LocalInstance(
             ended=self.ended,
             settled=self.settled,
             leaving=self.instance.leaving,
@@ -62,13 +63,13 @@ class Held(Struct):
         )
 
 
-class Holdings:
+class LocalSlots:
     """The slots of `me`, by service."""
 
-    def __init__(self, me: Me) -> None:
+    def __init__(self, me: HostIdentity) -> None:
         self._me = me
-        self._held: dict[str, dict[int, Held]] = {}
-        self._by_id: dict[str, Held] = {}
+        self._held: dict[str, dict[int, LocalSlot]] = {}
+        self._by_id: dict[str, LocalSlot] = {}
 
     def __bool__(self) -> bool:
         return bool(self._held)
@@ -78,15 +79,15 @@ class Holdings:
         """The services of which something is held."""
         return list(self._held)
 
-    def of(self, service: str) -> Mapping[int, Held]:
+    def of(self, service: str) -> Mapping[int, LocalSlot]:
         """What is held of `service`, by slot."""
         return self._held.get(service, {})
 
-    def at(self, service: str, slot: int) -> Held | None:
+    def at(self, service: str, slot: int) -> LocalSlot | None:
         """What is held in that slot."""
         return self.of(service).get(slot)
 
-    def locals(self, service: str) -> dict[int, Local]:
+    def locals(self, service: str) -> dict[int, LocalInstance]:
         """What a plan for `service` is told."""
         return {slot: held.as_planned() for slot, held in self.of(service).items()}
 
@@ -118,16 +119,16 @@ class Holdings:
 
     # ── what changes ─────────────────────────────────────────────────────────────────────
 
-    def hold(self, instance: Instance, entry: Entry) -> Held:
+    def hold(self, instance: Instance, entry: JournalEntry) -> LocalSlot:
         """The instance is what this host has in its slot from now on."""
-        held = Held(instance=instance, failures=entry.failures)
+        held = LocalSlot(instance=instance, failures=entry.failures)
         slots = self._held.setdefault(entry.life.info.service, {})
         if (before := slots.get(entry.slot)) is not None:
             before.instance.story.supersede()
         slots[entry.slot] = self._by_id[instance.id] = held
         return held
 
-    def settle(self, held: Held) -> None:
+    def settle(self, held: LocalSlot) -> None:
         """The instance has ended and all is told. A failure counts for what comes next."""
         held.settled = True
         story = held.instance.story

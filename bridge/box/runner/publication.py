@@ -2,7 +2,7 @@
 
 For one instance the order is always: its event is journaled, then stored in the stream, then its
 slot record says so, then its registration follows. The instance itself never waits for the bus:
-it tells its `Story` and goes on; the story catches up when the bus is there.
+it tells its `InstancePublication` and goes on; the story catches up when the bus is there.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
+from bridge.box.journal.entry import JournalEntry
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.outbox import Outbox
-from bridge.box.journal.store import Entry
-from bridge.box.runtimes.process_identity import Identity
-from bridge.box.scheduler.planner import Me
+from bridge.box.runtimes.process_identity import ProcessIdentity
 from bridge.box.state.lifecycle import ENDED, Life
-from bridge.box.state.records import SlotRecord
+from bridge.box.state.records import HostIdentity, SlotRecord
 from bridge.bus.core.connection import Connection
-from bridge.bus.jetstream.kv_view import Record, Records
-from bridge.bus.registrations import Registry
+from bridge.bus.jetstream.kv_view import KeyValueView, Record
+from bridge.bus.registrations import Registrations
 from bridge.errors import BusError, Conflict
 from bridge.protocol import (
     InstanceDeregistration,
@@ -36,17 +35,17 @@ from bridge.subjects import slot_key
 _log = logging.getLogger(__name__)
 
 
-class Teller:
+class PublicationContext:
     """What all stories of one host share."""
 
     def __init__(
         self,
-        me: Me,
+        me: HostIdentity,
         connection: Connection,
         journal: Journal,
         outbox: Outbox,
-        slots: Records[SlotRecord],
-        registry: Registry,
+        slots: KeyValueView[SlotRecord],
+        registry: Registrations,
     ) -> None:
         self.me = me
         self.connection = connection
@@ -56,7 +55,7 @@ class Teller:
         self.registry = registry
 
 
-class Story:
+class InstancePublication:
     """What is known of one instance, on its way to everybody; `run` takes it there.
 
     `record` is the slot's record if it already says what `entry` says, as after a claim, else
@@ -65,8 +64,8 @@ class Story:
 
     def __init__(
         self,
-        teller: Teller,
-        entry: Entry,
+        teller: PublicationContext,
+        entry: JournalEntry,
         record: Record[SlotRecord] | None = None,
         *,
         lost: Callable[[str], None],
@@ -112,7 +111,7 @@ class Story:
         self._teller.journal.put(self.entry)
         await self.written()
 
-    async def started(self, identity: Identity, port: int) -> None:
+    async def started(self, identity: ProcessIdentity, port: int) -> None:
         """Write down which process it is; returns when that is on disk."""
         self.entry = replace(self.entry, identity=identity, port=port)
         self._teller.journal.put(self.entry)
@@ -252,7 +251,7 @@ class Story:
             await self._teller.registry.deregister(wanted)
 
 
-def as_left(slots: Records[SlotRecord], key: str, revision: int, told: object) -> bool:
+def as_left(slots: KeyValueView[SlotRecord], key: str, revision: int, told: object) -> bool:
     """Whether a slot's record is as it was left. Revisions alone do not say so: a store that was
     lost counts anew.
     """

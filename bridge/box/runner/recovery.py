@@ -12,14 +12,13 @@ from collections.abc import Set as AbstractSet
 
 from msgspec.structs import replace
 
-from bridge.box.fleet.view import Fleet
-from bridge.box.journal.store import Entry
+from bridge.box.fleet.view import FleetView
+from bridge.box.journal.entry import JournalEntry
 from bridge.box.runtimes.base import Found
 from bridge.box.runtimes.process_identity import GONE
 from bridge.box.scheduler import on_request
-from bridge.box.scheduler.planner import Me
 from bridge.box.state.lifecycle import ENDED, Life
-from bridge.box.state.records import SlotRecord
+from bridge.box.state.records import HostIdentity, SlotRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay
@@ -33,12 +32,12 @@ _log = logging.getLogger(__name__)
 
 async def rebuilt(
     connection: Connection,
-    fleet: Fleet,
-    me: Me,
+    fleet: FleetView,
+    me: HostIdentity,
     config: Config,
-    known: Mapping[str, Entry],
+    known: Mapping[str, JournalEntry],
     found: Mapping[str, Found],
-) -> list[Entry]:
+) -> list[JournalEntry]:
     """Entries for this host's instances of which others know more than the journal does.
 
     `known` are the journal's, `found` what lives on this host. A claim of which no event was told
@@ -67,7 +66,7 @@ async def rebuilt(
     return entries
 
 
-def _is_behind(entry: Entry | None, record: SlotRecord, alive: bool) -> bool:
+def _is_behind(entry: JournalEntry | None, record: SlotRecord, alive: bool) -> bool:
     """Whether the journal lacks what the slot's record or the host itself says."""
     if entry is None or record.seq > entry.life.seq:
         return True
@@ -80,7 +79,7 @@ def _entry(
     last: tuple[int, InstanceEvent] | None,
     alive: Found | None,
     made: ServiceConfig | None,
-) -> Entry:
+) -> JournalEntry:
     """What the slot's record says, the stream's last event where that is newer, and the host."""
     info, seq = record.info, record.seq
     if last is not None and last[0] > seq:
@@ -89,7 +88,7 @@ def _entry(
         info = replace(
             info, state=event.to_state, ready_at=event.timestamp if ready else info.ready_at
         )
-    return Entry(
+    return JournalEntry(
         slot=slot,
         config=record.config,
         service=made or ServiceConfig(command=[info.service]),

@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from bridge.box.fleet.view import Fleet
-from bridge.box.runner.instance import Surroundings
+from bridge.box.fleet.view import FleetView
+from bridge.box.runner.context import InstanceContext
 from bridge.box.runner.supervisor import Supervisor
 from bridge.box.runtimes.logs import prune
 from bridge.bus.core.connection import Connection
@@ -29,9 +29,9 @@ class Sampler:
         self,
         connection: Connection,
         host: str,
-        fleet: Fleet,
+        fleet: FleetView,
         supervisor: Supervisor,
-        around: Surroundings,
+        around: InstanceContext,
         data_dir: Path,
         interval: float,
     ) -> None:

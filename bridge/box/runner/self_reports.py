@@ -26,14 +26,14 @@ _MAX_SIZE: Final = 1024  # bytes; the four fields take a tenth of it
 _WHERE: Final = "health"
 
 
-class Report(Struct, frozen=True, gc=False):
+class SelfReport(Struct, frozen=True, gc=False):
     """What an instance said, and when (monotonic seconds)."""
 
     health: InstanceHealth
     at: float
 
 
-class Reports:
+class SelfReports:
     """The newest report of each of this host's instances.
 
     `mine` are those instances by id, `others` the ids that other hosts report: theirs are passed
@@ -53,7 +53,7 @@ class Reports:
         self._others = others
         self._fresh = fresh
         self._clock = clock
-        self._reports: dict[str, Report] = {}
+        self._reports: dict[str, SelfReport] = {}
 
     def take(self, message: Message) -> None:
         """A report; one that is wrong, or of an instance that no Box knows, is counted."""
@@ -74,9 +74,9 @@ class Reports:
             except ProtocolError:
                 self._metrics.refuse(_WHERE, "malformed")
             else:
-                self._reports[instance_id] = Report(health, self._clock())
+                self._reports[instance_id] = SelfReport(health, self._clock())
 
-    def of(self, instance_id: str) -> Report | None:
+    def of(self, instance_id: str) -> SelfReport | None:
         """What the instance last said, None if that is too long ago."""
         report = self._reports.get(instance_id)
         if report is not None and self._clock() - report.at > self._fresh:

@@ -16,14 +16,14 @@ from datetime import datetime
 from typing import Final
 
 from bridge.box.fleet.claims import Claims
-from bridge.box.fleet.decisions import Ledger
-from bridge.box.fleet.rollout_driver import Rollouts
-from bridge.box.fleet.view import Fleet
-from bridge.box.journal.store import Entry
+from bridge.box.fleet.decisions import Decisions
+from bridge.box.fleet.rollout_driver import RolloutDriver
+from bridge.box.fleet.view import FleetView
+from bridge.box.journal.entry import JournalEntry
 from bridge.box.runner.instance import Instance
-from bridge.box.runner.instance_specs import Workshop
-from bridge.box.runner.local_slots import Held, Holdings
-from bridge.box.runner.publication import Story, Teller
+from bridge.box.runner.instance_specs import InstanceSpecs
+from bridge.box.runner.local_slots import LocalSlot, LocalSlots
+from bridge.box.runner.publication import InstancePublication, PublicationContext
 from bridge.box.runtimes.base import Handle
 from bridge.box.scheduler.planner import (
     Action,
@@ -32,13 +32,12 @@ from bridge.box.scheduler.planner import (
     Drain,
     GiveUp,
     Make,
-    Me,
     Release,
     plan,
     remake,
 )
 from bridge.box.state import lifecycle
-from bridge.box.state.records import SlotRecord
+from bridge.box.state.records import HostIdentity, SlotRecord
 from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import BusError, Conflict, ProtocolError
 from bridge.protocol import InstanceState
@@ -62,11 +61,11 @@ class Supervisor:
 
     def __init__(
         self,
-        me: Me,
-        fleet: Fleet,
-        ledger: Ledger,
-        teller: Teller,
-        workshop: Workshop,
+        me: HostIdentity,
+        fleet: FleetView,
+        ledger: Decisions,
+        teller: PublicationContext,
+        workshop: InstanceSpecs,
         current: Callable[[], bool],
     ) -> None:
         self._me = me
@@ -77,10 +76,10 @@ class Supervisor:
         self._claims = Claims(
             me, fleet, ledger, teller.registry, workshop.services, workshop.around.clock
         )
-        self._rollouts = Rollouts(me.host, fleet, ledger, workshop.around.clock)
+        self._rollouts = RolloutDriver(me.host, fleet, ledger, workshop.around.clock)
         self._current = current
-        self._held = Holdings(me)
-        self._taken: list[Held] = []
+        self._held = LocalSlots(me)
+        self._taken: list[LocalSlot] = []
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
         self._looked = time.monotonic()
@@ -94,7 +93,7 @@ class Supervisor:
         """The instances on this host that have not ended."""
         return self._held.instances()
 
-    async def take_back(self, entries: Iterable[Entry]) -> None:
+    async def take_back(self, entries: Iterable[JournalEntry]) -> None:
         """Go on with the instances of this host's last life; call it before `run`."""
         for entry in sorted(entries, key=lambda entry: entry.life.info.created_at):
             info = entry.life.info
@@ -296,7 +295,7 @@ class Supervisor:
         if self._closing or record is None or config is None:
             return  # a claim is given up with the others
         before = self._held.at(service, slot)
-        entry = Entry(
+        entry = JournalEntry(
             slot=slot,
             config=claim.value.config if claim else record.config_id,
             service=config,
@@ -309,11 +308,11 @@ class Supervisor:
         self._begin(self._held.hold(self._assemble(entry, claim, None), entry), before)
 
     def _assemble(
-        self, entry: Entry, claim: Record[SlotRecord] | None, handle: Handle | None
+        self, entry: JournalEntry, claim: Record[SlotRecord] | None, handle: Handle | None
     ) -> Instance:
         record = self._fleet.state.services.get(entry.life.info.service)
         decision = record.decision if record else None
-        story = Story(
+        story = InstancePublication(
             self._teller,
             entry,
             claim,
@@ -323,11 +322,11 @@ class Supervisor:
         instance = Instance(self._workshop.spec(entry), story, self._workshop.around, handle)
         return instance
 
-    def _begin(self, held: Held, before: Held | None = None) -> None:
+    def _begin(self, held: LocalSlot, before: LocalSlot | None = None) -> None:
         assert self._tasks is not None
         self._tasks.create_task(self._live(held, before), name=f"instance-{held.instance.id}")
 
-    async def _live(self, held: Held, before: Held | None) -> None:
+    async def _live(self, held: LocalSlot, before: LocalSlot | None) -> None:
         """One instance, from its intent on disk to the last that is told of it; `before` is what
         its slot held until then, whose count it takes over.
         """

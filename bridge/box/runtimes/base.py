@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from msgspec import Struct, field
 
 from bridge.box.runtimes.environment import handed_to
-from bridge.box.runtimes.process_identity import Identity
+from bridge.box.runtimes.process_identity import ProcessIdentity
 from bridge.box.state.runtime_limits import fixed_port
 from bridge.protocol import ScaleConfig
 from bridge.settings import ServiceConfig
@@ -21,8 +21,8 @@ class Spec(Struct, frozen=True, kw_only=True):
     """All that makes one instance: a service's configuration with a request's overrides.
 
     `port` 0 means any, else it is the first that `port_map` fixes. `directory` is the instance's
-    own. `fence` is the file that says until when it may live (see bridge.box.fleet.fence), None for as
-    long as it likes.
+    own. `fence` is the file that says until when the instance may live (see
+    bridge.box.fleet.fence), None where there is no such limit.
     """
 
     instance_id: str
@@ -115,7 +115,7 @@ class Usage(Struct, frozen=True, kw_only=True):
 class Found(Struct, frozen=True):
     """A living instance as it was found on the host: its process, and where it may serve."""
 
-    identity: Identity
+    identity: ProcessIdentity
     port: int
 
 
@@ -155,7 +155,7 @@ class Runtime(Protocol):
         """
 
     async def start(
-        self, handle: Handle, record: Callable[[Identity, int], Awaitable[None]]
+        self, handle: Handle, record: Callable[[ProcessIdentity, int], Awaitable[None]]
     ) -> None:
         """Boot it. May be called again after `stop`, and then takes another port.
 
@@ -164,7 +164,7 @@ class Runtime(Protocol):
         the start itself decides. Raises PortTaken if its fixed port is not free.
         """
 
-    async def adopt(self, spec: Spec, identity: Identity | None, port: int) -> Handle:
+    async def adopt(self, spec: Spec, identity: ProcessIdentity | None, port: int) -> Handle:
         """Take back an instance that an earlier life of this Box started, as it wrote down.
 
         If that very process is no more, `watch` tells at once how it ended, where it left word.

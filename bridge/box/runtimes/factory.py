@@ -12,7 +12,7 @@ from bridge.box.runtimes.environment import handed
 from bridge.box.runtimes.logs import instances_dir
 from bridge.box.runtimes.oci.engines import find_engine
 from bridge.box.runtimes.oci.runtime import OciRuntime
-from bridge.box.runtimes.oci.subprocess_calls import Calls
+from bridge.box.runtimes.oci.subprocess_calls import EngineCalls
 from bridge.box.runtimes.process.runtime import ProcessRuntime
 from bridge.settings import Config
 
@@ -30,7 +30,7 @@ async def open_runtime(config: Config, host_id: str) -> Runtime:
         find_engine, box.engine, isolation=box.isolation, environ=config.environ
     )
     return OciRuntime(
-        Calls(engine, config.environ, config.timing.engine),
+        EngineCalls(engine, config.environ, config.timing.engine),
         host_id,
         secrets=config.data_dir / "secrets",
         environ=handed(config),

@@ -13,7 +13,7 @@ _STARTED: Final = 19  # and 22, less the first three
 _DEAD: Final = ("Z", "X")
 
 
-class Identity(Struct, frozen=True, kw_only=True):
+class ProcessIdentity(Struct, frozen=True, kw_only=True):
     """A process for good: its pid, when it started (clock ticks after the boot), and which boot.
 
     No two processes of one host share all three.
@@ -24,11 +24,11 @@ class Identity(Struct, frozen=True, kw_only=True):
     boot_id: str
 
 
-GONE: Final = Identity(pid=0, started=0, boot_id="")
+GONE: Final = ProcessIdentity(pid=0, started=0, boot_id="")
 """A process that is no more, and of which nothing else is known."""
 
 
-def identify(pid: int) -> Identity | None:
+def identify(pid: int) -> ProcessIdentity | None:
     """The process that has `pid` now; None if there is none, or if it is dead but not reaped."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
@@ -37,10 +37,10 @@ def identify(pid: int) -> Identity | None:
     fields = stat.rpartition(")")[2].split()
     if not fields or fields[_STATE] in _DEAD:
         return None
-    return Identity(pid=pid, started=int(fields[_STARTED]), boot_id=boot_id())
+    return ProcessIdentity(pid=pid, started=int(fields[_STARTED]), boot_id=boot_id())
 
 
-def is_alive(identity: Identity) -> bool:
+def is_alive(identity: ProcessIdentity) -> bool:
     """Whether that very process lives."""
     return identify(identity.pid) == identity
 

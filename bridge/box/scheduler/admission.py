@@ -17,12 +17,12 @@ from msgspec.structs import replace
 
 from bridge.box.scheduler import on_request
 from bridge.box.scheduler.placement import able_hosts, capacity, host_port, rivals
-from bridge.box.state.capacity_cache import Promised, Standing
+from bridge.box.state.capacity_cache import Capacity, Competition
+from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.records import (
     RECEIPTS,
     Decision,
-    FleetState,
     HostRecord,
     Receipt,
     Rollout,
@@ -50,7 +50,7 @@ MAX_REQUEST_ID: Final = 128  # letters; receipts are kept, so their size is boun
 _LEAVING: Final = frozenset({InstanceState.DRAINING, InstanceState.STOPPING})
 
 
-class Asked(Struct, frozen=True, kw_only=True):
+class AdmissionRequest(Struct, frozen=True, kw_only=True):
     """A request and what came with it; `host` is the one that decides, `at` its wall clock.
 
     From `expires_at` on the request must have no effect; None is never.
@@ -65,14 +65,14 @@ class Asked(Struct, frozen=True, kw_only=True):
     traceparent: str = ""
 
 
-class Verdict(Struct, frozen=True, kw_only=True):
+class Admission(Struct, frozen=True, kw_only=True):
     """The answer, and the record to write first; None means that nothing is to be written."""
 
     response: ScaleResponse
     record: ServiceRecord | None = None
 
 
-def decide(asked: Asked, fleet: FleetState) -> Verdict:
+def decide(asked: AdmissionRequest, fleet: FleetState) -> Admission:
     """The verdict on `asked`. Never raises on account of what the request says."""
     request = asked.request
     if asked.expires_at is not None and asked.expires_at <= asked.at:
@@ -106,11 +106,11 @@ def expired(expires_at: datetime, at: datetime, host: str) -> str:
     )
 
 
-def refuse(request: ScaleRequest, fleet: FleetState, error: str) -> Verdict:
+def refuse(request: ScaleRequest, fleet: FleetState, error: str) -> Admission:
     """Change nothing: `error` says what is wrong and how to mend it, the counts as they stand."""
     record = fleet.services.get(request.service)
     target = record.target if record else 0
-    return Verdict(response=_response(request, fleet, target, error=error, accepted=False))
+    return Admission(response=_response(request, fleet, target, error=error, accepted=False))
 
 
 def living(
@@ -166,7 +166,9 @@ def _receipt(record: ServiceRecord, request_id: str) -> Receipt | None:
     return next((item for item in record.receipts if item.request_id == request_id), None)
 
 
-def _repeat(asked: Asked, fleet: FleetState, receipt: Receipt, record: ServiceRecord) -> Verdict:
+def _repeat(
+    asked: AdmissionRequest, fleet: FleetState, receipt: Receipt, record: ServiceRecord
+) -> Admission:
     request = asked.request
     if receipt.body != body_hash(request, replaces_config=asked.replaces_config):
         return refuse(
@@ -175,7 +177,7 @@ def _repeat(asked: Asked, fleet: FleetState, receipt: Receipt, record: ServiceRe
             f"request_id {request.request_id!r} was used for another request: "
             "ask with a new request_id",
         )
-    return Verdict(
+    return Admission(
         response=ScaleResponse(
             request_id=request.request_id,
             accepted=receipt.accepted,
@@ -187,7 +189,7 @@ def _repeat(asked: Asked, fleet: FleetState, receipt: Receipt, record: ServiceRe
     )
 
 
-def _only_lowers(asked: Asked, record: ServiceRecord) -> bool:
+def _only_lowers(asked: AdmissionRequest, record: ServiceRecord) -> bool:
     """Whether a service that a request has made is to have fewer instances, or none, and nothing
     else: so much may be asked whatever the hosts admit by now.
     """
@@ -228,13 +230,13 @@ def _unreadable(service: str, host: str) -> str:
     )
 
 
-def standing(service: str, fleet: FleetState, wanted: ServiceRecord) -> Standing:
+def standing(service: str, fleet: FleetState, wanted: ServiceRecord) -> Capacity:
     """The hosts that could run `service` as `wanted` has it: found out once, until they change."""
     known = fleet.standings.get(service, wanted) if fleet.standings is not None else None
     if known is not None:
         return known
     able, why_not = able_hosts(service, fleet, wanted)
-    found = Standing(
+    found = Capacity(
         config=wanted.config,
         on_request=wanted.on_request,
         able=able,
@@ -247,7 +249,7 @@ def standing(service: str, fleet: FleetState, wanted: ServiceRecord) -> Standing
     return found
 
 
-def _capacity(service: str, fleet: FleetState, hosts: Standing) -> tuple[int, int]:
+def _capacity(service: str, fleet: FleetState, hosts: Capacity) -> tuple[int, int]:
     """How many instances the hosts could hold in all, and how many other services may take.
 
     A fixed host port leaves as much room as there are places. What is promised to a service whose
@@ -260,14 +262,14 @@ def _capacity(service: str, fleet: FleetState, hosts: Standing) -> tuple[int, in
     return total, used
 
 
-def _promised(service: str, fleet: FleetState, hosts: Standing) -> Promised:
+def _promised(service: str, fleet: FleetState, hosts: Capacity) -> Competition:
     """What the rivals were granted, together: summed up once, until a record changes."""
     known = fleet.standings.promised(service) if fleet.standings is not None else None
     if known is not None:
         return known
     others = rivals(fleet, hosts.able) - {service}
     count = sum(record.target for name, record in fleet.services.items() if name in others)
-    found = Promised(rivals=others, count=count)
+    found = Competition(rivals=others, count=count)
     if fleet.standings is not None:
         fleet.standings.keep_promised(service, found)
     return found
@@ -293,12 +295,12 @@ def _one_a_host(hosts: int, target: int) -> str:
 
 
 def _grant(
-    asked: Asked,
+    asked: AdmissionRequest,
     fleet: FleetState,
     record: ServiceRecord,
     config: ScaleConfig,
-    hosts: Standing,
-) -> Verdict:
+    hosts: Capacity,
+) -> Admission:
     request, able = asked.request, hosts.able
     total, used = _capacity(request.service, fleet, hosts)
     target = min(request.replicas, max(total - used, 0, record.target))
@@ -320,7 +322,7 @@ def _grant(
         record.rollout,
     )
     if asked.dry_run or not (changed or request.request_id):
-        return Verdict(response=response)
+        return Admission(response=response)
     written = replace(
         record,
         version=record.version + 1,
@@ -339,7 +341,7 @@ def _grant(
             traceparent=asked.traceparent,
         ),
     )
-    return Verdict(response=response, record=remembered(record, written))
+    return Admission(response=response, record=remembered(record, written))
 
 
 def _resized(
@@ -367,7 +369,9 @@ def _rollout(record: ServiceRecord, config: ScaleConfig, asked: ScaleConfig) -> 
     return rollout
 
 
-def _receipts(record: ServiceRecord, asked: Asked, response: ScaleResponse) -> list[Receipt]:
+def _receipts(
+    record: ServiceRecord, asked: AdmissionRequest, response: ScaleResponse
+) -> list[Receipt]:
     request = asked.request
     if not request.request_id:
         return record.receipts

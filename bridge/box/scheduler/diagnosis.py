@@ -17,7 +17,8 @@ from msgspec import Struct
 
 from bridge.box.scheduler.admission import standing
 from bridge.box.scheduler.placement import host_port, place, room
-from bridge.box.state.records import FleetState, ServiceRecord
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import ServiceRecord
 from bridge.protocol import InstanceState
 
 OTHERS: Final = "other services"
@@ -29,7 +30,7 @@ _TOLD: Final = 20  # services in one answer
 _PLACED: Final = 50  # services for which a host is looked for in one answer
 
 
-class KeptOff(Struct, frozen=True, kw_only=True):
+class Exclusion(Struct, frozen=True, kw_only=True):
     """Slots that are not placed on a host until a time, as their instances kept failing there."""
 
     host: str
@@ -55,7 +56,7 @@ class Shortfall(Struct, frozen=True, kw_only=True):
     full: str = ""
     failed: Mapping[str, int] = {}
     dead: Mapping[str, int] = {}
-    kept_off: Sequence[KeptOff] = ()
+    kept_off: Sequence[Exclusion] = ()
     stopped: str = ""
     unreadable: bool = False
 
@@ -201,7 +202,7 @@ def _full(service: str, fleet: FleetState, record: ServiceRecord, placed: int) -
     return f"{taken}, {shut} more {_hosts(shut)} cordoned or not ready" if shut else taken
 
 
-def kept_off(record: ServiceRecord, at: datetime) -> list[KeptOff]:
+def kept_off(record: ServiceRecord, at: datetime) -> list[Exclusion]:
     """Which slots of the set are kept off which hosts, and until when the last of them is."""
     until, slots = dict[str, datetime](), dict[str, list[int]]()
     wanted = set(record.slots)
@@ -210,11 +211,11 @@ def kept_off(record: ServiceRecord, at: datetime) -> list[KeptOff]:
             slots.setdefault(item.host, []).append(item.slot)
             until[item.host] = max(item.until, until.get(item.host, item.until))
     return [
-        KeptOff(host=name, slots=sorted(slots[name]), until=until[name]) for name in sorted(slots)
+        Exclusion(host=name, slots=sorted(slots[name]), until=until[name]) for name in sorted(slots)
     ]
 
 
-def _kept(item: KeptOff) -> str:
+def _kept(item: Exclusion) -> str:
     count = len(item.slots)
     word = "slot" if count == 1 else "slots"
     return (

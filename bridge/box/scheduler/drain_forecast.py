@@ -13,8 +13,9 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from bridge.box.scheduler.placement import Board, Spare, able_hosts, avoided
-from bridge.box.state.records import FleetState, HostOrder
+from bridge.box.scheduler.placement import HostRoom, Placement, able_hosts, avoided
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import HostOrder
 
 _DRAINED: Final = HostOrder(draining=True)
 
@@ -23,10 +24,10 @@ def lacking(host: str, fleet: FleetState, *, at: datetime) -> dict[str, int]:
     """How many instances of which services on `host` would have no room on the others if it were
     drained as well; empty if it can be emptied.
     """
-    return Forecast(replace(fleet, orders={**fleet.orders, host: _DRAINED}), at=at).short(host)
+    return DrainForecast(replace(fleet, orders={**fleet.orders, host: _DRAINED}), at=at).short(host)
 
 
-class Forecast:
+class DrainForecast:
     """What has room if each host that is being drained is emptied: worked out once for all of them,
     since what leaves one of them needs room beside what leaves another, and what is placed nowhere
     yet needs room before either.
@@ -41,10 +42,10 @@ class Forecast:
         able = {
             service: able_hosts(service, fleet, fleet.services[service])[0] for service in homeless
         }
-        spare = Spare(fleet)
+        spare = HostRoom(fleet)
         for service in sorted(homeless, key=lambda service: (len(able[service]), service)):
             record, (vacant, leaving) = fleet.services[service], homeless[service]
-            board = Board(service, fleet, record, spare, able[service])
+            board = Placement(service, fleet, record, spare, able[service])
             # One that moves gets a new slot, which is kept off no host.
             placed = board.place(vacant, avoided(record, at)) | board.place(leaving, {})
             self._missing[service] = len(vacant) + len(leaving) - len(placed)

@@ -12,7 +12,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from bridge.box.state.records import FleetState, ServiceRecord
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import ServiceRecord
 from bridge.images import full_reference
 from bridge.protocol import ScaleConfig
 from bridge.settings import ServiceConfig

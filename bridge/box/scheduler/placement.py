@@ -14,11 +14,11 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Final
 
+from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import (
     NO_OFFER,
     NOTHING,
     Demand,
-    FleetState,
     HostRecord,
     Offer,
     ServiceRecord,
@@ -163,7 +163,9 @@ def place(
     if not free:
         return {}  # the usual case, and a board costs a look at each host
     hosts = fleet.offering(service, on_request=record.on_request)
-    return Board(service, fleet, record, Spare(fleet, hosts)).place(free, avoided(record, at))
+    return Placement(service, fleet, record, HostRoom(fleet, hosts)).place(
+        free, avoided(record, at)
+    )
 
 
 def avoided(record: ServiceRecord, at: datetime) -> dict[int, set[str]]:
@@ -175,7 +177,7 @@ def avoided(record: ServiceRecord, at: datetime) -> dict[int, set[str]]:
     return found
 
 
-class Spare:
+class HostRoom:
     """What each of `hosts`, else of all, has left, and what its instances are to have, while slots
     are being placed; boards of several services may share one.
     """
@@ -186,7 +188,7 @@ class Spare:
         self.reserved = {name: fleet.reserved.get(name, NOTHING) for name in hosts}
 
 
-class Board:
+class Placement:
     """Where slots of one service can go while they are being placed; `able` are the hosts that can
     run it, if that is known.
     """
@@ -196,7 +198,7 @@ class Board:
         service: str,
         fleet: FleetState,
         record: ServiceRecord,
-        spare: Spare,
+        spare: HostRoom,
         able: Mapping[str, HostRecord] | None = None,
     ) -> None:
         self._hosts = able_hosts(service, fleet, record)[0] if able is None else able

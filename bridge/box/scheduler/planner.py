@@ -15,25 +15,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bridge.box.scheduler.placement import first_at_work, place, room
-from bridge.box.state.records import Avoidance, FleetState, ServiceRecord, SlotRecord
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import Avoidance, HostIdentity, ServiceRecord, SlotRecord
 
 MAX_FAILURES: Final = 5  # running, and a slot is let go where another host can try
 KEPT_OFF: Final = timedelta(minutes=10)  # of the host on which it failed
 MAX_KEPT_OFF: Final = 1000  # slots and hosts of one service: 120 kB of a record, which has bounds
 
 
-class Me(Struct, frozen=True, kw_only=True):
-    """The host that plans: its name and the random id of its data directory."""
-
-    host: str
-    host_id: str
-
-    def holds(self, record: SlotRecord) -> bool:
-        """Whether `record` is a claim of this host."""
-        return record.host == self.host and record.host_id == self.host_id
-
-
-class Local(Struct, frozen=True, kw_only=True):
+class LocalInstance(Struct, frozen=True, kw_only=True):
     """What this host has in a slot: an instance that lives, leaves, or has ended.
 
     After a failure `retry_at` (monotonic seconds) is when the next instance may be made;
@@ -91,8 +81,8 @@ Action = Claim | Discard | GiveUp | Make | Drain | Release
 def plan(
     service: str,
     fleet: FleetState,
-    me: Me,
-    local: Mapping[int, Local],
+    me: HostIdentity,
+    local: Mapping[int, LocalInstance],
     *,
     now: float,
     at: datetime,
@@ -117,7 +107,7 @@ def plan(
     return actions + _to_take(service, fleet, record, me, local, at)
 
 
-def _own(service: str, fleet: FleetState, me: Me) -> list[int]:
+def _own(service: str, fleet: FleetState, me: HostIdentity) -> list[int]:
     """The slots of the set that `me` holds, in order."""
     tally = fleet.tally(service)
     return sorted(tally.held.get((me.host, me.host_id), set()) & tally.wanted)
@@ -128,8 +118,8 @@ def _again(
     fleet: FleetState,
     record: ServiceRecord,
     slot: int,
-    me: Me,
-    mine: Local | None,
+    me: HostIdentity,
+    mine: LocalInstance | None,
     now: float,
     at: datetime,
 ) -> Action | None:
@@ -148,7 +138,12 @@ def _again(
 
 
 def remake(
-    service: str, fleet: FleetState, me: Me, local: Mapping[int, Local], *, now: float
+    service: str,
+    fleet: FleetState,
+    me: HostIdentity,
+    local: Mapping[int, LocalInstance],
+    *,
+    now: float,
 ) -> list[int]:
     """The slots of `me` whose instance has ended and is to be replaced, as far as was known when
     the fleet was last seen. That much a host may do while it is cut off.
@@ -161,7 +156,7 @@ def remake(
     ]
 
 
-def wake_at(local: Iterable[Local], *, since: float) -> float | None:
+def wake_at(local: Iterable[LocalInstance], *, since: float) -> float | None:
     """When (monotonic) a plan comes out differently from one made then, though nothing changed."""
     return min(
         (item.retry_at for item in local if item.ended and item.retry_at > since), default=None
@@ -180,8 +175,8 @@ def _to_take(
     service: str,
     fleet: FleetState,
     record: ServiceRecord,
-    me: Me,
-    local: Mapping[int, Local],
+    me: HostIdentity,
+    local: Mapping[int, LocalInstance],
     at: datetime,
 ) -> list[Action]:
     """The slots that this host should claim: free ones, and those of dead hosts."""
@@ -194,17 +189,22 @@ def _to_take(
     return [Claim(slot=slot) for slot in sorted(placed) if placed[slot] == me.host]
 
 
-def _is_due(mine: Local | None, now: float) -> bool:
+def _is_due(mine: LocalInstance | None, now: float) -> bool:
     """Whether a slot of this host is to get an instance."""
     return mine is None or (mine.ended and mine.retry_at <= now)
 
 
-def _keeps_failing(mine: Local | None) -> bool:
+def _keeps_failing(mine: LocalInstance | None) -> bool:
     return mine is not None and mine.settled and mine.failures >= MAX_FAILURES
 
 
 def _has_alternative(
-    service: str, fleet: FleetState, record: ServiceRecord, slot: int, me: Me, at: datetime
+    service: str,
+    fleet: FleetState,
+    record: ServiceRecord,
+    slot: int,
+    me: HostIdentity,
+    at: datetime,
 ) -> bool:
     """Whether another host would take the slot if this one let it go."""
     without = replace(record, avoid=avoiding(record, slot, me.host, at))
@@ -223,8 +223,8 @@ def _unwanted(
     service: str,
     record: ServiceRecord,
     fleet: FleetState,
-    me: Me,
-    local: Mapping[int, Local],
+    me: HostIdentity,
+    local: Mapping[int, LocalInstance],
     slots: Mapping[int, SlotRecord],
 ) -> list[Action]:
     """What runs outside the set, or in a slot that another host holds, must go; so must claims in
@@ -249,7 +249,9 @@ def _unwanted(
     return actions
 
 
-def _why_gone(record: ServiceRecord, fleet: FleetState, claim: SlotRecord | None, me: Me) -> str:
+def _why_gone(
+    record: ServiceRecord, fleet: FleetState, claim: SlotRecord | None, me: HostIdentity
+) -> str:
     """Why the instance of a slot outside the set goes, for its events."""
     if claim is not None and claim.config != record.config_id:
         return "replaced: its config has changed"

@@ -16,15 +16,16 @@ from msgspec.structs import replace
 
 from bridge.admin_protocol import Move
 from bridge.box.scheduler.admission import idlest
-from bridge.box.scheduler.placement import Board, Spare
+from bridge.box.scheduler.placement import HostRoom, Placement
+from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import ENDED
-from bridge.box.state.records import Decision, FleetState, ServiceRecord, SlotRecord, remembered
+from bridge.box.state.records import Decision, ServiceRecord, SlotRecord, remembered
 
 MAX_MOVES: Final = 256  # in one go: so that a decision stays short, and its answer fits a reply
 _GAP: Final = 2  # places; a smaller difference would only change sides
 
 
-class Balance(Struct, frozen=True, kw_only=True):
+class RebalancePlan(Struct, frozen=True, kw_only=True):
     """The moves, in their order; by service, why its instances were left out; and whether there
     are `more` moves than one decision makes.
     """
@@ -34,7 +35,7 @@ class Balance(Struct, frozen=True, kw_only=True):
     more: bool = False
 
 
-def balance(fleet: FleetState, *, only: str = "") -> Balance:
+def balance(fleet: FleetState, *, only: str = "") -> RebalancePlan:
     """The fewest moves that even out the room of the hosts; with `only` those of that service.
 
     Services whose instances are being replaced are left alone. Hosts under an order, not ready or
@@ -49,13 +50,13 @@ def balance(fleet: FleetState, *, only: str = "") -> Balance:
         else:
             movable.append(service)
     moves: dict[tuple[str, int], Move] = {}
-    for move in _Scales(fleet, movable).moves():
+    for move in _SimulatedFleet(fleet, movable).moves():
         key = move.service, move.slot
         if key not in moves and len(moves) == MAX_MOVES:
-            return Balance(moves=_straight(moves.values()), waiting=waiting, more=True)
+            return RebalancePlan(moves=_straight(moves.values()), waiting=waiting, more=True)
         first = moves.get(key, move)
         moves[key] = replace(move, source=first.source)
-    return Balance(moves=_straight(moves.values()), waiting=waiting)
+    return RebalancePlan(moves=_straight(moves.values()), waiting=waiting)
 
 
 def _straight(moves: Iterable[Move]) -> list[Move]:
@@ -98,14 +99,14 @@ def _busy(record: ServiceRecord) -> str:
     return ""
 
 
-class _Scales:
+class _SimulatedFleet:
     """What is where, while instances move in thought."""
 
     def __init__(self, fleet: FleetState, services: list[str]) -> None:
         self._fleet = fleet
-        self._spare = Spare(fleet)
+        self._spare = HostRoom(fleet)
         self._boards = {
-            service: Board(service, fleet, fleet.services[service], self._spare)
+            service: Placement(service, fleet, fleet.services[service], self._spare)
             for service in services
         }
         self._claims: dict[tuple[str, int], SlotRecord] = {}

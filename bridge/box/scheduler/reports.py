@@ -23,14 +23,14 @@ from bridge.admin_protocol import (
     Service,
 )
 from bridge.box.scheduler import diagnosis, rollout
-from bridge.box.scheduler.admission import Asked, decide
-from bridge.box.scheduler.diagnosis import KeptOff
-from bridge.box.scheduler.drain_forecast import Forecast
-from bridge.box.scheduler.placement import Board, Spare, host_port, place, room, unfit
+from bridge.box.scheduler.admission import AdmissionRequest, decide
+from bridge.box.scheduler.diagnosis import Exclusion
+from bridge.box.scheduler.drain_forecast import DrainForecast
+from bridge.box.scheduler.placement import HostRoom, Placement, host_port, place, room, unfit
+from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.records import (
     Decision,
-    FleetState,
     HostOrder,
     HostRecord,
     Request,
@@ -60,7 +60,7 @@ def hosts(fleet: FleetState, wanted: Iterable[str], *, at: datetime) -> list[Hos
     """What there is to say of the `wanted` hosts; the forecast is made once, if one is drained,
     and of each service that dead ones hold it is found out once what has no room.
     """
-    forecast = functools.cache(lambda: Forecast(fleet, at=at))
+    forecast = functools.cache(lambda: DrainForecast(fleet, at=at))
 
     @functools.cache
     def homeless(service: str) -> AbstractSet[int]:
@@ -73,7 +73,7 @@ def _host(
     name: str,
     fleet: FleetState,
     held: Mapping[str, int],
-    forecast: Callable[[], Forecast],
+    forecast: Callable[[], DrainForecast],
     homeless: Callable[[str], AbstractSet[int]],
 ) -> Host:
     record, order = fleet.hosts.get(name), fleet.orders.get(name)
@@ -241,14 +241,14 @@ def _decided(entry: Entry, decision: Decision) -> Entry:
 # ── what a request would do ──────────────────────────────────────────────────────────────
 
 
-def plan(asked: Asked, fleet: FleetState) -> PlanResponse:
+def plan(asked: AdmissionRequest, fleet: FleetState) -> PlanResponse:
     """What the request would come to, decided as it would be, and placed as it would be."""
     service = asked.request.service
     before = fleet.services.get(service) or ServiceRecord()
     verdict = decide(asked, fleet)
     after = verdict.record or before
     response = verdict.response
-    board = Board(service, fleet, after, Spare(fleet))
+    board = Placement(service, fleet, after, HostRoom(fleet))
     off = {item.host: item for item in diagnosis.kept_off(after, asked.at)}
     told = replace(fleet, services={**fleet.services, service: after}, census=None)
     moving = set(rollout.outdated(service, told))
@@ -268,7 +268,9 @@ def plan(asked: Asked, fleet: FleetState) -> PlanResponse:
     )
 
 
-def _why_stuck(service: str, fleet: FleetState, moving: AbstractSet[int], asked: Asked) -> str:
+def _why_stuck(
+    service: str, fleet: FleetState, moving: AbstractSet[int], asked: AdmissionRequest
+) -> str:
     """Why no instance is being replaced though some are to be; empty if one is, or will be."""
     if stopped := diagnosis.stopped(fleet, [service]):
         return stopped[service][:_NOTE]
@@ -320,9 +322,9 @@ def _candidate(
     service: str,
     fleet: FleetState,
     record: ServiceRecord,
-    board: Board,
+    board: Placement,
     name: str,
-    off: KeptOff | None,
+    off: Exclusion | None,
 ) -> Candidate:
     if name in fleet.unreadable_hosts:
         return Candidate(name=name, room=0, why_not=_UNREADABLE)

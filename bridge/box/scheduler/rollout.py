@@ -20,11 +20,11 @@ from msgspec.structs import replace
 
 from bridge.box.scheduler.admission import idlest
 from bridge.box.scheduler.placement import able_hosts, holds, host_port, place, rivals, room
+from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.records import (
     MAX_FAILED_REPLACEMENTS,
     Decision,
-    FleetState,
     Rollout,
     ServiceRecord,
     SlotRecord,

@@ -2,7 +2,8 @@
 by host, by config. Pure.
 
 A fleet is large and a change is small. Each change is sorted in once, so that what a Box does about
-it grows with what changed, not with what is there. `Tally.of` says the same from records alone.
+it grows with what changed, not with what is there. `ServiceSlots.of` says the same from records
+alone.
 """
 
 from __future__ import annotations
@@ -10,12 +11,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from bridge.box.state.lifecycle import ENDED, SERVING
-
-if TYPE_CHECKING:
-    from bridge.box.state.records import HostRecord, ServiceRecord, SlotRecord
+from bridge.box.state.records import HostRecord, ServiceRecord, SlotRecord
 
 K = TypeVar("K")
 
@@ -23,7 +22,7 @@ Holder = tuple[str, str]
 """A host and the id of its data directory: who claims slots."""
 
 
-class Tally:
+class ServiceSlots:
     """The slots of one service.
 
     `wanted` is its set; `free` are those of it that nobody claims, `outside` the claims that are
@@ -43,7 +42,7 @@ class Tally:
         self.config = ""
 
     @classmethod
-    def of(cls, record: ServiceRecord | None, claims: Mapping[int, SlotRecord]) -> Tally:
+    def of(cls, record: ServiceRecord | None, claims: Mapping[int, SlotRecord]) -> ServiceSlots:
         """The tally of a service that is as the records say."""
         tally = cls()
         tally.want(record, {})
@@ -103,7 +102,7 @@ class Tally:
                 kind.discard(slot)
 
 
-class Census:
+class SlotIndex:
     """The tallies of a fleet, kept current: whoever changes one of the mappings it was made with
     tells it. Nothing else may change them.
 
@@ -123,7 +122,7 @@ class Census:
         self._hosts = hosts
         self._dead = dead
         self._ids: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        self.tallies: defaultdict[str, Tally] = defaultdict(Tally)
+        self.tallies: defaultdict[str, ServiceSlots] = defaultdict(ServiceSlots)
         self.ghosts: set[Holder] = set()
         self.housed: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.restless: set[str] = set()

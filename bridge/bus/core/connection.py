@@ -24,15 +24,14 @@ from typing import Any, Final
 
 import nats.errors
 import stamina
-from nats.js import JetStreamContext
+from nats.aio.client import ServerVersion
 from nats.nuid import NUID
 
 from bridge.bus.core.connect_errors import is_refusal, told
 from bridge.bus.core.credentials import credentials
 from bridge.bus.core.message import Handler, Message
 from bridge.bus.core.nats_client import FrameRefused, FrameTooLarge, GuardedClient
-from bridge.bus.core.pending_request import Asked, Inquiry
-from bridge.bus.jetstream.api import Requests
+from bridge.bus.core.pending_request import PendingRequest, RepeatedRequest
 from bridge.errors import (
     BusError,
     ConfigError,
@@ -93,7 +92,7 @@ class Connection:
         self._client._status = GuardedClient.CLOSED  # until `_connect` puts a live one here
         self._listeners: set[Listener] = set()
         self._watchers: list[Watcher] = []
-        self._replies: dict[str, Asked | Inquiry] = {}
+        self._replies: dict[str, PendingRequest | RepeatedRequest] = {}
         self._tokens = itertools.count(1)
         self._inbox = f"{settings.inbox_prefix}.{NUID().next().decode()}."
         self._up = asyncio.Event()
@@ -227,17 +226,17 @@ class Connection:
         *,
         headers: Mapping[str, str] | None = None,
         timeout: float = 5.0,
-    ) -> Asked:
+    ) -> PendingRequest:
         """Send a request now and await its `answer` later: many can be under way without a task
         for each. Each must be awaited, or dropped. Raises CutOff and BusError, as `publish` does.
         """
         token = str(next(self._tokens))
         self.publish(subject, data, headers=headers, reply=self._inbox + token)
-        return Asked(self._replies, token, subject, timeout)
+        return PendingRequest(self._replies, token, subject, timeout)
 
     def inquire(
         self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None
-    ) -> Inquiry:
+    ) -> RepeatedRequest:
         """A request to be sent again until it is answered: nothing is sent yet, and it must be
         dropped. Its `send` raises CutOff and BusError, as `publish` does.
         """
@@ -246,7 +245,7 @@ class Connection:
         def send() -> None:
             self.publish(subject, data, headers=headers, reply=self._inbox + token)
 
-        return Inquiry(self._replies, token, subject, send)
+        return RepeatedRequest(self._replies, token, subject, send)
 
     async def flush(self, timeout: float = 5.0) -> None:
         """Return when the server has seen all that was sent. Raises CutOff, NoReply."""
@@ -258,11 +257,9 @@ class Connection:
             raise NoReply("PING", timeout) from exc
 
     @property
-    def jetstream(self) -> JetStreamContext:
-        """nats-py's JetStream calls, sent as `request` sends (for the bus package)."""
-        requests = Requests(self, self._client.connected_server_version)
-        domain = self.settings.domain or None
-        return JetStreamContext(requests, domain=domain, timeout=5)  # type: ignore[arg-type]
+    def server_version(self) -> ServerVersion:
+        """The version of the server it is connected to."""
+        return self._client.connected_server_version
 
     def _take_reply(self, message: Message) -> None:
         asked = self._replies.get(message.subject.rpartition(".")[2])

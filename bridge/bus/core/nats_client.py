@@ -36,7 +36,7 @@ from nats.aio.transport import TcpTransport
 
 from bridge.bus.core.message import Handler
 from bridge.bus.core.parser import FrameParser
-from bridge.bus.core.transport import Feed
+from bridge.bus.core.transport import Transport
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class GuardedClient(Client):
         self.handlers: dict[int, Handler] = {}
         self._on_end = on_end
         self._known = known
-        self._feed: Feed | None = None
+        self._feed: Transport | None = None
         self._in_turn = False
         self._frames = FrameParser(self)
         self._ps = self._frames  # type: ignore[assignment]
@@ -172,7 +172,7 @@ class GuardedClient(Client):
         if not isinstance(self._transport, TcpTransport):
             await super()._read_loop()
             return
-        self._feed = Feed(self._transport, self._frames.feed, self.end, self._write)
+        self._feed = Transport(self._transport, self._frames.feed, self.end, self._write)
         self._feed.start()
         try:
             while True:

@@ -23,7 +23,7 @@ Frame = tuple[int, str, str, int, int]
 """Subscription, subject, reply, bytes of headers, bytes of headers and payload."""
 
 
-class Taker(Protocol):
+class FrameHandler(Protocol):
     """Who is given what was read."""
 
     handlers: dict[int, Handler]
@@ -43,7 +43,7 @@ class Taker(Protocol):
 class FrameParser:
     """See the module."""
 
-    def __init__(self, client: Taker) -> None:
+    def __init__(self, client: FrameHandler) -> None:
         self._client = client
         self.reset()
 

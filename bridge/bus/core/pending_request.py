@@ -13,13 +13,17 @@ from bridge.errors import NoReply, NoResponders
 _NO_RESPONDERS: Final = 503
 
 
-class Asked:
+class PendingRequest:
     """Waits in `waiting` under its `token` until it was answered, or `timeout` seconds are over."""
 
     __slots__ = ("_expiry", "_future", "_timeout", "_token", "_waiting", "subject")
 
     def __init__(
-        self, waiting: dict[str, Asked | Inquiry], token: str, subject: str, timeout: float
+        self,
+        waiting: dict[str, PendingRequest | RepeatedRequest],
+        token: str,
+        subject: str,
+        timeout: float,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.subject = subject
@@ -59,7 +63,7 @@ class Asked:
             self._future.set_exception(error)
 
 
-class Inquiry:
+class RepeatedRequest:
     """A request that is sent in several copies, and the answers to any of them, in `waiting` under
     its `token` until it is dropped. `send` publishes one more copy.
     """
@@ -68,7 +72,7 @@ class Inquiry:
 
     def __init__(
         self,
-        waiting: dict[str, Asked | Inquiry],
+        waiting: dict[str, PendingRequest | RepeatedRequest],
         token: str,
         subject: str,
         send: Callable[[], None],

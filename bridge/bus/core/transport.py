@@ -19,7 +19,7 @@ from nats.aio.transport import TcpTransport
 _MAX_INFOS: Final = 1000  # that nobody has looked at: no server sends so many
 
 
-class Feed(asyncio.Protocol):
+class Transport(asyncio.Protocol):
     """Takes over the socket of `transport`. `parse` gets the bytes, `end` why there are no more,
     and `drain` is called when the socket takes frames again. Belongs to one connection.
     """

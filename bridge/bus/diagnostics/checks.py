@@ -19,7 +19,7 @@ from nats.js.api import AccountInfo, StreamInfo
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.diagnostics import permissions
-from bridge.bus.jetstream import topology
+from bridge.bus.jetstream import api, topology
 from bridge.bus.jetstream.publish import mapped
 from bridge.bus.jetstream.server_time import server_time
 from bridge.diagnostics import Finding, fail, ok, skip, warn
@@ -148,7 +148,7 @@ async def clock(connection: Connection, now: Callable[[], datetime]) -> Finding:
 
 async def _account(connection: Connection) -> AccountInfo:
     try:
-        return await connection.jetstream.account_info()
+        return await api.jetstream(connection).account_info()
     except nats.js.errors.APIError as exc:
         raise mapped("JetStream", exc) from exc
     except (nats.errors.Error, TimeoutError) as exc:

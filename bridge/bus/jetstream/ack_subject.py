@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 
-class Position(Struct, frozen=True):
+class AckSubject(Struct, frozen=True):
     """Where in its stream and consumer a message is, as its reply subject says, and for which time
     it comes.
     """
@@ -17,7 +17,7 @@ class Position(Struct, frozen=True):
     attempt: int = 1
 
 
-def parse_position(reply: str) -> Position | None:
+def parse_position(reply: str) -> AckSubject | None:
     """The position in a ``$JS.ACK.…`` reply subject, of either length; None if it is none."""
     parts = reply.split(".")
     if parts[:2] != ["$JS", "ACK"]:
@@ -26,4 +26,4 @@ def parse_position(reply: str) -> Position | None:
         parts = [*parts[:2], *parts[4:]]
     if len(parts) < 9 or not all(part.isdigit() for part in parts[4:8]):
         return None
-    return Position(parts[3], int(parts[5]), int(parts[6]), int(parts[7]), int(parts[4]))
+    return AckSubject(parts[3], int(parts[5]), int(parts[6]), int(parts[7]), int(parts[4]))

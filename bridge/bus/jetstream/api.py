@@ -8,28 +8,35 @@ Each of these calls may be repeated: they look, or name what they make, or take 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import nats.errors
+from nats.js import JetStreamContext
 
+from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.errors import NoReply, NoResponders
 
-if TYPE_CHECKING:
-    from nats.aio.client import ServerVersion
-
-    from bridge.bus.core.connection import Connection
-
-
 _AGAIN: Final = 1.0  # seconds until an unanswered call is sent again
+_PATIENCE: Final = 5.0  # seconds for a call that names no other time
 
 
-class Requests:
+def jetstream(connection: Connection) -> JetStreamContext:
+    """nats-py's JetStream calls, sent over `connection` with its promises.
+
+    They raise nats-py's errors: the caller, in `bridge.bus`, maps them.
+    """
+    requests = RequestAdapter(connection)
+    domain = connection.settings.domain or None
+    return JetStreamContext(requests, domain=domain, timeout=_PATIENCE)  # type: ignore[arg-type]
+
+
+class RequestAdapter:
     """What nats-py's JetStream calls need of a client, with a Connection's promises."""
 
-    def __init__(self, connection: Connection, version: ServerVersion) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.connected_server_version = version
+        self.connected_server_version = connection.server_version
 
     async def request(self, subject: str, payload: bytes = b"", timeout: float = 5) -> Message:
         try:

@@ -26,6 +26,7 @@ from nats.nuid import NUID
 from bridge.bus.core.connection import Connection, Listener
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream.ack_subject import parse_position
+from bridge.bus.jetstream.api import jetstream
 from bridge.errors import BusError, NotPermitted, StoreUnsuitable
 
 _log = logging.getLogger(__name__)
@@ -223,7 +224,7 @@ class Follower:
     async def _begin(self, run: _Run) -> None:
         connection = self._connection
         inbox = connection.new_inbox()
-        js = connection.jetstream
+        js = jetstream(connection)
         try:
             if self._start is not Start.SNAPSHOT:
                 self._locate(await js.stream_info(self.stream))

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
+from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.follower import Follower
 from bridge.bus.jetstream.publish import EXPECTED_SEQ, EXPECTED_SUBJECT_SEQ, mapped, store
 from bridge.errors import ProtocolError
@@ -46,7 +47,7 @@ class Record(Struct, Generic[T], frozen=True):
     revision: int
 
 
-class Records(Generic[T]):
+class KeyValueView(Generic[T]):
     """The view of one bucket; `run` keeps it current. See the module.
 
     `check` raises ProtocolError for a value that is not to be believed under its key.
@@ -132,7 +133,7 @@ class Records(Generic[T]):
         """
         subject = self._prefix + key
         try:
-            raw = await self._connection.jetstream.get_last_msg(f"KV_{self.bucket}", subject)
+            raw = await jetstream(self._connection).get_last_msg(f"KV_{self.bucket}", subject)
         except nats.js.errors.NotFoundError:
             return None
         except (nats.errors.Error, TimeoutError) as exc:

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.bus.core.pending_request import Asked
+from bridge.bus.core.pending_request import PendingRequest
 from bridge.errors import BusError, Conflict, NoReply, StoreRefused, TooLarge
 
 EXPECTED_SUBJECT_SEQ: Final = "Nats-Expected-Last-Subject-Sequence"
@@ -30,7 +30,7 @@ _TOO_LARGE: Final = 10054
 _LAST: Final = re.compile(r"wrong last sequence: (\d+)")
 
 
-class Stored(Struct, frozen=True):
+class Acknowledgement(Struct, frozen=True):
     """An acknowledgement: the message's sequence, and whether it had been stored before."""
 
     seq: int
@@ -67,7 +67,7 @@ async def store(
     *,
     headers: Mapping[str, str] | None = None,
     timeout: float = 5.0,
-) -> Stored:
+) -> Acknowledgement:
     """Publish into whatever stream takes `subject`, and wait until it is stored.
 
     Raises Conflict, TooLarge and StoreRefused (not stored), CutOff, NotPermitted and NoResponders
@@ -76,18 +76,18 @@ async def store(
     """
     message = await connection.request(subject, data, headers=headers, timeout=timeout)
     ack = _decoded(connection, message, subject, timeout)
-    return Stored(ack.seq, ack.duplicate)
+    return Acknowledgement(ack.seq, ack.duplicate)
 
 
 async def store_each(
-    connection: Connection, messages: Iterable[Outgoing], *, timeout: float = 5.0
+    connection: Connection, messages: Iterable[OutgoingMessage], *, timeout: float = 5.0
 ) -> None:
     """Store messages side by side, each for itself; for a few at a time.
 
     Raises what `store` raises, for the first that failed, once the fate of each is known.
     """
     failed: BusError | None = None
-    asked: list[tuple[Outgoing, Asked]] = []
+    asked: list[tuple[OutgoingMessage, PendingRequest]] = []
     for message in messages:
         try:
             request = connection.ask(
@@ -110,7 +110,7 @@ async def store_each(
         raise failed
 
 
-class Outgoing(Struct, frozen=True, kw_only=True):
+class OutgoingMessage(Struct, frozen=True, kw_only=True):
     """A message that must be stored once. `headers` hold a ``Nats-Msg-Id``; messages with the
     same `key` stay in their order; `at` is when it was made.
     """
@@ -123,7 +123,7 @@ class Outgoing(Struct, frozen=True, kw_only=True):
 
 
 async def store_batch(
-    connection: Connection, messages: Sequence[Outgoing], *, timeout: float = 5.0
+    connection: Connection, messages: Sequence[OutgoingMessage], *, timeout: float = 5.0
 ) -> None:
     """Store 2 to 1,000 messages of one stream, all of them or none (nats-server 2.12 and newer).
 

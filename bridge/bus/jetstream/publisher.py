@@ -18,7 +18,7 @@ import stamina
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay
-from bridge.bus.jetstream.publish import Outgoing, store_batch, store_each
+from bridge.bus.jetstream.publish import OutgoingMessage, store_batch, store_each
 from bridge.bus.jetstream.topology import has_atomic_batches
 from bridge.errors import BusError, CutOff, NoResponders, StoreRefused
 from bridge.subjects import MSG_ID
@@ -52,7 +52,7 @@ class Publisher:
         self._clock = clock
         self._restore = restore
 
-    async def publish(self, messages: Sequence[Outgoing], *, doubtful: bool = False) -> None:
+    async def publish(self, messages: Sequence[OutgoingMessage], *, doubtful: bool = False) -> None:
         """Return when up to 1,000 messages are stored, however long that takes.
 
         `doubtful` says that they may have been sent before, as by a process that was killed.
@@ -76,7 +76,7 @@ class Publisher:
                 doubtful = True  # whatever becomes of it now
                 await self._try(messages)
 
-    async def _try(self, messages: Sequence[Outgoing]) -> None:
+    async def _try(self, messages: Sequence[OutgoingMessage]) -> None:
         """Store `messages`; after an unknown outcome the same ones must be tried again."""
         try:
             if len(messages) < _BATCH_FROM or not has_atomic_batches(self._connection):
@@ -100,7 +100,7 @@ class Publisher:
             _log.warning("storing in %s failed, trying again: %s", self._stream, exc)
             raise
 
-    async def _one_by_one(self, messages: Iterable[Outgoing]) -> None:
+    async def _one_by_one(self, messages: Iterable[OutgoingMessage]) -> None:
         """The first of each key side by side, then the second of each: none overtakes one that
         failed.
         """
@@ -109,7 +109,7 @@ class Publisher:
                 part = turn[first : first + _IN_FLIGHT]
                 await store_each(self._connection, part, timeout=_TIMEOUT)
 
-    async def _unstored(self, messages: Sequence[Outgoing]) -> Sequence[Outgoing]:
+    async def _unstored(self, messages: Sequence[OutgoingMessage]) -> Sequence[OutgoingMessage]:
         """`messages` without those that are so old that their id may be forgotten, and that the
         stream holds. A message from the future was made by a clock that was set back since.
         """
@@ -135,9 +135,9 @@ class Publisher:
         return [message for message in messages if message.headers[MSG_ID] not in found]
 
 
-def _in_turns(messages: Iterable[Outgoing]) -> Iterable[list[Outgoing]]:
+def _in_turns(messages: Iterable[OutgoingMessage]) -> Iterable[list[OutgoingMessage]]:
     """`messages` in lists that hold each key once at most, and each key's in their order."""
-    turns: list[list[Outgoing]] = []
+    turns: list[list[OutgoingMessage]] = []
     turn_of: dict[str, int] = {}
     for message in messages:
         number = turn_of[message.key] = turn_of.get(message.key, -1) + 1

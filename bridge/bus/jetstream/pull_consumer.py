@@ -24,7 +24,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, StreamInfo
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.bus.jetstream.ack_subject import Position, parse_position
+from bridge.bus.jetstream.ack_subject import AckSubject, parse_position
+from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.follower import Begin, Checkpoint, Reset, begin_at, filters, find_reset
 from bridge.bus.jetstream.publish import api_subject, mapped
 from bridge.errors import BusError, DurableMismatch, NotPermitted, StoreUnsuitable
@@ -41,13 +42,13 @@ _MAX_PENDING: Final = 10_000  # messages that all workers together may have unac
 _NS: Final = 1_000_000_000
 
 
-class Taker(Protocol):
+class PullHandler(Protocol):
     """Who pulls. Called in the read loop: nothing here may block."""
 
     def room(self) -> int:
         """How many messages it would take now."""
 
-    def take(self, message: Message, position: Position) -> None:
+    def take(self, message: Message, position: AckSubject) -> None:
         """A message, to be answered on its reply subject."""
 
     def reset(self, reset: Reset) -> None:
@@ -60,7 +61,7 @@ class Taker(Protocol):
         """How many messages no worker has handled yet, now and then."""
 
 
-class DurableConsumer:
+class PullConsumer:
     """Feeds `taker` for as long as `run` runs. See the module.
 
     `start` is where the durable begins when there is none of this `name` yet. `ack_wait` is after
@@ -73,7 +74,7 @@ class DurableConsumer:
         connection: Connection,
         stream: str,
         name: str,
-        taker: Taker,
+        taker: PullHandler,
         *,
         subjects: Sequence[str],
         start: Begin,
@@ -147,7 +148,7 @@ class DurableConsumer:
 
     async def _open(self) -> None:
         """See to it that the durable is there, and tell what became of the stream."""
-        js = self._connection.jetstream
+        js = jetstream(self._connection)
         try:
             found = await self._found()
             info = await js.stream_info(self.stream)  # after the durable: it cannot be ahead of it
@@ -174,7 +175,7 @@ class DurableConsumer:
 
     async def _found(self) -> ConsumerInfo | None:
         """The durable, if there is one; raises DurableMismatch where it is not one like ours."""
-        js = self._connection.jetstream
+        js = jetstream(self._connection)
         try:
             info: ConsumerInfo = await js.consumer_info(self.stream, self.name)
         except nats.js.errors.NotFoundError:
@@ -247,7 +248,7 @@ class DurableConsumer:
     async def _look(self) -> None:
         """How far all workers have come, for when the durable has to be made again."""
         try:
-            info = await self._connection.jetstream.consumer_info(self.stream, self.name)
+            info = await jetstream(self._connection).consumer_info(self.stream, self.name)
         except (nats.errors.Error, TimeoutError) as exc:
             raise mapped(self.name, exc) from exc
         self._floor = max(self._floor or 0, _floor(info))
@@ -296,7 +297,7 @@ async def outstanding(connection: Connection, stream: str, name: str) -> int:
     Raises StoreUnsuitable where this user may not ask, and BusError for an outage.
     """
     try:
-        return (await connection.jetstream.consumer_info(stream, name)).num_ack_pending or 0
+        return (await jetstream(connection).consumer_info(stream, name)).num_ack_pending or 0
     except nats.js.errors.NotFoundError:
         return 0
     except NotPermitted as exc:

@@ -22,7 +22,7 @@ async def read(
     After an outage the reading goes on where it was; only from a stream that was made anew may
     `take` get a message again. Raises NoReply when the end was not reached within `timeout` s.
     """
-    past = _Past(take)
+    past = _Collector(take)
     follower = Follower(connection, stream, past, start=Start.FIRST, subjects=[subject], once=True)
     try:
         async with asyncio.timeout(timeout), task_scope() as tasks:
@@ -32,7 +32,7 @@ async def read(
         raise NoReply(stream, timeout) from exc
 
 
-class _Past:
+class _Collector:
     """The Follower's sink."""
 
     def __init__(self, take: Take) -> None:

@@ -17,6 +17,7 @@ from msgspec import Struct
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 
 from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.publish import mapped
 from bridge.errors import BusError, NotPermitted, StoreUnsuitable, TopologyMismatch
 from bridge.settings import Timing
@@ -175,7 +176,7 @@ async def remove(connection: Connection) -> None:
     """Delete the streams and buckets of this connection's fleet, and all that they hold: the end
     of a fleet that was made to be thrown away. Raises BusError.
     """
-    js = connection.jetstream
+    js = jetstream(connection)
     for config in streams(connection.subjects):
         name = str(config.name)
         try:
@@ -208,7 +209,7 @@ def has_atomic_batches(connection: Connection) -> bool:
 
 async def _account_level(connection: Connection) -> int:
     try:
-        return (await connection.jetstream.account_info()).api.level or 0
+        return (await jetstream(connection).account_info()).api.level or 0
     except (nats.errors.NoRespondersError, nats.js.errors.ServiceUnavailableError) as exc:
         if domain := connection.settings.domain:  # behind a leaf node: it may come back
             raise BusError(f"JetStream's domain {domain} does not answer") from exc
@@ -250,7 +251,7 @@ async def _call(
     connection: Connection, name: str, verb: str, config: StreamConfig | None = None
 ) -> StreamInfo | None:
     """The stream's info; None where it is missing (info) or there already (create)."""
-    js = connection.jetstream
+    js = jetstream(connection)
     try:
         return await (js.stream_info(name) if config is None else js.add_stream(config))
     except nats.js.errors.APIError as exc:

@@ -8,8 +8,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bridge.box.fleet.host_record import offers
-from bridge.cli import DONE
 from bridge.cli.connect import configuration, require_services
+from bridge.cli.exit_codes import DONE
 from bridge.console import out, print_json
 from bridge.errors import without_secret
 from bridge.settings import BoxConfig, NatsConfig, ServiceConfig

@@ -12,13 +12,13 @@ from pathlib import Path
 from msgspec import Struct
 
 from bridge.bus.embedded_server import EmbeddedServer
-from bridge.cli import DONE, FAILED, INTERRUPTED
+from bridge.cli.exit_codes import DONE, FAILED, INTERRUPTED
 from bridge.cli.timeline.history import Lives
 from bridge.cli.timeline.text import bars
 from bridge.console import out, print_json
 from bridge.demo.fleet import FleetDemo
 from bridge.demo.host import HostDemo
-from bridge.demo.narration import Show, Step, Unexpected
+from bridge.demo.narration import Narration, Step, StepFailed
 from bridge.observe import configure_logging
 from bridge.protocol import InstanceEvent, now
 
@@ -36,7 +36,7 @@ async def run_demo(*, keep: bool, json: bool) -> int:
     if (task := asyncio.current_task()) is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     directory = Path(tempfile.mkdtemp(prefix="box-bridge-demo-"))
-    show = Show(quiet=json)
+    show = Narration(quiet=json)
     try:
         ok = await _run(show, directory)
     except asyncio.CancelledError:
@@ -51,7 +51,7 @@ async def run_demo(*, keep: bool, json: bool) -> int:
     return DONE if ok else FAILED
 
 
-async def _run(show: Show, directory: Path) -> bool:
+async def _run(show: Narration, directory: Path) -> bool:
     """All steps, until one fails; whether none did."""
     started = time.monotonic()
     show.say("[bold]box-bridge demo[/bold]: a NATS server, a Box, two services\n")
@@ -65,14 +65,14 @@ async def _run(show: Show, directory: Path) -> bool:
             show.say("\n[bold]Three hosts[/bold]: one dies, one is drained, the service stays up\n")
             await FleetDemo(show, server.url, directory).run()
             _draw(show, first)
-    except Unexpected:
+    except StepFailed:
         return False
     show.say(f"\n[green]All {len(show.steps)} steps held[/green], ", end="")
     show.say(f"in {time.monotonic() - started:.1f} s.")
     return True
 
 
-def _draw(show: Show, first: int) -> None:
+def _draw(show: Narration, first: int) -> None:
     """The lives of the instances in the events from the `first` on."""
     show.say("\n[bold]The lives of the instances[/bold]")
     if show.quiet:

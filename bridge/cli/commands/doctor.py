@@ -21,7 +21,7 @@ from rich.text import Text
 from bridge.box import diagnostics as host_checks
 from bridge.bus.core.connection import Connection
 from bridge.bus.diagnostics import checks as bus_checks
-from bridge.cli import DONE, FAILED
+from bridge.cli.exit_codes import DONE, FAILED
 from bridge.config import find_file, load, load_nats
 from bridge.console import out, print_json
 from bridge.diagnostics import Finding, Status, fail, skip
@@ -44,7 +44,7 @@ Check = Callable[[], Awaitable[Finding]]
 Clock = Callable[[], datetime]
 
 
-class Told(Struct, frozen=True, kw_only=True):
+class ReportLine(Struct, frozen=True, kw_only=True):
     """One line of the report."""
 
     check: str
@@ -57,7 +57,7 @@ class Report(Struct, frozen=True, kw_only=True):
     """All that was found; `ok` if no check failed."""
 
     ok: bool
-    checks: list[Told]
+    checks: list[ReportLine]
 
 
 async def run_doctor(
@@ -103,7 +103,7 @@ async def examine(file: Path | None, flags: Mapping[str, Any], *, clock: Clock =
         checks = _of_bus(connection, config, clock) | (_of_host(config) if config else {})
         found |= await _all(checks)
     told = [
-        Told(check=name, status=finding.status, says=finding.says, cure=finding.cure)
+        ReportLine(check=name, status=finding.status, says=finding.says, cure=finding.cure)
         for name, finding in found.items()
     ]
     return Report(ok=all(item.status is not Status.FAIL for item in told), checks=told)
@@ -227,7 +227,7 @@ def _cure(reason: str) -> str:
     return "start it (`box-bridge up` runs one), or correct [nats] url, NATS_URL or --server"
 
 
-def _line(told: Told) -> Text:
+def _line(told: ReportLine) -> Text:
     line = Text(f"{told.status:<5}", style=_STYLES[told.status])
     line.append(f"{told.check:<{_WIDTH}}  ", style="bold")
     says = f"{told.says}. Cure: {told.cure}" if told.cure else told.says

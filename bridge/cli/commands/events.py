@@ -14,8 +14,8 @@ from msgspec import Struct
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream.follower import Begin, Reset, Start
 from bridge.bus.jetstream.server_time import server_time
-from bridge.cli import DONE
 from bridge.cli.connect import connected
+from bridge.cli.exit_codes import DONE
 from bridge.console import err, event_text, out, print_json
 from bridge.errors import BusError, ConfigError, NoReply
 from bridge.gateway.events.durable import Delivery, DurableEvents
@@ -28,7 +28,7 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST: Final = 100 * 365 * 86400  # seconds; much more would lead before the year 1
 
 
-class Asked(Struct, frozen=True, kw_only=True):
+class EventOptions(Struct, frozen=True, kw_only=True):
     """What the command line says: None where it says nothing."""
 
     services: list[str] | None
@@ -38,7 +38,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     follow: bool
 
 
-async def run_events(asked: Asked, flags: Mapping[str, Any], *, json: bool) -> int:
+async def run_events(asked: EventOptions, flags: Mapping[str, Any], *, json: bool) -> int:
     """Print events until interrupted, or until all that is stored has been printed."""
     since = None if asked.since is None else parse_since(asked.since)
     EventFilter.of(asked.services, asked.states)  # refused before anybody is asked
@@ -71,7 +71,7 @@ def parse_since(text: str) -> Start | int | timedelta:
 
 @contextlib.asynccontextmanager
 async def _opened(
-    connection: Connection, asked: Asked, since: Start | int | timedelta | None
+    connection: Connection, asked: EventOptions, since: Start | int | timedelta | None
 ) -> AsyncIterator[EventStream | DurableEvents]:
     """Raises NoReply where the past is asked for, and no stream holds any."""
     async with contextlib.AsyncExitStack() as stack:
@@ -94,7 +94,7 @@ async def _begin(connection: Connection, since: Start | int | timedelta | None) 
 
 
 def _open(
-    connection: Connection, asked: Asked, begin: Begin | None
+    connection: Connection, asked: EventOptions, begin: Begin | None
 ) -> contextlib.AbstractAsyncContextManager[EventStream | DurableEvents]:
     if asked.durable is not None:
         return DurableEvents.open(

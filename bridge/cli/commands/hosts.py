@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.admin_protocol import Host, HostsResponse
-from bridge.cli import DONE
 from bridge.cli import watch as watching
 from bridge.cli.connect import connected
+from bridge.cli.exit_codes import DONE
 from bridge.console import err, out, plain_table, print_json, size
 from bridge.gateway.operator import Operator
 

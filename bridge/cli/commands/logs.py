@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 from msgspec import Struct
 
 from bridge.box.runtimes.logs import ENGINE, STDERR, STDOUT, instances_dir
-from bridge.cli import DONE
 from bridge.cli.connect import configuration, connected
+from bridge.cli.exit_codes import DONE
 from bridge.console import print_json
 from bridge.errors import BridgeError, InstanceError
 from bridge.gateway.client import ScaleClient

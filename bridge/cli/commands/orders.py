@@ -11,10 +11,11 @@ from rich.status import Status
 from rich.text import Text
 
 from bridge.admin_protocol import AdminResponse, Host, Move
-from bridge.cli import DONE, FAILED
 from bridge.cli.connect import connected
+from bridge.cli.exit_codes import DONE, FAILED
 from bridge.console import err, out, plain_table, print_json
-from bridge.errors import BridgeError, DrainStuck, DrainTimeout
+from bridge.errors import BridgeError
+from bridge.gateway.errors import DrainStuck, DrainTimeout
 from bridge.gateway.operator import Operator
 from bridge.subjects import check_name
 

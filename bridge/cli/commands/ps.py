@@ -7,19 +7,14 @@ from typing import Any
 
 from rich.console import Group
 
-from bridge.cli import DONE
 from bridge.cli import watch as watching
 from bridge.cli.connect import connected
+from bridge.cli.exit_codes import DONE
 from bridge.cli.local_journal import JournalView
 from bridge.console import err, instances_table, notices, out, print_json
-from bridge.errors import (
-    ConfigError,
-    ConnectFailed,
-    CutOff,
-    NoBoxError,
-    RequestTimeout,
-)
+from bridge.errors import ConfigError, ConnectFailed, CutOff
 from bridge.gateway.client import ScaleClient
+from bridge.gateway.errors import NoBoxError, RequestTimeout
 from bridge.protocol import InstancesResponse
 from bridge.subjects import check_name
 

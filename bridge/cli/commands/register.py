@@ -34,7 +34,7 @@ _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 _FORWARDED: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 
 
-class Wanted(Struct, frozen=True, kw_only=True):
+class RegisterOptions(Struct, frozen=True, kw_only=True):
     """What the command line asks for; times in seconds."""
 
     command: tuple[str, ...]
@@ -49,7 +49,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
     grace: float
 
 
-async def run_register(wanted: Wanted, flags: Mapping[str, Any]) -> int:
+async def run_register(wanted: RegisterOptions, flags: Mapping[str, Any]) -> int:
     """Run the program to its end; returns its exit code."""
     if not wanted.command:
         raise ConfigError("register", "no program is given: put it after --")
@@ -157,7 +157,7 @@ class _Child:
     @classmethod
     @contextlib.asynccontextmanager
     async def running(
-        cls, wanted: Wanted, told: InstanceRegistration, *, own_group: bool
+        cls, wanted: RegisterOptions, told: InstanceRegistration, *, own_group: bool
     ) -> AsyncIterator[_Child]:
         """The program, started; killed if it still runs when the block is over."""
         _, port = split_endpoint(told.endpoint)

@@ -14,9 +14,9 @@ from typing import Any
 from rich.text import Text
 
 from bridge.bus.jetstream.follower import Begin, Start
-from bridge.cli import DONE, INTERRUPTED
 from bridge.cli.commands.events import parse_since
 from bridge.cli.connect import connected
+from bridge.cli.exit_codes import DONE, INTERRUPTED
 from bridge.config import load_log
 from bridge.console import err, print_json
 from bridge.errors import ConfigError

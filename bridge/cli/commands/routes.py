@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.bus.core.connection import Connection
-from bridge.cli import DONE
 from bridge.cli.connect import connected
+from bridge.cli.exit_codes import DONE
 from bridge.console import age, err, out, print_json, state_text
-from bridge.errors import NoBoxError
+from bridge.gateway.errors import NoBoxError
 from bridge.gateway.routes.index import Change, Delete, Put, Resync, Route
 from bridge.gateway.routes.table import RouteTable
 from bridge.protocol import now

@@ -9,11 +9,11 @@ from typing import Any, Self
 from rich.status import Status
 from rich.text import Text
 
-from bridge.cli import DONE, FAILED
 from bridge.cli.connect import connected
+from bridge.cli.exit_codes import DONE, FAILED
 from bridge.console import err, instances_table, notices, out, print_json
-from bridge.errors import ScaleCapped, ScaleRefused
 from bridge.gateway.client import ScaleClient
+from bridge.gateway.errors import ScaleCapped, ScaleRefused
 from bridge.protocol import InstancesResponse, ScaleConfig, ScaleResponse
 
 

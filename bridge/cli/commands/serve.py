@@ -16,8 +16,8 @@ from msgspec.structs import replace
 
 from bridge.box.daemon import Box
 from bridge.bus.embedded_server import EmbeddedServer
-from bridge.cli import DONE, INTERRUPTED
 from bridge.cli.connect import configuration, require_services
+from bridge.cli.exit_codes import DONE, INTERRUPTED
 from bridge.cli.sd_notify import Notifier
 from bridge.config import load_log, load_notify
 from bridge.console import err

@@ -12,9 +12,9 @@ from rich.text import Text
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay
-from bridge.cli import DONE
 from bridge.cli.commands.events import parse_since
 from bridge.cli.connect import connected
+from bridge.cli.exit_codes import DONE
 from bridge.cli.timeline.history import Lives, Picture
 from bridge.cli.timeline.svg import svg
 from bridge.cli.timeline.text import bars

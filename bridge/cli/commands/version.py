@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from msgspec import Struct
 
 from bridge.bus.embedded_server import find_binary
-from bridge.cli import DONE
+from bridge.cli.exit_codes import DONE
 from bridge.console import out, print_json
 from bridge.errors import ConfigError
 from bridge.version import VERSION

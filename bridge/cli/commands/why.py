@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.admin_protocol import Candidate, Entry, Fate, HistoryResponse, PlannedSlot, PlanResponse
-from bridge.cli import DONE, FAILED
 from bridge.cli.connect import connected
+from bridge.cli.exit_codes import DONE, FAILED
 from bridge.console import err, out, plain_table, print_json
 from bridge.gateway.operator import Operator
 from bridge.subjects import check_name

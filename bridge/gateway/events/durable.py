@@ -21,9 +21,9 @@ from typing import Final, Self
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.bus.jetstream.ack_subject import Position
+from bridge.bus.jetstream.ack_subject import AckSubject
 from bridge.bus.jetstream.follower import Begin, Reset, Start
-from bridge.bus.jetstream.pull_consumer import LOOK, DurableConsumer
+from bridge.bus.jetstream.pull_consumer import LOOK, PullConsumer
 from bridge.errors import BusError, ConfigError
 from bridge.gateway.events.filter import EventFilter, Services, read_event
 from bridge.protocol import InstanceEvent, InstanceState
@@ -53,7 +53,7 @@ class Delivery:
     __slots__ = ("_message", "_owner", "_position", "box_seq", "event")
 
     def __init__(
-        self, owner: DurableEvents, message: Message, position: Position, event: InstanceEvent
+        self, owner: DurableEvents, message: Message, position: AckSubject, event: InstanceEvent
     ) -> None:
         number = message.headers.get(BOX_SEQ, "")
         self.event = event
@@ -164,7 +164,7 @@ class DurableEvents:
         self._held: OrderedDict[int, tuple[float, Delivery]] = OrderedDict()
         self._done: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._arrived = asyncio.Event()
-        self.consumer = DurableConsumer(
+        self.consumer = PullConsumer(
             connection,
             connection.subjects.events_stream,
             check_name("durable", name),
@@ -273,7 +273,7 @@ class DurableEvents:
     def room(self) -> int:
         return self._max_unacked - len(self._held)
 
-    def take(self, message: Message, position: Position) -> None:
+    def take(self, message: Message, position: AckSubject) -> None:
         event = read_event(message, self._connection.metrics)
         if event is None:
             with contextlib.suppress(BusError):

@@ -51,7 +51,7 @@ class Backoff(Struct, frozen=True, kw_only=True):
         return float(whole * (0.5 + chance / 2))
 
 
-class Held(Struct, Generic[T], eq=False):
+class QueuedEvent(Struct, Generic[T], eq=False):
     """An event in a lane, and how often sending it has failed."""
 
     item: T
@@ -63,19 +63,19 @@ class Held(Struct, Generic[T], eq=False):
         return self.item.box_seq, 0 if self.item.box_seq else self.item.seq
 
 
-class _Lane(Struct, Generic[T], eq=False):
+class _InstanceQueue(Struct, Generic[T], eq=False):
     name: str
-    events: list[Held[T]]
+    events: list[QueuedEvent[T]]
 
 
-class Lanes(Generic[T]):
+class DeliveryQueue(Generic[T]):
     """See the module. Each event that `next` gave out is answered by `settled` or `failed`."""
 
     def __init__(self, backoff: Backoff) -> None:
         self._backoff = backoff
-        self._lanes: dict[str, _Lane[T]] = {}
-        self._ready: deque[_Lane[T]] = deque()
-        self._later: list[tuple[float, int, _Lane[T]]] = []
+        self._lanes: dict[str, _InstanceQueue[T]] = {}
+        self._ready: deque[_InstanceQueue[T]] = deque()
+        self._later: list[tuple[float, int, _InstanceQueue[T]]] = []
         self._turn = 0
         self._under_way = 0
         self._count = 0
@@ -89,12 +89,12 @@ class Lanes(Generic[T]):
         """How many events are held, those under way among them."""
         return self._count
 
-    def __iter__(self) -> Iterator[Held[T]]:
+    def __iter__(self) -> Iterator[QueuedEvent[T]]:
         """All that is held, in no order."""
         for lane in self._lanes.values():
             yield from lane.events
 
-    def __contains__(self, held: Held[T]) -> bool:
+    def __contains__(self, held: QueuedEvent[T]) -> bool:
         lane = self._lanes.get(held.item.event.instance_id)
         return lane is not None and held in lane.events
 
@@ -110,9 +110,9 @@ class Lanes(Generic[T]):
         name = item.event.instance_id
         lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[name] = _Lane(name, [])
+            lane = self._lanes[name] = _InstanceQueue(name, [])
             self._ready.append(lane)
-        held = Held(item)
+        held = QueuedEvent(item)
         at = bisect.bisect_left(lane.events, held.place, key=lambda one: one.place)
         if at < len(lane.events) and lane.events[at].place == held.place:
             lane.events[at].item = item
@@ -120,7 +120,7 @@ class Lanes(Generic[T]):
         lane.events.insert(at, held)
         self._count += 1
 
-    def next(self, now: float) -> Held[T] | None:
+    def next(self, now: float) -> QueuedEvent[T] | None:
         """An event to be sent now, if there is one."""
         while self._later and self._later[0][0] <= now:
             self._ready.append(heapq.heappop(self._later)[2])
@@ -136,7 +136,7 @@ class Lanes(Generic[T]):
         due = now if self._ready else self._later[0][0]
         return max(0.0, due - now, self._gate - now)
 
-    def settled(self, held: Held[T], *, succeeded: bool) -> None:
+    def settled(self, held: QueuedEvent[T], *, succeeded: bool) -> None:
         """The event is done with. `succeeded` says that the receiver answered."""
         self._under_way -= 1
         self._count -= 1
@@ -152,7 +152,7 @@ class Lanes(Generic[T]):
             self._failing.discard(name)
 
     def failed(
-        self, held: Held[T], now: float, chance: float, retry_after: float | None = None
+        self, held: QueuedEvent[T], now: float, chance: float, retry_after: float | None = None
     ) -> None:
         """The event is to be sent again. `retry_after`: the receiver wants nothing, of any
         instance, for so many seconds.

@@ -24,14 +24,14 @@ from msgspec import Struct
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream.dead_letters import WINDOW, ensure_dead_stream
 from bridge.bus.jetstream.follower import Begin, Reset, Start
-from bridge.bus.jetstream.publish import Outgoing
+from bridge.bus.jetstream.publish import OutgoingMessage
 from bridge.bus.jetstream.publisher import Publisher
 from bridge.bus.jetstream.pull_consumer import outstanding
 from bridge.errors import BusError
 from bridge.gateway.events.durable import Delivery, DurableEvents
 from bridge.gateway.relay.cloudevents import ce_headers, dead_headers
-from bridge.gateway.relay.delivery_queue import Backoff, Held, Lanes
-from bridge.gateway.relay.webhook import Answer, Verdict, Webhook, shown
+from bridge.gateway.relay.delivery_queue import Backoff, DeliveryQueue, QueuedEvent
+from bridge.gateway.relay.webhook import Outcome, Webhook, WebhookResponse, shown
 from bridge.protocol import InstanceState, now
 from bridge.subjects import TRACEPARENT
 from bridge.tasks import task_scope
@@ -100,7 +100,7 @@ class Relay:
         self._connection = connection
         self._config = config
         self._tell = tell
-        self._lanes: Lanes[Delivery] = Lanes(config.backoff)
+        self._lanes: DeliveryQueue[Delivery] = DeliveryQueue(config.backoff)
         self._news = asyncio.Event()
         self._stopping = asyncio.Event()
         self._out_since = 0.0
@@ -228,7 +228,7 @@ class Relay:
             await self._judge(held, await webhook.post(delivery.data, headers))
             self._news.set()
 
-    async def _next(self) -> Held[Delivery] | None:
+    async def _next(self) -> QueuedEvent[Delivery] | None:
         """The next event to be sent, once there is one; None when it is time to stop."""
         clock = asyncio.get_running_loop().time
         while not self._stopping.is_set():
@@ -240,12 +240,12 @@ class Relay:
                     await self._news.wait()
         return None
 
-    async def _judge(self, held: Held[Delivery], answer: Answer) -> None:
-        if answer.verdict is Verdict.TAKEN:
+    async def _judge(self, held: QueuedEvent[Delivery], answer: WebhookResponse) -> None:
+        if answer.verdict is Outcome.TAKEN:
             self.counts.delivered += 1
             await self._done(held, answered=True)
             return
-        if answer.verdict is Verdict.REFUSED:
+        if answer.verdict is Outcome.REFUSED:
             await self._bury(held, answer.reason)
             await self._done(held, answered=True)
             return
@@ -262,7 +262,7 @@ class Relay:
             self._out_since = at
             self._say("outage", f"{shown(self._config.url)} takes nothing: {answer.reason}")
 
-    async def _done(self, held: Held[Delivery], *, answered: bool) -> None:
+    async def _done(self, held: QueuedEvent[Delivery], *, answered: bool) -> None:
         """Acknowledge, and only then let the instance's next event go."""
         with contextlib.suppress(BusError):  # it comes again, and is known to be handled
             await held.item.ack()
@@ -274,7 +274,7 @@ class Relay:
                 "recovered", f"{shown(self._config.url)} answers again, after {seconds:.1f} s"
             )
 
-    async def _bury(self, held: Held[Delivery], reason: str) -> None:
+    async def _bury(self, held: QueuedEvent[Delivery], reason: str) -> None:
         """Return when it is stored as a dead letter, however long that takes."""
         delivery = held.item
         headers = dead_headers(
@@ -284,7 +284,7 @@ class Relay:
             seq=delivery.seq,
             durable=self._config.durable,
         )
-        letter = Outgoing(
+        letter = OutgoingMessage(
             subject=self._dead,
             data=delivery.data,
             headers=headers,

@@ -32,7 +32,7 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
 _OURS: Final = ("content-type", "content-length", "transfer-encoding", "host", "connection")
 
 
-class Verdict(enum.Enum):
+class Outcome(enum.Enum):
     """What an answer means for the event that was sent."""
 
     TAKEN = "2xx: the receiver has it"
@@ -40,12 +40,12 @@ class Verdict(enum.Enum):
     REFUSED = "it never will"
 
 
-class Answer(Struct, frozen=True, kw_only=True):
+class WebhookResponse(Struct, frozen=True, kw_only=True):
     """What came of a request. `reason` is for people; `retry_after` is in seconds, None where the
     receiver named no time.
     """
 
-    verdict: Verdict
+    verdict: Outcome
     reason: str = ""
     retry_after: float | None = None
 
@@ -82,7 +82,7 @@ class Webhook:
         ) as session:
             yield cls(session, url, headers)
 
-    async def post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
+    async def post(self, body: bytes, headers: Mapping[str, str]) -> WebhookResponse:
         """Post once. Never raises for what a receiver or the network can do."""
         import aiohttp
 
@@ -97,9 +97,9 @@ class Webhook:
                 wait = retry_after(response.headers.get("Retry-After", ""), datetime.now(UTC))
                 return judge(response.status, said, wait)
         except TimeoutError:
-            return Answer(verdict=Verdict.AGAIN, reason="no answer in time")
+            return WebhookResponse(verdict=Outcome.AGAIN, reason="no answer in time")
         except (aiohttp.ClientError, OSError, ValueError) as exc:
-            return Answer(verdict=Verdict.AGAIN, reason=_told(exc))
+            return WebhookResponse(verdict=Outcome.AGAIN, reason=_told(exc))
 
     def _without_secrets(self, said: str) -> str:
         """A receiver may repeat what it was sent."""
@@ -108,7 +108,7 @@ class Webhook:
         return said
 
 
-def judge(status: int, said: str = "", wait: float | None = None) -> Answer:
+def judge(status: int, said: str = "", wait: float | None = None) -> WebhookResponse:
     """What an answer with this status means; `said` is the start of its body.
 
     A 4xx says that the request is wrong and would be wrong again, but for 408, 425 and 429. A
@@ -116,12 +116,12 @@ def judge(status: int, said: str = "", wait: float | None = None) -> Answer:
     """
     reason = f"HTTP {status}" + (f": {said}" if said else "")
     if 200 <= status < 300:
-        return Answer(verdict=Verdict.TAKEN)
+        return WebhookResponse(verdict=Outcome.TAKEN)
     if 400 <= status < 500 and status not in _TRANSIENT_4XX:
-        return Answer(verdict=Verdict.REFUSED, reason=reason)
+        return WebhookResponse(verdict=Outcome.REFUSED, reason=reason)
     if 300 <= status < 400:
         reason = f"HTTP {status}: redirects are not followed; give the address that it leads to"
-    return Answer(verdict=Verdict.AGAIN, reason=reason, retry_after=wait)
+    return WebhookResponse(verdict=Outcome.AGAIN, reason=reason, retry_after=wait)
 
 
 def retry_after(value: str, now: datetime) -> float | None:

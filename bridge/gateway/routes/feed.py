@@ -1,4 +1,4 @@
-"""From the bus into a `RouteBook`: every message checked, the snapshot in one step, the clock.
+"""From the bus into a `RouteState`: every message checked, the snapshot in one step, the clock.
 
 What is not as the contract says is counted (`box_bridge_refused_total`) and changes nothing. The
 handlers run in the read loop: no task, no log record and no copy for a message.
@@ -19,9 +19,9 @@ from bridge.bus.core.message import Message
 from bridge.bus.jetstream.follower import Follower, Start
 from bridge.errors import NameRefused, ProtocolError
 from bridge.gateway.routes.index import Key, Route
-from bridge.gateway.routes.instance_state import Routed
-from bridge.gateway.routes.registration_reader import Announced
-from bridge.gateway.routes.state import LIMIT, RouteBook
+from bridge.gateway.routes.instance_state import RouteCandidate
+from bridge.gateway.routes.registration_reader import RegistrationReader
+from bridge.gateway.routes.state import LIMIT, RouteState
 from bridge.protocol import (
     InstanceEvent,
     InstanceHealth,
@@ -39,7 +39,7 @@ _CLOCK_SLACK: Final = 10**9  # ns by which the server's clock may seem to go bac
 _SEQ_DIGITS: Final = 18
 
 
-class _Verdict(Struct, frozen=True, gc=False):
+class _HealthVerdict(Struct, frozen=True, gc=False):
     """Of an instance's health, once a second for each in the fleet, only what routes depend on: an
     eighth of the time that all of it takes.
     """
@@ -47,7 +47,7 @@ class _Verdict(Struct, frozen=True, gc=False):
     healthy: bool = True
 
 
-_Sampled = dict[str, _Verdict]
+_Sampled = dict[str, _HealthVerdict]
 
 
 class RouteFeed:
@@ -59,7 +59,7 @@ class RouteFeed:
     def __init__(
         self,
         connection: Connection,
-        book: RouteBook,
+        book: RouteState,
         services: frozenset[str] | None,
         lease: float,
         changed: Callable[[], None],
@@ -171,9 +171,9 @@ class _Registry:
         self.follower = Follower(connection, subjects.registry_stream, self, subjects=[subject])
         self._feed = feed
         self._first = True
-        self._snapshot: dict[Key, Routed] | None = None
+        self._snapshot: dict[Key, RouteCandidate] | None = None
         self._time_ns = 0
-        self._announced = Announced()
+        self._announced = RegistrationReader()
 
     def begin(self) -> None:
         self._snapshot = {}
@@ -206,7 +206,7 @@ class _Registry:
             self._register(told, time_ns)
         elif len(self._snapshot) < LIMIT or told.key in self._snapshot:
             key = told.service, instance_id  # of this service there is one text
-            self._snapshot[key] = Routed(key, route=told, time_ns=time_ns)
+            self._snapshot[key] = RouteCandidate(key, route=told, time_ns=time_ns)
         else:
             self._refuse("no room")
 

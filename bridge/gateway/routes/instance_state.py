@@ -19,7 +19,7 @@ from bridge.validation import HEALTHY_KEY
 _SERVING: Final = (InstanceState.READY, InstanceState.BUSY)
 
 
-class Routed(Struct, gc=False):
+class RouteCandidate(Struct, gc=False):
     """What is known of one id of one service.
 
     `withdrawn` says why it is, once it is. `route` is what it registered as, with its state, while

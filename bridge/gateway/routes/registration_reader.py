@@ -28,7 +28,7 @@ T = TypeVar("T")
 V = TypeVar("V", bound=Hashable)
 
 
-class _Told(Struct, frozen=True, gc=False):
+class _RawRegistration(Struct, frozen=True, gc=False):
     """An `InstanceRegistration`, its metadata left as they came."""
 
     instance_id: str
@@ -38,7 +38,7 @@ class _Told(Struct, frozen=True, gc=False):
     metadata: Raw = Raw(b"{}")
 
 
-class Announced:
+class RegistrationReader:
     """Reads registrations, and remembers what they have in common: the names of services and hosts,
     and metadata. Saves some 350 bytes an instance.
 
@@ -59,7 +59,7 @@ class Announced:
         what it says is not of that instance or cannot be true. Raises ProtocolError for what is no
         registration.
         """
-        told = decode(_Told, message.data)
+        told = decode(_RawRegistration, message.data)
         metadata = self._metadata_of.get(raw := bytes(told.metadata))
         if metadata is None:
             metadata = self._read_metadata(raw)

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from bridge.bus.leases import Leases
 from bridge.gateway.routes.index import Change, Delete, Key, Put, Route, RouteIndex
-from bridge.gateway.routes.instance_state import Routed
+from bridge.gateway.routes.instance_state import RouteCandidate
 from bridge.protocol import (
     InstanceEvent,
     InstanceHealth,
@@ -48,14 +48,14 @@ _LEAVING: Final = (
 _DAMPED: Final = "its health changed too often"
 
 
-class Sampled(Protocol):
+class HealthSample(Protocol):
     """Whatever says whether an instance is healthy."""
 
     @property
     def healthy(self) -> bool: ...
 
 
-class RouteBook:
+class RouteState:
     """See the module. `lease` in seconds; `now` is always a monotonic time in seconds.
 
     `routes` is always current, `seq` counts its changes. While `telling`, `news` holds what changed
@@ -70,11 +70,11 @@ class RouteBook:
         self._lease = lease
         self._limit = limit
         self._leases: Leases[Key] = Leases(lease)
-        self._leased: dict[Key, Routed] = {}
-        self._rest: OrderedDict[Key, tuple[float, Routed]] = OrderedDict()
+        self._leased: dict[Key, RouteCandidate] = {}
+        self._rest: OrderedDict[Key, tuple[float, RouteCandidate]] = OrderedDict()
         self._services: dict[str, tuple[str, ...]] = {}
-        self._reporting: dict[Key, Routed] = {}
-        self._damped: dict[Key, Routed] = {}
+        self._reporting: dict[Key, RouteCandidate] = {}
+        self._damped: dict[Key, RouteCandidate] = {}
         self._sick: set[str] = set()
         self._alones: dict[str, tuple[str, ...]] = {}
         self.news: list[Change] = []
@@ -109,7 +109,7 @@ class RouteBook:
             self._settle(instance, now)
         return True
 
-    def take_over(self, snapshot: dict[Key, Routed], server_ns: int, now: float) -> int:
+    def take_over(self, snapshot: dict[Key, RouteCandidate], server_ns: int, now: float) -> int:
         """Register all of a snapshot that was taken at `server_ns` by the server's clock, and whose
         leases were not over then. Returns for how many there was no room. Keeps `snapshot`.
 
@@ -201,7 +201,7 @@ class RouteBook:
         if news:
             self._settle(instance, now)
 
-    def sample(self, host: str, stats: Mapping[str, Sampled], now: float) -> None:
+    def sample(self, host: str, stats: Mapping[str, HealthSample], now: float) -> None:
         """What a host says of its instances: not of those that were registered by another. Looks at
         those that are sick, or were.
         """
@@ -215,7 +215,7 @@ class RouteBook:
                 if instance.route.host in ("", host):
                     self._sample(instance, stats[instance_id].healthy, now)
 
-    def _sample(self, instance: Routed, healthy: bool, now: float) -> None:
+    def _sample(self, instance: RouteCandidate, healthy: bool, now: float) -> None:
         instance.sampled_bad = None if healthy else now
         if healthy:
             self._sick.discard(instance.key[1])
@@ -302,7 +302,7 @@ class RouteBook:
             if instance.said_at is None and instance.sampled_bad is None:
                 del self._reporting[key]
 
-    def _known(self, key: Key, now: float) -> Routed:
+    def _known(self, key: Key, now: float) -> RouteCandidate:
         """What is known of an instance; of one that has no lease it is remembered from now on."""
         instance = self._leased.get(key)
         if instance is None:
@@ -310,7 +310,7 @@ class RouteBook:
             self._remember(instance, now)
         return instance
 
-    def _find(self, key: Key) -> Routed:
+    def _find(self, key: Key) -> RouteCandidate:
         """What is known of an instance that has no lease; who calls has to keep it."""
         if (found := self._rest.get(key)) is not None:
             return found[1]
@@ -320,7 +320,7 @@ class RouteBook:
             self._services[instance_id] = self._alone(service)
         elif service not in others:
             self._services[instance_id] = (*others, service)
-        return Routed(key)
+        return RouteCandidate(key)
 
     def _alone(self, service: str) -> tuple[str, ...]:
         """The service as the only one of an instance; the same object for all of its instances."""
@@ -328,7 +328,7 @@ class RouteBook:
             self._alones.clear()
         return self._alones.setdefault(service, (service,))
 
-    def _remember(self, instance: Routed, now: float) -> None:
+    def _remember(self, instance: RouteCandidate, now: float) -> None:
         """Keep one that has no lease, and let go of who was not heard of for longest."""
         self._rest[instance.key] = now, instance
         self._rest.move_to_end(instance.key)
@@ -347,7 +347,7 @@ class RouteBook:
         else:
             del self._services[instance_id]
 
-    def _settle(self, instance: Routed, now: float) -> None:
+    def _settle(self, instance: RouteCandidate, now: float) -> None:
         """Bring the route of one instance up to what is known of it."""
         if instance.route is not None:
             before_that, instance.healthy = instance.healthy, instance.judge()
@@ -358,7 +358,7 @@ class RouteBook:
         if route is not instance.listed:
             self._list(instance, route, why)
 
-    def _list(self, instance: Routed, route: Route | None, why: str = "") -> None:
+    def _list(self, instance: RouteCandidate, route: Route | None, why: str = "") -> None:
         """The route of `instance` is this one now, or it has none, and `why`."""
         instance.listed = route
         self.seq += 1
@@ -374,7 +374,7 @@ class RouteBook:
                 Delete(seq=self.seq, service=service, instance_id=instance_id, reason=why)
             )
 
-    def _count_flip(self, instance: Routed, now: float) -> None:
+    def _count_flip(self, instance: RouteCandidate, now: float) -> None:
         if instance.flips is None:
             instance.flips = deque(maxlen=FLAPS)
         flips = instance.flips

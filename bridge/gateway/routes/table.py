@@ -21,10 +21,10 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Final, Self
 
 from bridge.bus.core.connection import Connection
-from bridge.errors import NoRoute, WaitTimeout
+from bridge.gateway.errors import NoRoute, WaitTimeout
 from bridge.gateway.routes.feed import RouteFeed
 from bridge.gateway.routes.index import Change, Key, Resync, Route
-from bridge.gateway.routes.state import RouteBook
+from bridge.gateway.routes.state import RouteState
 from bridge.settings import Timing
 from bridge.subjects import check_name
 from bridge.tasks import task_scope
@@ -43,7 +43,7 @@ class RouteTable:
     def __init__(
         self, connection: Connection, services: frozenset[str] | None, timing: Timing
     ) -> None:
-        self._book = RouteBook(timing.registration_ttl)
+        self._book = RouteState(timing.registration_ttl)
         self._book.telling = False  # until somebody reads
         self._feed = RouteFeed(
             connection, self._book, services, timing.registration_ttl, self._tell
@@ -173,7 +173,7 @@ class Changes:
     read. It ends with the table.
     """
 
-    def __init__(self, book: RouteBook, backlog: int) -> None:
+    def __init__(self, book: RouteState, backlog: int) -> None:
         self._book = book
         self._waiting: deque[Change] = deque()
         self._backlog = backlog

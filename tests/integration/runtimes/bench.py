@@ -13,9 +13,9 @@ from typing import Any
 from bridge.box.runtimes.base import Handle, Runtime, Spec
 from bridge.box.runtimes.oci.engines import find_engine
 from bridge.box.runtimes.oci.runtime import OciRuntime
-from bridge.box.runtimes.oci.subprocess_calls import Calls
+from bridge.box.runtimes.oci.subprocess_calls import EngineCalls
 from bridge.box.runtimes.process.runtime import ProcessRuntime
-from bridge.box.runtimes.process_identity import Identity
+from bridge.box.runtimes.process_identity import ProcessIdentity
 from bridge.tasks import task_scope
 from tests.podman import IMAGE, SERVE, Podman
 from tests.support import FIRST_PORT, eventually
@@ -42,7 +42,7 @@ class Bench:
     directory: Path
     podman: Podman | None
     engine: Path | None = None
-    recorded: list[tuple[Identity, int]] = field(default_factory=list)
+    recorded: list[tuple[ProcessIdentity, int]] = field(default_factory=list)
 
     @property
     def is_oci(self) -> bool:
@@ -97,7 +97,7 @@ class Bench:
         await eventually(listening, what="it listens")
         return handle
 
-    async def record(self, identity: Identity, port: int) -> None:
+    async def record(self, identity: ProcessIdentity, port: int) -> None:
         """In place of a journal."""
         self.recorded.append((identity, port))
 
@@ -107,7 +107,7 @@ class Bench:
             return ProcessRuntime(root, range(FIRST_PORT, FIRST_PORT + 100), ENVIRON)
         engine = find_engine(str(self.engine), environ=ENVIRON)
         return OciRuntime(
-            Calls(engine, ENVIRON, PATIENCE),
+            EngineCalls(engine, ENVIRON, PATIENCE),
             "the-host-id",
             secrets=self.directory / "secrets",
             environ={"NATS_URL": "nats://example"},

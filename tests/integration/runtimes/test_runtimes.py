@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.box.runner.inflight import Traffic
+from bridge.box.runner.inflight import InflightCounter
 from bridge.box.runner.probes import Prober
 from bridge.box.runtimes.base import Exit, Handle, Runtime
 from bridge.errors import InstanceError, PortTaken
@@ -199,7 +199,7 @@ async def test_a_fixed_port_is_taken_or_its_holder_told(bench: Bench, unused_por
 async def test_requests_in_flight_are_counted_but_for_the_boxes_probes(bench: Bench) -> None:
     async with bench.life() as runtime, Prober.open("127.0.0.1") as prober:
         handle = await bench.serving(runtime)
-        traffic = Traffic(prober, freshness=0.0, inside=runtime.requests_inside)
+        traffic = InflightCounter(prober, freshness=0.0, inside=runtime.requests_inside)
 
         async def counted() -> int:
             return (await traffic.inflight())[handle.port]

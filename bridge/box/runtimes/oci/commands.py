@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from bridge.box.runtimes.oci.engines import Kind
+from bridge.box.runtimes.oci.engines import EngineKind
 from bridge.box.state.runtime_limits import guest_port, port_pair
 
 LABEL_HOST: Final = "box-bridge.host-id"
@@ -23,7 +23,7 @@ LABEL_SLOT: Final = "box-bridge.slot"
 _LINES: Final = 1000  # of a container's log that are kept when it has ended
 
 
-class Order(Struct, frozen=True, kw_only=True):
+class ContainerSpec(Struct, frozen=True, kw_only=True):
     """A container to be made. `address` is where its ports are published, "" for everywhere."""
 
     name: str
@@ -49,7 +49,7 @@ def labels(host_id: str, instance_id: str, service: str, slot: int) -> dict[str,
     }
 
 
-def make(kind: Kind, order: Order) -> list[str]:
+def make(kind: EngineKind, order: ContainerSpec) -> list[str]:
     """Make the container; with an engine that does not ``create``, let it go as well."""
     words = ["create"] if kind.creates else ["run", "-d"]
     words += ["--name", order.name]
@@ -86,7 +86,7 @@ def stop(name: str, grace: float) -> list[str]:
     return ["stop", "-t", str(math.ceil(grace)), name]
 
 
-def remove(kind: Kind, names: Sequence[str]) -> list[str]:
+def remove(kind: EngineKind, names: Sequence[str]) -> list[str]:
     """End containers at once, if they run, and remove them."""
     return [*kind.remove, *names]
 
@@ -96,12 +96,12 @@ def inspect(names: Sequence[str]) -> list[str]:
     return ["inspect", *names]
 
 
-def listing(kind: Kind, host_id: str) -> list[str]:
+def listing(kind: EngineKind, host_id: str) -> list[str]:
     """Ask for the containers of one Box, ended ones too."""
     return ["ps", "-a", "--filter", f"label={LABEL_HOST}={host_id}", *kind.listing]
 
 
-def sampling(kind: Kind) -> list[str]:
+def sampling(kind: EngineKind) -> list[str]:
     """Ask what all running containers use."""
     return ["stats", "--no-stream", *kind.sampling]
 
@@ -116,7 +116,7 @@ def tail(name: str) -> list[str]:
     return ["logs", "--tail", str(_LINES), name]
 
 
-def look_at_image(kind: Kind, image: str) -> list[str]:
+def look_at_image(kind: EngineKind, image: str) -> list[str]:
     """Ask whether an image is here."""
     return [*kind.image, image]
 
@@ -126,7 +126,7 @@ def env_file(env: Mapping[str, str]) -> bytes:
     return "".join(f"{key}={value}\n" for key, value in env.items()).encode()
 
 
-def _published(kind: Kind, entry: str, address: str) -> str:
+def _published(kind: EngineKind, entry: str, address: str) -> str:
     """A ``-p`` for ``host:guest``, where host 0 is any port."""
     host, guest = port_pair(entry)
     if not (address and kind.address):

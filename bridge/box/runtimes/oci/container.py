@@ -12,8 +12,8 @@ from typing import Final
 
 from bridge.box.runtimes.base import Exit, Spec
 from bridge.box.runtimes.oci import container_kernel
-from bridge.box.runtimes.oci.parsing import State
-from bridge.box.runtimes.process_identity import Identity, boot_id, identify, is_alive
+from bridge.box.runtimes.oci.parsing import ContainerState
+from bridge.box.runtimes.process_identity import ProcessIdentity, boot_id, identify, is_alive
 from bridge.box.state.runtime_limits import guest_port
 
 _SIGNALLED: Final = 128  # an exit code of 128 + n means signal n, as shells have it
@@ -35,7 +35,9 @@ class Container:
         self.suspected = False
         self.concluding = False
         self.patience_ends = float("inf")
-        self.identity: Identity | None = None  # of its main process, where the kernel knows it
+        self.identity: ProcessIdentity | None = (
+            None  # of its main process, where the kernel knows it
+        )
         self._off = False
         self._port = 0
         self._memory: Path | None = None
@@ -85,7 +87,7 @@ class Container:
         """Its engine says that it has let it go: from now on an end is an end."""
         self._off = True
 
-    def took_off(self, state: State, suspect: Callable[[], None]) -> Identity:
+    def took_off(self, state: ContainerState, suspect: Callable[[], None]) -> ProcessIdentity:
         """It runs, as `state` says. `suspect` is called once its main process has ended; the
         process is returned, or what stands for it where the kernel does not know it.
         """
@@ -109,7 +111,7 @@ class Container:
             os.close(self._pidfd)
             self._pidfd = -1
 
-    def exit(self, state: State | None) -> Exit:
+    def exit(self, state: ContainerState | None) -> Exit:
         """How it ended; `state` is what the engine says, None if it has no such container."""
         if not self.let_go and (state is None or not state.begun):
             return Exit(ran=False)
@@ -126,7 +128,7 @@ class Container:
         why = self._memory_ran_out(state, "a process of it was killed, out of memory")
         return Exit(code=state.code, why=why or state.error)
 
-    def _memory_ran_out(self, state: State, what: str) -> str:
+    def _memory_ran_out(self, state: ContainerState, what: str) -> str:
         limit = self.spec.memory_mib
         if not (state.oom or self._out_of_memory):
             return ""
@@ -149,6 +151,6 @@ class Container:
         suspect()
 
 
-def unbegun() -> Identity:
+def unbegun() -> ProcessIdentity:
     """What is written down in place of a process before there is one that can be told."""
-    return Identity(pid=0, started=0, boot_id=boot_id())
+    return ProcessIdentity(pid=0, started=0, boot_id=boot_id())

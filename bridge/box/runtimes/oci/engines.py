@@ -25,7 +25,7 @@ _VERSION: Final = re.compile(
 _CGROUPS_V2: Final = Path("/sys/fs/cgroup/cgroup.controllers")
 
 
-class Kind(Struct, frozen=True, kw_only=True):
+class EngineKind(Struct, frozen=True, kw_only=True):
     """What is particular about one kind of engine.
 
     `oldest` is the oldest version that has all that is asked of it. With `creates` an instance is
@@ -54,10 +54,10 @@ class Kind(Struct, frozen=True, kw_only=True):
     trims: bool = False
 
 
-KINDS: Final[dict[str, Kind]] = {
+KINDS: Final[dict[str, EngineKind]] = {
     kind.name: kind
     for kind in (
-        Kind(
+        EngineKind(
             name="podman",
             oldest=(3, 0),
             install="apt-get install podman, or https://podman.io/docs/installation",
@@ -65,17 +65,17 @@ KINDS: Final[dict[str, Kind]] = {
             sampling=("--format", "json"),
             remove=("rm", "-f", "-t", "0"),
         ),
-        Kind(
+        EngineKind(
             name="docker",
             oldest=(20, 10),
             install="apt-get install docker.io, or https://docs.docker.com/engine/install",
         ),
-        Kind(
+        EngineKind(
             name="nerdctl",
             oldest=(1, 0),
             install="https://github.com/containerd/nerdctl/releases (the full archive)",
         ),
-        Kind(
+        EngineKind(
             name="a3s-box",
             oldest=(2, 0),
             install="https://github.com/A3S-Lab/Box",
@@ -101,7 +101,7 @@ class Engine(Struct, frozen=True, kw_only=True):
     cannot honour that here; what `env` says is about values with blanks around them.
     """
 
-    kind: Kind
+    kind: EngineKind
     path: str
     version: str
     lacks: dict[str, str] = field(default_factory=dict)
@@ -166,7 +166,7 @@ def _version_of(name: str, path: str, environ: Mapping[str, str]) -> str:
     return done.stdout[:1000].decode(errors="replace").strip()
 
 
-def _lacks(kind: Kind, version: str, *, root: bool, unified: bool) -> dict[str, str]:
+def _lacks(kind: EngineKind, version: str, *, root: bool, unified: bool) -> dict[str, str]:
     """What an engine of this kind lacks on this host. Pure."""
     lacks = {}
     if kind.name == "podman" and not root and not unified:

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from bridge.box.runtimes.oci import commands as words
 from bridge.box.runtimes.oci.parsing import complaint
-from bridge.box.runtimes.oci.subprocess_calls import Calls
+from bridge.box.runtimes.oci.subprocess_calls import EngineCalls
 from bridge.errors import InstanceError
 from bridge.tasks import task_scope
 
@@ -20,10 +20,10 @@ _EVERY: Final = 1.0  # seconds between tellings: each is an event, and they are 
 _MOST: Final = 20  # tellings of one pull, of which more come ever more slowly
 
 
-class Images:
+class ImagePulls:
     """The images of one engine."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: EngineCalls) -> None:
         self._calls = calls
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 

@@ -19,7 +19,7 @@ from bridge.box.runtimes.base import Usage
 from bridge.box.runtimes.oci import commands as words
 from bridge.box.runtimes.oci import parsing as answers
 from bridge.box.runtimes.oci.container import Container
-from bridge.box.runtimes.oci.subprocess_calls import Answer, Calls
+from bridge.box.runtimes.oci.subprocess_calls import CallResult, EngineCalls
 from bridge.errors import EngineSilent, InstanceError
 from bridge.tasks import task_scope
 
@@ -34,25 +34,25 @@ _DOUBT_PATIENCE: Final = 5.0  # seconds for the engine to notice, too; then it n
 T = TypeVar("T")
 
 
-class Hands(Protocol):
+class ContainerActions(Protocol):
     """What is done with containers on account of what was seen."""
 
-    async def conclude(self, container: Container, state: answers.State | None) -> None:
+    async def conclude(self, container: Container, state: answers.ContainerState | None) -> None:
         """It has ended."""
 
     async def remove(self, names: list[str]) -> None:
         """They are nobody's. Raises EngineSilent."""
 
 
-class Survey:
+class ContainerMonitor:
     """See the module. `containers` are those of this Box; it reads them, never writes."""
 
     def __init__(
         self,
-        calls: Calls,
+        calls: EngineCalls,
         host_id: str,
         containers: Mapping[str, Container],
-        hands: Hands,
+        hands: ContainerActions,
         sample: float,
     ) -> None:
         self._calls = calls
@@ -67,7 +67,7 @@ class Survey:
         self._strays: set[str] = set()  # that were removed, and not yet told
         self._removing = asyncio.Lock()  # so that who asks is told of what is just being removed
         self._all_known = False
-        self._samples: dict[str, tuple[float, answers.Sample]] = {}
+        self._samples: dict[str, tuple[float, answers.ContainerSample]] = {}
         self.usage: dict[str, Usage] = {}
         self.problem = ""
 
@@ -106,11 +106,11 @@ class Survey:
         call = words.listing(self._kind, self._host_id)
         return self._read(call, await self._calls.ask(call), answers.listed)
 
-    async def inspect(self, names: Iterable[str]) -> dict[str, answers.State]:
+    async def inspect(self, names: Iterable[str]) -> dict[str, answers.ContainerState]:
         """What the engine knows of those of `names` that it has. Raises EngineSilent."""
         names = list(names)
         batches = [names] if self._kind.inspects_many else [[name] for name in names]
-        found: dict[str, answers.State] = {}
+        found: dict[str, answers.ContainerState] = {}
         for batch in filter(None, batches):
             call = words.inspect(batch)
             answer = await self._calls.ask(call)
@@ -122,7 +122,7 @@ class Survey:
 
     # ── inside ───────────────────────────────────────────────────────────────────────────
 
-    def _read(self, call: list[str], answer: Answer, read: Callable[[bytes], T]) -> T:
+    def _read(self, call: list[str], answer: CallResult, read: Callable[[bytes], T]) -> T:
         """The answer's meaning; what fails or cannot be read is an engine that is of no use."""
         if not answer.ok:
             raise EngineSilent(self._calls.engine.name, call[0], answers.complaint(answer.err))

@@ -31,7 +31,7 @@ _ERROR: Final = re.compile(
 )
 
 
-class State(Struct, frozen=True, kw_only=True):
+class ContainerState(Struct, frozen=True, kw_only=True):
     """One container as its engine has it. `ports` maps the guest's to the host's.
 
     `begun` says whether it was ever let go, `running` whether it runs now; `code` is None where the
@@ -48,7 +48,7 @@ class State(Struct, frozen=True, kw_only=True):
     ports: Mapping[int, int] = field(default_factory=dict)
 
 
-class Sample(Struct, frozen=True, kw_only=True):
+class ContainerSample(Struct, frozen=True, kw_only=True):
     """What one container uses. `cpu_seconds` is what it has had so far, None where only a share of
     the last moment is told, in percent of one processor.
     """
@@ -61,7 +61,7 @@ class Sample(Struct, frozen=True, kw_only=True):
 # ── inspect ──────────────────────────────────────────────────────────────────────────────
 
 
-class _State(Struct, rename="pascal"):
+class _StateDocument(Struct, rename="pascal"):
     status: str = ""
     running: bool = False
     pid: int | None = None
@@ -81,7 +81,7 @@ class _Network(Struct, rename="pascal"):
 class _Inspected(Struct):
     """Docker's names first, then what a3s-box has beside them."""
 
-    state: _State = field(name="State")
+    state: _StateDocument = field(name="State")
     docker_name: str = field(default="", name="Name")
     network: _Network | None = field(default=None, name="NetworkSettings")
     name: str = ""
@@ -89,16 +89,16 @@ class _Inspected(Struct):
     port_map: list[str] = field(default_factory=list)
 
 
-def states(data: bytes) -> dict[str, State]:
+def states(data: bytes) -> dict[str, ContainerState]:
     """What ``inspect`` says, by the containers' names."""
     found = msgspec.json.decode(data or b"[]", type=list[_Inspected])
     return {state.name: state for state in map(_state, found)}
 
 
-def _state(found: _Inspected) -> State:
+def _state(found: _Inspected) -> ContainerState:
     said = found.state
     status = said.status.lower()
-    return State(
+    return ContainerState(
         name=(found.docker_name or found.name).removeprefix("/"),
         begun=status not in _UNBEGUN,
         running=said.running or status in _GOING,
@@ -149,17 +149,17 @@ def _objects(data: bytes) -> list[dict[str, Any]]:
 # ── stats ────────────────────────────────────────────────────────────────────────────────
 
 
-def samples(data: bytes) -> dict[str, Sample]:
+def samples(data: bytes) -> dict[str, ContainerSample]:
     """What ``stats --no-stream`` says, by the containers' names: JSON, or a table."""
     if data.strip()[:1] in (b"[", b"{"):
         return dict(_sample(item) for item in _objects(data))
     return _table(data.decode(errors="replace"))
 
 
-def _sample(item: dict[str, Any]) -> tuple[str, Sample]:
+def _sample(item: dict[str, Any]) -> tuple[str, ContainerSample]:
     time, share = item.get("cpu_time"), item.get("CPUPerc") or item.get("cpu_percent")
     memory = str(item.get("MemUsage") or item.get("mem_usage") or "")
-    sample = Sample(
+    sample = ContainerSample(
         cpu_percent=_percent(str(share)),
         cpu_seconds=_seconds(time) if isinstance(time, str) else None,
         memory_bytes=_bytes(memory.partition("/")[0]),
@@ -167,8 +167,8 @@ def _sample(item: dict[str, Any]) -> tuple[str, Sample]:
     return str(item.get("Name") or item.get("name") or ""), sample
 
 
-def _table(text: str) -> dict[str, Sample]:
-    found: dict[str, Sample] = {}
+def _table(text: str) -> dict[str, ContainerSample]:
+    found: dict[str, ContainerSample] = {}
     heads: list[str] = []
     for line in text.splitlines():
         cells = [cell for cell in _COLUMN.split(line.strip()) if cell]
@@ -177,7 +177,7 @@ def _table(text: str) -> dict[str, Sample]:
         elif heads and len(cells) == len(heads):
             row = dict(zip(heads, cells, strict=True))
             memory = row.get("MEM USAGE / LIMIT", "").partition("/")[0]
-            found[row["NAME"]] = Sample(
+            found[row["NAME"]] = ContainerSample(
                 cpu_percent=_percent(row.get("CPU %", "")),
                 cpu_seconds=None,
                 memory_bytes=_bytes(memory),
@@ -207,7 +207,9 @@ def _seconds(text: str) -> float:
     return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(text))
 
 
-def usage(before: tuple[float, Sample] | None, after: tuple[float, Sample]) -> Usage:
+def usage(
+    before: tuple[float, ContainerSample] | None, after: tuple[float, ContainerSample]
+) -> Usage:
     """What a container uses now, from two samples with their times in seconds of one clock."""
     at, sample = after
     share = sample.cpu_percent if sample.cpu_seconds is None else 0.0

@@ -26,10 +26,10 @@ from bridge.box.runtimes.oci import commands as words
 from bridge.box.runtimes.oci import container_kernel
 from bridge.box.runtimes.oci import parsing as answers
 from bridge.box.runtimes.oci.container import Container, unbegun
-from bridge.box.runtimes.oci.image_pulls import Images
-from bridge.box.runtimes.oci.monitor import Survey
-from bridge.box.runtimes.oci.subprocess_calls import Calls
-from bridge.box.runtimes.process_identity import Identity, boot_id
+from bridge.box.runtimes.oci.image_pulls import ImagePulls
+from bridge.box.runtimes.oci.monitor import ContainerMonitor
+from bridge.box.runtimes.oci.subprocess_calls import EngineCalls
+from bridge.box.runtimes.process_identity import ProcessIdentity, boot_id
 from bridge.box.runtimes.sockets import holder, is_free
 from bridge.box.state.runtime_limits import port_pair
 from bridge.errors import EngineSilent, InstanceError, PortTaken
@@ -51,7 +51,7 @@ class OciRuntime:
 
     def __init__(
         self,
-        calls: Calls,
+        calls: EngineCalls,
         host_id: str,
         *,
         secrets: Path,
@@ -67,9 +67,9 @@ class OciRuntime:
         self._environ = environ
         self._address = address
         self._isolation = isolation
-        self._images = Images(calls)
+        self._images = ImagePulls(calls)
         self._containers: dict[str, Container] = {}
-        self._survey = Survey(calls, host_id, self._containers, self, sample)
+        self._survey = ContainerMonitor(calls, host_id, self._containers, self, sample)
 
     @property
     def lacks(self) -> Mapping[str, str]:
@@ -107,7 +107,7 @@ class OciRuntime:
         return container
 
     async def start(
-        self, handle: Handle, record: Callable[[Identity, int], Awaitable[None]]
+        self, handle: Handle, record: Callable[[ProcessIdentity, int], Awaitable[None]]
     ) -> None:
         container = self._container(handle)
         await asyncio.to_thread(_check_ports, container.spec.port_map)
@@ -125,7 +125,7 @@ class OciRuntime:
             raise InstanceError(f"{self._calls.engine.name} publishes no port of it")
         await record(identity, container.port)
 
-    async def adopt(self, spec: Spec, identity: Identity | None, port: int) -> Container:
+    async def adopt(self, spec: Spec, identity: ProcessIdentity | None, port: int) -> Container:
         container = self._containers[spec.instance_id] = Container(spec)
         container.begin()
         state = (await self._survey.inspect([container.name])).get(container.name)
@@ -228,10 +228,10 @@ class OciRuntime:
             file.unlink(missing_ok=True)
         container.made = True
 
-    def _order(self, container: Container, env_file: Path) -> words.Order:
+    def _order(self, container: Container, env_file: Path) -> words.ContainerSpec:
         spec = container.spec
         assert spec.image is not None
-        return words.Order(
+        return words.ContainerSpec(
             name=container.name,
             image=spec.image,
             entrypoint=spec.entrypoint,
@@ -300,7 +300,7 @@ class OciRuntime:
             if not answer.ok and not answers.is_missing(answer.err):
                 _log.warning("%s: %s", " ".join(call), answers.complaint(answer.err))
 
-    async def conclude(self, container: Container, state: answers.State | None) -> None:
+    async def conclude(self, container: Container, state: answers.ContainerState | None) -> None:
         """The container has ended: keep what it said, and tell how, once."""
         if container.concluding or not container.going:
             return
@@ -331,8 +331,8 @@ class OciRuntime:
             (directory / STDERR).write_text(answer.err)
 
 
-def _found(state: answers.State) -> Found:
-    identity = Identity(pid=state.pid, started=0, boot_id=boot_id())
+def _found(state: answers.ContainerState) -> Found:
+    identity = ProcessIdentity(pid=state.pid, started=0, boot_id=boot_id())
     return Found(identity, next(iter(state.ports.values()), 0))
 
 

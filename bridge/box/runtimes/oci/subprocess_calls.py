@@ -26,7 +26,7 @@ _AT_ONCE: Final = 16  # of the calls that take turns
 _CLOSING: Final = 1.0  # seconds for pipes to close after the call; a child may hold them open
 
 
-class Answer(Struct, frozen=True, kw_only=True):
+class CallResult(Struct, frozen=True, kw_only=True):
     """How a call ended, and what it said."""
 
     code: int
@@ -38,7 +38,7 @@ class Answer(Struct, frozen=True, kw_only=True):
         return self.code == 0
 
 
-class Calls:
+class EngineCalls:
     """Calls to one engine. `patience` is the deadline in seconds of what should be quick."""
 
     def __init__(self, engine: Engine, environ: Mapping[str, str], patience: float) -> None:
@@ -54,7 +54,7 @@ class Calls:
         within: float | None = None,
         tell: Callable[[str], None] | None = None,
         last: int = 0,
-    ) -> Answer:
+    ) -> CallResult:
         """Call, and return what it said, whatever that was; or the `last` bytes of it, where it may
         be long. `tell` gets each line as it comes.
 
@@ -71,14 +71,14 @@ class Calls:
         except OSError as exc:
             raise EngineSilent(self.engine.name, call, f"cannot be run: {exc}") from exc
 
-    async def make(self, words: Sequence[str], *, within: float, last: int = 0) -> Answer:
+    async def make(self, words: Sequence[str], *, within: float, last: int = 0) -> CallResult:
         """The same for a call of which many may come at once: it takes its turn among those."""
         async with self._places:
             return await self.ask(words, within=within, last=last)
 
     async def _call(
         self, words: Sequence[str], tell: Callable[[str], None] | None, last: int
-    ) -> Answer:
+    ) -> CallResult:
         process = await asyncio.create_subprocess_exec(
             self.engine.path,
             *words,
@@ -90,8 +90,8 @@ class Calls:
         )
         assert process.stdout is not None
         assert process.stderr is not None
-        out = _Kept(last or _LONGEST, tell, last=bool(last))
-        err = _Kept(last or _LONGEST_WORDS, tell, last=True)
+        out = _PipeBuffer(last or _LONGEST, tell, last=bool(last))
+        err = _PipeBuffer(last or _LONGEST_WORDS, tell, last=True)
         try:
             async with task_scope() as tasks:
                 reads = [
@@ -106,10 +106,10 @@ class Calls:
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
             _close(process)
-        return Answer(code=code, out=bytes(out.data), err=err.data.decode(errors="replace"))
+        return CallResult(code=code, out=bytes(out.data), err=err.data.decode(errors="replace"))
 
 
-class _Kept:
+class _PipeBuffer:
     """What is kept of one pipe: `limit` bytes, the `last` ones or else no more than these."""
 
     def __init__(

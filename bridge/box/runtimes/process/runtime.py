@@ -26,8 +26,8 @@ from bridge.box.runtimes.base import Exit, Found, Handle, Spec, Usage
 from bridge.box.runtimes.logs import STDERR, STDOUT, last_line
 from bridge.box.runtimes.process import shim
 from bridge.box.runtimes.process.process_groups import group_of, has_others, members
-from bridge.box.runtimes.process.usage import Meter
-from bridge.box.runtimes.process_identity import Identity, identify, is_alive
+from bridge.box.runtimes.process.usage import UsageMeter
+from bridge.box.runtimes.process_identity import ProcessIdentity, identify, is_alive
 from bridge.box.runtimes.sockets import holder, is_free, serves
 from bridge.errors import InstanceError, PortTaken
 
@@ -42,7 +42,7 @@ class Process:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.popen: subprocess.Popen[bytes] | None = None  # None as well for an adopted one
-        self.identity: Identity | None = None
+        self.identity: ProcessIdentity | None = None
         self.ended: asyncio.Future[Exit] | None = None
         self.killed = False
         self.grace_ends = 0.0  # the loop's time; until then its group may end by itself
@@ -79,7 +79,7 @@ class ProcessRuntime:
         self._next_port = 0
         self._processes: dict[str, Process] = {}
         self._cpu_use: Counter[int] = Counter(dict.fromkeys(os.sched_getaffinity(0), 0))
-        self._meter = Meter()
+        self._meter = UsageMeter()
         self._sweep_due = True
 
     lacks: Final[Mapping[str, str]] = {}
@@ -97,7 +97,7 @@ class ProcessRuntime:
         return process
 
     async def start(
-        self, handle: Handle, record: Callable[[Identity, int], Awaitable[None]]
+        self, handle: Handle, record: Callable[[ProcessIdentity, int], Awaitable[None]]
     ) -> None:
         process = self._process(handle)
         process.port = self._take_port(process)
@@ -120,7 +120,7 @@ class ProcessRuntime:
             with contextlib.suppress(BrokenPipeError):  # it has ended already: `watch` tells
                 gate.close()
 
-    async def adopt(self, spec: Spec, identity: Identity | None, port: int) -> Process:
+    async def adopt(self, spec: Spec, identity: ProcessIdentity | None, port: int) -> Process:
         process = self._processes[spec.instance_id] = Process(spec)
         process.identity, process.port = identity, port
         process.ended = asyncio.get_running_loop().create_future()

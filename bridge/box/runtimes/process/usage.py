@@ -26,7 +26,7 @@ _STARTED: Final = 19
 _RESIDENT: Final = 21
 
 
-class Load(Struct, frozen=True, gc=False):
+class ProcessSample(Struct, frozen=True, gc=False):
     """One process: seconds of CPU so far, bytes of memory, and when it started (clock ticks)."""
 
     cpu: float
@@ -34,11 +34,11 @@ class Load(Struct, frozen=True, gc=False):
     started: int
 
 
-class Meter:
+class UsageMeter:
     """Measures groups, each time since the last."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, Load] = {}
+        self._seen: dict[int, ProcessSample] = {}
         self._at = 0.0
 
     def measure(self, groups: Container[int], now: float) -> tuple[Counter[int], Counter[int]]:
@@ -47,7 +47,7 @@ class Meter:
         """
         cpu: Counter[int] = Counter()
         memory: Counter[int] = Counter()
-        seen: dict[int, Load] = {}
+        seen: dict[int, ProcessSample] = {}
         span = now - self._at
         for pid in pids():
             group = group_of(pid)
@@ -70,7 +70,7 @@ def pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 (thousands)
 
 
-def read_load(pid: int, before: Load | None = None) -> Load | None:
+def read_load(pid: int, before: ProcessSample | None = None) -> ProcessSample | None:
     """What `pid` uses; None if there is no such process. `before` is what it used when it was
     looked at last: the same if its clock has not moved.
     """
@@ -83,7 +83,7 @@ def read_load(pid: int, before: Load | None = None) -> Load | None:
             fields = os.read(file, _STAT).rpartition(b")")[2].split()
         finally:
             os.close(file)
-        return Load(cpu, int(fields[_RESIDENT]) * _PAGE, int(fields[_STARTED]))
+        return ProcessSample(cpu, int(fields[_RESIDENT]) * _PAGE, int(fields[_STARTED]))
     return None
 
 

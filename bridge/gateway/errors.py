@@ -1,0 +1,149 @@
+"""The errors of a request to the fleet, and of a route lookup.
+
+They belong to the `BridgeError` tree that `bridge.errors` draws. Each carries its data as
+attributes, and its message says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bridge.admin_protocol import Answer
+from bridge.errors import BridgeError
+from bridge.protocol import ScaleResponse
+
+
+class NoRoute(BridgeError):
+    """No instance of `service` takes traffic, as far as the route table knows.
+
+    `stale_for` is for how many seconds the table has not been current; 0 if it is.
+    """
+
+    def __init__(self, service: str, stale_for: float = 0.0) -> None:
+        stale = f"; cut off from NATS for {stale_for:.1f} s" if stale_for else ""
+        super().__init__(
+            f"no instance of {service} takes traffic{stale}: "
+            f"see `box-bridge ps {service}`, or wait with wait_ready()"
+        )
+        self.service = service
+        self.stale_for = stale_for
+
+
+class ScaleError(BridgeError):
+    """A request did not do what was asked."""
+
+
+class NoBoxError(ScaleError):
+    """Nobody answers on the subject. Nothing was changed."""
+
+    def __init__(self, subject: str, denied: str = "") -> None:
+        cure = denied or ("start one with `box-bridge box`, or check the NATS URL and the prefix")
+        super().__init__(f"no Box answers on {subject}: {cure}")
+        self.subject = subject
+
+
+class RequestTimeout(ScaleError):
+    """Asked, and not answered in time: whether it took effect is unknown, unless it `changes`
+    nothing.
+
+    Ask again with the same `request_id`: it has one effect, however often it is sent.
+    """
+
+    def __init__(
+        self, subject: str, timeout: float, request_id: str = "", *, changes: bool = True
+    ) -> None:
+        again = f" Ask again with request id {request_id}: it has one effect." if request_id else ""
+        unknown = f": the outcome is unknown.{again}" if changes else "; ask again"
+        super().__init__(f"no answer on {subject} within {timeout:g} s{unknown}")
+        self.subject = subject
+        self.timeout = timeout
+        self.request_id = request_id
+
+
+class ScaleRefused(ScaleError):
+    """A Box said no. Nothing was changed; `response` is what it said."""
+
+    def __init__(self, response: ScaleResponse) -> None:
+        super().__init__(response.error or "refused without a reason")
+        self.response = response
+
+
+class ScaleCapped(ScaleError):
+    """A Box took a lower target than was asked; `response` holds the counts."""
+
+    def __init__(self, response: ScaleResponse) -> None:
+        super().__init__(response.error or f"capped to {response.target_replicas} instances")
+        self.response = response
+
+
+class WaitTimeout(ScaleError):
+    """The request was taken, but the instances were not Ready in time.
+
+    `ready` of `wanted` were; `last_failure` is the message of the newest failure, if any, `lacks`
+    what the fleet says is missing, and why.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        ready: int,
+        wanted: int,
+        timeout: float,
+        last_failure: str = "",
+        lacks: str = "",
+    ) -> None:
+        why = f" {lacks}." if lacks else ""
+        why += f" Last failure: {last_failure}" if last_failure else ""
+        super().__init__(f"{service}: {ready} of {wanted} Ready after {timeout:g} s.{why}")
+        self.service = service
+        self.ready = ready
+        self.wanted = wanted
+        self.timeout = timeout
+        self.last_failure = last_failure
+        self.lacks = lacks
+
+
+class OrderRefused(ScaleError):
+    """A Box refused an operator's order or question: nothing was changed; `response` is what it
+    said.
+    """
+
+    def __init__(self, response: Answer) -> None:
+        super().__init__(response.error or "refused without a reason")
+        self.response = response
+
+
+class DrainStuck(ScaleError):
+    """A host is being drained, but replacements keep failing; `stuck` says why, by service."""
+
+    def __init__(self, host: str, left: int, stuck: Mapping[str, str]) -> None:
+        listed = "; ".join(f"{service}: {why}" for service, why in sorted(stuck.items()))
+        super().__init__(
+            f"{host} still has {_instances(left)}: {listed}. Mend it and drain again, which goes "
+            f"on from here, or `box-bridge uncordon {host}`"
+        )
+        self.host = host
+        self.left = left
+        self.stuck = stuck
+
+
+class DrainTimeout(ScaleError):
+    """A host that is being drained still has `left` instances; the order stands. `short` counts
+    those, by service, for which the other hosts have no room.
+    """
+
+    def __init__(self, host: str, left: int, timeout: float, short: Mapping[str, int]) -> None:
+        listed = ", ".join(f"{count} of {service}" for service, count in sorted(short.items()))
+        why = f"; no host has room for {listed}" if listed else ""
+        super().__init__(
+            f"{host} still has {_instances(left)} after {timeout:g} s{why}. The drain goes on; "
+            f"`box-bridge uncordon {host}` ends it"
+        )
+        self.host = host
+        self.left = left
+        self.timeout = timeout
+        self.short = short
+
+
+def _instances(count: int) -> str:
+    return f"{count} instance{'' if count == 1 else 's'}"
