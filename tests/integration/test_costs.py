@@ -39,7 +39,7 @@ from bridge.tasks import task_scope
 from tests.integration.test_responder import DESCRIPTION
 from tests.support import calls, connect
 from tests.telling import note, store_all
-from tests.unit.test_journal import entry
+from tests.unit.box.journal.test_journal import entry
 
 COUNT = 300
 

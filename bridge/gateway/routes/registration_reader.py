@@ -1,7 +1,7 @@
 """Registrations, read and checked, as routes. What thousands of them say alike is read once.
 
 A snapshot of 100,000 spends a fifth less time in here than it would with `decode` and a copy of
-everything for each; `tests/unit/test_announced.py` has that as the reference.
+everything for each; `tests/unit/gateway/test_registration_reader.py` has that as the reference.
 """
 
 from __future__ import annotations

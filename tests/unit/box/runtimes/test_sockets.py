@@ -99,7 +99,7 @@ def test_who_listens_is_found_without_a_look_at_all_processes(
     monkeypatch: pytest.MonkeyPatch, unused_port: int
 ) -> None:
     """As for an instance: its shim does not listen, a child of the shim's does."""
-    service = Path(__file__).parent.parent / "services" / "tiny_service.py"
+    service = Path(__file__).parents[3] / "services" / "tiny_service.py"
     run = f"{sys.executable} -I -S {service} {unused_port}; :"
     leader = subprocess.Popen(["/bin/sh", "-c", run], start_new_session=True)
     try:

@@ -33,7 +33,7 @@ from bridge.protocol import (
     parse_time,
 )
 
-WIRE = Path(__file__).parents[1] / "wire"
+WIRE = Path(__file__).parents[2] / "wire"
 NINE = (
     "InstanceDeregistration",
     "InstanceEvent",

@@ -258,7 +258,7 @@ def test_a_missing_container_is_told_from_an_engine_that_fails(stderr: str, miss
 @pytest.fixture(scope="module")
 def a3s_box() -> dict[str, bytes]:
     """What each call prints."""
-    text = (Path(__file__).parents[1] / "transcripts" / "a3s-box.txt").read_text()
+    text = (Path(__file__).parents[3] / "transcripts" / "a3s-box.txt").read_text()
     calls = (part.partition("\n") for part in text.split("\n$ ")[1:])
     return {call: answer.encode() for call, _, answer in calls}
 

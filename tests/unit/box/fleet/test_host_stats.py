@@ -12,7 +12,7 @@ from bridge.gateway.routes.state import RouteState
 from bridge.observe import Metrics
 from bridge.protocol import HostStats, InstanceHealth, encode
 from bridge.settings import NatsConfig
-from tests.unit.test_route_book import registration
+from tests.unit.gateway.test_route_state import registration
 
 
 class Read(dict[str, InstanceHealth]):
