@@ -1,1 +1,1 @@
-"""TODO demo."""
+"""`box-bridge demo`: a fleet on this machine that is scaled, killed and rolled, step by step."""

@@ -1,5 +1,8 @@
-"""The side of the code that runs inside an instance: see `register`."""
+"""What runs inside an instance: it registers itself with the gateways and reports its health."""
 
 from bridge.instance.registration import Registration, register
 
-__all__ = ["Registration", "register"]
+__all__ = [
+    "Registration",
+    "register",
+]

@@ -1,1 +1,1 @@
-"""TODO fleet."""
+"""What the Boxes share in JetStream: views, decisions, claims, leases, orders and rollouts."""

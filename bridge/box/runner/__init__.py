@@ -1,1 +1,1 @@
-"""TODO runner."""
+"""The instances of this host: slots are claimed; instances start, drain and restart."""

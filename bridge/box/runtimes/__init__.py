@@ -1,1 +1,1 @@
-"""How an instance is made: one module a runtime, and the rules of what each can honour."""
+"""How an instance is created and stopped: one package for each runtime, and what they share."""

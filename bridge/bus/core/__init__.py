@@ -1,1 +1,15 @@
-"""TODO core."""
+"""One connection to NATS: it reconnects, sends requests and hands messages to handlers."""
+
+from bridge.bus.core.connection import Connection, Listener, Watcher
+from bridge.bus.core.message import Handler, Message
+from bridge.bus.core.pending_request import PendingRequest, RepeatedRequest
+
+__all__ = [
+    "Connection",
+    "Handler",
+    "Listener",
+    "Message",
+    "PendingRequest",
+    "RepeatedRequest",
+    "Watcher",
+]

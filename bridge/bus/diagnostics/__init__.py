@@ -1,1 +1,4 @@
-"""TODO diagnostics."""
+"""Checks of the bus for `box-bridge doctor`: the server, JetStream, permissions, streams and clock.
+
+They create, change and store nothing.
+"""

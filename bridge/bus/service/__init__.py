@@ -1,1 +1,11 @@
-"""TODO service."""
+"""Request endpoints: a Responder answers requests, and `nats micro` discovers it (ADR-32)."""
+
+from bridge.bus.service.discovery import Description
+from bridge.bus.service.responder import Endpoint, Reply, Responder
+
+__all__ = [
+    "Description",
+    "Endpoint",
+    "Reply",
+    "Responder",
+]

@@ -1,1 +1,1 @@
-"""TODO commands."""
+"""The commands of `box-bridge`, one module for each."""

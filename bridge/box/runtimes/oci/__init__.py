@@ -1,1 +1,1 @@
-"""TODO oci."""
+"""The OCI runtime: an instance is a container or a MicroVM that a container engine runs."""

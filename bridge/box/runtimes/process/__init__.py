@@ -1,1 +1,1 @@
-"""TODO process."""
+"""The process runtime: an instance is a process group under a shim that reports its exit code."""
