@@ -181,7 +181,7 @@ def load_instance(*, environ: Mapping[str, str] = os.environ) -> InstanceConfig:
         address=environ.get(ADDRESS, ""),
         port=int(port),
         metadata=metadata,
-        announced=bool(instance_id) and environ.get(REGISTRATION) == "box",
+        registered_by_box=bool(instance_id) and environ.get(REGISTRATION) == "box",
     )
 
 

@@ -265,7 +265,7 @@ class InstanceConfig(Struct, frozen=True, kw_only=True):
     address: str = ""
     port: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
-    announced: bool = False
+    registered_by_box: bool = False
 
 
 class NotifyConfig(Struct, frozen=True, kw_only=True):

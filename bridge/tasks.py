@@ -75,7 +75,7 @@ async def task_scope() -> AsyncIterator[asyncio.TaskGroup]:
         raise raised
 
 
-async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+async def run_unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
     """What `work` returns; None, with `work` cancelled, if `event` is set first."""
     async with task_scope() as tasks:
         working, waiting = tasks.create_task(work), tasks.create_task(event.wait())
@@ -83,7 +83,7 @@ async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None
         return working.result() if working.done() else None
 
 
-def heed_cancellation() -> None:
+def raise_if_cancelled() -> None:
     """Raise the CancelledError that somebody else's code has swallowed, if this task's was.
 
     asyncio.wait_for of Python 3.11 loses one that arrives just as what it waits for is there. For

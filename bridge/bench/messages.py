@@ -126,7 +126,7 @@ async def _journaled(
         journal.put(entry, event)
         if number % _BURST == 0:
             await asyncio.sleep(0)
-    await outbox.flushed()
+    await outbox.flush()
     return len(events) / (time.perf_counter() - start)
 
 

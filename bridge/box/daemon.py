@@ -318,7 +318,7 @@ class _Parts:
         await self._connection.listen(subjects.all_health, self._reports.take)
         await self._first_view()
         await self._insist(self._lease.vacant)  # a clone must not take back what the original runs
-        self._journal.state(CUT_OFF, "")
+        self._journal.set_fact(CUT_OFF, "")
         await self._insist(self._restorer.restore)
         await self._take_back()
         await self._insist(self._lease.take)
@@ -363,7 +363,7 @@ class _Parts:
     async def _take_back(self) -> None:
         """Go on with the instances of this host's last life, and end what nobody knows."""
         known = self._journal.entries
-        found = await self._runtime.found()
+        found = await self._runtime.list_living()
         entries = await rebuilt(self._connection, self._fleet, self._me, self._config, known, found)
         better = {entry.life.info.id: entry for entry in entries}
         await self._supervisor.take_back({**known, **better}.values())
@@ -381,7 +381,7 @@ class _Parts:
             await self._supervisor.close("its Box is stopping")
         try:
             async with asyncio.timeout(_FLUSH_PATIENCE):
-                await self._outbox.flushed()
+                await self._outbox.flush()
                 await self._registry.flushed()
         except TimeoutError:
             _log.warning(

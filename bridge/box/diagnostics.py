@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from bridge.box.fleet.host_record import offers
-from bridge.box.journal.alerts import told_by
-from bridge.box.journal.store import JOURNAL, JournalStore, look
+from bridge.box.journal.alerts import list_alerts
+from bridge.box.journal.store import JOURNAL, JournalStore, read_snapshot
 from bridge.box.runtimes import sockets
 from bridge.box.runtimes.oci.engines import find_engine
 from bridge.box.state.lifecycle import ENDED
@@ -82,7 +82,7 @@ def journal(directory: Path) -> Finding:
         if not path.exists():
             return ok(f"there is none yet; {state}")
         _check_whole(path)
-        snapshot = look(path)
+        snapshot = read_snapshot(path)
     except ForeignJournal as exc:
         says, _, cure = str(exc).rpartition(": ")
         return fail(says, cure)
@@ -91,7 +91,7 @@ def journal(directory: Path) -> Finding:
             str(exc),
             "start the Box: it keeps a damaged one, and builds another from what the fleet knows",
         )
-    if told := told_by(snapshot, alive_at=now() if holder else None):
+    if told := list_alerts(snapshot, alive_at=now() if holder else None):
         return warn("; ".join(told), "the Box tells them once NATS answers; see docs/faults.md")
     living = sum(entry.life.info.state not in ENDED for entry in snapshot.entries)
     return ok(f"it is whole and knows {living} instances; {state}")
@@ -236,7 +236,7 @@ def _unanswered(command: Sequence[str], config: Config) -> str:
 def _own_ports(directory: Path) -> set[int]:
     """The ports of the instances that the journal knows here."""
     with contextlib.suppress(JournalError, OSError):
-        entries = look(directory / JOURNAL).entries
+        entries = read_snapshot(directory / JOURNAL).entries
         return {entry.port for entry in entries if entry.life.info.state not in ENDED}
     return set()
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.text import Text
 
-from bridge.box.journal.alerts import told_by
+from bridge.box.journal.alerts import list_alerts
 from bridge.box.journal.entry import JournalEntry
-from bridge.box.journal.store import CUT_OFF, JOURNAL, SET_ASIDE, Snapshot, look
+from bridge.box.journal.store import CUT_OFF, JOURNAL, SET_ASIDE, Snapshot, read_snapshot
 from bridge.box.runtimes.process_identity import is_alive
 from bridge.box.state.lifecycle import ENDED
 from bridge.cli.connect import configuration
@@ -66,7 +66,7 @@ class JournalView:
         return configuration(self._file, {"data_dir": told}).data_dir / JOURNAL
 
     def _print(self, path: Path, first: str, service: str, json: bool) -> None:
-        snapshot = look(path)
+        snapshot = read_snapshot(path)
         seen = _seen(path, snapshot, service)
         if json:
             print_json(seen)
@@ -76,7 +76,7 @@ class JournalView:
             out.print(instances_table(seen))
         else:
             out.print("no instances")
-        for sentence in [*_of_ended(seen.ended), *told_by(snapshot)]:
+        for sentence in [*_of_ended(seen.ended), *list_alerts(snapshot)]:
             out.print(Text(sentence, style="red"))
 
 
@@ -89,7 +89,7 @@ def _seen(path: Path, snapshot: Snapshot, service: str) -> JournalSeen:
         for entry in entries
         if entry.identity is not None and not is_alive(entry.identity)
     ]
-    sentences = [*_of_ended(ended), *told_by(snapshot)]
+    sentences = [*_of_ended(ended), *list_alerts(snapshot)]
     return JournalSeen(
         total=len(instances),
         instances=instances,

@@ -221,7 +221,11 @@ async def register(
                 Connection.open(load_nats(), name=told.instance_id, patience=_PATIENCE)
             )
         registration = Registration(
-            connection, told, host=box.host, announced=of_box and box.announced, timing=timing
+            connection,
+            told,
+            host=box.host,
+            announced=of_box and box.registered_by_box,
+            timing=timing,
         )
         async with _terminable(registration, deregister_delay), registration.kept():
             try:

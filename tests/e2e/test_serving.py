@@ -8,7 +8,7 @@ import re
 import signal
 from pathlib import Path
 
-from bridge.box.journal.store import CUT_OFF, look
+from bridge.box.journal.store import CUT_OFF, read_snapshot
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import InstanceEvent, InstancesResponse, ScaleResponse, decode
 from tests.boxes import gone, labelled
@@ -213,7 +213,7 @@ async def test_when_nobody_answers_ps_shows_what_the_journal_of_this_host_says(
         await box.said(f"{first['id']} ready → failed")
 
         def written() -> bool:
-            seen = look(home / "data" / "journal.db")
+            seen = read_snapshot(home / "data" / "journal.db")
             return CUT_OFF in seen.facts and seen.backlog > 0
 
         await eventually(written)

@@ -12,7 +12,7 @@ from typing import Any
 
 from bridge.box.daemon import Box
 from bridge.box.journal.entry import JournalEntry
-from bridge.box.journal.store import look
+from bridge.box.journal.store import read_snapshot
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import BusError
@@ -71,7 +71,7 @@ class Scene:
     @property
     def entries(self) -> dict[str, JournalEntry]:
         """The journal's instances that have not ended, by id."""
-        found = look(self.box.config.data_dir / "journal.db").entries
+        found = read_snapshot(self.box.config.data_dir / "journal.db").entries
         return {
             entry.life.info.id: entry
             for entry in found

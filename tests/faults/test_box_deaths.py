@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from bridge.box.daemon import Box
-from bridge.box.journal.store import look
+from bridge.box.journal.store import read_snapshot
 from bridge.box.state.records import SlotRecord
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.kv_view import KeyValueView
@@ -92,7 +92,7 @@ async def test_a_pid_that_is_somebody_elses_now_is_neither_adopted_nor_signalled
         await scaled(gateway, 1)
         [info] = await serving(gateway, "web", 1)
         await box.kill()
-        entry = look(tmp_path / "data-box-a" / "journal.db").entries[0]
+        entry = read_snapshot(tmp_path / "data-box-a" / "journal.db").entries[0]
         assert entry.identity is not None
         for pid in box.pids():
             os.kill(pid, signal.SIGKILL)

@@ -13,7 +13,7 @@ import pytest
 
 from bridge.admin_protocol import Host
 from bridge.box.daemon import Box
-from bridge.box.journal.store import look
+from bridge.box.journal.store import read_snapshot
 from bridge.box.scheduler.planner import MAX_FAILURES
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
@@ -203,7 +203,7 @@ async def test_a_crash_loop_goes_on_as_slowly_when_the_box_is_killed(
         await scaled(gateway, 1)
         await eventually(lambda: failed(recorder), within=20, what="it has failed")
         journal = tmp_path / "data-box-a" / "journal.db"
-        await eventually(lambda: not look(journal).backlog, what="nothing more is to be told")
+        await eventually(lambda: not read_snapshot(journal).backlog, what="outbox empty")
         await box.kill()
         config = box_config(tmp_path, server.url, table, timing=timing)
         async with Box.running(config, clock=lambda: now() + error):
@@ -218,7 +218,7 @@ async def test_a_crash_loop_goes_on_as_slowly_when_the_box_is_killed(
             "exited with code 7: no database to be found"
         }
         assert not box.pids()
-        assert look(journal).entries == []
+        assert read_snapshot(journal).entries == []
 
 
 async def test_failures_are_counted_over_the_lives_of_a_box(
@@ -233,14 +233,14 @@ async def test_failures_are_counted_over_the_lives_of_a_box(
         async with killable(server, tmp_path, table, timing=slow) as (gateway, box):
             await scaled(gateway, 1)
             await eventually(lambda: len(failed(recorder)) == 4, within=30, what="four failed")
-            await eventually(lambda: not look(journal).backlog, what="nothing more is to be told")
+            await eventually(lambda: not read_snapshot(journal).backlog, what="outbox empty")
             await box.kill()
         assert len(failed(recorder)) == 4, "the fault did not fire: there were 5.6 s for it"
         await fleet.join("box-b", max_instances=2, timing=quick)
         await fleet.join("box-a", table, timing=quick)
         await placed_on(fleet, "box-b")
         assert len(failed(recorder)) == MAX_FAILURES
-    assert look(journal).entries == []
+    assert read_snapshot(journal).entries == []
 
 
 async def test_what_had_served_for_long_when_its_box_was_started_again_has_recovered(

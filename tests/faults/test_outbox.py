@@ -64,13 +64,13 @@ async def sending(
         await topology.ensure(connection)
 
     async with Journal.open(path) as journal:
-        note = journal.sent
+        note = journal.mark_stored
 
         def sent(numbers: Sequence[int]) -> None:
             stored()
             note(numbers)
 
-        journal.sent = sent  # type: ignore[method-assign]
+        journal.mark_stored = sent  # type: ignore[method-assign]
         publisher = Publisher(connection, "BOX_EVENTS", topology.DAY, now, restore)
         outbox = Outbox(journal, publisher, connection.subjects, "box-a", connection.metrics)
         async with task_scope() as tasks:
@@ -86,7 +86,7 @@ async def killed_after_storing(connection: Connection, path: Path, steps: int) -
 
     async with sending(connection, path, die) as (journal, outbox):
         tell(journal, 3, steps)
-        await outbox.flushed()
+        await outbox.flush()
 
 
 @pytest.mark.parametrize("steps", [3, 400])  # singles; one whole batch, and part of another
@@ -101,7 +101,7 @@ async def test_a_kill_between_storing_and_noting_it_stores_nothing_twice(
         stored_before = len(await read_history(connection))
         async with sending(connection, path) as (journal, outbox):
             assert journal.backlog == 3 * steps  # the next life does not know of it
-            await outbox.flushed()
+            await outbox.flush()
         told = await read_history(connection)
     assert 0 < stored_before <= len(told) == 3 * steps
     assert {len(chain) for chain in check_history(told).values()} == {steps}
@@ -130,7 +130,7 @@ async def test_an_outage_amid_thousands_of_events_loses_and_doubles_none(
             assert 0 < journal.backlog < 5000
             assert outbox.oldest
             await server.start()
-            await outbox.flushed()
+            await outbox.flush()
             assert not outbox.oldest
         chains = check_history(await read_history(connection))
     assert len(chains) == 50
@@ -146,10 +146,10 @@ async def test_what_is_told_during_an_outage_waits_for_its_end(
             await server.kill()
             await eventually(lambda: not connection.connected)
             tell(journal, 5, 5)
-            await journal.written()
+            await journal.wait_written()
             assert journal.backlog == 25
             await server.start()
-            await outbox.flushed()
+            await outbox.flush()
         assert len(check_history(await read_history(connection))) == 5
 
 
@@ -159,5 +159,5 @@ async def test_a_stream_that_is_gone_is_made_again_for_what_is_told(
     async with connect(server.url) as connection:  # and nobody has made a stream
         async with sending(connection, tmp_path / "journal.db") as (journal, outbox):
             tell(journal, 5, 5)
-            await outbox.flushed()
+            await outbox.flush()
         assert len(check_history(await read_history(connection))) == 5

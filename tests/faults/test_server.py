@@ -11,7 +11,7 @@ import pytest
 from nats.js.errors import NotFoundError
 
 from bridge.box.daemon import Box
-from bridge.box.journal.store import CUT_OFF, look
+from bridge.box.journal.store import CUT_OFF, read_snapshot
 from bridge.box.state.records import ServiceRecord, SlotRecord
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.api import jetstream
@@ -63,10 +63,10 @@ async def test_a_killed_server_costs_no_instance_and_no_event(
         await scene.cut_off()
         successor = await scene.replaced(victim)
         assert not server.pid  # all that was local
-        assert look(scene.box.config.data_dir / "journal.db").facts[CUT_OFF]
+        assert read_snapshot(scene.box.config.data_dir / "journal.db").facts[CUT_OFF]
         await server.start()
         await scene.serves(2, "after")
-        assert CUT_OFF not in look(scene.box.config.data_dir / "journal.db").facts
+        assert CUT_OFF not in read_snapshot(scene.box.config.data_dir / "journal.db").facts
         assert (await pids(await serving(scene.gateway, "web", 2)))[kept.id] == before[kept.id]
         chains = await scene.chains()
         lives = {name: states(chain) for name, chain in chains.items()}

@@ -215,12 +215,12 @@ async def test_events_are_published_without_a_task_for_any(
 ) -> None:
     async with sending(server, tmp_path / "journal.db") as (journal, outbox):
         journal.put(entry(), note("first"))
-        await outbox.flushed()
+        await outbox.flush()
         with counted() as counts:
             for _ in range(10):
                 for life, event in told(at_once):
                     journal.put(entry(life.info.id), event)
-                await outbox.flushed()
+                await outbox.flush()
         assert counts.tasks == []
 
 

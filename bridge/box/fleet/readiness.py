@@ -126,7 +126,7 @@ class Readiness:
             await asyncio.sleep(_LEASE_TICK)
 
     def _on_change(self, up: bool) -> None:
-        self._journal.state(CUT_OFF, "" if up else format_time(self._clock()))
+        self._journal.set_fact(CUT_OFF, "" if up else format_time(self._clock()))
         self._recheck()
 
     def _recheck(self) -> None:

@@ -51,7 +51,7 @@ class Alerts:
         return max(0.0, (self._clock() - oldest).total_seconds()) if oldest else 0.0
 
 
-def told_by(snapshot: Snapshot, *, alive_at: datetime | None = None) -> list[str]:
+def list_alerts(snapshot: Snapshot, *, alive_at: datetime | None = None) -> list[str]:
     """What the journal has to say for a Box that nobody hears; of one that is alive at that time
     the newest events are on their way, and not worth telling.
     """

@@ -66,9 +66,9 @@ class Journal:
         self.entries = store.entries()
         self.services = store.services()
         self.orders = store.orders()
-        self.last_of_past_life = store.last_pending()
+        self.last_before_restart = store.last_pending()
         self.backlog = store.backlog()
-        self.untold = store.untold()
+        self.undelivered = store.undelivered()
         self.on_written: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
 
@@ -82,7 +82,7 @@ class Journal:
         store, set_aside = await asyncio.to_thread(open_store, path)
         journal = cls(store, set_aside)
         journal._thread.start()
-        journal.state(WRITTEN_BY, VERSION)  # on disk before, or with, the first that this one says
+        journal.set_fact(WRITTEN_BY, VERSION)  # on disk no later than the first event
         try:
             yield journal
         finally:
@@ -108,7 +108,7 @@ class Journal:
         """The instance has ended, and everybody who must know does."""
         self._give(("instances", (instance_id,), None))
 
-    def sent(self, numbers: Sequence[int]) -> None:
+    def mark_stored(self, numbers: Sequence[int]) -> None:
         """These events, which `pending` gave together, are stored in the stream."""
         self.backlog -= len(numbers)
         self._give_later(("outbox", (numbers[0], numbers[-1]), None))
@@ -130,11 +130,11 @@ class Journal:
         self.orders[host] = order
         self._give(("orders", (host,), (host, encode(order))))
 
-    def state(self, fact: str, value: str) -> None:
+    def set_fact(self, fact: str, value: str) -> None:
         """A fact about this host, for whoever looks while the Box cannot answer; "" removes it."""
         self._give(("facts", (fact,), (fact, value) if value else None))
 
-    async def written(self) -> None:
+    async def wait_written(self) -> None:
         """Return when everything given so far is on disk, however long that takes."""
         ticket = self._given
         self._hand_over()

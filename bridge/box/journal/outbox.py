@@ -58,9 +58,9 @@ class Outbox:
         """When the oldest event happened that is not stored yet; None if all are."""
         return self._oldest or self._journal.unwritten_since
 
-    async def flushed(self) -> None:
+    async def flush(self) -> None:
         """Return when every event told so far is stored."""
-        await self._journal.written()
+        await self._journal.wait_written()
         while self._journal.backlog:
             self._empty.clear()
             await self._empty.wait()
@@ -73,9 +73,9 @@ class Outbox:
             self._work.clear()
             while page := await self._journal.pending(after, LIMIT):
                 self._oldest = page[0].event.timestamp
-                doubtful = page[0].n <= self._journal.last_of_past_life
+                doubtful = page[0].n <= self._journal.last_before_restart
                 await self._publisher.publish(list(map(self._outgoing, page)), doubtful=doubtful)
-                self._journal.sent([item.n for item in page])
+                self._journal.mark_stored([item.n for item in page])
                 self._metrics.events.inc(len(page))
                 after = page[-1].n
                 for item in page:

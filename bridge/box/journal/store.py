@@ -88,7 +88,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     oldest: datetime | None
 
 
-def look(path: Path) -> Snapshot:
+def read_snapshot(path: Path) -> Snapshot:
     """Read the journal at `path` while its Box may be at work on it, changing nothing.
 
     Raises JournalError if there is none, or if it cannot be read.
@@ -298,7 +298,7 @@ class JournalStore:
         """How many events are yet to be told."""
         return int(self._reads.execute("SELECT count(*) FROM outbox").fetchone()[0])
 
-    def untold(self) -> set[str]:
+    def undelivered(self) -> set[str]:
         """The instances with events that are yet to be told."""
         return {row[0] for row in self._reads.execute("SELECT DISTINCT instance FROM outbox")}
 

@@ -32,7 +32,7 @@ from bridge.protocol import (
     InstanceRegistration,
     InstanceState,
 )
-from bridge.tasks import task_scope, unless
+from bridge.tasks import run_unless, task_scope
 from bridge.validation import HEALTHY_KEY, endpoint_of
 
 _log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class Instance:
     async def _create(self) -> bool:
         """Whether it was made; False if it was told to leave before."""
         creating = self._around.runtime.create(self._spec, self._note)
-        self._handle = await unless(self._leave, creating)
+        self._handle = await run_unless(self._leave, creating)
         return self._handle is not None
 
     async def _boot(self) -> bool:

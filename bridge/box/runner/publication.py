@@ -79,7 +79,7 @@ class InstancePublication:
         self._told = _facts(record.value.info) if record else None
         self._synced = record is not None
         self._lost = lost
-        self._sent = 0 if self.id in teller.journal.untold else entry.life.seq
+        self._sent = 0 if self.id in teller.journal.undelivered else entry.life.seq
         self._registration: InstanceRegistration | InstanceDeregistration | None = None
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
@@ -123,7 +123,7 @@ class InstancePublication:
 
     async def written(self) -> None:
         """Return when all that was told is on this host's disk."""
-        await self._teller.journal.written()
+        await self._teller.journal.wait_written()
 
     def register(self, registration: InstanceRegistration | InstanceDeregistration) -> None:
         """What gateways shall know, once what was told so far is stored."""

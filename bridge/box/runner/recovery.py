@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from bridge.box.fleet.view import FleetView
 from bridge.box.journal.entry import JournalEntry
-from bridge.box.runtimes.base import Found
+from bridge.box.runtimes.base import LivingInstance
 from bridge.box.runtimes.process_identity import GONE
 from bridge.box.scheduler import on_request
 from bridge.box.state.lifecycle import ENDED, Life
@@ -36,7 +36,7 @@ async def rebuilt(
     me: HostIdentity,
     config: Config,
     known: Mapping[str, JournalEntry],
-    found: Mapping[str, Found],
+    found: Mapping[str, LivingInstance],
 ) -> list[JournalEntry]:
     """Entries for this host's instances of which others know more than the journal does.
 
@@ -77,7 +77,7 @@ def _entry(
     slot: int,
     record: SlotRecord,
     last: tuple[int, InstanceEvent] | None,
-    alive: Found | None,
+    alive: LivingInstance | None,
     made: ServiceConfig | None,
 ) -> JournalEntry:
     """What the slot's record says, the stream's last event where that is newer, and the host."""

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from msgspec import Struct, field
 
-from bridge.box.runtimes.environment import handed_to
+from bridge.box.runtimes.environment import service_environment
 from bridge.box.runtimes.process_identity import ProcessIdentity
 from bridge.box.state.runtime_limits import fixed_port
 from bridge.protocol import ScaleConfig
@@ -62,7 +62,7 @@ class Spec(Struct, frozen=True, kw_only=True):
             command=config.command,
             entrypoint=config.entrypoint,
             cwd=str(cwd / Path(config.cwd).expanduser()),
-            env=config.env | overrides.env | handed_to(config),
+            env=config.env | overrides.env | service_environment(config),
             vcpus=config.vcpus if overrides.vcpus is None else overrides.vcpus,
             memory_mib=(
                 config.memory_mib if overrides.memory_mib is None else overrides.memory_mib
@@ -112,7 +112,7 @@ class Usage(Struct, frozen=True, kw_only=True):
     memory_bytes: int
 
 
-class Found(Struct, frozen=True):
+class LivingInstance(Struct, frozen=True):
     """A living instance as it was found on the host: its process, and where it may serve."""
 
     identity: ProcessIdentity
@@ -170,7 +170,7 @@ class Runtime(Protocol):
         If that very process is no more, `watch` tells at once how it ended, where it left word.
         """
 
-    async def found(self) -> Mapping[str, Found]:
+    async def list_living(self) -> Mapping[str, LivingInstance]:
         """The living instances of this Box's directory, by id, whoever started them."""
 
     async def watch(self, handle: Handle) -> Exit:

@@ -13,7 +13,7 @@ from bridge.settings import Config, ServiceConfig
 from bridge.subjects import DEFAULT_PREFIX
 
 
-def handed(config: Config) -> dict[str, str]:
+def box_environment(config: Config) -> dict[str, str]:
     """What all instances of a Box get: how to reach NATS, and where gateways reach this host.
 
     The URL has no credentials in it; a service's own `env` overrides it.
@@ -29,7 +29,7 @@ def handed(config: Config) -> dict[str, str]:
     return {name: value for name, value in given.items() if value}
 
 
-def handed_to(service: ServiceConfig) -> dict[str, str]:
+def service_environment(service: ServiceConfig) -> dict[str, str]:
     """What the instances of one service get beside that."""
     given = {REGISTRATION: service.registration}
     if service.metadata:

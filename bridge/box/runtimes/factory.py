@@ -8,7 +8,7 @@ import ipaddress
 import socket
 
 from bridge.box.runtimes.base import Runtime
-from bridge.box.runtimes.environment import handed
+from bridge.box.runtimes.environment import box_environment
 from bridge.box.runtimes.logs import instances_dir
 from bridge.box.runtimes.oci.engines import find_engine
 from bridge.box.runtimes.oci.runtime import OciRuntime
@@ -25,7 +25,7 @@ async def open_runtime(config: Config, host_id: str) -> Runtime:
     box = config.box
     if box.runtime == "process":
         root = instances_dir(config.data_dir)
-        return ProcessRuntime(root, box.port_range, config.environ | handed(config))
+        return ProcessRuntime(root, box.port_range, config.environ | box_environment(config))
     engine = await asyncio.to_thread(
         find_engine, box.engine, isolation=box.isolation, environ=config.environ
     )
@@ -33,7 +33,7 @@ async def open_runtime(config: Config, host_id: str) -> Runtime:
         EngineCalls(engine, config.environ, config.timing.engine),
         host_id,
         secrets=config.data_dir / "secrets",
-        environ=handed(config),
+        environ=box_environment(config),
         address=await asyncio.to_thread(_publishable, box.address),
         isolation=box.isolation,
         sample=config.timing.sample,

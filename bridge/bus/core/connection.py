@@ -43,7 +43,7 @@ from bridge.errors import (
 )
 from bridge.observe import Metrics
 from bridge.settings import NatsConfig
-from bridge.tasks import heed_cancellation, task_scope
+from bridge.tasks import raise_if_cancelled, task_scope
 
 _log = logging.getLogger(__name__)
 
@@ -338,10 +338,10 @@ class Connection:
         try:
             await self._connect(_ATTEMPT)
         except (ConnectFailed, ConfigError) as exc:
-            heed_cancellation()
+            raise_if_cancelled()
             _log.warning("still cut off: %s", exc)
             raise
-        heed_cancellation()
+        raise_if_cancelled()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STEADY):
                 await self._lost.wait()

@@ -83,7 +83,7 @@ async def run_register(wanted: RegisterOptions, flags: Mapping[str, Any]) -> int
                 instance_id=told.instance_id,
                 connection=connection,
             ) as registration:
-                whose = " by its Box" if under_box and box.announced else ""
+                whose = " by its Box" if under_box and box.registered_by_box else ""
                 _say(f"{told.instance_id} is registered{whose} at {told.endpoint}")
                 await _watch(child, registration, prober, probe)
                 await registration.withdraw(child.reason)

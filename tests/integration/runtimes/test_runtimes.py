@@ -45,7 +45,7 @@ async def ended(runtime: Runtime, handle: Handle) -> Exit:
 async def left_over(bench: Bench) -> set[str]:
     """What a new life of the Box finds."""
     async with bench.life() as runtime:
-        return set(await runtime.found())
+        return set(await runtime.list_living())
 
 
 # ── one life ─────────────────────────────────────────────────────────────────────────────
@@ -230,7 +230,7 @@ async def test_what_a_life_leaves_the_next_one_takes_back(bench: Bench) -> None:
         before = await bench.serving(runtime)
     identity, port = bench.recorded[-1]
     async with bench.life() as runtime:
-        found = await runtime.found()
+        found = await runtime.list_living()
         assert {name: item.port for name, item in found.items()} == {"web-a": port}
         handle = await runtime.adopt(before.spec, identity, port)  # type: ignore[attr-defined]
         assert handle.port == port
@@ -276,7 +276,7 @@ async def test_what_nobody_takes_back_is_ended_and_named(bench: Bench) -> None:
         assert await runtime.listens(handle)
 
         async def alone() -> bool:
-            return set(await runtime.found()) == {"web-a"}
+            return set(await runtime.list_living()) == {"web-a"}
 
         await eventually(alone)
         await runtime.stop(handle, 0)

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from bridge.tasks import heed_cancellation, task_scope
+from bridge.tasks import raise_if_cancelled, task_scope
 
 
 class _Ending:
@@ -91,10 +91,10 @@ async def test_what_the_block_or_a_single_task_raises_comes_out_bare() -> None:
 
 async def test_a_swallowed_cancellation_is_raised_when_it_is_asked_for() -> None:
     async def swallow() -> None:
-        heed_cancellation()  # there is none yet
+        raise_if_cancelled()  # there is none yet
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
-        heed_cancellation()
+        raise_if_cancelled()
 
     task = asyncio.ensure_future(swallow())
     await asyncio.sleep(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bridge.box.runner.self_reports import SelfReports
-from bridge.box.runtimes.environment import handed, handed_to
+from bridge.box.runtimes.environment import box_environment, service_environment
 from bridge.box.state import lifecycle
 from bridge.bus.core.message import Message
 from bridge.config import load, load_instance
@@ -69,13 +69,13 @@ def test_an_id_is_a_name_however_long_the_service_s_is() -> None:
     assert len({new_id("web") for _ in range(100)}) == 100
 
 
-# ── handed over by the environment ───────────────────────────────────────────────────────
+# ── box_environment over by the environment ───────────────────────────────────────────────────────
 
 
 def test_what_a_box_hands_over_is_what_an_instance_reads() -> None:
     nats = NatsConfig(url="nats://u:p@a:4222, tls://t@b:4222,c:1", prefix="test", ca="/ca.pem")
     config = load(environ={}, flags={"box": {"name": "box-a", "address": "fd00::5"}})
-    given = handed(Config(box=config.box, nats=nats))
+    given = box_environment(Config(box=config.box, nats=nats))
     assert given == {
         "NATS_URL": "nats://a:4222,tls://b:4222,c:1",
         "NATS_CA": "/ca.pem",
@@ -85,18 +85,18 @@ def test_what_a_box_hands_over_is_what_an_instance_reads() -> None:
     }
     service = ServiceConfig(command=["x"], metadata={"zone": "ä"}, registration="self")
     mine = {"BOX_INSTANCE_ID": "web-1", "BOX_SERVICE": "web", "PORT": "20000"}
-    assert load_instance(environ=given | handed_to(service) | mine) == InstanceConfig(
+    assert load_instance(environ=given | service_environment(service) | mine) == InstanceConfig(
         instance_id="web-1",
         service="web",
         host="box-a",
         address="fd00::5",
         port=20000,
         metadata={"zone": "ä"},
-        announced=False,
+        registered_by_box=False,
     )
-    by_box = handed_to(ServiceConfig(command=["x"]))
-    assert load_instance(environ=by_box | mine).announced
-    assert not load_instance(environ=by_box).announced
+    by_box = service_environment(ServiceConfig(command=["x"]))
+    assert load_instance(environ=by_box | mine).registered_by_box
+    assert not load_instance(environ=by_box).registered_by_box
 
 
 @pytest.mark.parametrize("given", ["[]", "{", '{"a": 1}'])

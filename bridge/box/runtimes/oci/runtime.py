@@ -20,7 +20,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Final
 
-from bridge.box.runtimes.base import Exit, Found, Handle, Spec, Usage
+from bridge.box.runtimes.base import Exit, Handle, LivingInstance, Spec, Usage
 from bridge.box.runtimes.logs import ENGINE, STDERR, STDOUT, last_line
 from bridge.box.runtimes.oci import commands as words
 from bridge.box.runtimes.oci import container_kernel
@@ -139,7 +139,7 @@ class OciRuntime:
             await self.conclude(container, state)
         return container
 
-    async def found(self) -> Mapping[str, Found]:
+    async def list_living(self) -> Mapping[str, LivingInstance]:
         await asyncio.to_thread(_clear, self._secrets)  # of a Box that was killed at work
         listed = await self._survey.listed()
         states = await self._survey.inspect([name for name, runs in listed.items() if runs])
@@ -331,9 +331,9 @@ class OciRuntime:
             (directory / STDERR).write_text(answer.err)
 
 
-def _found(state: answers.ContainerState) -> Found:
+def _found(state: answers.ContainerState) -> LivingInstance:
     identity = ProcessIdentity(pid=state.pid, started=0, boot_id=boot_id())
-    return Found(identity, next(iter(state.ports.values()), 0))
+    return LivingInstance(identity, next(iter(state.ports.values()), 0))
 
 
 def _check_ports(port_map: list[str]) -> None:

@@ -22,7 +22,7 @@ from typing import Final
 
 import psutil
 
-from bridge.box.runtimes.base import Exit, Found, Handle, Spec, Usage
+from bridge.box.runtimes.base import Exit, Handle, LivingInstance, Spec, Usage
 from bridge.box.runtimes.logs import STDERR, STDOUT, last_line
 from bridge.box.runtimes.process import shim
 from bridge.box.runtimes.process.process_groups import group_of, has_others, members
@@ -134,8 +134,8 @@ class ProcessRuntime:
             self._note_end(process)
         return process
 
-    async def found(self) -> Mapping[str, Found]:
-        return await asyncio.to_thread(shim.living, self._root)
+    async def list_living(self) -> Mapping[str, LivingInstance]:
+        return await asyncio.to_thread(shim.list_living, self._root)
 
     async def watch(self, handle: Handle) -> Exit:
         ended = self._process(handle).ended

@@ -21,7 +21,7 @@ from typing import Final
 
 import psutil
 
-from bridge.box.runtimes.base import Exit, Found
+from bridge.box.runtimes.base import Exit, LivingInstance
 from bridge.box.runtimes.logs import STDERR, STDOUT
 from bridge.box.runtimes.process.process_groups import children, group_of
 from bridge.box.runtimes.process_identity import identify
@@ -122,7 +122,7 @@ def read_exit(directory: Path, returncode: int | None, *, killed: bool) -> Exit:
     return Exit(signal=killed_by) if 0 < killed_by < signal.NSIG else Exit(code=code)
 
 
-def living(root: Path) -> dict[str, Found]:
+def list_living(root: Path) -> dict[str, LivingInstance]:
     """The living instances under `root`, by id: their shims lead sessions and carry the label."""
     found = {}
     for pid in psutil.pids():
@@ -133,7 +133,7 @@ def living(root: Path) -> dict[str, Found]:
             label, identity = Path(environ.get(LABEL, "")), identify(pid)
             if label.parent == root and identity is not None:
                 port = environ.get("PORT", "")
-                found[label.name] = Found(identity, int(port) if port.isdigit() else 0)
+                found[label.name] = LivingInstance(identity, int(port) if port.isdigit() else 0)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from bridge.box.journal.alerts import told_by
+from bridge.box.journal.alerts import list_alerts
 from bridge.box.journal.store import CUT_OFF, Snapshot
 
 AT = datetime(2026, 11, 21, 8, 0, tzinfo=UTC)
@@ -16,18 +16,18 @@ def waiting(count: int, age: float) -> Snapshot:
 
 
 def test_events_that_nobody_will_tell_are_told_of_at_once() -> None:
-    assert told_by(waiting(0, 0)) == []
-    assert told_by(waiting(1, 0.1)) == [
+    assert list_alerts(waiting(0, 0)) == []
+    assert list_alerts(waiting(1, 0.1)) == [
         "1 event waits to be told, the oldest since 2026-11-21T07:59:59.900Z"
     ]
 
 
 def test_events_of_a_living_box_are_on_their_way_for_five_seconds() -> None:
-    assert told_by(waiting(3, 5), alive_at=AT) == []
-    [said] = told_by(waiting(3, 6), alive_at=AT)
+    assert list_alerts(waiting(3, 5), alive_at=AT) == []
+    [said] = list_alerts(waiting(3, 6), alive_at=AT)
     assert said.startswith("3 events wait to be told, the oldest since 2026-11-21T07:59:54")
 
 
 def test_facts_are_told_of_either() -> None:
     cut = Snapshot(entries=[], facts={CUT_OFF: "07:00"}, backlog=0, oldest=None)
-    assert told_by(cut) == told_by(cut, alive_at=AT) == ["cut off from NATS since 07:00"]
+    assert list_alerts(cut) == list_alerts(cut, alive_at=AT) == ["cut off from NATS since 07:00"]

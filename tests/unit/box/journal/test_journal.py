@@ -16,7 +16,7 @@ from bridge.box.journal import journal as journal_module
 from bridge.box.journal import store as journal_store
 from bridge.box.journal.entry import JournalEntry
 from bridge.box.journal.journal import Journal
-from bridge.box.journal.store import look
+from bridge.box.journal.store import read_snapshot
 from bridge.box.runtimes.process_identity import ProcessIdentity
 from bridge.box.state import lifecycle
 from bridge.box.state.records import HostOrder, ServiceRecord
@@ -53,15 +53,15 @@ async def test_what_was_written_is_there_in_the_next_life(tmp_path: Path) -> Non
         journal.put(first)
         journal.put(second, event, traceparent="00-x")
         journal.keep_service("web", ServiceRecord(version=3, target=2, slots=[0, 1]))
-        await journal.written()
+        await journal.wait_written()
     async with Journal.open(path) as journal:
         assert journal.entries == {"web-1": second}
         assert journal.services["web"].version == 3
-        assert journal.untold == {"web-1"}
+        assert journal.undelivered == {"web-1"}
         [pending] = await journal.pending(0, 10)
         assert (pending.seq, pending.event, pending.traceparent) == (1, event, "00-x")
-        assert journal.last_of_past_life == pending.n
-        journal.sent([pending.n])
+        assert journal.last_before_restart == pending.n
+        journal.mark_stored([pending.n])
         journal.forget("web-1")
     async with Journal.open(path) as journal:
         assert journal.entries == {}
@@ -73,12 +73,12 @@ async def test_a_number_in_the_outbox_is_never_given_twice(tmp_path: Path) -> No
     at, event = stepped(entry(), S.BOOTING)
     async with Journal.open(path) as journal:
         journal.put(at, event)
-        await journal.written()
+        await journal.wait_written()
         [first] = await journal.pending(0, 10)
-        journal.sent([first.n])
+        journal.mark_stored([first.n])
     async with Journal.open(path) as journal:
         journal.put(at, event)
-        await journal.written()
+        await journal.wait_written()
         [second] = await journal.pending(0, 10)
     assert second.n > first.n
 
@@ -94,12 +94,12 @@ async def test_what_is_at_hand_is_what_the_file_says(
             for _ in range(count):
                 at = replace(at, life=lifecycle.note(at.life, now(), "so it is")[0])
                 journal.put(at, lifecycle.note(at.life, now(), "so it is")[1], traceparent="t")
-            await journal.written()
+            await journal.wait_written()
             while page := await journal.pending(after, 4):
                 assert page == journal._store.pending(after, len(page))  # the plain way
-                journal.sent([item.n for item in page])
+                journal.mark_stored([item.n for item in page])
                 after = page[-1].n
-        await journal.written()
+        await journal.wait_written()
         assert journal._store.pending(0, 100) == []
         assert journal.backlog == 0
         assert after == 61
@@ -122,7 +122,7 @@ async def test_an_event_is_at_hand_when_it_is_on_disk_and_not_before(
         await eventually(lambda: "disk is full" in journal.problem, what="the disk is full")
         assert await journal.pending(0, 10) == []
         fails = False
-        await journal.written()
+        await journal.wait_written()
         assert len(await journal.pending(0, 10)) == 1
 
 
@@ -157,7 +157,7 @@ async def test_only_the_newest_version_of_a_record_is_kept(tmp_path: Path) -> No
         journal.keep_service("web", ServiceRecord(version=4, target=4))
         journal.keep_order("box-a", HostOrder(version=2, lifted=True))
         journal.keep_order("box-a", HostOrder(version=1))
-        await journal.written()
+        await journal.wait_written()
     async with Journal.open(tmp_path / "journal.db") as journal:
         assert journal.services["web"].target == 5
         assert journal.orders == {"box-a": HostOrder(version=2, lifted=True)}
@@ -174,11 +174,11 @@ async def test_many_changes_at_once_share_transactions(
         apply(store, changes)
 
     async with Journal.open(tmp_path / "journal.db") as journal:
-        await journal.written()
+        await journal.wait_written()
         monkeypatch.setattr(journal_store.JournalStore, "apply", counted)
         for number in range(500):
             journal.put(entry(f"web-{number}"))
-        await journal.written()
+        await journal.wait_written()
     assert sum(groups) == 500
     assert len(groups) < 100
 
@@ -203,7 +203,7 @@ async def test_a_damaged_journal_is_set_aside_and_a_new_one_begun(
         kept = Path(journal.set_aside)
         journal.put(entry())
     assert kept.read_bytes() == data
-    seen = look(path)
+    seen = read_snapshot(path)
     assert seen.facts[journal_store.SET_ASIDE] == str(kept)
     assert len(seen.entries) == 1
 
@@ -230,7 +230,7 @@ async def test_what_a_newer_version_adds_to_an_instance_is_passed_over(tmp_path:
     async with Journal.open(path) as journal:
         journal.put(first, event)
     rewrite(path, msgspec.json.encode(in_the_words_of_a_newer_version(first)))
-    assert look(path).entries == [first]
+    assert read_snapshot(path).entries == [first]
     async with Journal.open(path) as journal:
         assert (journal.entries, journal.backlog, journal.set_aside) == ({"web-1": first}, 1, "")
 
@@ -250,7 +250,7 @@ async def test_what_another_version_says_and_this_one_cannot_read_is_no_damage(
     with monkeypatch.context() as patch:
         patch.setattr(journal_module, "VERSION", "99.1")
         data = await rewritten(path, b"Hibernating")
-    for read in (look, journal_store.open_store):
+    for read in (read_snapshot, journal_store.open_store):
         with pytest.raises(ForeignJournal, match=r"99\.1.*Hibernating.*use that version"):
             read(path)
     assert diagnostics.journal(tmp_path).cure == "use that version, or move the file away"
@@ -312,9 +312,9 @@ async def test_what_cannot_be_written_waits_and_is_written_later(
         await eventually(lambda: "disk is full" in journal.problem, what="the disk is full")
         journal.put(entry("web-2"))
         fails = False
-        await journal.written()
+        await journal.wait_written()
         assert journal.problem == ""
-    assert len(look(tmp_path / "journal.db").entries) == 2
+    assert len(read_snapshot(tmp_path / "journal.db").entries) == 2
 
 
 async def test_the_oldest_event_that_is_not_on_disk_is_known(
@@ -337,7 +337,7 @@ async def test_the_oldest_event_that_is_not_on_disk_is_known(
         journal.put(*stepped(first, S.READY))
         assert journal.unwritten_since == event.timestamp
         fails = False
-        await journal.written()
+        await journal.wait_written()
         assert journal.unwritten_since is None
 
 
@@ -349,7 +349,7 @@ async def test_what_is_lost_at_the_end_is_told(
 
     async def work() -> None:
         async with Journal.open(tmp_path / "journal.db") as journal:
-            await journal.written()
+            await journal.wait_written()
             monkeypatch.setattr(journal_store.JournalStore, "apply", full)
             journal.put(entry())
             await eventually(lambda: journal.problem != "", what="the disk is full")
@@ -379,15 +379,15 @@ async def test_looking_changes_nothing_whether_a_box_is_at_work_or_not(tmp_path:
     path = tmp_path / "journal.db"
     async with Journal.open(path) as journal:
         journal.put(entry())
-        await journal.written()
+        await journal.wait_written()
         beside = sorted(tmp_path.iterdir())
-        assert len(look(path).entries) == 1  # from the WAL
+        assert len(read_snapshot(path).entries) == 1  # from the WAL
         assert sorted(tmp_path.iterdir()) == beside
     assert list(tmp_path.iterdir()) == [path]
-    assert len(look(path).entries) == 1
+    assert len(read_snapshot(path).entries) == 1
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_looking_for_a_journal_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="no Box has worked here"):
-        look(tmp_path / "journal.db")
+        read_snapshot(tmp_path / "journal.db")
