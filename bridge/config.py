@@ -40,7 +40,7 @@ _DEFAULT_FILE: Final = Path("box.toml")
 
 _TABLES: Final[dict[str, type[Struct]]] = {"box": BoxConfig, "nats": NatsConfig, "timing": Timing}
 
-_NATS_VARIABLES: Final = {
+NATS_VARIABLES: Final = {
     "NATS_URL": "url",
     "NATS_CONTEXT": "context",
     "NATS_USER": "user",
@@ -56,7 +56,7 @@ _NATS_VARIABLES: Final = {
     "BOX_BRIDGE_PREFIX": "prefix",
     "BOX_BRIDGE_REPLICAS": "replicas",
 }
-_BOX_VARIABLES: Final = {
+BOX_VARIABLES: Final = {
     f"BOX_BRIDGE_{key.upper()}": key
     for key in (
         *("name", "address", "max_instances", "data_dir", "ports", "runtime", "metrics"),
@@ -106,7 +106,7 @@ def load(
     )
     box_layers = [
         _anchored(_checked(BoxConfig, tables.get("box", {}), _place(file, "box")), directory),
-        _from_environ(BoxConfig, _BOX_VARIABLES, environ),
+        _from_environ(BoxConfig, BOX_VARIABLES, environ),
         given.get("box", {}),
     ]
     box = _overlaid(BoxConfig, box_layers, "[box]")
@@ -214,7 +214,7 @@ def load_nats(
     layers: list[Mapping[str, Any]] = []
     for layer in (
         _checked(NatsConfig, table or {}, _place(file, "nats")),
-        _from_environ(NatsConfig, _NATS_VARIABLES, environ),
+        _from_environ(NatsConfig, NATS_VARIABLES, environ),
         _given({"nats": flags or {}})["nats"],
     ):
         if context := layer.get("context"):
@@ -279,7 +279,7 @@ def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_variables(environ: Mapping[str, str]) -> None:
-    known = (*_BOX_VARIABLES, *_NATS_VARIABLES, *_OTHER_VARIABLES)
+    known = (*BOX_VARIABLES, *NATS_VARIABLES, *_OTHER_VARIABLES)
     for name in environ:
         if name.startswith("BOX_BRIDGE_") and name not in known:
             raise ConfigError(name, f"no such variable{_nearest(name, known)}")

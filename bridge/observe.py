@@ -27,25 +27,25 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.refused = Counter(
             "box_bridge_refused",
-            "Messages that were refused, by where they came in and why.",
+            "Messages refused without a reply, and unreadable records: where, and the reason.",
             ["where", "reason"],
             registry=self.registry,
         )
         self.requests = Counter(
             "box_bridge_requests",
-            "Requests that were answered, by endpoint and outcome.",
+            "Answered requests, by endpoint and outcome: accepted, capped, refused or ok.",
             ["endpoint", "outcome"],
             registry=self.registry,
         )
         self.bus = Counter(
             "box_bridge_bus_events",
-            "What happened to the NATS connection: reconnects, errors, malformed frames, resyncs.",
+            "Events of the NATS connection, by kind: connected, disconnected, resync, error, …",
             ["kind"],
             registry=self.registry,
         )
         self.events = Counter(
             "box_bridge_events_stored",
-            "Instance events that the stream acknowledged.",
+            "Instance events that the stream has acknowledged.",
             registry=self.registry,
         )
         self.instances = Gauge(
@@ -56,17 +56,17 @@ class Metrics:
         )
         self.backlog = Gauge(
             "box_bridge_backlog_events",
-            "Instance events that are journaled and not yet stored in the stream.",
+            "Instance events in the journal that the stream has not stored yet.",
             registry=self.registry,
         )
         self.backlog_age = Gauge(
             "box_bridge_backlog_age_seconds",
-            "Age of the oldest of those; 0 while there is none.",
+            "Age of the oldest event that the stream has not stored yet; 0 if there is none.",
             registry=self.registry,
         )
         self.ready = Gauge(
             "box_bridge_ready",
-            "1 while this Box answers scale requests.",
+            "1 while this Box answers scale requests, else 0.",
             registry=self.registry,
         )
 

@@ -1,6 +1,7 @@
-"""What a Box can be told, as frozen Structs: the tables of its configuration file.
+"""The settings of a Box as frozen Structs: one for each table of its configuration file.
 
-Where the values come from is the business of `bridge.config`.
+`bridge.config` reads the values. The docstring under a field is that key's text in the
+configuration reference (docs/generate/settings.py).
 """
 
 from __future__ import annotations
@@ -28,18 +29,22 @@ Count = Annotated[int, Meta(ge=1)]
 
 
 class Probe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a Box finds out that an instance is ready, and goes on being healthy.
+    """How a Box checks that an instance is ready, and later that it is healthy.
 
-    `http` is a path: any answer below 400 will do. Without it, a TCP connection that is
-    accepted will do. After Ready it is repeated every `interval` seconds; `failures` in a row
-    make the instance unhealthy, one success makes it healthy again.
+    Before Ready the Box repeats the probe until it passes. A pass counts only while the listening
+    socket belongs to the instance. After Ready the Box repeats it every `interval` seconds.
     """
 
     http: str | None = None
+    """A path. The probe passes if the answer's status is below 400."""
     tcp: bool = False
+    """The probe passes if a TCP connection is accepted. This is the default without `http`."""
     interval: Interval = 5.0
+    """Seconds between two probes after Ready."""
     timeout: Interval = 2.0
+    """Seconds after which a probe without an answer has failed."""
     failures: Count = 3
+    """Consecutive failures that make the instance unhealthy. One pass makes it healthy again."""
 
     def __post_init__(self) -> None:
         if self.http is not None and self.tcp:
@@ -49,35 +54,61 @@ class Probe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[services.<name>]``: how one instance of a service is made.
+    """``[services.<name>]``: how the Box runs one instance of a service.
 
-    `{port}` in `command` becomes the instance's port. Times are in seconds. `image`, `vcpus`,
-    `memory_mib`, `env` and `port_map` are the defaults that a request's config overrides. What has
-    an image may leave `command` and `entrypoint` to the image. `needs`
-    are labels that a host must have to run it. With `fence` its instances end before the lease of
-    a host that is cut off, so that what takes their slots over never runs beside them.
-    `max_surge` is how many extra instances there may be while instances are being replaced.
-    `registration` says who announces an instance to gateways: its ``box``, or it``self``.
+    A request's config overrides `image`, `vcpus`, `memory_mib`, `env` and `port_map`.
     """
 
     command: list[str] = field(default_factory=list)
+    """The program and its arguments. `{port}` becomes the instance's port. Required without
+    `image`; with an image it replaces the image's command.
+    """
     entrypoint: list[str] = field(default_factory=list)
+    """Replaces the image's entrypoint. Only for the `oci` runtime."""
     image: str = ""
+    """The image of the instance, pulled if the host does not have it. Only for the `oci` runtime.
+    """
     cwd: str = ""
+    """The working directory; the file's directory by default. The `oci` runtime refuses it."""
     env: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the instance. The `process` runtime adds them to the Box's own
+    environment without `NATS_…`, `BOX_…` and the service manager's variables.
+    """
     vcpus: U8 | None = None
+    """Processors of each instance."""
     memory_mib: U32 | None = None
+    """Memory limit of each instance, in MiB."""
     port_map: list[str] = field(default_factory=list)
+    """Ports as `"host:guest"`. Host port 0 means any free port. A fixed host port limits the
+    service to one instance per host.
+    """
     probe: Probe = field(default_factory=Probe)
+    """The readiness and health check, a table: see the keys of `probe`."""
     metadata: dict[str, str] = field(default_factory=dict)
+    """Added to each registration; 16 KiB at most, keys and values together."""
     needs: dict[str, str] = field(default_factory=dict)
+    """Labels that a host must have, with these values. Other hosts do not count in the service's
+    capacity.
+    """
     fence: bool = False
+    """End the instances before the lease of a host that is cut off or frozen expires. Replacements
+    then never run beside them. The `oci` runtime refuses it. It needs `/proc/uptime`, and a lease
+    that is 2 s longer than the heartbeat.
+    """
     max_surge: Count = 1
+    """Extra instances allowed at one time while instances are replaced: for a changed config, a
+    drain or a rebalance. Where hosts differ, the smallest value counts.
+    """
     registration: str = "box"
+    """The publisher of the registrations: `box` (the Box) or `self` (the instance)."""
     start_timeout: Interval = 60.0
+    """Seconds from Booting to Ready, after which the instance has failed."""
     deregister_delay: Seconds = 1.0
+    """Seconds for which a draining instance still serves, so that gateways can remove its route."""
     drain_timeout: Seconds = 30.0
+    """Seconds that a draining instance has to finish its requests."""
     stop_grace: Seconds = 10.0
+    """Seconds from SIGTERM to SIGKILL."""
 
     def __post_init__(self) -> None:
         if not self.command and not self.image:
@@ -91,28 +122,44 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[box]``: this host. `ports` is the range from which instances get theirs.
-
-    `on_exit` says what becomes of the instances when the Box stops: ``leave`` them running for
-    its next life (what `box` does unless told otherwise), or ``drain`` them (what `up` does).
-    `engine` is what makes the containers of the runtime ``oci``: a known name or a path, and
-    `isolation` how, where the engine leaves a choice (``sandbox`` with a3s-box; "" is its default,
-    a MicroVM).
-    `allow_images` are patterns (see bridge.images) of the images that requests may name.
-    """
+    """``[box]``: this host."""
 
     name: str = ""
+    """The host's name on the bus: 1 to 63 of `a-z`, `0-9` and `-`. The default is the first label
+    of the machine's host name, in lower case. Two live Boxes cannot have one name.
+    """
     address: str = "127.0.0.1"
+    """The address at which gateways reach the instances of this host. The Box warns about a
+    loopback address if its NATS server is not local.
+    """
     max_instances: Annotated[int, Meta(ge=1, le=100_000)] = 20
+    """The most instances on this host, over all services."""
     data_dir: str = "data"
+    """The directory for the journal, the logs, the lock and the id of the host. A copy of it, or a
+    clone of the machine, is refused while the original lives.
+    """
     ports: str = "20000-21999"
+    """The port range for process instances. The Box takes the next free port after the last one."""
     runtime: str = "process"
+    """`process` runs programs; `oci` runs containers and MicroVMs."""
     engine: str = "podman"
+    """The container engine of the `oci` runtime: `podman`, `docker`, `nerdctl`, `a3s-box`, or a
+    path.
+    """
     isolation: str = ""
+    """`sandbox` selects a3s-box's shared-kernel sandbox. The default is a MicroVM."""
     labels: dict[str, str] = field(default_factory=dict)
+    """Facts about the host, as `{ zone = "a", disk = "fast" }`. Services can need them."""
     allow_images: Annotated[list[str], Meta(max_length=MAX_PATTERNS)] = field(default_factory=list)
+    """Patterns of the images that requests may name. Without it a request may name only the image
+    that the service is configured with. Only for the `oci` runtime.
+    """
     metrics: str = ""
+    """`host:port` at which the Box serves `/metrics` for Prometheus. Off by default."""
     on_exit: str = ""
+    """What the Box does with the instances when it stops: `leave` them running, or `drain` them.
+    The default is `leave` for `box-bridge box` and `drain` for `box-bridge up`.
+    """
 
     def __post_init__(self) -> None:
         if self.on_exit not in ("", "leave", "drain"):
@@ -149,29 +196,44 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class NatsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[nats]``: the connection, under the names that NATS users know, and the fleet's names.
-
-    `url` may list several servers, separated by commas. `reply_prefixes` are inboxes beside
-    `_INBOX.` and `_R_.` to which a Box may reply. `replicas` is how many servers keep each
-    stream and bucket.
-    """
+    """``[nats]``: the connection, under the names that NATS users know, and the fleet's names."""
 
     url: str = DEFAULT_URL
+    """One server, or several separated by commas. A `tls://` URL is refused before anything is sent
+    if the server does not require TLS.
+    """
     context: str = ""
+    """A context of the `nats` CLI. Its values rank below the other values of the layer that names
+    it.
+    """
     user: str = ""
+    """The user name."""
     password: str = ""
+    """The user's password."""
     token: str = ""
+    """An authentication token."""
     creds: str = ""
+    """A credentials file. It needs the extra `nkeys`."""
     nkey: str = ""
+    """A file with an nkey seed. It needs the extra `nkeys`."""
     ca: str = ""
+    """The file with the certificate authority for TLS."""
     cert: str = ""
+    """The client certificate file for TLS."""
     key: str = ""
+    """The client key file for TLS."""
     tls_first: bool = False
+    """Start TLS before the server's first line."""
     inbox_prefix: str = "_INBOX"
+    """The subject prefix of the replies to this program."""
     domain: str = ""
+    """The JetStream domain."""
     prefix: str = DEFAULT_PREFIX
+    """The first token of every subject. Two prefixes are two fleets."""
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+    """How many servers of a cluster keep each stream and bucket."""
     reply_prefixes: list[str] = field(default_factory=list)
+    """Subject prefixes beside `_INBOX.` and `_R_.` to which this Box may reply."""
 
     def __post_init__(self) -> None:
         if not is_name(self.prefix):
@@ -205,25 +267,36 @@ def _is_url(url: str) -> bool:
 
 
 class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[timing]``: the protocol's times, in seconds. Tests shorten them; leave them alone.
+    """``[timing]``: the protocol's times, in seconds. They are for tests: keep the defaults.
 
-    All Boxes of a fleet must agree on `lease` and `registration_ttl` (WIRE: 10 s and 30 s). A
-    `heartbeat` is a third of the lease at most: a renewal that is lost is given up after another
-    one, or 1 s, and sent again a quarter of one later; that must be in time.
-    `engine` is how long a container engine may take to answer what should be quick.
+    All Boxes of a fleet must agree on `lease` and `registration_ttl`.
     """
 
     lease: Annotated[int, Meta(ge=2)] = 10
+    """A host without a renewal for this long is dead."""
     heartbeat: Interval = 3.0
+    """Seconds between two renewals of the lease; a third of the lease at most, so that one renewal
+    may be lost.
+    """
+    # A lost renewal times out after another heartbeat, or 1 s, and is sent again a quarter later.
     sample: Interval = 1.0
+    """Seconds between two measurements of the instances' load."""
     idle_samples: Count = 10
+    """Consecutive samples without a request in flight that turn Busy into Ready."""
     registration_renew: Interval = 10.0
+    """Seconds between two registrations of an instance."""
     registration_ttl: Count = 30
+    """A registration that was not repeated for this long has expired."""
     decide_timeout: Interval = 2.0
+    """How long a Box retries a decision after write conflicts before it answers `Busy`."""
     backoff_first: Interval = 1.0
+    """The pause before the first replacement of a failed instance."""
     backoff_max: Interval = 60.0
+    """The longest such pause."""
     backoff_reset: Interval = 60.0
+    """An instance that served for this long has recovered: its slot's failures no longer count."""
     engine: Interval = 10.0
+    """How long a container engine may take for a quick answer."""
 
     def __post_init__(self) -> None:
         if self.heartbeat > self.lease / 3:

@@ -17,6 +17,8 @@ class NoRoute(BridgeError):
     """No instance of `service` takes traffic, as far as the route table knows.
 
     `stale_for` is for how many seconds the table has not been current; 0 if it is.
+
+    Fix: look at `box-bridge ps`, or wait with `RouteTable.wait_ready`.
     """
 
     def __init__(self, service: str, stale_for: float = 0.0) -> None:
@@ -30,11 +32,17 @@ class NoRoute(BridgeError):
 
 
 class ScaleError(BridgeError):
-    """A request did not do what was asked."""
+    """The root of the errors of a request to the fleet.
+
+    Fix: see the subclass: it says whether anything was changed.
+    """
 
 
 class NoBoxError(ScaleError):
-    """Nobody answers on the subject. Nothing was changed."""
+    """No Box answers on the subject. Nothing was changed.
+
+    Fix: start a Box with `box-bridge box`; check the NATS URL and the prefix.
+    """
 
     def __init__(self, subject: str, denied: str = "") -> None:
         cure = denied or ("start one with `box-bridge box`, or check the NATS URL and the prefix")
@@ -43,10 +51,9 @@ class NoBoxError(ScaleError):
 
 
 class RequestTimeout(ScaleError):
-    """Asked, and not answered in time: whether it took effect is unknown, unless it `changes`
-    nothing.
+    """No Box answered in time. The outcome is unknown, unless the request `changes` nothing.
 
-    Ask again with the same `request_id`: it has one effect, however often it is sent.
+    Fix: send it again with the same `request_id`: it has one effect, however often it is sent.
     """
 
     def __init__(
@@ -61,7 +68,10 @@ class RequestTimeout(ScaleError):
 
 
 class ScaleRefused(ScaleError):
-    """A Box said no. Nothing was changed; `response` is what it said."""
+    """A Box refused the request. Nothing was changed; `response` is its answer.
+
+    Fix: follow the sentence in `response.error`.
+    """
 
     def __init__(self, response: ScaleResponse) -> None:
         super().__init__(response.error or "refused without a reason")
@@ -69,7 +79,10 @@ class ScaleRefused(ScaleError):
 
 
 class ScaleCapped(ScaleError):
-    """A Box took a lower target than was asked; `response` holds the counts."""
+    """A Box accepted a lower target than the request asked for; `response` holds the counts.
+
+    Fix: add hosts or raise `max_instances`, or ask for less.
+    """
 
     def __init__(self, response: ScaleResponse) -> None:
         super().__init__(response.error or f"capped to {response.target_replicas} instances")
@@ -77,10 +90,12 @@ class ScaleCapped(ScaleError):
 
 
 class WaitTimeout(ScaleError):
-    """The request was taken, but the instances were not Ready in time.
+    """The request was accepted, but the instances were not Ready in time.
 
-    `ready` of `wanted` were; `last_failure` is the message of the newest failure, if any, `lacks`
-    what the fleet says is missing, and why.
+    `ready` of `wanted` were. `last_failure` is the message of the newest failure, if any; `lacks`
+    is what the fleet reports as missing, and why.
+
+    Fix: look at `box-bridge services`, `events` and `logs`; the target stays in force.
     """
 
     def __init__(
@@ -104,8 +119,11 @@ class WaitTimeout(ScaleError):
 
 
 class OrderRefused(ScaleError):
-    """A Box refused an operator's order or question: nothing was changed; `response` is what it
-    said.
+    """A Box refused an operator's order or query. Nothing was changed.
+
+    `response` is its answer.
+
+    Fix: follow the sentence in `response.error`.
     """
 
     def __init__(self, response: Answer) -> None:
@@ -114,7 +132,10 @@ class OrderRefused(ScaleError):
 
 
 class DrainStuck(ScaleError):
-    """A host is being drained, but replacements keep failing; `stuck` says why, by service."""
+    """A host is being drained, but the replacements fail; `stuck` gives the reason by service.
+
+    Fix: repair the service and drain again, or take the order back with `uncordon`.
+    """
 
     def __init__(self, host: str, left: int, stuck: Mapping[str, str]) -> None:
         listed = "; ".join(f"{service}: {why}" for service, why in sorted(stuck.items()))
@@ -128,8 +149,11 @@ class DrainStuck(ScaleError):
 
 
 class DrainTimeout(ScaleError):
-    """A host that is being drained still has `left` instances; the order stands. `short` counts
-    those, by service, for which the other hosts have no room.
+    """A host that is being drained still has `left` instances. The order stands.
+
+    `short` counts, by service, the instances for which the other hosts have no room.
+
+    Fix: wait, add a host, use `--force`, or take the order back with `uncordon`.
     """
 
     def __init__(self, host: str, left: int, timeout: float, short: Mapping[str, int]) -> None:
