@@ -21,6 +21,7 @@ carries its data as attributes, and its message says what to do about it::
     │   ├── TopologyMismatch      a stream exists with settings that break a promise
     │   └── DurableMismatch       a durable of this name exists, and is not what was asked for
     ├── BoxError                  a Box cannot do its work
+    │   ├── Refusal               a Box refuses a request: nothing was changed
     │   ├── HostTaken             another Box has this data_dir or this host name
     │   ├── JournalError          the host's journal cannot be kept or read
     │   │   └── ForeignJournal    another version wrote it, and this one cannot read it

@@ -35,6 +35,7 @@ CONFIG_MODE: Final = "Box-Config"
 CONFIG_REPLACE: Final = "replace"
 INSTANCES_TOTAL: Final = "Box-Instances-Total"
 RECORD_VERSION: Final = "Box-Version"
+REPLY_CODE: Final = "Box-Code"
 # Headers of registrations.
 MSG_TTL: Final = "Nats-TTL"
 

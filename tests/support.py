@@ -175,12 +175,19 @@ async def ask(
     connection: Connection, service: str, replicas: int, *, timeout: float = 5.0, **fields: Any
 ) -> ScaleResponse:
     """What a Box answers to a plain request."""
+    reply = await ask_for_reply(connection, service, replicas, timeout=timeout, **fields)
+    return decode(ScaleResponse, reply.data)
+
+
+async def ask_for_reply(
+    connection: Connection, service: str, replicas: int, *, timeout: float = 5.0, **fields: Any
+) -> Message:
+    """A Box's reply to a plain request, with its headers."""
     headers = fields.pop("headers", None)
     request = ScaleRequest(service=service, replicas=replicas, **fields)
-    message = await connection.request(
+    return await connection.request(
         connection.subjects.scale, encode(request), headers=headers, timeout=timeout
     )
-    return decode(ScaleResponse, message.data)
 
 
 class Recorder:

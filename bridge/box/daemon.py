@@ -304,7 +304,7 @@ class _Parts:
             connection, host, self._fleet, self._supervisor, around, config.data_dir, timing.sample
         )
         told = (connection, self._fleet, ledger, host, box.clock, self._readiness.why_not)
-        answers = [*ScaleApi(*told).all(), *AdminApi(*told).all()]
+        answers = [*ScaleApi(*told).endpoints(), *AdminApi(*told).endpoints()]
         self._responder = Responder(connection, box.description(host_id), answers)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:

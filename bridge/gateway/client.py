@@ -34,6 +34,7 @@ from bridge.protocol import (
     format_time,
     now,
 )
+from bridge.reply_codes import ReplyCode
 from bridge.settings import NatsConfig
 from bridge.subjects import (
     CONFIG_MODE,
@@ -118,15 +119,16 @@ class ScaleClient:
         question = RetriedRequest(
             self._subjects.scale, encode(request), deadline, limit, headers, request.request_id
         )
-        response = await self._ask_to_scale(question)
+        response = await question.answered(self.connection, ScaleResponse)
         if not response.accepted:
-            capped = (response.error or "").startswith("Capped to")
-            raise ScaleCapped(response) if capped else ScaleRefused(response)
+            capped = question.code == ReplyCode.CAPPED
+            error = ScaleCapped if capped else ScaleRefused
+            raise error(response, question.code)
         if wait and not dry_run:
             goal = _settled(response.target_replicas)
             goal.taken = True
             goal.all_replaced = replace_config or config is not None
-            goal.version = question.told.get(RECORD_VERSION, "")
+            goal.version = question.reply_headers.get(RECORD_VERSION, "")
             await self._wait(service, goal, limit, deadline, progress)
         return response
 
@@ -184,11 +186,6 @@ class ScaleClient:
 
     # ── asking ───────────────────────────────────────────────────────────────────────────
 
-    async def _ask_to_scale(self, question: RetriedRequest) -> ScaleResponse:
-        return await question.answered(
-            self.connection, ScaleResponse, lambda answer: None if answer.accepted else answer.error
-        )
-
     async def _page(
         self, service: str, offset: int, deadline: float, limit: float, version: str
     ) -> InstancesResponse:
@@ -197,11 +194,9 @@ class ScaleClient:
         question = RetriedRequest(
             self._subjects.instances, body, deadline, limit, headers, changes=False
         )
-        page = await question.answered(
-            self.connection, InstancesResponse, lambda answer: answer.error
-        )
+        page = await question.answered(self.connection, InstancesResponse)
         if page.error is not None:
-            raise ScaleError(page.error)
+            raise ScaleError(page.error, question.code)
         return page
 
     # ── waiting ──────────────────────────────────────────────────────────────────────────

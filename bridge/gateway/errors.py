@@ -34,8 +34,15 @@ class NoRoute(BridgeError):
 class ScaleError(BridgeError):
     """The root of the errors of a request to the fleet.
 
+    `code` is the code of the Box's reply (see `bridge.reply_codes.ReplyCode`); None if there was no
+    reply, or if an older Box sent no code.
+
     Fix: see the subclass: it says whether anything was changed.
     """
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class NoBoxError(ScaleError):
@@ -73,8 +80,8 @@ class ScaleRefused(ScaleError):
     Fix: follow the sentence in `response.error`.
     """
 
-    def __init__(self, response: ScaleResponse) -> None:
-        super().__init__(response.error or "refused without a reason")
+    def __init__(self, response: ScaleResponse, code: str | None = None) -> None:
+        super().__init__(response.error or "refused without a reason", code)
         self.response = response
 
 
@@ -84,8 +91,8 @@ class ScaleCapped(ScaleError):
     Fix: add hosts or raise `max_instances`, or ask for less.
     """
 
-    def __init__(self, response: ScaleResponse) -> None:
-        super().__init__(response.error or f"capped to {response.target_replicas} instances")
+    def __init__(self, response: ScaleResponse, code: str | None = None) -> None:
+        super().__init__(response.error or f"capped to {response.target_replicas} instances", code)
         self.response = response
 
 
@@ -126,8 +133,8 @@ class OrderRefused(ScaleError):
     Fix: follow the sentence in `response.error`.
     """
 
-    def __init__(self, response: Answer) -> None:
-        super().__init__(response.error or "refused without a reason")
+    def __init__(self, response: Answer, code: str | None = None) -> None:
+        super().__init__(response.error or "refused without a reason", code)
         self.response = response
 
 

@@ -214,11 +214,9 @@ class Operator:
         """
         request = PlanRequest(service=check_name("service", service), replicas=replicas)
         question = self._question(self._subjects.plan, request, timeout)
-        response = await question.answered(
-            self.connection, PlanResponse, lambda answer: answer.error
-        )
+        response = await question.answered(self.connection, PlanResponse)
         if response.error is not None and not response.service:
-            raise OrderRefused(response)
+            raise OrderRefused(response, question.code)
         return response
 
     # ── asking ───────────────────────────────────────────────────────────────────────────
@@ -239,9 +237,9 @@ class Operator:
         changes: bool = False,
     ) -> T:
         question = self._question(subject, request, timeout, changes=changes)
-        response = await question.answered(self.connection, cls, lambda answer: answer.error)
+        response = await question.answered(self.connection, cls)
         if response.error is not None:
-            raise OrderRefused(response)
+            raise OrderRefused(response, question.code)
         return response
 
     def _question(

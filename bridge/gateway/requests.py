@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, TypeVar
 
 from bridge.bus.core.connection import Connection
@@ -19,12 +19,12 @@ from bridge.bus.core.pending_request import RepeatedRequest
 from bridge.errors import BusError, CutOff, NoReply, NoResponders
 from bridge.gateway.errors import NoBoxError, RequestTimeout, ScaleError
 from bridge.protocol import decode
+from bridge.reply_codes import TRANSIENT, ReplyCode
+from bridge.subjects import REPLY_CODE
 
 RESEND: Final = 1.0  # seconds until an unanswered request is sent again
 _COMEBACK: Final = 10.0  # seconds after an outage in which Boxes may not be back yet
 _AGAIN_AFTER: Final = 0.25  # seconds before asking those again who could not answer
-_AGAIN: Final = ("Busy", "not ready")  # refusals that another moment, or another Box, may lift
-_EXPIRED: Final = ("request: expired", "expired")  # what a Box says of what came too late
 
 T = TypeVar("T")
 
@@ -52,32 +52,29 @@ class RetriedRequest:
         self.deadline = deadline
         self.headers = headers
         self.unanswered = False
-        self.told: Mapping[str, str] = {}  # the headers of the last answer
+        self.reply_headers: Mapping[str, str] = {}
         self._limit = limit
         self._request_id = request_id
         self._changes = changes
 
-    async def answered(
-        self, connection: Connection, cls: type[T], error: Callable[[T], str | None]
-    ) -> T:
-        """The first answer that is no passing refusal, or the last there was time for.
+    @property
+    def code(self) -> str | None:
+        """The code of the last reply; None if it was no refusal."""
+        return self.reply_headers.get(REPLY_CODE)
 
-        `error` gives the reason of a refusal. Raises NoBoxError, RequestTimeout (the outcome is
-        unknown), CutOff, and ProtocolError for what is no answer.
+    async def answered(self, connection: Connection, cls: type[T]) -> T:
+        """The first answer that is not a transient refusal, or the last one before the deadline.
+
+        Raises NoBoxError, RequestTimeout (the outcome is unknown), CutOff, and ProtocolError if the
+        payload of a reply is invalid.
         """
         inquiry = connection.inquire(self.subject, self.body, headers=self.headers)
         try:
-            return await self._answered(connection, inquiry, cls, error)
+            return await self._answered(connection, inquiry, cls)
         finally:
             inquiry.drop()
 
-    async def _answered(
-        self,
-        connection: Connection,
-        inquiry: RepeatedRequest,
-        cls: type[T],
-        error: Callable[[T], str | None],
-    ) -> T:
+    async def _answered(self, connection: Connection, inquiry: RepeatedRequest, cls: type[T]) -> T:
         refusal: T | None = None
         while True:
             try:
@@ -86,12 +83,12 @@ class RetriedRequest:
                 if refusal is None:
                     raise
                 return refusal  # there was no time left to ask again, or nobody any more
-            self.told = message.headers
+            self.reply_headers = message.headers
             refusal = response = decode(cls, message.data)
-            why = error(response) or ""
-            if not why.startswith((*_AGAIN, *_EXPIRED)):
+            expired = self.code == ReplyCode.EXPIRED
+            if not expired and self.code not in TRANSIENT:
                 return response
-            if why.startswith(_EXPIRED) or not await _pause(_AGAIN_AFTER, self.deadline):
+            if expired or not await _pause(_AGAIN_AFTER, self.deadline):
                 if self.unanswered:
                     raise self.timed_out()  # no Box looked whether the first had an effect
                 return response
@@ -129,7 +126,7 @@ def passes(exc: BusError | ScaleError) -> bool:
     """Whether a question that ended so may well be answered if it is asked again in a moment."""
     if isinstance(exc, CutOff | NoBoxError | RequestTimeout):
         return True
-    return isinstance(exc, ScaleError) and str(exc).startswith(_AGAIN)
+    return isinstance(exc, ScaleError) and exc.code in TRANSIENT
 
 
 @contextlib.contextmanager

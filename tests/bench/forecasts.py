@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from bridge.box.scheduler.admission import AdmissionRequest
+from bridge.box.scheduler.admission import AdmissionRequest, decide
 from bridge.box.scheduler.diagnosis import tell
 from bridge.box.scheduler.drain_forecast import lacking
 from bridge.box.scheduler.planner import plan
@@ -97,7 +97,7 @@ def works(size: int) -> dict[str, Callable[[], object]]:
     return {
         "a Box plans one service": lambda: plan("web", fleet, me, {}, now=0.0, at=at),
         "what does a service lack?": lambda: tell(fleet, ["web"], at=at),
-        "box.plan": lambda: explain(asked, fleet),
+        "box.plan": lambda: explain(asked, decide(asked, fleet), fleet),
         "may a host be drained?": lambda: lacking(host, fleet, at=at),
         "box.hosts, a fifth of them being drained": lambda: hosts(drained, names, at=at),
         "rebalance: which move?": lambda: balance(fleet),

@@ -11,12 +11,11 @@ from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay
 from bridge.errors import BusError, NoReply
 from bridge.protocol import ScaleResponse, decode
-from bridge.subjects import is_name, last_token
-from tests.support import ask
+from bridge.reply_codes import TRANSIENT, ReplyCode
+from bridge.subjects import REPLY_CODE, is_name, last_token
+from tests.support import ask_for_reply
 
 _AGAIN = 0.05  # seconds until a request is repeated
-_PASSES = ("Busy", "not ready")
-_OUTAGE = "the fleet's store refused"
 
 
 async def decided(
@@ -31,16 +30,18 @@ async def decided(
     """The answer to the request `name`, asked for until there is one that is final. What an
     `outage` of the store brings about is not.
     """
-    passes = (*_PASSES, _OUTAGE) if outage else _PASSES
+    passes = {*TRANSIENT, ReplyCode.STORE_REFUSED} if outage else TRANSIENT
     while True:
         try:
-            answer = await ask(gateway, service, replicas, request_id=name, timeout=timeout)
+            reply = await ask_for_reply(
+                gateway, service, replicas, request_id=name, timeout=timeout
+            )
         except BusError as exc:
             if not (outage or isinstance(exc, NoReply)):
                 raise
         else:
-            if not (answer.error or "").startswith(passes):
-                return answer
+            if reply.headers.get(REPLY_CODE) not in passes:
+                return decode(ScaleResponse, reply.data)
         await asyncio.sleep(_AGAIN)
 
 

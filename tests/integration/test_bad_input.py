@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from bridge.bus.core.message import Message
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.api import jetstream
 from bridge.protocol import ScaleResponse, decode
@@ -28,6 +29,7 @@ class RawClient:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self.code = ""  # of the last answer
         self._inboxes = (f"_INBOX.raw.{number}" for number in itertools.count())
 
     @classmethod
@@ -63,6 +65,8 @@ class RawClient:
                     payload = await self._reader.readexactly(int(line[-1]) + 2)
                     head_size = int(line[-2]) if line[0] == b"HMSG" else 0
                     if line[1] == inbox:  # else it answers something sent by the way
+                        reply = Message("", "", payload[head_size:-2], payload[:head_size])
+                        self.code = reply.headers.get("Box-Code", "")
                         return decode(ScaleResponse, payload[head_size:-2])
                 if line and line[0] == b"PING":
                     self._writer.write(b"PONG\r\n")
@@ -129,6 +133,16 @@ REFUSED = {
 }
 
 
+CODES = {
+    "100,000 opening brackets": "too_large",
+    "a body over 64 KiB": "too_large",
+    "a 900 KB body": "too_large",
+    "unknown service": "unknown_service",
+    "an image": "unsupported_config",
+    "expired": "expired",
+}
+
+
 async def test_bad_requests_are_refused_with_the_cure_and_change_nothing(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -139,11 +153,13 @@ async def test_bad_requests_are_refused_with_the_cure_and_change_nothing(
             answer = await client.ask(data, head)
             assert not answer.accepted, name
             assert said in str(answer.error), name
+            assert client.code == CODES.get(name, "invalid_request"), name
             known = b'"web"' in data and "is not a name" not in str(answer.error)
             if known and b"service" in data and data.startswith(b'{"service": "web"'):
                 assert answer.target_replicas == 1, f"{name}: the counts as they stand"
             good = await client.ask(body(replicas=1))
             assert (good.accepted, good.target_replicas) == (True, 1), f"after {name}"
+            assert client.code == "", "an accepted request has no code"
         await eventually(lambda: recorder.events)
         services = {event.service for _, event in recorder.events}
         assert services == {"web"}
@@ -173,6 +189,7 @@ async def test_the_same_request_id_again_with_the_same_and_with_another_body(
         assert again.current_replicas == first.current_replicas
         other = await client.ask(body(replicas=3, request_id="r"))
         assert not other.accepted
+        assert client.code == "conflict"
         assert "'r' was used for another request: ask with a new request_id" in str(other.error)
         assert (await client.ask(body(replicas=0))).target_replicas == 0
 

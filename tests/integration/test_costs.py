@@ -238,7 +238,7 @@ async def test_a_request_that_is_answered_at_once_takes_three_turns_and_no_task(
         subject="box.scale",
         queue="box",
         handle=never,
-        refuse=lambda why: Reply(data=why.encode()),
+        refuse=lambda refusal: Reply(data=str(refusal).encode()),
         at_once=lambda message: Reply(data=message.data),
     )
     async with connect(server.url) as box, connect(server.url) as gateway, task_scope() as tasks:

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from msgspec import Struct
 
 from bridge import (
     ConnectFailed,
@@ -40,19 +41,26 @@ from tests.faults.history import check_history, read_history
 from tests.support import box_config, connect, eventually, service_table
 
 
+class Answered(Struct, frozen=True, kw_only=True):
+    """What a fake Box answers; `code` is empty where it sends none."""
+
+    response: ScaleResponse
+    code: str = ""
+
+
 class FakeBox:
     """A Box in name only: takes requests in the queue group and answers as it is told, or not
     at all, as a frozen one would.
     """
 
-    def __init__(self, connection: Connection, *answers: ScaleResponse | None) -> None:
+    def __init__(self, connection: Connection, *answers: Answered | None) -> None:
         self.requests: list[Message] = []
         self._connection = connection
         self._listener: Listener
         self._answers = list(answers)
 
     @classmethod
-    async def listening(cls, connection: Connection, *answers: ScaleResponse | None) -> FakeBox:
+    async def listening(cls, connection: Connection, *answers: Answered | None) -> FakeBox:
         box = cls(connection, *answers)
         box._listener = await connection.listen("box.scale", box._take, queue="box")
         await connection.flush()
@@ -64,8 +72,9 @@ class FakeBox:
         if answer is not None:
             self.answer(message, answer)
 
-    def answer(self, message: Message, answer: ScaleResponse) -> None:
-        self._connection.publish(message.reply, encode(answer))
+    def answer(self, message: Message, answer: Answered) -> None:
+        headers = {"Box-Code": answer.code} if answer.code else None
+        self._connection.publish(message.reply, encode(answer.response), headers=headers)
 
     async def leave(self) -> None:
         """Take nothing more."""
@@ -73,15 +82,17 @@ class FakeBox:
         await self._connection.flush()
 
 
-def answered(*, accepted: bool = True, error: str | None = None, target: int = 3) -> ScaleResponse:
-    return ScaleResponse(
+def answered(code: str = "", *, error: str = "in words", target: int = 3) -> Answered:
+    """An answer: a refusal or a cap if it has a `code`."""
+    response = ScaleResponse(
         request_id="r",
-        accepted=accepted,
+        accepted=not code,
         current_replicas=0,
         target_replicas=target,
         instances=[],
-        error=error,
+        error=error if code else None,
     )
+    return Answered(response=response, code=code)
 
 
 # ── against a real Box ───────────────────────────────────────────────────────────────────
@@ -130,12 +141,14 @@ async def test_a_refusal_and_a_cap_are_errors_that_carry_the_answer(
         with pytest.raises(ScaleRefused, match="unknown service 'nope'") as refused:
             await client.scale("nope", 1)
         assert refused.value.response.target_replicas == 0
+        assert refused.value.code == "unknown_service"
         with pytest.raises(ScaleRefused, match="image"):
             await client.scale("web", 1, config=ScaleConfig(image="nginx"))
         assert recorder.events == []
         with pytest.raises(ScaleCapped, match="Capped to 2 instances") as capped:
             await client.scale("web", 5, wait=True)
         assert capped.value.response.target_replicas == 2
+        assert capped.value.code == "capped"
         await serving(gateway, "web", 2)
         with pytest.raises(NameRefused):
             await client.scale("a.b", 1)
@@ -265,7 +278,7 @@ async def test_a_late_refusal_that_may_pass_is_no_last_word(server: EmbeddedServ
         box = await FakeBox.listening(connection)
         asked = asyncio.ensure_future(client.scale("web", 3, timeout=30))
         await eventually(lambda: len(box.requests) == 2)
-        box.answer(box.requests[0], answered(accepted=False, error="not ready: it is late"))
+        box.answer(box.requests[0], answered("not_ready"))
         box.answer(box.requests[1], answered())
         assert (await asked).accepted
 
@@ -287,17 +300,35 @@ async def test_busy_and_not_ready_are_asked_again_and_other_refusals_are_not(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
-        busy = answered(accepted=False, error="Busy: other decisions kept coming first")
-        unready = answered(accepted=False, error="not ready: this Box is stopping; ask again")
+        busy, unready = answered("busy"), answered("not_ready")
         box = await FakeBox.listening(connection, busy, unready, answered())
         assert (await client.scale("web", 3)).accepted
         assert len({decode(ScaleRequest, m.data).request_id for m in box.requests}) == 1
-        box._answers = [answered(accepted=False, error="config: no"), answered()]
-        with pytest.raises(ScaleRefused, match="config: no"):
+        box._answers = [answered("unsupported_config", error="Busy, in words alone"), answered()]
+        with pytest.raises(ScaleRefused, match="in words alone") as refused:
             await client.scale("web", 3)
+        assert refused.value.code == "unsupported_config"
         box._answers = [busy] * 20
-        with pytest.raises(ScaleRefused, match="Busy"):
+        with pytest.raises(ScaleRefused) as refused:
             await client.scale("web", 3, timeout=0.6)
+        assert refused.value.code == "busy"
+
+
+async def test_a_refusal_without_a_code_is_final_and_so_is_one_that_a_newer_box_has_named(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
+        older = answered("x", error="Busy: too many")
+        box = await FakeBox.listening(
+            connection,
+            Answered(response=older.response),
+            answered("a_new_word"),
+        )
+        for code in (None, "a_new_word"):
+            with pytest.raises(ScaleRefused) as refused:
+                await client.scale("web", 3)
+            assert refused.value.code == code
+        assert len(box.requests) == 2
 
 
 async def test_the_last_refusal_is_told_when_the_pause_outlasts_the_time(
@@ -309,20 +340,18 @@ async def test_the_last_refusal_is_told_when_the_pause_outlasts_the_time(
 
     monkeypatch.setattr(requests, "_pause", oversleep)
     async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
-        busy = answered(accepted=False, error="Busy: other decisions kept coming first")
-        await FakeBox.listening(connection, busy)
-        with pytest.raises(ScaleRefused, match="Busy"):
+        await FakeBox.listening(connection, answered("busy"))
+        with pytest.raises(ScaleRefused) as refused:
             await client.scale("web", 3, timeout=0.6)
+        assert refused.value.code == "busy"
 
 
-@pytest.mark.parametrize(
-    "last", ["Busy: too many", "not ready: its view is not current", "request: expired at noon"]
-)
+@pytest.mark.parametrize("last", ["busy", "not_ready", "expired"])
 async def test_a_refusal_that_says_nothing_of_an_unanswered_try_leaves_it_unknown(
     server: EmbeddedServer, last: str
 ) -> None:
     async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
-        box = await FakeBox.listening(connection, None, *[answered(accepted=False, error=last)] * 9)
+        box = await FakeBox.listening(connection, None, *[answered(last)] * 9)
         with pytest.raises(RequestTimeout, match="outcome is unknown"):
             await client.scale("web", 3, timeout=1.5)
         assert len(box.requests) > 1
@@ -374,7 +403,7 @@ async def test_the_environment_says_where_nats_is(
 
 
 def test_an_error_says_all_that_it_knows() -> None:
-    response = answered(accepted=False)
+    response = answered("busy", error="").response
     assert "without a reason" in str(ScaleRefused(response))
     assert "capped to 3" in str(ScaleCapped(response))
     assert "request id" not in str(RequestTimeout("box.instances", 5))

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from bridge.box.api.replies import refusal_of
 from bridge.box.fleet.decisions import Decisions
 from bridge.box.fleet.view import FleetView
-from bridge.box.scheduler.admission import AdmissionRequest
+from bridge.box.scheduler.admission import Admission, AdmissionRequest
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import HostRecord, Offer, ServiceRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
+from bridge.errors import NoResponders, NotPermitted, TooLarge
 from bridge.protocol import ScaleConfig, ScaleRequest, now
+from bridge.reply_codes import Refusal, ReplyCode
 from tests.integration.test_connection import configured
 from tests.support import connect
 
@@ -32,12 +35,14 @@ async def test_a_box_that_has_lost_sight_of_the_fleet_refuses_what_it_had_taken(
             request=ScaleRequest(service="web", replicas=1), host="box-a", at=now()
         )
         current = await ledger.decide(asked)
+        assert current.code == ReplyCode.UNKNOWN_SERVICE
         seen.reverse()
-        stale = await ledger.decide(asked)
-        assert current is not None
-        assert stale is not None
-        assert (current.error or "").startswith("unknown service")
-        assert stale.error == "not ready: this Box's own lease is not current; ask again"
+        stale = "not ready: this Box's own lease is not current; ask again"
+        for attempt in (ledger.decide(asked), _answered(ledger, asked)):
+            with pytest.raises(Refusal) as refused:
+                await attempt
+            assert refused.value.code == ReplyCode.NOT_READY
+            assert str(refused.value) == stale
 
 
 async def test_a_step_that_waited_its_turn_is_not_taken_from_what_is_seen_no_more(
@@ -81,7 +86,7 @@ async def test_what_must_be_written_is_not_answered_at_once(server: EmbeddedServ
         assert ledger.answer(more) is None
         answer = ledger.answer(same)
         assert answer is not None
-        assert answer.accepted
+        assert answer.response.accepted
 
 
 async def test_a_store_that_takes_nothing_is_told_once_not_at_each_request(
@@ -92,19 +97,17 @@ async def test_a_store_that_takes_nothing_is_told_once_not_at_each_request(
         asked = AdmissionRequest(
             request=ScaleRequest(service="web", replicas=1), host="box-a", at=now()
         )
-        refused = "the fleet's store refused the decision: nobody answers on $KV.box_services.web"
         for _ in range(3):
-            answer = await ledger.decide(asked)  # there is no bucket
-            assert answer is not None
-            assert answer.error == refused
+            with pytest.raises(NoResponders, match=r"on \$KV.box_services.web"):
+                await ledger.decide(asked)  # there is no bucket
         await topology.ensure(connection)
-        assert (answer := await ledger.decide(asked)) is not None
-        assert answer.accepted
+        assert (await ledger.decide(asked)).response.accepted
         await topology.remove(connection)
         more = AdmissionRequest(
             request=ScaleRequest(service="web", replicas=2), host="box-a", at=now()
         )
-        await ledger.decide(more)
+        with pytest.raises(NoResponders):
+            await ledger.decide(more)
     told = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(told) == 2, "once for each of two outages"
 
@@ -124,12 +127,13 @@ async def test_a_record_that_is_too_large_is_refused_with_the_bound_and_the_cure
         ledger = Decisions(_offering(connection), 2.0, now)
         large = ScaleConfig(env={"A": "x" * wish})
         request = ScaleRequest(service="web", replicas=3, config=large)
-        answer = await ledger.decide(AdmissionRequest(request=request, host="box-a", at=now()))
-        assert answer is not None
-        assert not answer.accepted
-        error = answer.error or ""
+        with pytest.raises(TooLarge) as refused:
+            await ledger.decide(AdmissionRequest(request=request, host="box-a", at=now()))
+        refusal = refusal_of(refused.value)
+        assert refusal.code == ReplyCode.TOO_LARGE
+        error = str(refusal)
         assert error.startswith(
-            "the fleet's store refused the decision: the record of web, with 3 slots, is too large"
+            "the fleet's store refused: the record of web, with 3 slots, is too large"
         )
         assert bound in error
         assert error.endswith("; raise that, or ask for fewer instances or a smaller config")
@@ -165,9 +169,15 @@ async def test_a_box_that_may_not_write_says_so_in_its_refusal(tmp_path: Path) -
         asked = AdmissionRequest(
             request=ScaleRequest(service="web", replicas=1), host="box-a", at=now()
         )
-        answer = await ledger.decide(asked)
-        assert answer is not None
-        assert "may not publish on $KV.box_services.web: grant it" in (answer.error or "")
+        with pytest.raises(NotPermitted) as refused:
+            await ledger.decide(asked)
+        refusal = refusal_of(refused.value)
+        assert refusal.code == ReplyCode.NOT_PERMITTED
+        assert "may not publish on $KV.box_services.web: grant it" in str(refusal)
+
+
+async def _answered(decisions: Decisions, request: AdmissionRequest) -> Admission | None:
+    return decisions.answer(request)
 
 
 def _offering(connection: Connection) -> FleetView:

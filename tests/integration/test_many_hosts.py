@@ -89,13 +89,16 @@ async def test_the_version_that_a_look_asks_for_is_checked(
         async def look(version: str) -> str | None:
             body = encode(InstancesRequest(service="web"))
             message = await gateway.request("box.instances", body, headers={"Box-Version": version})
-            return decode(InstancesResponse, message.data).error
+            error = decode(InstancesResponse, message.data).error
+            return f"{message.headers.get('Box-Code')}: {error}" if error else error
 
         body = encode(ScaleRequest(service="web", replicas=1))
         for _ in range(2):  # what changes nothing rests on a version as well
             answer = await gateway.request("box.scale", body)
             assert answer.headers["Box-Version"] == "1"
         assert await look("1") is None
-        assert await look("2") == "not ready: it has seen version 1 of 2; ask again"
+        assert await look("2") == "not_ready: not ready: it has seen version 1 of 2; ask again"
         for wrong in ("", "-1", "one", "9" * 19):
-            assert "Box-Version" in str(await look(wrong))
+            refusal = str(await look(wrong))
+            assert "Box-Version" in refusal
+            assert refusal.startswith("invalid_request: ")

@@ -20,6 +20,7 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import NameRefused
 from bridge.protocol import InstanceState, encode, now
+from bridge.reply_codes import ReplyCode
 from tests.boxes import gated, instances, serving
 from tests.fleet import Fleet, service_record
 from tests.support import TIMING, ask, eventually, service_table
@@ -98,8 +99,11 @@ async def test_a_drain_without_room_is_refused_and_names_what_has_none(
 ) -> None:
     async with Fleet.of(server, tmp_path, "box-a", "box-b", max_instances=3) as fleet:
         before = await fleet.run(5)
-        with pytest.raises(OrderRefused, match=r"no room for what box-a runs \(\d of web\)"):
+        with pytest.raises(
+            OrderRefused, match=r"no room for what box-a runs \(\d of web\)"
+        ) as refused:
             await fleet.operator.drain("box-a")
+        assert refused.value.code == ReplyCode.CAPACITY_EXCEEDED
         assert (await fleet.host("box-a")).order is None
         assert await fleet.placed() == before
         looks: list[Host] = []
@@ -324,14 +328,17 @@ async def test_what_cannot_be_done_is_refused_with_what_to_do(
     async with Fleet.of(server, tmp_path, "box-a") as fleet:
         operator = fleet.operator
         for order in (operator.cordon, operator.drain, operator.uncordon):
-            with pytest.raises(OrderRefused, match="unknown host 'box-x': known are box-a"):
+            with pytest.raises(
+                OrderRefused, match="unknown host 'box-x': known are box-a"
+            ) as refused:
                 await order("box-x")
+            assert refused.value.code == ReplyCode.UNKNOWN_HOST
         with pytest.raises(NameRefused):
             await operator.cordon("*")
-        with pytest.raises(OrderRefused, match="nothing was ever asked for 'nope'"):
-            await operator.history("nope")
-        with pytest.raises(OrderRefused, match="nothing was ever asked for 'nope'"):
-            await operator.rebalance("nope")
+        for question in (operator.history, operator.rebalance):
+            with pytest.raises(OrderRefused, match="nothing was ever asked for 'nope'") as refused:
+                await question("nope")
+            assert refused.value.code == ReplyCode.UNKNOWN_SERVICE
         plan = await operator.plan("nope", 1)
         assert "unknown service" in str(plan.error)
         assert await operator.hosts("box-x") == []
@@ -348,12 +355,15 @@ async def test_what_cannot_be_read_or_comes_too_late_is_refused(
     async with Fleet.of(server, tmp_path, "box-a") as fleet:
         wrong = [b"not JSON", b"[]", b'{"verb":"explode","limit":-1}']
         for body in wrong:
-            answer = json.loads((await fleet.gateway.request(subject, body)).data)
-            assert answer["error"], answer
+            message = await fleet.gateway.request(subject, body)
+            assert json.loads(message.data)["error"], message.data
+            assert message.headers["Box-Code"] == ReplyCode.INVALID_REQUEST
         past = {"Box-Expires-At": "2020-01-01T00:00:00Z"}
         body = b'{"verb":"cordon","host":"box-a","service":"web","replicas":1}'
-        late = json.loads((await fleet.gateway.request(subject, body, headers=past)).data)
+        message = await fleet.gateway.request(subject, body, headers=past)
+        late = json.loads(message.data)
         assert late["error"].startswith("request: expired at 2020-01-01T00:00:00Z")
+        assert message.headers["Box-Code"] == ReplyCode.EXPIRED
         bad = {"Box-Expires-At": "tomorrow"}
         unclear = json.loads((await fleet.gateway.request(subject, body, headers=bad)).data)
         assert "Box-Expires-At" in unclear["error"]
@@ -367,8 +377,10 @@ async def test_a_box_that_is_cut_off_from_the_others_state_answers_no_operator(
         box = await fleet.join("box-a")
         assert box._parts is not None
         box._parts._fleet.orders.lost()  # as in a resync
-        answer = json.loads((await fleet.gateway.request("box.hosts", b"")).data)
-        assert answer["error"].startswith("not ready: ")
+        for subject in ("box.hosts", "box.instances"):
+            message = await fleet.gateway.request(subject, b"")
+            assert json.loads(message.data)["error"].startswith("not ready: ")
+            assert message.headers["Box-Code"] == ReplyCode.NOT_READY
 
 
 async def test_the_loop_has_its_turn_between_answers_that_take_long(

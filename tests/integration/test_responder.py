@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,8 +16,10 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.service.discovery import Description
-from bridge.bus.service.responder import MAX_BODY, Endpoint, Reply, Responder
+from bridge.bus.service.responder import MAX_BODY, Deferred, Endpoint, Reply, Responder
 from bridge.errors import NoResponders, NotPermitted
+from bridge.reply_codes import Refusal, ReplyCode
+from bridge.subjects import REPLY_CODE
 from bridge.tasks import task_scope
 from tests.integration.test_connection import configured, raw
 from tests.support import connect, eventually
@@ -40,12 +43,15 @@ class Service:
         self.most = 0
         self.go = asyncio.Event()
 
-    def at_once(self, message: Message) -> Reply | None:
+    def at_once(self, message: Message) -> Reply | Deferred:
         if not message.data.startswith(b"quick"):
-            return None
+            return functools.partial(self._deferred, message)
         if message.data == b"quick crash":
             raise RuntimeError("secret detail")
         return Reply(data=b"at once " + message.data)
+
+    async def _deferred(self, message: Message) -> Reply:
+        return Reply(data=b"deferred " + message.data)
 
     async def handle(self, message: Message) -> Reply | None:
         self.taken.append(message.data)
@@ -63,8 +69,9 @@ class Service:
             self.under_way -= 1
 
 
-def refusal(error: str) -> Reply:
-    return Reply(data=error.encode(), outcome="refused", error=error)
+def refused(refusal: Refusal) -> Reply:
+    data, headers = str(refusal).encode(), {REPLY_CODE: refusal.code}
+    return Reply(data=data, headers=headers, outcome="refused", error=str(refusal))
 
 
 @asynccontextmanager
@@ -82,7 +89,7 @@ async def responding(
             subject="box.scale",
             queue="box",
             handle=service.handle,
-            refuse=refusal,
+            refuse=refused,
             at_once=service.at_once if quick else None,
         )
         responder = Responder(connection, DESCRIPTION, [endpoint])
@@ -110,7 +117,9 @@ async def test_a_handlers_exception_reaches_neither_the_caller_nor_the_loop(
     server: EmbeddedServer,
 ) -> None:
     async with responding(server) as (_, _, caller):
-        assert await ask(caller, b"crash") == b"internal error: see the log of the Box"
+        reply = await caller.request("box.scale", b"crash")
+        assert reply.data == b"internal error: see the log of the Box"
+        assert reply.headers["Box-Code"] == ReplyCode.INTERNAL_ERROR
         assert await ask(caller, b"x") == b"done x"
 
 
@@ -120,7 +129,8 @@ async def test_what_takes_no_waiting_is_answered_before_the_queue_but_never_past
     async with responding(server, quick=True) as (service, responder, caller):
         assert await ask(caller, b"quick 1") == b"at once quick 1"
         assert service.taken == []
-        assert await ask(caller, b"slow") == b"done slow"  # at_once leaves it to handle
+        assert await ask(caller, b"slow") == b"deferred slow"
+        assert service.taken == [], "what at_once defers is not read again"
         assert await ask(caller, b"quick crash") == b"internal error: see the log of the Box"
         [endpoint], seen = responder._endpoints, list[bytes]()
         await caller.listen("_INBOX.here.*", lambda message: seen.append(message.data))
@@ -128,7 +138,7 @@ async def test_what_takes_no_waiting_is_answered_before_the_queue_but_never_past
         for data in (b"slow 2", b"quick 2"):  # as they come in one piece
             responder._receive(endpoint, Message("box.scale", "_INBOX.here.x", data, b""))
         await eventually(lambda: len(seen) == 2)
-        assert seen == [b"done slow 2", b"done quick 2"]
+        assert seen == [b"deferred slow 2", b"done quick 2"]
         [stats] = responder._stats()
         assert (stats.num_requests, stats.num_errors) == (5, 1)
 
@@ -143,8 +153,9 @@ async def test_a_body_over_the_bound_never_reaches_the_handler(server: EmbeddedS
 
 async def test_headers_over_the_bound_do_not_wait_in_the_queue(server: EmbeddedServer) -> None:
     async with responding(server) as (service, _, caller):
-        answer = await ask(caller, b"x", headers={"A": "x" * 100_000})
-        assert answer.startswith(b"headers of 1000")
+        reply = await caller.request("box.scale", b"x", headers={"A": "x" * 100_000})
+        assert reply.data.startswith(b"headers of 1000")
+        assert reply.headers["Box-Code"] == ReplyCode.TOO_LARGE
         assert service.taken == []
 
 
@@ -198,11 +209,13 @@ async def test_a_request_of_unknown_outcome_gets_no_reply(server: EmbeddedServer
 async def test_more_than_can_wait_is_refused_as_busy(server: EmbeddedServer) -> None:
     async with responding(server) as (service, responder, caller):
         responder._queue._maxsize = 3
-        waiting = [asyncio.ensure_future(ask(caller, b"wait", timeout=30)) for _ in range(70)]
+        requests = (caller.request("box.scale", b"wait", timeout=30) for _ in range(70))
+        waiting = [asyncio.ensure_future(request) for request in requests]
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        assert {task.result() for task in done} == {b"Busy: too many requests; try again"}
+        assert {task.result().data for task in done} == {b"Busy: too many requests; try again"}
+        assert {task.result().headers["Box-Code"] for task in done} == {ReplyCode.BUSY}
         service.go.set()
-        answers = await asyncio.gather(*waiting)
+        answers = [reply.data for reply in await asyncio.gather(*waiting)]
         assert answers.count(b"done wait") == service.taken.count(b"wait") < 70
         assert set(answers) == {b"done wait", b"Busy: too many requests; try again"}
 

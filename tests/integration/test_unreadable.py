@@ -97,8 +97,11 @@ async def test_an_order_that_cannot_be_read_is_a_cordon_and_is_not_overwritten(
         assert not order.draining
         assert set((await fleet.run(3)).values()) == {"box-a"}
         for change in (operator.cordon, operator.drain, operator.uncordon):
-            with pytest.raises(OrderRefused, match="the order for 'box-b' cannot be read by Box"):
+            with pytest.raises(
+                OrderRefused, match="the order for 'box-b' cannot be read by Box"
+            ) as refused:
                 await change("box-b")
+            assert refused.value.code == "unreadable_record"
         assert (await jetstream(fleet.gateway).get_last_msg("KV_box_admin", key)).data == newer
         await store(fleet.gateway, key, b"", headers={"KV-Operation": "DEL"})
         await ordered("looks odd")  # as it was when it could be read

@@ -12,8 +12,9 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from bridge.box.api.replies import refusal_of
 from bridge.box.scheduler import rollout
-from bridge.box.scheduler.admission import AdmissionRequest, refuse
+from bridge.box.scheduler.admission import Admission, AdmissionRequest, refuse
 from bridge.box.scheduler.planner import (
     Action,
     Claim,
@@ -30,8 +31,9 @@ from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import ENDED, Life
 from bridge.box.state.records import HostIdentity, HostRecord, ServiceRecord, SlotRecord
 from bridge.bus.jetstream.kv_view import Record
-from bridge.errors import BusError, Conflict
-from bridge.protocol import InstanceState, ScaleResponse
+from bridge.errors import BusError, Conflict, NoReply
+from bridge.protocol import InstanceState
+from bridge.reply_codes import Refusal, ReplyCode
 from bridge.subjects import slot_key
 from tests.sim.instances import TIMING, Held
 from tests.sim.shell import SimClaims, SimLedger
@@ -217,12 +219,17 @@ class BoxLife:
 
     # ── requests ─────────────────────────────────────────────────────────────────────────
 
-    async def answer(self, asked: AdmissionRequest, reply: Callable[[ScaleResponse], None]) -> None:
-        """What `Endpoints` does with a request."""
-        if not (self.ready and self.may_plan()):
-            reply(refuse(asked.request, self.fleet.state, "not ready").response)
-        elif (response := await self.ledger.decide(asked)) is not None:
-            reply(response)
+    async def answer(self, request: AdmissionRequest, reply: Callable[[Admission], None]) -> None:
+        """Answer a request as `ScaleApi` does."""
+        try:
+            if not (self.ready and self.may_plan()):
+                raise Refusal(ReplyCode.NOT_READY, "not current")
+            admission = await self.ledger.decide(request)
+        except NoReply:
+            return
+        except (BusError, Refusal) as exc:
+            admission = refuse(request.request, self.fleet.state, refusal_of(exc))
+        reply(admission)
 
     # ── the supervisor ───────────────────────────────────────────────────────────────────
 

@@ -27,10 +27,12 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from bridge.box.scheduler.admission import Admission
 from bridge.box.scheduler.placement import able_hosts, capacity
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import RECEIPTS, HostOrder, HostRecord, ServiceRecord, SlotRecord
-from bridge.protocol import InstanceState, ScaleRequest, ScaleResponse
+from bridge.protocol import InstanceState, ScaleRequest
+from bridge.reply_codes import ReplyCode
 from bridge.subjects import cordon_key, slot_key
 from tests.sim.instances import TIMING, Held
 from tests.sim.view import HEARTBEAT, REPLY_TIMEOUT, Kept
@@ -324,10 +326,10 @@ class Checks:
 
     # ── what gateways are told ───────────────────────────────────────────────────────────
 
-    def replied(self, request: ScaleRequest, response: ScaleResponse) -> None:
+    def replied(self, request: ScaleRequest, answer: Admission) -> None:
         """A gateway has an answer."""
-        error = response.error or ""
-        if error and not error.startswith("Capped"):
+        response = answer.response
+        if answer.code not in (None, ReplyCode.CAPPED):
             self.counts["refused"] += 1
             return
         self.counts["acknowledged"] += 1

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from bridge.box.scheduler.admission import AdmissionRequest
-from bridge.protocol import ScaleConfig, ScaleRequest, ScaleResponse
+from bridge.box.scheduler.admission import Admission, AdmissionRequest
+from bridge.protocol import ScaleConfig, ScaleRequest
+from bridge.reply_codes import ReplyCode
 from tests.sim.kernel import Process
 
 if TYPE_CHECKING:
@@ -51,19 +52,19 @@ class Gateway:
 
     async def _asking(self, request: ScaleRequest) -> None:
         """What a gateway does: ask, and ask again somewhere until there is an answer."""
-        answers: list[ScaleResponse] = []
+        answers: list[Admission] = []
 
-        def got(response: ScaleResponse) -> None:
-            answers.append(response)
-            self._world.checks.replied(request, response)
+        def got(answer: Admission) -> None:
+            answers.append(answer)
+            self._world.checks.replied(request, answer)
 
         for _ in range(_TRIES):
             self._send(request, got)
             await self._world.kernel.sleep(self._world.kernel.random.uniform(1, 6))
-            if answers and (answers[-1].accepted or (answers[-1].error or "").startswith("Cap")):
+            if answers and answers[-1].code in (None, ReplyCode.CAPPED):
                 return
 
-    def _send(self, request: ScaleRequest, got: Callable[[ScaleResponse], None]) -> None:
+    def _send(self, request: ScaleRequest, got: Callable[[Admission], None]) -> None:
         kernel = self._world.kernel
         there = [
             h for h in self._world.hosts.values() if h.life is not None and h.life.link.reachable
@@ -74,9 +75,9 @@ class Gateway:
         life = host.life
         assert life is not None
 
-        def reply(response: ScaleResponse) -> None:
+        def reply(answer: Admission) -> None:
             if life.link.reachable and not self._world.bus.lost():
-                kernel.after(self._world.bus.delay(), lambda: got(response))
+                kernel.after(self._world.bus.delay(), lambda: got(answer))
 
         asked = AdmissionRequest(
             request=request,

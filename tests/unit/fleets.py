@@ -7,7 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 from hypothesis import strategies as st
 
-from bridge.box.scheduler.admission import AdmissionRequest
+from bridge.admin_protocol import PlanResponse
+from bridge.box.scheduler import reports
+from bridge.box.scheduler.admission import AdmissionRequest, decide
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.protocol import InstanceHealth, InstanceInfo, InstanceState, ScaleConfig, ScaleRequest
@@ -158,3 +160,8 @@ def fleets(draw: st.DrawFn, max_hosts: int = 4) -> FleetState:
             for number in claimed
         }
     return fleet(hosts=hosts, services=services, slots=slots)
+
+
+def planned(request: AdmissionRequest, state: FleetState) -> PlanResponse:
+    """The plan of a request, as a Box answers it."""
+    return reports.plan(request, decide(request, state), state)

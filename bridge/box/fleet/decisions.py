@@ -15,11 +15,11 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from bridge.box.fleet.view import FleetView
-from bridge.box.scheduler.admission import AdmissionRequest, decide, refuse
+from bridge.box.scheduler.admission import Admission, AdmissionRequest, decide
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import ServiceRecord
 from bridge.errors import BusError, Conflict, CutOff, NoReply, TooLarge
-from bridge.protocol import ScaleResponse
+from bridge.reply_codes import Refusal, ReplyCode
 
 _log = logging.getLogger(__name__)
 
@@ -47,46 +47,47 @@ class Decisions:
         self._turns = 0  # taken and waited for: a lock with waiters is free for a moment
         self._failing: set[str] = set()  # services whose record is too large; "" if all is refused
 
-    def answer(self, asked: AdmissionRequest) -> ScaleResponse | None:
-        """The answer to a request that changes nothing; None where something is to be written, or
-        where one that came earlier is being decided: then `decide` it.
+    def answer(self, request: AdmissionRequest) -> Admission | None:
+        """The admission of a request that changes nothing. None if a record must be written, or
+        while an earlier request is being decided: then `decide` it. Raises Refusal.
 
-        Most of a fleet's requests repeat what is so. They need no turn, no task and no wait.
+        Most requests of a fleet repeat its current state. They need no turn, no task and no wait.
         """
         if self._turns:
             return None
-        if why := self._stale():
-            return self._refused(asked, f"not ready: {why}; ask again")
-        verdict = decide(asked, self._fleet.state)
-        return verdict.response if verdict.record is None else None
+        admission = self._decide(request)
+        return admission if admission.record is None else None
 
-    async def decide(self, asked: AdmissionRequest) -> ScaleResponse | None:
-        """The answer to a request, once what it decides is stored.
+    async def decide(self, request: AdmissionRequest) -> Admission:
+        """The admission of a request, after its record is stored.
 
-        None means that the fate of the write is unknown: nothing may be answered, and the caller
-        asks again with the same request_id.
+        Raises Refusal, NoReply if it is unknown whether the record was stored (the client
+        must retry with the same request_id), and other BusErrors if it was not.
         """
-        request = asked.request
+        service = request.request.service
         try:
             async with self._my_turn() as deadline:
-                asked = replace(asked, at=self._clock())  # it may have expired in the queue
+                request = replace(request, at=self._clock())  # it may have expired in the queue
                 while True:
-                    if why := self._stale():  # since the request was taken
-                        return self._refused(asked, f"not ready: {why}; ask again")
-                    verdict = decide(asked, self._fleet.state)
-                    if verdict.record is None:
-                        return verdict.response
-                    if await self._write(request.service, verdict.record, deadline):
-                        return verdict.response
-        except TimeoutError:
-            return self._refused(asked, "Busy: other decisions kept coming first; ask again")
-        except NoReply:
-            return None
-        except CutOff:
-            return self._refused(asked, "not ready: this Box is cut off from NATS; ask again")
-        except BusError as exc:  # of all others it is known that nothing was stored
-            self._tell(request.service, exc)
-            return self._refused(asked, f"the fleet's store refused the decision: {exc}")
+                    admission = self._decide(request)
+                    if admission.record is None:
+                        return admission
+                    if await self._write(service, admission.record, deadline):
+                        return admission
+        except TimeoutError as exc:
+            why = "other decisions kept coming first; ask again"
+            raise Refusal(ReplyCode.BUSY, why) from exc
+        except (NoReply, CutOff):
+            raise
+        except BusError as exc:
+            self._tell(service, exc)
+            raise
+
+    def _decide(self, request: AdmissionRequest) -> Admission:
+        """The admission as of now. Raises Refusal if the view is not current any more."""
+        if why := self._stale():
+            raise Refusal(ReplyCode.NOT_READY, why)
+        return decide(request, self._fleet.state)
 
     async def amend(self, service: str, change: Amend) -> bool:
         """Apply `change` to the service's record; whether there was one and it was stored.
@@ -145,6 +146,3 @@ class Decisions:
             raise TooLarge(exc.subject, exc.problem, what=what, less=less) from exc
         self._failing -= {service, ""}
         return True
-
-    def _refused(self, asked: AdmissionRequest, error: str) -> ScaleResponse:
-        return refuse(asked.request, self._fleet.state, error).response

@@ -24,12 +24,13 @@ from bridge.box.scheduler.reports import names
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import Decision, HostOrder, ServiceRecord
 from bridge.errors import Conflict
+from bridge.reply_codes import Refusal, ReplyCode
 from bridge.subjects import check_name, cordon_key
 
 _PATIENCE: Final = 2.0  # seconds for which an order may lose races
 
-_Decide = Callable[[FleetState], HostOrder | str | None]
-"""The order that a host should have; None to leave it; a text says why not. Pure."""
+_Decide = Callable[[FleetState], HostOrder | None]
+"""The order that a host should have; None to leave it. Raises Refusal. Pure."""
 
 
 class HostOrders:
@@ -45,8 +46,8 @@ class HostOrders:
         self._turn = asyncio.Lock()
 
     async def obey(self, asked: AdminRequest) -> AdminResponse:
-        """Carry the order out as far as records go. Raises NameRefused for what is no name,
-        NoReply when it is unknown whether it was stored, and other BusErrors.
+        """Carry out an order as far as records go. Raises Refusal, NameRefused, NoReply if
+        it is unknown whether the order was stored, and other BusErrors.
         """
         if asked.verb is Verb.REBALANCE:
             return await self._rebalance(asked)
@@ -55,10 +56,11 @@ class HostOrders:
         kept_away = asked.verb is Verb.CORDON and asked.force
         if not kept_away and asked.host not in (known := names(state)):
             listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
-            return _no(
+            why = (
                 f"unknown host {asked.host!r}: known are {listed or 'none'}; cordon with force "
                 "(--force) keeps instances off one that is yet to come"
             )
+            raise Refusal(ReplyCode.UNKNOWN_HOST, why)
         if asked.verb is Verb.UNCORDON:
             return await self._uncordon(asked.host)
         return await self._order(asked)
@@ -67,26 +69,24 @@ class HostOrders:
         """Cordon or drain."""
         at, host, drains = self._clock(), asked.host, asked.verb is Verb.DRAIN
         affected = self._fleet.state.used.get(host, 0)
-        problem = await self._put(host, lambda fleet: _ordered(asked, fleet, at))
-        if problem:
-            return _no(problem)
+        await self._put(host, lambda fleet: _ordered(asked, fleet, at))
         if drains and not await self._resume(host):
-            return _no(f"Busy: {host} is being drained, but a stopped rollout could not be resumed")
+            why = f"{host} is being drained, but a stopped rollout could not be resumed"
+            raise Refusal(ReplyCode.BUSY, why)
         return AdminResponse(done=True, affected=affected)
 
-    async def _put(self, host: str, decide: _Decide) -> str:
-        """Why there is no order; empty once there is."""
+    async def _put(self, host: str, decide: _Decide) -> None:
+        """Store the order that `decide` names. Raises Refusal."""
         orders, key = self._fleet.orders, cordon_key(host)
         loop = asyncio.get_running_loop()
         async with self._turn:
             deadline = loop.time() + _PATIENCE
             while loop.time() < deadline:
                 seq = orders.seq
-                if problem := self._unreadable(host):
-                    return problem
+                self._check_readable(host)
                 order = decide(self._fleet.state)
-                if order is None or isinstance(order, str):
-                    return order or ""
+                if order is None:
+                    return
                 try:
                     await orders.compare_and_set(key, self._next(key, order), seq)
                 except Conflict as exc:
@@ -94,31 +94,32 @@ class HostOrders:
                         async with asyncio.timeout_at(deadline):
                             await orders.wait_for(seq + 1 if exc.last is None else exc.last)
                 else:
-                    return ""
-        return "Busy: other orders kept coming first; ask again"
+                    return
+        raise Refusal(ReplyCode.BUSY, "other orders kept coming first; ask again")
 
     async def _uncordon(self, host: str) -> AdminResponse:
         orders, key = self._fleet.orders, cordon_key(host)
-        if problem := self._unreadable(host):
-            return _no(problem)
+        self._check_readable(host)
         if host in self._fleet.state.orders:
             lifted = HostOrder(lifted=True, at=self._clock())
             try:
                 await orders.update(key, self._next(key, lifted), orders.revision(key))
-            except Conflict:
-                return _no(f"Busy: another order for {host} came first; ask again")
+            except Conflict as exc:
+                why = f"another order for {host} came first; ask again"
+                raise Refusal(ReplyCode.BUSY, why) from exc
         return AdminResponse(done=True)
 
-    def _unreadable(self, host: str) -> str:
-        """Why the order for `host` must not be overwritten; empty if it may."""
+    def _check_readable(self, host: str) -> None:
+        """Raise Refusal if the order for `host` must not be overwritten."""
         orders, key = self._fleet.orders, cordon_key(host)
         if key not in orders.unreadable:
-            return ""
-        return (
+            return
+        why = (
             f"the order for {host!r} cannot be read by Box {self._host}: a newer Box gave it, or "
             "it is damaged, and counts as a cordon; bring this Box up to date, or delete the key "
             f"{key} from the bucket {orders.bucket}"
         )
+        raise Refusal(ReplyCode.UNREADABLE_RECORD, why)
 
     def _next(self, key: str, order: HostOrder) -> HostOrder:
         """The order, as the next one for its host."""
@@ -147,7 +148,8 @@ class HostOrders:
         state = self._fleet.state
         if asked.service and asked.service not in state.services:
             check_name("service", asked.service)
-            return _no(f"nothing was ever asked for {asked.service!r}: see `box-bridge ps`")
+            why = f"nothing was ever asked for {asked.service!r}: see `box-bridge ps`"
+            raise Refusal(ReplyCode.UNKNOWN_SERVICE, why)
         found = balance(state, only=asked.service)
         response = AdminResponse(
             done=True, moves=found.moves, waiting=found.waiting, more=found.more
@@ -173,8 +175,9 @@ class HostOrders:
         return missed
 
 
-def _ordered(asked: AdminRequest, fleet: FleetState, at: datetime) -> HostOrder | str | None:
+def _ordered(asked: AdminRequest, fleet: FleetState, at: datetime) -> HostOrder | None:
     """The order that a host should have after a cordon or a drain; None if it has it already.
+    Raises Refusal if the other hosts have no room for what must move.
 
     A host that is being drained is cordoned, and stays so; a new reason takes the place of the old.
     """
@@ -187,10 +190,11 @@ def _ordered(asked: AdminRequest, fleet: FleetState, at: datetime) -> HostOrder 
         return HostOrder(reason=asked.reason, at=at)
     if not asked.force and (short := lacking(asked.host, fleet, at=at)):
         listed = ", ".join(f"{count} of {service}" for service, count in sorted(short.items()))
-        return (
+        why = (
             f"the other hosts have no room for what {asked.host} runs ({listed}): add a host, "
             "scale down, or drain with force (--force), which ends what has nowhere to go"
         )
+        raise Refusal(ReplyCode.CAPACITY_EXCEEDED, why)
     reason = asked.reason or (before.reason if before else "")
     return HostOrder(draining=True, forced=asked.force, reason=reason, at=at)
 
@@ -210,7 +214,3 @@ def _by_service(moves: Iterable[Move]) -> dict[str, list[Move]]:
     for move in moves:
         found.setdefault(move.service, []).append(move)
     return found
-
-
-def _no(error: str) -> AdminResponse:
-    return AdminResponse(done=False, error=error)

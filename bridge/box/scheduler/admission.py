@@ -43,6 +43,7 @@ from bridge.protocol import (
     ScaleResponse,
     format_time,
 )
+from bridge.reply_codes import Refusal, ReplyCode
 from bridge.subjects import check_name
 
 MAX_REQUEST_ID: Final = 128  # letters; receipts are kept, so their size is bounded
@@ -66,9 +67,13 @@ class AdmissionRequest(Struct, frozen=True, kw_only=True):
 
 
 class Admission(Struct, frozen=True, kw_only=True):
-    """The answer, and the record to write first; None means that nothing is to be written."""
+    """The response, and the record to write first; None if nothing is to be written.
+
+    `code` is None if the request is accepted.
+    """
 
     response: ScaleResponse
+    code: ReplyCode | None = None
     record: ServiceRecord | None = None
 
 
@@ -80,9 +85,10 @@ def decide(asked: AdmissionRequest, fleet: FleetState) -> Admission:
     try:
         check_name("service", request.service)
     except NameRefused as exc:
-        return refuse(request, fleet, str(exc))
+        return refuse(request, fleet, Refusal(ReplyCode.INVALID_REQUEST, str(exc)))
     if len(request.request_id) > MAX_REQUEST_ID:
-        return refuse(request, fleet, f"request_id is longer than {MAX_REQUEST_ID} letters")
+        why = f"request_id is longer than {MAX_REQUEST_ID} letters"
+        return refuse(request, fleet, Refusal(ReplyCode.INVALID_REQUEST, why))
     if request.service in fleet.unreadable_services:
         return refuse(request, fleet, _unreadable(request.service, asked.host))
     record = on_request.basis(request.service, fleet, asked.at)
@@ -94,23 +100,25 @@ def decide(asked: AdmissionRequest, fleet: FleetState) -> Admission:
     if not hosts.able and not _only_lowers(asked, record):
         return refuse(request, fleet, _no_host(request.service, fleet, wanted, hosts.why_not))
     if wanted.on_request and (why := on_request.one_too_many(request.service, fleet, asked.at)):
-        return refuse(request, fleet, why)
+        return refuse(request, fleet, Refusal(ReplyCode.CAPACITY_EXCEEDED, why))
     return _grant(asked, fleet, record, on_request.fully_named(config), hosts)
 
 
-def expired(expires_at: datetime, at: datetime, host: str) -> str:
-    """What is told to who asks too late; the clients know it by its start."""
-    return (
+def expired(expires_at: datetime, at: datetime, host: str) -> Refusal:
+    """The refusal of a request that reaches `host` at `at`, after its `expires_at`."""
+    why = (
         f"request: expired at {format_time(expires_at)}: it is {format_time(at)} "
         f"at Box {host}; ask anew, or set the clock"
     )
+    return Refusal(ReplyCode.EXPIRED, why)
 
 
-def refuse(request: ScaleRequest, fleet: FleetState, error: str) -> Admission:
-    """Change nothing: `error` says what is wrong and how to mend it, the counts as they stand."""
+def refuse(request: ScaleRequest, fleet: FleetState, refusal: Refusal) -> Admission:
+    """The admission that changes nothing; its response has the current counts."""
     record = fleet.services.get(request.service)
     target = record.target if record else 0
-    return Admission(response=_response(request, fleet, target, error=error, accepted=False))
+    response = _response(request, fleet, target, error=str(refusal), accepted=False)
+    return Admission(response=response, code=refusal.code)
 
 
 def living(
@@ -171,13 +179,13 @@ def _repeat(
 ) -> Admission:
     request = asked.request
     if receipt.body != body_hash(request, replaces_config=asked.replaces_config):
-        return refuse(
-            request,
-            fleet,
+        why = (
             f"request_id {request.request_id!r} was used for another request: "
-            "ask with a new request_id",
+            "ask with a new request_id"
         )
+        return refuse(request, fleet, Refusal(ReplyCode.CONFLICT, why))
     return Admission(
+        code=None if receipt.accepted else ReplyCode.CAPPED,
         response=ScaleResponse(
             request_id=request.request_id,
             accepted=receipt.accepted,
@@ -185,7 +193,7 @@ def _repeat(
             target_replicas=receipt.target,
             instances=living(fleet, request.service),
             error=receipt.error,
-        )
+        ),
     )
 
 
@@ -200,17 +208,19 @@ def _only_lowers(asked: AdmissionRequest, record: ServiceRecord) -> bool:
 
 def _no_host(
     service: str, fleet: FleetState, wanted: ServiceRecord, why_not: Mapping[str, str]
-) -> str:
-    """Why no live host can run the service."""
+) -> Refusal:
+    """The refusal of a service that no live host can run."""
     image = wanted.config.image or ""
     if wanted.on_request:
         why_not = {
             name: why for name, why in why_not.items() if admits(fleet.hosts[name].images, image)
         }
-    return f"config: {why_not[max(why_not)]}" if why_not else _unknown(service, fleet, wanted)
+    if why_not:
+        return Refusal(ReplyCode.UNSUPPORTED_CONFIG, f"config: {why_not[max(why_not)]}")
+    return _unknown(service, fleet, wanted)
 
 
-def _unknown(service: str, fleet: FleetState, wanted: ServiceRecord) -> str:
+def _unknown(service: str, fleet: FleetState, wanted: ServiceRecord) -> Refusal:
     known = sorted({name for host in fleet.hosts.values() for name in host.services})
     listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
     problem = f"unknown service {service!r}: no live Box lists it"
@@ -218,16 +228,17 @@ def _unknown(service: str, fleet: FleetState, wanted: ServiceRecord) -> str:
         try:
             image = full_reference(wanted.config.image)
         except ValueError as exc:
-            return f"config: {exc}"
+            return Refusal(ReplyCode.UNSUPPORTED_CONFIG, f"config: {exc}")
         problem += f", and none admits image {image} ([box] allow_images)"
-    return f"{problem}; known: {listed or 'none'}"
+    return Refusal(ReplyCode.UNKNOWN_SERVICE, f"{problem}; known: {listed or 'none'}")
 
 
-def _unreadable(service: str, host: str) -> str:
-    return (
+def _unreadable(service: str, host: str) -> Refusal:
+    why = (
         f"the record of {service!r} cannot be read by Box {host}: a newer Box wrote it, or it is "
         "damaged; bring this Box up to date, or restore the record"
     )
+    return Refusal(ReplyCode.UNREADABLE_RECORD, why)
 
 
 def standing(service: str, fleet: FleetState, wanted: ServiceRecord) -> Capacity:
@@ -287,11 +298,12 @@ def _places(service: str, fleet: FleetState, able: Iterable[str]) -> int:
     return sum(name not in orders or (name in there and not orders[name].draining) for name in able)
 
 
-def _one_a_host(hosts: int, target: int) -> str:
-    return (
+def _one_a_host(hosts: int, target: int) -> Refusal:
+    why = (
         f"config: port_map fixes a host port, which one instance of each host can have: {hosts} "
         f"can, but {target} instances are granted; ask for at most {hosts} with it"
     )
+    return Refusal(ReplyCode.UNSUPPORTED_CONFIG, why)
 
 
 def _grant(
@@ -309,8 +321,9 @@ def _grant(
     if places is not None and target > places and not fixed_before:
         return refuse(request, fleet, _one_a_host(places, target))
     accepted = target == request.replicas
-    error = None
+    code = error = None
     if not accepted:
+        code = ReplyCode.CAPPED
         error = f"Capped to {target} instances (max {total} total, {used} used by other services)"
     slots, leaving = _resized(fleet, request.service, record, target)
     rollout = _rollout(record, config, request.config)
@@ -322,7 +335,7 @@ def _grant(
         record.rollout,
     )
     if asked.dry_run or not (changed or request.request_id):
-        return Admission(response=response)
+        return Admission(response=response, code=code)
     written = replace(
         record,
         version=record.version + 1,
@@ -341,7 +354,7 @@ def _grant(
             traceparent=asked.traceparent,
         ),
     )
-    return Admission(response=response, record=remembered(record, written))
+    return Admission(response=response, code=code, record=remembered(record, written))
 
 
 def _resized(

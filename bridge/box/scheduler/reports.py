@@ -23,7 +23,7 @@ from bridge.admin_protocol import (
     Service,
 )
 from bridge.box.scheduler import diagnosis, rollout
-from bridge.box.scheduler.admission import AdmissionRequest, decide
+from bridge.box.scheduler.admission import Admission, AdmissionRequest
 from bridge.box.scheduler.diagnosis import Exclusion
 from bridge.box.scheduler.drain_forecast import DrainForecast
 from bridge.box.scheduler.placement import HostRoom, Placement, host_port, place, room, unfit
@@ -241,13 +241,11 @@ def _decided(entry: Entry, decision: Decision) -> Entry:
 # ── what a request would do ──────────────────────────────────────────────────────────────
 
 
-def plan(asked: AdmissionRequest, fleet: FleetState) -> PlanResponse:
-    """What the request would come to, decided as it would be, and placed as it would be."""
+def plan(asked: AdmissionRequest, admission: Admission, fleet: FleetState) -> PlanResponse:
+    """The effect that a request with this admission would have, and its placement."""
     service = asked.request.service
     before = fleet.services.get(service) or ServiceRecord()
-    verdict = decide(asked, fleet)
-    after = verdict.record or before
-    response = verdict.response
+    after, response = admission.record or before, admission.response
     board = Placement(service, fleet, after, HostRoom(fleet))
     off = {item.host: item for item in diagnosis.kept_off(after, asked.at)}
     told = replace(fleet, services={**fleet.services, service: after}, census=None)

@@ -12,7 +12,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct, field
@@ -21,6 +21,7 @@ from bridge.bus.core.connection import Connection, Listener
 from bridge.bus.core.message import Message
 from bridge.bus.service.discovery import Description, EndpointInfo, EndpointStats
 from bridge.errors import BusError, NotPermitted
+from bridge.reply_codes import Refusal, ReplyCode
 from bridge.subjects import INBOXES
 from bridge.tasks import task_scope
 
@@ -40,7 +41,7 @@ class Reply(Struct, frozen=True, kw_only=True):
     """
 
     data: bytes
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
     outcome: str = "ok"
     error: str = ""
 
@@ -48,17 +49,20 @@ class Reply(Struct, frozen=True, kw_only=True):
 Handle = Callable[[Message], Awaitable[Reply | None]]
 """Answers a request. None sends nothing: the outcome is unknown, the caller asks again."""
 
-Refuse = Callable[[str], Reply]
-"""The reply that tells the caller why a request was refused before it was looked at."""
+Refuse = Callable[[Refusal], Reply]
+"""The reply to a request that is refused before a handler reads it."""
 
+Deferred = Callable[[], Awaitable[Reply | None]]
+"""The rest of the work on a request, with the same result as `Handle`."""
 
-AtOnce = Callable[[Message], Reply | None]
-"""Answers what takes no waiting, in the read loop; None leaves it to `handle`."""
+AtOnce = Callable[[Message], Reply | Deferred]
+"""Answers a request in the read loop if that takes no waiting, and else returns the rest of it."""
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
-    """One subject and who answers on it. `at_once` is asked first while no request waits: an answer
+    """One subject and its handlers. While no request waits, `at_once` is called first: an answer
     that takes no waiting then takes no queue and no switch of tasks either (a tenth of its time).
+    What it defers waits in the queue like any request.
     """
 
     name: str
@@ -89,7 +93,7 @@ class Responder:
         self._description = description
         self._endpoints = endpoints
         self._counts = {endpoint.name: _Counts() for endpoint in endpoints}
-        self._queue: asyncio.Queue[tuple[Endpoint, Message]] = asyncio.Queue(_BACKLOG)
+        self._queue: asyncio.Queue[tuple[Endpoint, Message, Deferred]] = asyncio.Queue(_BACKLOG)
         self._waiting = 0  # bytes
         self._listeners: list[Listener] = []
         self._open = asyncio.Event()
@@ -139,38 +143,45 @@ class Responder:
             reason = "reply subject is not an inbox" if message.reply else "no reply subject"
             self._count_error(endpoint, reason)
             self._connection.metrics.refuse(endpoint.name, reason)
-        elif problem := _too_large(message):
-            self._send(endpoint, message, endpoint.refuse(problem))
-        elif self._queue.full() or self._waiting >= _MAX_WAITING:
-            self._send(endpoint, message, endpoint.refuse("Busy: too many requests; try again"))
-        elif not (self._queue.empty() and self._answered_at_once(endpoint, message)):
-            self._waiting += message.size
-            self._queue.put_nowait((endpoint, message))
+        elif refusal := _too_large(message) or self._overload():
+            self._send(endpoint, message, endpoint.refuse(refusal))
+        elif self._queue.empty() and endpoint.at_once is not None:
+            self._answer_or_defer(endpoint, message, endpoint.at_once)
+        else:
+            self._defer(endpoint, message, functools.partial(endpoint.handle, message))
 
-    def _answered_at_once(self, endpoint: Endpoint, message: Message) -> bool:
-        if endpoint.at_once is None:
-            return False
+    def _answer_or_defer(self, endpoint: Endpoint, message: Message, at_once: AtOnce) -> None:
         started = time.perf_counter_ns()
         try:
-            reply = endpoint.at_once(message)
+            result = at_once(message)
         except Exception:
-            reply = self._failed(endpoint)
-        if reply is None:
-            return False
+            result = self._failed(endpoint)
         self._counts[endpoint.name].nanoseconds += time.perf_counter_ns() - started
-        self._send(endpoint, message, reply)
-        return True
+        if isinstance(result, Reply):
+            self._send(endpoint, message, result)
+        else:
+            self._defer(endpoint, message, result)
+
+    def _defer(self, endpoint: Endpoint, message: Message, deferred: Deferred) -> None:
+        self._waiting += message.size
+        self._queue.put_nowait((endpoint, message, deferred))
+
+    def _overload(self) -> Refusal | None:
+        """The refusal of a further request while too many wait."""
+        if self._queue.full() or self._waiting >= _MAX_WAITING:
+            return Refusal(ReplyCode.BUSY, "too many requests; try again")
+        return None
 
     def _is_inbox(self, reply: str) -> bool:
         return reply.startswith(self._inboxes) and "*" not in reply and ">" not in reply
 
     async def _work(self) -> None:
         while True:
-            endpoint, message = await self._queue.get()
+            endpoint, message, deferred = await self._queue.get()
             self._waiting -= message.size
             started = time.perf_counter_ns()
             try:
-                reply = await endpoint.handle(message)
+                reply = await deferred()
             except Exception:
                 reply = self._failed(endpoint)
             finally:
@@ -182,7 +193,8 @@ class Responder:
     def _failed(self, endpoint: Endpoint) -> Reply:
         """For a handler's exception: the caller learns nothing of it."""
         _log.exception("answering on %s failed", endpoint.subject)
-        return endpoint.refuse("internal error: see the log of the Box")
+        why = "internal error: see the log of the Box"
+        return endpoint.refuse(Refusal(ReplyCode.INTERNAL_ERROR, why))
 
     def _send(self, endpoint: Endpoint, message: Message, reply: Reply) -> None:
         self._counts[endpoint.name].requests += 1
@@ -246,12 +258,14 @@ class Responder:
         return found
 
 
-def _too_large(message: Message) -> str:
-    """What to tell the sender of a request that takes too much room; empty if it does not."""
+def _too_large(message: Message) -> Refusal | None:
+    """The refusal of a request that exceeds a bound."""
     body = len(message.data)
     headers = message.size - body
     if body > MAX_BODY:
-        return f"a body of {body} bytes is too large: at most {MAX_BODY}"
-    if headers > _MAX_HEADERS:
-        return f"headers of {headers} bytes are too large: at most {_MAX_HEADERS}"
-    return ""
+        why = f"a body of {body} bytes is too large: at most {MAX_BODY}"
+    elif headers > _MAX_HEADERS:
+        why = f"headers of {headers} bytes are too large: at most {_MAX_HEADERS}"
+    else:
+        return None
+    return Refusal(ReplyCode.TOO_LARGE, why)

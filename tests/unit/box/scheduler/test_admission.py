@@ -16,6 +16,7 @@ from bridge.box.scheduler.rebalance import MAX_MOVES
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import RECEIPTS, REQUESTS, HostOrder, Rollout, ServiceRecord
 from bridge.protocol import InstanceState, ScaleConfig, encode
+from bridge.reply_codes import ReplyCode
 from tests.unit.fleets import AT, SERVICES, asked, fleet, fleets, host, slot
 
 S = InstanceState
@@ -46,6 +47,7 @@ def test_a_request_that_expired_before_its_turn_has_no_effect(seconds: int, take
     verdict = decide(question, fleet())
     assert (verdict.record is not None, verdict.response.accepted) == (taken, taken)
     if not taken:
+        assert verdict.code == ReplyCode.EXPIRED
         assert "expired at" in (verdict.response.error or "")
         assert "box-a" in (verdict.response.error or "")
 
@@ -67,6 +69,7 @@ def test_more_than_there_is_room_for_is_capped_and_the_target_taken() -> None:
     assert verdict.record.target == 7
     assert not verdict.response.accepted
     assert verdict.response.target_replicas == 7
+    assert verdict.code == ReplyCode.CAPPED
     assert verdict.response.error == (
         "Capped to 7 instances (max 10 total, 3 used by other services)"
     )
@@ -117,6 +120,7 @@ def test_a_fixed_host_port_is_refused_for_more_instances_than_hosts() -> None:
     state = fleet(services={"web": ServiceRecord(target=3, slots=[0, 1, 2])})
     refused = decide(asked(replicas=3, config=fixed), state)
     assert refused.record is None
+    assert refused.code == ReplyCode.UNSUPPORTED_CONFIG
     assert "ask for at most 1 with it" in str(refused.response.error)
     fewer = decide(asked(replicas=1, config=fixed), state)
     assert fewer.response.accepted
@@ -228,6 +232,7 @@ def test_a_capped_request_is_repeated_as_capped() -> None:
     state = fleet(hosts={"box-a": host(room=2)})
     first = decide(asked(replicas=9, request_id="r"), state)
     again = decide(asked(replicas=9, request_id="r"), after(state, first))
+    assert again.code == first.code == ReplyCode.CAPPED
     assert again.response.error == first.response.error
     assert not again.response.accepted
 
@@ -244,6 +249,7 @@ def test_the_same_id_with_another_body_is_refused(other: Any) -> None:
     state = after(fleet(), decide(asked(replicas=3, request_id="r"), fleet()))
     verdict = decide(other, state)
     assert verdict.record is None
+    assert verdict.code == ReplyCode.CONFLICT
     assert "was used for another request" in str(verdict.response.error)
 
 
@@ -466,7 +472,7 @@ def test_any_run_of_requests_keeps_the_promises(state: FleetState, run: list[Any
         service, response = request.request.service, verdict.response
         before = state.services.get(service) or ServiceRecord()
         assert response.request_id == request.request.request_id
-        assert response.accepted == (response.error is None)
+        assert response.accepted == (response.error is None) == (verdict.code is None)
         assert response.current_replicas >= 0
         oldest_first = sorted(response.instances, key=lambda info: (info.created_at, info.id))
         assert response.instances == oldest_first

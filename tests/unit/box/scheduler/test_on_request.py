@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.scheduler import reports
 from bridge.box.scheduler.admission import Admission, decide
 from bridge.box.scheduler.on_request import MAX_ON_REQUEST, REMEMBERED, made_from
 from bridge.box.scheduler.placement import able_hosts, place
@@ -17,7 +16,8 @@ from bridge.box.scheduler.planner import Claim, plan
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import Decision, HostIdentity, HostRecord, ServiceRecord, config_id
 from bridge.protocol import ScaleConfig
-from tests.unit.fleets import AT, asked, fleet, host, slot
+from bridge.reply_codes import ReplyCode
+from tests.unit.fleets import AT, asked, fleet, host, planned, slot
 
 NGINX = "docker.io/library/nginx:1.27"
 ANY_NGINX = "docker.io/library/nginx:*"
@@ -132,6 +132,7 @@ def test_a_fleet_remembers_a_bounded_number_of_them() -> None:
     state = replace(two_hosts(), services=many)
     refused = decide(asked(config=of_image()), state)
     assert refused.record is None
+    assert refused.code == ReplyCode.CAPACITY_EXCEEDED
     assert f"requests have made {MAX_ON_REQUEST} services" in (refused.response.error or "")
     assert decide(asked("s0", config=of_image()), state).record is not None  # no new name
     forgotten = {**many, "s1": made(0, days=REMEMBERED.days)}
@@ -151,7 +152,7 @@ def test_only_hosts_that_admit_the_image_count_and_are_planned_on() -> None:
     for name, claims in (("box-a", []), ("box-b", [Claim(slot=n) for n in range(4)])):
         me = HostIdentity(host=name, host_id="id")
         assert plan("web", state, me, {}, now=0.0, at=AT) == claims
-    told = {item.name: item for item in reports.plan(asked(replicas=4), state).hosts}
+    told = {item.name: item for item in planned(asked(replicas=4), state).hosts}
     assert told["box-a"].why_not == "it does not offer the service"
     assert told["box-b"].why_not == ""
 

@@ -20,7 +20,7 @@ from bridge.box.state.records import (
 )
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.support import calls
-from tests.unit.fleets import AT, asked, fleet, host, slot
+from tests.unit.fleets import AT, asked, fleet, host, planned, slot
 
 
 def state() -> FleetState:
@@ -199,20 +199,20 @@ def test_a_plan_tells_the_fate_of_each_slot() -> None:
     record = ServiceRecord(target=3, slots=[0, 1, 2])
     full = {"box-a": host("web", room=3), "box-b": host("web", room=1)}
     there = fleet(hosts=full, services={"web": record}, slots={"web": claims})
-    up = reports.plan(asked(replicas=4), there)
+    up = planned(asked(replicas=4), there)
     assert [(item.slot, item.fate, item.host) for item in up.slots] == [
         (3, Fate.COMES, "box-b"),
         (0, Fate.STAYS, "box-a"),
         (1, Fate.STAYS, "box-a"),
         (2, Fate.STAYS, "box-a"),
     ]
-    down = reports.plan(asked(replicas=2), there)
+    down = planned(asked(replicas=2), there)
     assert [(item.slot, item.fate) for item in down.slots][:1] == [(0, Fate.GOES)]  # the youngest
     lost = replace(there, hosts={"box-a": full["box-a"]}, slots={"web": {0: claims[0]}})
-    waits = reports.plan(asked(replicas=3), replace(lost, used={"box-a": 3}))
+    waits = planned(asked(replicas=3), replace(lost, used={"box-a": 3}))
     assert [item.fate for item in waits.slots] == [Fate.WAITS, Fate.WAITS, Fate.STAYS]
     drained = replace(there, orders={"box-a": HostOrder(draining=True)})
-    moving = reports.plan(asked(replicas=3), drained)
+    moving = planned(asked(replicas=3), drained)
     assert {item.fate for item in moving.slots} == {Fate.MOVES}
 
 
@@ -225,7 +225,7 @@ def test_a_plan_tells_of_slots_in_which_nothing_lives_and_of_the_dead_who_hold_s
     }
     record = ServiceRecord(target=4, slots=[0, 1, 2, 3])
     there = replace(fleet(services={"web": record}, slots={"web": claims}), dead={"box-c"})
-    plan = reports.plan(asked(replicas=4), there)
+    plan = planned(asked(replicas=4), there)
     assert [(item.slot, item.fate, item.host, item.instance_id) for item in plan.slots] == [
         (3, Fate.COMES, "box-a", ""),
         (1, Fate.FAILS, "box-a", ""),
@@ -237,7 +237,7 @@ def test_a_plan_tells_of_slots_in_which_nothing_lives_and_of_the_dead_who_hold_s
         "box-b": "dead, and still holds 1 of it",
         "box-c": "dead, and still holds 1 of it",
     }
-    newer = reports.plan(asked(replicas=4), replace(there, unreadable_hosts={"box-b"}))
+    newer = planned(asked(replicas=4), replace(there, unreadable_hosts={"box-b"}))
     assert newer.hosts[1].why_not.startswith("what it says of itself cannot be read")
 
 
@@ -245,20 +245,20 @@ def test_a_plan_says_why_nothing_moves_though_some_is_to() -> None:
     record = ServiceRecord(target=2, slots=[0, 1])
     outdated = {0: slot("web", 0, config="old"), 1: slot("web", 1, config="old")}
     there = fleet(services={"web": record}, slots={"web": outdated})
-    moving = reports.plan(asked(replicas=2), there)
+    moving = planned(asked(replicas=2), there)
     assert ({item.fate for item in moving.slots}, moving.stuck) == ({Fate.MOVES}, "")
     stopped = replace(record, rollout=Rollout(config=record.config_id, stopped="stopped: why"))
     held = replace(there, services={"web": stopped})
-    assert reports.plan(asked(replicas=2), held).stuck == "stopped: why"
+    assert planned(asked(replicas=2), held).stuck == "stopped: why"
     cordoned = replace(there, orders={"box-a": HostOrder()})
-    stuck = reports.plan(asked(replicas=2), cordoned)
+    stuck = planned(asked(replicas=2), cordoned)
     assert {item.fate for item in stuck.slots} == {Fate.MOVES}
     assert stuck.stuck.startswith("no host has room for a replacement")
     coming = {"web": {**outdated, 2: slot("web", 2, InstanceState.BOOTING)}}
     under_way = replace(cordoned, services={"web": replace(record, slots=[0, 1, 2])}, slots=coming)
-    assert reports.plan(asked(replicas=2), under_way).stuck == ""
+    assert planned(asked(replicas=2), under_way).stuck == ""
     homeless = replace(under_way, slots={"web": outdated})
-    assert reports.plan(asked(replicas=2), homeless).stuck.startswith("no host has room")
+    assert planned(asked(replicas=2), homeless).stuck.startswith("no host has room")
 
 
 def test_a_plan_says_of_each_host_why_it_can_take_none() -> None:
@@ -285,7 +285,7 @@ def test_a_plan_says_of_each_host_why_it_can_take_none() -> None:
             "box-drained": HostOrder(draining=True),
         },
     )
-    plan = reports.plan(asked(replicas=3), there)
+    plan = planned(asked(replicas=3), there)
     assert {item.name: (item.room, item.why_not) for item in plan.hosts} == {
         "box-free": (2, ""),
         "box-kept": (2, "kept off it until 2026-11-21T08:10:00Z, as they failed there: slots 0"),
@@ -301,14 +301,14 @@ def test_a_plan_says_of_each_host_why_it_can_take_none() -> None:
 
 
 def test_a_plan_that_would_be_refused_says_why_and_changes_nothing() -> None:
-    refused = reports.plan(asked("jobs", 3), state())
+    refused = planned(asked("jobs", 3), state())
     assert not refused.accepted
     assert (refused.before, refused.target, refused.slots) == (0, 0, [])
     assert str(refused.error).startswith("unknown service 'jobs'")
 
 
 def test_a_plan_that_does_not_fit_is_cut_after_the_hosts_and_counts_what_is_missing() -> None:
-    plan = reports.plan(asked(replicas=6), state())
+    plan = planned(asked(replicas=6), state())
     lines = len(plan.hosts) + len(plan.slots)
     assert [item.name for item in plan.hosts] == ["box-a", "box-b", "box-dead"]
     short = _shortened(plan, 4)

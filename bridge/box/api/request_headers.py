@@ -1,0 +1,57 @@
+"""What the headers of a request ask for."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Final
+
+from bridge.bus.core.message import Message
+from bridge.errors import ProtocolError
+from bridge.protocol import parse_time
+from bridge.subjects import EXPIRES_AT, RECORD_VERSION, TRACEPARENT
+
+_VERSION: Final = re.compile(r"[0-9]{1,18}")
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def expiry(message: Message) -> datetime | None:
+    """The time from which the request must have no effect. Raises ProtocolError if the headers are
+    malformed.
+    """
+    if message.malformed:
+        raise ProtocolError("headers", "", "malformed: each must be a line `Name: value`")
+    expires = message.headers.get(EXPIRES_AT)
+    if not expires:
+        return None
+    try:
+        return parse_time(expires)
+    except ProtocolError as exc:
+        raise ProtocolError("header", EXPIRES_AT, exc.problem) from exc
+
+
+def known_version(message: Message) -> int:
+    """The version of the service's record that the caller knows of; 0 if it names none. Raises
+    ProtocolError.
+    """
+    version = message.headers.get(RECORD_VERSION)
+    if version is None:
+        return 0
+    if _VERSION.fullmatch(version) is None:
+        problem = f"{version[:40]!r} must be what a reply to box.scale said, or left out"
+        raise ProtocolError("header", RECORD_VERSION, problem)
+    return int(version)
+
+
+def traceparent(message: Message) -> str:
+    """The trace context of the request; empty if it has none, or no valid one."""
+    trace = message.headers.get(TRACEPARENT, "")
+    return trace if _TRACEPARENT.fullmatch(trace) else ""
+
+
+def flag(message: Message, header: str, word: str) -> bool:
+    """Whether an optional header has the value `word`. Raises ProtocolError for any other value."""
+    value = message.headers.get(header)
+    if value is not None and value != word:
+        raise ProtocolError("header", header, f"{value[:40]!r} must be {word!r}, or left out")
+    return value is not None
