@@ -98,6 +98,7 @@ if TYPE_CHECKING:
     from bridge.protocol import ScaleResponse as ScaleResponse
     from bridge.protocol import decode as decode
     from bridge.protocol import encode as encode
+    from bridge.reply_codes import ReplyCode as ReplyCode
     from bridge.settings import NatsConfig as NatsConfig
     from bridge.settings import Timing as Timing
     from bridge.subjects import Subjects as Subjects
@@ -166,6 +167,7 @@ _MODULE_OF: Final = {
     "Relay": "bridge.gateway.relay.relay",
     "RelayConfig": "bridge.gateway.relay.relay",
     "RepeatedRequest": "bridge.bus.core.pending_request",
+    "ReplyCode": "bridge.reply_codes",
     "RequestTimeout": "bridge.gateway.errors",
     "Reset": "bridge.bus.jetstream.follower",
     "Resync": "bridge.gateway.routes.index",
