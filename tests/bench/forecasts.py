@@ -79,7 +79,7 @@ def fleet_of(size: int) -> FleetState:
         dead=dead,
         used=used,
         reserved={name: Demand().plus(_DEMAND, count) for name, count in used.items()},
-        census=census,
+        slot_index=census,
     )
 
 

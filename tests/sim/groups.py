@@ -129,7 +129,7 @@ class Group:
     def _concerned(self, service: str) -> set[str]:
         """The hosts that may have something to do about `service`."""
         state = self.view.fleet.state
-        tally = state.tally(service)
+        tally = state.service_slots(service)
         outside = tally.outside
         found = {host for (host, _), held in tally.held.items() if not outside.isdisjoint(held)}
         if found:
@@ -163,7 +163,7 @@ class Group:
         mine = claim is not None and life.me.holds(claim)
         if held is None:
             return mine
-        if not mine or held.ended or slot not in state.tally(service).wanted:
+        if not mine or held.ended or slot not in state.service_slots(service).wanted:
             return True
         key = slot_key(service, slot)
         return not as_left(self.view.fleet.slots, key, held.revision, held.told)

@@ -80,7 +80,7 @@ class Claims:
         whose claim the store has lost.
         """
         state, me = self._fleet.state, self._me.host
-        if slot not in state.tally(service).wanted:
+        if slot not in state.service_slots(service).wanted:
             return False
         return state.lost.get(service, {}).get(slot) == me or room(me, state.hosts[me], state) > 0
 

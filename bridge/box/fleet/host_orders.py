@@ -131,7 +131,7 @@ class HostOrders:
         do that could be written.
         """
         state = self._fleet.state
-        services = list(state.housed(host))
+        services = list(state.slot_counts(host))
 
         def stopped(service: str) -> Callable[[FleetState], ServiceRecord | None]:
             why = f"the drain of {host}"

@@ -100,10 +100,10 @@ class FleetView:
         self._lives: dict[str, InstanceInfo] = {}
         self._reports: dict[str, HostStats] = {}
         self._told: dict[str, bytes] = {}
-        self._census = SlotIndex(self._services, self._slots, self._hosts, self._dead)
+        self._slot_index = SlotIndex(self._services, self._slots, self._hosts, self._dead)
         self._leases = WatchedLeases[str](lease)
         self._lease = lease
-        self._standings = CapacityCache()
+        self._capacity_cache = CapacityCache()
         self.state = FleetState(
             services=self._services,
             hosts=self._hosts,
@@ -119,8 +119,8 @@ class FleetView:
             reserved=self._reserved,
             loads=self._loads,
             lives=self._lives,
-            census=self._census,
-            standings=self._standings,
+            slot_index=self._slot_index,
+            capacity_cache=self._capacity_cache,
         )
         self.services = KeyValueView(
             connection,
@@ -181,7 +181,7 @@ class FleetView:
             changed = dead ^ self._dead
             self._dead.clear()
             self._dead.update(dead)
-            self._census.hosts_changed(changed)
+            self._slot_index.hosts_changed(changed)
             self._touch(None)
 
     async def is_dead(self, claim: SlotRecord) -> bool:
@@ -263,8 +263,8 @@ class FleetView:
             self._services[key] = new
         else:
             self._services.pop(key, None)
-        self._standings.records_changed()
-        self._census.service_changed(key)
+        self._capacity_cache.records_changed()
+        self._slot_index.service_changed(key)
         if new is None and key in self.services.unreadable:
             self._unreadable_services.add(key)  # not lost: a newer Box wrote it
         else:
@@ -292,18 +292,18 @@ class FleetView:
             unreadable.add(slot)
         elif before is not None and not self.slots.was_deleted(key):
             self._lose(service, slot, before)
-        self._census.slot_changed(service, slot, before, new)
+        self._slot_index.slot_changed(service, slot, before, new)
         if _owner(before) != _owner(new):
             self._claim_moved(service, slot, before, new)
         if old is not None and new is not None:
             self._touch([service])
         else:  # room came or went
-            self._touch({service} | self._census.rooms_matter_to(self.state.draining()))
+            self._touch({service} | self._slot_index.affected_by_room(self.state.draining()))
 
     def _count(self, record: SlotRecord, times: int) -> None:
         host = record.host
         if host in self._orders:
-            self._standings.hosts_changed()  # a cordoned host counts for what it holds
+            self._capacity_cache.hosts_changed()  # a cordoned host counts for what it holds
         self._used[host] = self._used.get(host, 0) + times
         self._reserved[host] = self._reserved.get(host, NOTHING).plus(record.demand, times)
         if not self._used[host]:
@@ -365,8 +365,8 @@ class FleetView:
             self._hosts[name] = new
             for service in new.services if not new.closing else ():
                 self._offers.setdefault(service, {})[name] = new
-        self._standings.hosts_changed()
-        self._census.hosts_changed([name])
+        self._capacity_cache.hosts_changed()
+        self._slot_index.hosts_changed([name])
 
     def _order_changed(self, key: str, old: HostOrder | None, new: HostOrder | None) -> None:
         try:
@@ -382,7 +382,7 @@ class FleetView:
             self._orders[host] = new
         if not unreadable:  # else it is not lost
             self._saw_order(host, new)
-        self._standings.hosts_changed()
+        self._capacity_cache.hosts_changed()
         self._touch(None)
 
     # A complete view tells of what it holds, not of what it could not read.
@@ -391,7 +391,7 @@ class FleetView:
         if live:
             self._unreadable_services.clear()
             self._unreadable_services.update(self.services.unreadable)
-            self._standings.records_changed()
+            self._capacity_cache.records_changed()
 
     def _slots_live(self, live: bool) -> None:
         if live:

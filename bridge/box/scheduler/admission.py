@@ -243,7 +243,7 @@ def _unreadable(service: str, host: str) -> Refusal:
 
 def standing(service: str, fleet: FleetState, wanted: ServiceRecord) -> Capacity:
     """The hosts that could run `service` as `wanted` has it: found out once, until they change."""
-    known = fleet.standings.get(service, wanted) if fleet.standings is not None else None
+    known = fleet.capacity_cache.get(service, wanted) if fleet.capacity_cache is not None else None
     if known is not None:
         return known
     able, why_not = able_hosts(service, fleet, wanted)
@@ -255,8 +255,8 @@ def standing(service: str, fleet: FleetState, wanted: ServiceRecord) -> Capacity
         total=sum(capacity(name, host, fleet) for name, host in able.items()),
         places=_places(service, fleet, able) if _fixes_port(able, wanted.config, service) else None,
     )
-    if fleet.standings is not None:
-        fleet.standings.keep(service, found)
+    if fleet.capacity_cache is not None:
+        fleet.capacity_cache.keep(service, found)
     return found
 
 
@@ -275,14 +275,14 @@ def _capacity(service: str, fleet: FleetState, hosts: Capacity) -> tuple[int, in
 
 def _promised(service: str, fleet: FleetState, hosts: Capacity) -> Competition:
     """What the rivals were granted, together: summed up once, until a record changes."""
-    known = fleet.standings.promised(service) if fleet.standings is not None else None
+    known = fleet.capacity_cache.promised(service) if fleet.capacity_cache is not None else None
     if known is not None:
         return known
     others = rivals(fleet, hosts.able) - {service}
     count = sum(record.target for name, record in fleet.services.items() if name in others)
     found = Competition(rivals=others, count=count)
-    if fleet.standings is not None:
-        fleet.standings.keep_promised(service, found)
+    if fleet.capacity_cache is not None:
+        fleet.capacity_cache.keep_promised(service, found)
     return found
 
 
@@ -294,7 +294,7 @@ def _places(service: str, fleet: FleetState, able: Iterable[str]) -> int:
     """How many instances the hosts can have with one each; a cordoned one has what it has, one that
     is being drained none.
     """
-    there, orders = fleet.tally(service).hosts, fleet.orders
+    there, orders = fleet.service_slots(service).hosts, fleet.orders
     return sum(name not in orders or (name in there and not orders[name].draining) for name in able)
 
 

@@ -80,7 +80,11 @@ def find(service: str, fleet: FleetState, *, at: datetime) -> Shortfall:
     record = fleet.services.get(service)
     if record is None:
         return Shortfall(unreadable=service in fleet.unreadable_services)
-    tally, claims, dead = fleet.tally(service), fleet.slots_of(service), _dead(service, fleet)
+    tally, claims, dead = (
+        fleet.service_slots(service),
+        fleet.slots_of(service),
+        _dead(service, fleet),
+    )
     away = set[int]().union(*dead.values())
     homeless, placed = _placing(service, fleet, record, at)
     failed = Counter(
@@ -143,7 +147,7 @@ def _is_calm(service: str, fleet: FleetState) -> bool:
     record = fleet.services.get(service)
     if record is None:
         return service not in fleet.unreadable_services
-    troubled = fleet.tally(service).unready or record.avoid or _stopped(record)
+    troubled = fleet.service_slots(service).unready or record.avoid or _stopped(record)
     return not (troubled or _dead(service, fleet))
 
 
@@ -155,7 +159,7 @@ def _dead(service: str, fleet: FleetState) -> dict[str, set[int]]:
     """The slots of the set whose holders do not live: their leases are over, whether or not they
     may be taken over yet.
     """
-    tally, found = fleet.tally(service), dict[str, set[int]]()
+    tally, found = fleet.service_slots(service), dict[str, set[int]]()
     for (name, host_id), slots in tally.held.items():
         if is_alive(name, host_id, fleet) or not (wanted := slots & tally.wanted):
             continue

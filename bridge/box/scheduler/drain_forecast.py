@@ -74,7 +74,7 @@ class DrainForecast:
         """
         fleet, tally, record = (
             self._fleet,
-            self._fleet.tally(service),
+            self._fleet.service_slots(service),
             self._fleet.services[service],
         )
         orphans, leaving = fleet.orphans(service), set[int]()
@@ -87,5 +87,5 @@ class DrainForecast:
 
     def _unmovable(self, host: str) -> dict[str, int]:
         """What runs there for services whose record is missing or cannot be read."""
-        there = self._fleet.housed(host).items()
+        there = self._fleet.slot_counts(host).items()
         return {service: count for service, count in there if service not in self._fleet.services}

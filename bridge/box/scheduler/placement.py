@@ -208,7 +208,7 @@ class Placement:
         self._fixed = {
             name for name, host in self._hosts.items() if host_port(record.config, host, service)
         }
-        self._own = Counter(fleet.tally(service).hosts)
+        self._own = Counter(fleet.service_slots(service).hosts)
 
     def best(self) -> str:
         """The host that should take the next slot; "" if there is none."""

@@ -109,7 +109,7 @@ def plan(
 
 def _own(service: str, fleet: FleetState, me: HostIdentity) -> list[int]:
     """The slots of the set that `me` holds, in order."""
-    tally = fleet.tally(service)
+    tally = fleet.service_slots(service)
     return sorted(tally.held.get((me.host, me.host_id), set()) & tally.wanted)
 
 
@@ -231,7 +231,7 @@ def _unwanted(
     which nothing lives, and those of the dead, which the first host at work deletes.
     """
     actions: list[Action] = []
-    tally = fleet.tally(service)
+    tally = fleet.service_slots(service)
     for slot, mine in local.items():
         claim = slots.get(slot)
         if claim is not None and not me.holds(claim):

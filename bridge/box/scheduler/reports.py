@@ -66,7 +66,7 @@ def hosts(fleet: FleetState, wanted: Iterable[str], *, at: datetime) -> list[Hos
     def homeless(service: str) -> AbstractSet[int]:
         return diagnosis.find(service, fleet, at=at).homeless
 
-    return [_host(name, fleet, fleet.housed(name), forecast, homeless) for name in wanted]
+    return [_host(name, fleet, fleet.slot_counts(name), forecast, homeless) for name in wanted]
 
 
 def _host(
@@ -104,7 +104,7 @@ def _stranded(
     homeless: Callable[[str], AbstractSet[int]],
 ) -> dict[str, int]:
     """How much of what a dead host held has no room elsewhere, by service."""
-    counts = ((item, len(fleet.tally(item).on(name) & homeless(item))) for item in held)
+    counts = ((item, len(fleet.service_slots(item).on(name) & homeless(item))) for item in held)
     return {service: count for service, count in counts if count}
 
 
@@ -248,7 +248,7 @@ def plan(asked: AdmissionRequest, admission: Admission, fleet: FleetState) -> Pl
     after, response = admission.record or before, admission.response
     board = Placement(service, fleet, after, HostRoom(fleet))
     off = {item.host: item for item in diagnosis.kept_off(after, asked.at)}
-    told = replace(fleet, services={**fleet.services, service: after}, census=None)
+    told = replace(fleet, services={**fleet.services, service: after}, slot_index=None)
     moving = set(rollout.outdated(service, told))
     return PlanResponse(
         service=service,
@@ -260,7 +260,9 @@ def plan(asked: AdmissionRequest, admission: Admission, fleet: FleetState) -> Pl
         slots=_slots(service, fleet, before, after, moving, asked.at),
         hosts=[
             _candidate(service, fleet, after, board, name, off.get(name))
-            for name in sorted({*fleet.hosts, *fleet.unreadable_hosts, *fleet.tally(service).hosts})
+            for name in sorted(
+                {*fleet.hosts, *fleet.unreadable_hosts, *fleet.service_slots(service).hosts}
+            )
         ],
         stuck=_why_stuck(service, told, moving, asked) if moving else "",
     )
@@ -272,7 +274,7 @@ def _why_stuck(
     """Why no instance is being replaced though some are to be; empty if one is, or will be."""
     if stopped := diagnosis.stopped(fleet, [service]):
         return stopped[service][:_NOTE]
-    tally, orphans = fleet.tally(service), fleet.orphans(service)
+    tally, orphans = fleet.service_slots(service), fleet.orphans(service)
     homeless = diagnosis.find(service, fleet, at=asked.at).homeless
     coming = (tally.unready | (orphans & tally.wanted)) - moving - homeless
     under_way = coming or tally.outside - orphans
@@ -327,7 +329,7 @@ def _candidate(
     if name in fleet.unreadable_hosts:
         return Candidate(name=name, room=0, why_not=_UNREADABLE)
     if name not in fleet.hosts:
-        count = fleet.tally(service).hosts[name]
+        count = fleet.service_slots(service).hosts[name]
         return Candidate(name=name, room=0, why_not=f"dead, and still holds {count} of it")
     if why := _why_not(service, fleet, record, name):
         return Candidate(name=name, room=0, why_not=why)
@@ -354,7 +356,7 @@ def _why_not(service: str, fleet: FleetState, record: ServiceRecord, name: str) 
     if room(name, host, fleet) <= 0:
         return f"full: {fleet.used.get(name, 0)} of {host.max_instances}"
     port = host_port(record.config, host, service)
-    if port and name in fleet.tally(service).hosts:
+    if port and name in fleet.service_slots(service).hosts:
         return f"port {port} is taken by its instance there"
     return ""
 

@@ -36,8 +36,12 @@ _FEW: Final = 3  # hosts that are named
 
 def outdated(service: str, fleet: FleetState) -> list[int]:
     """The slots of the set whose living instance is to be replaced."""
-    record, slots, tally = fleet.services[service], fleet.slots_of(service), fleet.tally(service)
-    found = tally.of_another_config().union(record.moves, *map(tally.on, fleet.draining()))
+    record, slots, tally = (
+        fleet.services[service],
+        fleet.slots_of(service),
+        fleet.service_slots(service),
+    )
+    found = tally.outdated_config().union(record.moves, *map(tally.on, fleet.draining()))
     return sorted(slot for slot in found & tally.wanted if _living(slots.get(slot)))
 
 
@@ -57,7 +61,7 @@ def under_way(service: str, fleet: FleetState) -> bool:
 
 def next_step(service: str, fleet: FleetState, *, at: datetime, host: str) -> ServiceRecord | None:
     """The service's record after the next step of its rollout; None while there is none to take."""
-    record, tally = fleet.services[service], fleet.tally(service)
+    record, tally = fleet.services[service], fleet.service_slots(service)
     old = outdated(service, fleet)
     if not old:
         # An extra slot is left over where what was outdated is so no more.
@@ -154,13 +158,13 @@ def _stepped(
 
 def _cause(service: str, fleet: FleetState, slots: Iterable[int]) -> str:
     """What the outdated `slots` are to be replaced for, in words."""
-    tally, chosen = fleet.tally(service), set(slots)
+    tally, chosen = fleet.service_slots(service), set(slots)
     drained = sorted(name for name in fleet.draining() if not chosen.isdisjoint(tally.on(name)))
     named = ", ".join(drained[:_FEW]) + (", …" if len(drained) > _FEW else "")
     causes = (
         (named, f"the drain of {named}"),
         (not chosen.isdisjoint(fleet.services[service].moves), "a rebalance"),
-        (not chosen.isdisjoint(tally.of_another_config()), "a new config"),
+        (not chosen.isdisjoint(tally.outdated_config()), "a new config"),
     )
     return " and ".join(words for holds, words in causes if holds)
 
@@ -208,7 +212,7 @@ def _unmoved(service: str, fleet: FleetState, at: datetime, host: str) -> Servic
     """
     record = fleet.services[service]
     if not record.moves or any(
-        fleet.tally(name).outside or (other.moves and name < service)
+        fleet.service_slots(name).outside or (other.moves and name < service)
         for name, other in fleet.services.items()
     ):
         return None
@@ -229,7 +233,9 @@ def _without_surplus(service: str, fleet: FleetState, record: ServiceRecord) -> 
     surplus = len(record.slots) - record.target
     if surplus <= 0:
         return record.slots
-    idle = (fleet.tally(service).unready | fleet.orphans(service)).intersection(record.slots)
+    idle = (fleet.service_slots(service).unready | fleet.orphans(service)).intersection(
+        record.slots
+    )
     idle -= fleet.unreadable.get(service, frozenset())
     gone = idlest(fleet, service, idle if len(idle) >= surplus else record.slots, surplus)
     return sorted(set(record.slots) - set(gone))
@@ -243,7 +249,7 @@ def _homeless(
     at: datetime,
 ) -> bool:
     """Whether no host has room for any of the `waiting` slots, nor will soon."""
-    tally, orphans = fleet.tally(service), fleet.orphans(service)
+    tally, orphans = fleet.service_slots(service), fleet.orphans(service)
     draining, held = tally.outside - orphans, waiting - tally.free - orphans
     return not (draining or held or place(service, fleet, record, waiting, at=at))
 

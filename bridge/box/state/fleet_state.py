@@ -35,8 +35,8 @@ class FleetState(Struct, frozen=True, kw_only=True):
     `orders` what operators have ordered, by host. `used` counts the slots that a host holds,
     `reserved` sums what their instances are to have. `loads` are the newest health reports of all
     hosts, `lives` this host's own instances as they are, a moment ahead of their records; both by
-    instance id. `census` has the slots sorted; without one each question sorts them anew.
-    `standings` is what deciders have found out of the hosts, and may find there again.
+    instance id. `slot_index` has the slots sorted; without one each query sorts them again.
+    `capacity_cache` keeps the capacity of hosts for services until something changes it.
     """
 
     services: Mapping[str, ServiceRecord] = field(default_factory=dict)
@@ -53,17 +53,17 @@ class FleetState(Struct, frozen=True, kw_only=True):
     reserved: Mapping[str, Demand] = field(default_factory=dict)
     loads: Mapping[str, InstanceHealth] = field(default_factory=dict)
     lives: Mapping[str, InstanceInfo] = field(default_factory=dict)
-    census: SlotIndex | None = None
-    standings: CapacityCache | None = None
+    slot_index: SlotIndex | None = None
+    capacity_cache: CapacityCache | None = None
 
     def slots_of(self, service: str) -> Mapping[int, SlotRecord]:
         """The claimed slots of `service`."""
         return self.slots.get(service, {})
 
-    def tally(self, service: str) -> ServiceSlots:
+    def service_slots(self, service: str) -> ServiceSlots:
         """The slots of `service`, sorted; to be read before anything changes."""
-        if self.census is not None:
-            return self.census.tallies.get(service) or ServiceSlots()
+        if self.slot_index is not None:
+            return self.slot_index.services.get(service) or ServiceSlots()
         return ServiceSlots.of(self.services.get(service), self.slots_of(service))
 
     def is_listed(self, service: str) -> bool:
@@ -99,9 +99,9 @@ class FleetState(Struct, frozen=True, kw_only=True):
 
     def orphans(self, service: str) -> set[int]:
         """The claimed slots of `service` whose holders are dead."""
-        held = self.tally(service).held
-        if self.census is not None:
-            gone = self.census.ghosts & held.keys()
+        held = self.service_slots(service).held
+        if self.slot_index is not None:
+            gone = self.slot_index.dead_holders & held.keys()
         else:
             gone = {holder for holder in held if is_gone(*holder, self.hosts, self.dead)}
         return set[int]().union(*(held[holder] for holder in gone))
@@ -110,18 +110,18 @@ class FleetState(Struct, frozen=True, kw_only=True):
         """Whether who lives in the slot is to claim it: it is in the set, or the store has lost its
         claim, and maybe the set as well.
         """
-        return slot in self.tally(service).wanted or slot in self.lost.get(service, {})
+        return slot in self.service_slots(service).wanted or slot in self.lost.get(service, {})
 
     def vacant(self, service: str) -> set[int]:
         """The slots of the set that somebody should claim: free ones, and those of the dead."""
-        tally = self.tally(service)
+        tally = self.service_slots(service)
         free = tally.free | (self.orphans(service) & tally.wanted)
         return free - self.unreadable.get(service, frozenset())
 
-    def housed(self, host: str) -> Mapping[str, int]:
+    def slot_counts(self, host: str) -> Mapping[str, int]:
         """How many slots of which services `host` holds, or a dead one of its name."""
-        if self.census is not None:
-            return self.census.housed.get(host, {})
+        if self.slot_index is not None:
+            return self.slot_index.slot_counts.get(host, {})
         claims = (
             service
             for service, found in self.slots.items()

@@ -72,7 +72,7 @@ class ServiceSlots:
                 self.made[new.config].add(slot)
         self._sort(slot, new)
 
-    def of_another_config(self) -> set[int]:
+    def outdated_config(self) -> set[int]:
         """The claims in which an instance lives that the record's config did not make."""
         others = (slots for name, slots in self.made.items() if name != self.config)
         return set[int]().union(*others)
@@ -122,24 +122,24 @@ class SlotIndex:
         self._hosts = hosts
         self._dead = dead
         self._ids: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        self.tallies: defaultdict[str, ServiceSlots] = defaultdict(ServiceSlots)
-        self.ghosts: set[Holder] = set()
-        self.housed: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        self.restless: set[str] = set()
+        self.services: defaultdict[str, ServiceSlots] = defaultdict(ServiceSlots)
+        self.dead_holders: set[Holder] = set()
+        self.slot_counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.unsettled: set[str] = set()
 
     def service_changed(self, service: str) -> None:
         """The service's record is another."""
-        self.tallies[service].want(self._services.get(service), self._slots.get(service, {}))
+        self.services[service].want(self._services.get(service), self._slots.get(service, {}))
         self._weigh(service)
 
     def slot_changed(
         self, service: str, slot: int, old: SlotRecord | None, new: SlotRecord | None
     ) -> None:
         """A claim came, changed, or went."""
-        self.tallies[service].change(slot, old, new)
+        self.services[service].change(slot, old, new)
         for claim, times in ((old, -1), (new, 1)):
             if claim is not None:
-                _count(self.housed, claim.host, service, times)
+                _count(self.slot_counts, claim.host, service, times)
                 _count(self._ids, claim.host, claim.host_id, times)
                 self._judge(claim.host, claim.host_id)
         self._weigh(service)
@@ -150,25 +150,25 @@ class SlotIndex:
             for host_id in self._ids.get(name, ()):
                 self._judge(name, host_id)
 
-    def rooms_matter_to(self, draining: Iterable[str]) -> set[str]:
+    def affected_by_room(self, draining: Iterable[str]) -> set[str]:
         """The services whose plans may change because room came or went somewhere, while these
         hosts are being drained.
         """
-        leaving = {*draining, *(host for host, _ in self.ghosts)}
-        return self.restless.union(*(self.housed.get(host, ()) for host in leaving))
+        leaving = {*draining, *(host for host, _ in self.dead_holders)}
+        return self.unsettled.union(*(self.slot_counts.get(host, ()) for host in leaving))
 
     def _judge(self, host: str, host_id: str) -> None:
         if host_id in self._ids.get(host, ()) and is_gone(host, host_id, self._hosts, self._dead):
-            self.ghosts.add((host, host_id))
+            self.dead_holders.add((host, host_id))
         else:
-            self.ghosts.discard((host, host_id))
+            self.dead_holders.discard((host, host_id))
 
     def _weigh(self, service: str) -> None:
-        record, tally = self._services.get(service), self.tallies[service]
+        record, tally = self._services.get(service), self.services[service]
         if record is not None and not (tally.settled and record.settled):
-            self.restless.add(service)
+            self.unsettled.add(service)
         else:
-            self.restless.discard(service)
+            self.unsettled.discard(service)
 
 
 def is_gone(

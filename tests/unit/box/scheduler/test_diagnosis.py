@@ -187,7 +187,9 @@ def _sorted(state: FleetState) -> FleetState:
     for service, found in slots.items():
         for number, claim in found.items():
             census.slot_changed(service, number, None, claim)
-    return replace(state, services=services, slots=slots, hosts=hosts, offers=offers, census=census)
+    return replace(
+        state, services=services, slots=slots, hosts=hosts, offers=offers, slot_index=census
+    )
 
 
 def _among(others: int, claims: dict[int, SlotRecord]) -> FleetState:

@@ -171,7 +171,7 @@ def of_one(host: str, fleet: FleetState) -> dict[str, int]:
     spare, found = HostRoom(fleet), dict[str, int]()
     order = {name: len(able_hosts(name, fleet, fleet.services[name])[0]) for name in fleet.services}
     for service in sorted(order, key=lambda name: (order[name], name)):
-        tally, orphans = fleet.tally(service), fleet.orphans(service)
+        tally, orphans = fleet.service_slots(service), fleet.orphans(service)
         there = tally.on(host) & tally.wanted
         mine = there - orphans
         leaving = set[int]().union(*map(tally.on, fleet.draining())) & tally.wanted
@@ -180,7 +180,7 @@ def of_one(host: str, fleet: FleetState) -> dict[str, int]:
         placed = board.place(sorted(first), {}) | board.place(sorted(mine), {})
         if short := min(len(first) + len(mine) - len(placed), len(there)):
             found[service] = short
-    housed = fleet.housed(host).items()
+    housed = fleet.slot_counts(host).items()
     return found | {name: count for name, count in housed if name not in fleet.services}
 
 

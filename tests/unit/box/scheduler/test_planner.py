@@ -325,7 +325,7 @@ def test_slots_placed_together_go_where_each_would_go_alone(
     for size in batches:
         placed |= at_once.place(list(islice(numbers, size)), off)
 
-    spare, own = HostRoom(state), Counter(state.tally(service).hosts)
+    spare, own = HostRoom(state), Counter(state.service_slots(service).hosts)
     board = Placement(service, state, record, spare)
     alone = {}
     for number in range(sum(batches)):

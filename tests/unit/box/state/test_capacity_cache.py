@@ -54,7 +54,9 @@ def asked(service: str, replicas: int, config: ScaleConfig | None = None) -> Adm
 
 def verdicts(fleet: FleetView, question: AdmissionRequest) -> tuple[Admission, Admission]:
     """What is decided with what was found out before, and without."""
-    return decide(question, fleet.state), decide(question, replace(fleet.state, standings=None))
+    return decide(question, fleet.state), decide(
+        question, replace(fleet.state, capacity_cache=None)
+    )
 
 
 def change(fleet: FleetView, chance: random.Random) -> None:

@@ -66,32 +66,32 @@ class Ledger:
         self.slots: dict[str, dict[int, SlotRecord]] = {}
         self.hosts: dict[str, HostRecord] = {}
         self.dead: set[str] = set()
-        self.census = SlotIndex(self.services, self.slots, self.hosts, self.dead)
+        self.slot_index = SlotIndex(self.services, self.slots, self.hosts, self.dead)
         self.state = FleetState(
             services=self.services,
             slots=self.slots,
             hosts=self.hosts,
             dead=self.dead,
             orders={"box-b": HostOrder(draining=True)},
-            census=self.census,
+            slot_index=self.slot_index,
         )
 
     def apply(self, kind: str, name: str, value: object) -> None:
         match kind, value:
             case "service", ServiceRecord() | None as record:
                 _put(self.services, name, record)
-                self.census.service_changed(name)
+                self.slot_index.service_changed(name)
             case "slot", (int() as number, SlotRecord() | None as claim):
                 there = self.slots.setdefault(name, {})
                 before = there.get(number)
                 _put(there, number, claim)
-                self.census.slot_changed(name, number, before, claim)
+                self.slot_index.slot_changed(name, number, before, claim)
             case "host", HostRecord() | None as record:
                 _put(self.hosts, name, record)
-                self.census.hosts_changed([name])
+                self.slot_index.hosts_changed([name])
             case _:
                 (self.dead.add if value else self.dead.discard)(name)
-                self.census.hosts_changed([name])
+                self.slot_index.hosts_changed([name])
 
 
 def _put(mapping: dict, key: object, value: object) -> None:  # type: ignore[type-arg]
@@ -110,13 +110,13 @@ def test_a_census_that_was_kept_says_what_one_made_anew_says(run: list[Change]) 
     kept = Ledger()
     for change in run:
         kept.apply(*change)
-    plain = replace(kept.state, census=None)
+    plain = replace(kept.state, slot_index=None)
     for service in SERVICES:
-        assert told(kept.state.tally(service)) == told(plain.tally(service))
+        assert told(kept.state.service_slots(service)) == told(plain.service_slots(service))
         assert kept.state.orphans(service) == plain.orphans(service)
         assert kept.state.vacant(service) == plain.vacant(service)
     for name in HOSTS:
-        assert kept.state.housed(name) == plain.housed(name)
+        assert kept.state.slot_counts(name) == plain.slot_counts(name)
 
 
 @given(st.lists(changes, max_size=30), st.sampled_from(["box-a", "box-b"]))
@@ -126,7 +126,7 @@ def test_plans_and_steps_are_the_same_with_a_census_and_without(
     kept = Ledger()
     for change in run:
         kept.apply(*change)
-    plain = replace(kept.state, census=None)
+    plain = replace(kept.state, slot_index=None)
     me = HostIdentity(host=name, host_id="id")
     for service in SERVICES:
         plans = [plan(service, state, me, {}, now=0, at=AT) for state in (kept.state, plain)]
@@ -139,7 +139,7 @@ def test_plans_and_steps_are_the_same_with_a_census_and_without(
 @given(fleets())
 def test_a_tally_is_what_the_records_say(state: FleetState) -> None:
     for service, record in state.services.items():
-        claims, tally = state.slots_of(service), state.tally(service)
+        claims, tally = state.slots_of(service), state.service_slots(service)
         assert tally.free == set(record.slots) - claims.keys()
         assert tally.outside == claims.keys() - set(record.slots)
         assert tally.unready == {
@@ -158,7 +158,7 @@ def test_whoever_waits_for_room_is_planned_anew_when_room_comes(run: list[Change
     for change in run:
         kept.apply(*change)
     state = kept.state
-    touched = kept.census.rooms_matter_to(state.draining())
+    touched = kept.slot_index.affected_by_room(state.draining())
     for service in state.services:
         if state.vacant(service) or outdated(service, state):
             assert service in touched
