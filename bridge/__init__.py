@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from bridge.bus.core.message import Message as Message
     from bridge.bus.core.pending_request import PendingRequest as PendingRequest
     from bridge.bus.core.pending_request import RepeatedRequest as RepeatedRequest
-    from bridge.bus.jetstream.ack_subject import AckSubject as AckSubject
     from bridge.bus.jetstream.follower import Begin as Begin
     from bridge.bus.jetstream.follower import Checkpoint as Checkpoint
     from bridge.bus.jetstream.follower import Reset as Reset
@@ -104,7 +103,6 @@ if TYPE_CHECKING:
     from bridge.subjects import Subjects as Subjects
 
 _MODULE_OF: Final = {
-    "AckSubject": "bridge.bus.jetstream.ack_subject",
     "AdminResponse": "bridge.admin_protocol",
     "Backoff": "bridge.gateway.relay.delivery_queue",
     "Begin": "bridge.bus.jetstream.follower",

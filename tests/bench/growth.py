@@ -145,7 +145,7 @@ async def of_a_gateway(site: Site, size: int, curves: Curves) -> None:
     ]
     for number, route in enumerate(told):
         book.register(route, number + 1, 0.0)
-    book.take_news()
+    book.take_changes()
     some = told[:: max(size // 100, 1)]
     start = time.process_time()
     for repeat in range(REPEATS):

@@ -65,22 +65,13 @@ class Figures(Struct, kw_only=True):
 
 
 class Renewals:
-    """When each host renewed its lease, as the server stamped it. A Follower's sink."""
+    """When each host renewed its lease, as the server stamped it."""
 
     def __init__(self) -> None:
         self.at: dict[str, list[float]] = defaultdict(list)
 
-    def begin(self) -> None:
-        """Nothing: what comes again is harmless."""
-
     def take(self, message: Message, seq: int, time_ns: int) -> None:
         self.at[message.subject.rpartition(".")[2]].append(time_ns / 1e9)
-
-    def complete(self, last_seq: int) -> None:
-        """Nothing: renewals come from now on."""
-
-    def lost(self) -> None:
-        """Nothing: the next run tells of the newest."""
 
     def longest(self, host: str) -> float:
         """Seconds between two renewals, at most."""
@@ -189,7 +180,7 @@ async def death(scene: Scene, figures: Figures) -> None:
         await scaled(gateway, table, scene.count)
         lost = {route.instance_id for route in table}
         scene.join("box-b")
-        follower = Follower(gateway, "KV_box_hosts", scene.renewals)
+        follower = Follower(gateway, "KV_box_hosts", scene.renewals.take)
         tasks.create_task(follower.run())
         renewals = scene.renewals.at["box-b"]
         await eventually(lambda: len(renewals) > 1, within=30, what="box-b is there")

@@ -25,11 +25,11 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.core.nats_client import GuardedClient
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
-from bridge.bus.jetstream.follower import Sink, _Run
+from bridge.bus.jetstream.follower import Follower, _Run
 from bridge.bus.jetstream.publisher import Publisher
 from bridge.bus.service.responder import Endpoint, Reply, Responder
 from bridge.gateway.events.filter import EventFilter
-from bridge.gateway.routes.feed import RouteFeed, _Registry
+from bridge.gateway.routes.feed import RouteFeed
 from bridge.gateway.routes.state import RouteState
 from bridge.observe import Metrics
 from bridge.protocol import encode, now
@@ -94,16 +94,16 @@ def blocks(work: Callable[[], object]) -> int:
 class Wire:
     """A consumer's messages as bytes, as they come from the socket, fed to what follows it."""
 
-    def __init__(self, connection: Connection, stream: str, sink: Sink) -> None:
-        self._stream = stream
-        self._run = _Run(connection, sink, asyncio.Event())
+    def __init__(self, connection: Connection, follower: Follower) -> None:
+        self._stream = follower.stream
+        self._run = _Run(connection, follower._take, follower._complete, asyncio.Event())
         self._client = GuardedClient(lambda kind: None)
         self._client.handlers[1] = self._run.handle
 
     def frames(self, messages: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> bytes:
         """Subjects, payloads and headers as a server pushes them, the next ones of the consumer."""
         frames = []
-        for number, message in enumerate(messages, start=self._run._received + 1):
+        for number, message in enumerate(messages, start=self._run._consumer_seq + 1):
             subject, data, headers = message
             reply = f"$JS.ACK.{self._stream}.{self._run.name}.1.{number}.{number}.{number}.0"
             lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -122,7 +122,7 @@ class Events:
     def __init__(self) -> None:
         connection = Connection(NatsConfig(), "test", Metrics())
         self.stream = EventStream(connection, EventFilter.of(None, None))
-        self.wire = Wire(connection, "BOX_EVENTS", self.stream)
+        self.wire = Wire(connection, self.stream.follower)
         self._messages = outgoing(connection.subjects, COUNT)
 
     def frames(self) -> bytes:
@@ -151,10 +151,9 @@ async def test_an_event_that_waits_for_its_reader_holds_no_more_memory() -> None
 async def test_a_registration_takes_no_more_calls_from_the_socket_to_its_route() -> None:
     """Of a snapshot, as a gateway gets it that joins late."""
     connection, book = Connection(NatsConfig(), "test", Metrics()), RouteState(30)
-    book.telling = False  # nobody reads changes yet
+    book.record_changes = False  # nobody reads changes yet
     feed = RouteFeed(connection, book, None, 30, lambda: None)
-    [sink] = [source for source in feed.sources if isinstance(source, _Registry)]
-    wire = Wire(connection, "BOX_REGISTRY", sink)
+    wire = Wire(connection, feed.registry.follower)
     data = wire.frames(
         (
             connection.subjects.register(item.service, item.instance_id),
@@ -163,11 +162,11 @@ async def test_a_registration_takes_no_more_calls_from_the_socket_to_its_route()
         )
         for item in registrations(COUNT)
     )
-    sink.begin()
+    feed.registry.begin()
 
     def join() -> None:
         wire.take(data)
-        sink.complete(COUNT)
+        feed.registry.complete(COUNT)
 
     took = calls(join)
     assert len(book.routes) == COUNT

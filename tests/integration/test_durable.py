@@ -117,7 +117,7 @@ async def test_what_is_not_answered_in_time_comes_again_unless_it_is_being_worke
             tasks.create_task(work())
             second, third = await take(durable), await take(durable)
         assert [(it.seq, it.attempt) for it in (second, third)] == [(left.seq, 2), (left.seq, 3)]
-        assert durable.room() == 0  # both are in hand
+        assert durable._worker.room() == 0  # both are in hand
         await third.ack()
         await kept.ack()
     assert await unhandled(connection) == 0
@@ -135,7 +135,7 @@ async def test_a_worker_that_takes_nothing_holds_each_event_once(connection: Con
             return await delivered() >= 8
 
         await eventually(often, what="both have come four times")
-        assert len(durable._waiting) <= 2
+        assert len(durable._worker.waiting) <= 2
         assert sorted(await handle(durable, 2)) == ["a", "b"]
 
 
@@ -145,7 +145,7 @@ async def test_what_is_dropped_is_not_handed_out_though_it_came_again_meanwhile(
     await tell(connection, "late")
     async with DurableEvents.open(connection, "mail", ack_wait=0.5) as durable:
         late = await take(durable)
-        await eventually(lambda: durable._waiting, what="it has come again")
+        await eventually(lambda: durable._worker.waiting, what="it has come again")
         await late.drop("too late")
         await tell(connection, "end")
         assert await handle(durable, 1) == ["end"]
@@ -160,20 +160,20 @@ async def test_an_event_is_handed_out_once_though_it_is_stored_or_delivered_twic
         first = await take(durable)
         # As after the stream has forgotten the event's id.
         await store(connection, event.subject, event.data, headers={"Box-Seq": "1"})
-        await eventually(lambda: len(durable._waiting) == 1, what="the second one waits")
+        await eventually(lambda: len(durable._worker.waiting) == 1, what="the second one waits")
         await first.ack()
         await store(connection, event.subject, event.data, headers={"Box-Seq": "1"})
         # Handled, but the acknowledgement is lost.
         await tell(connection, "unheard", "end")
         unheard = await take(durable)
-        durable.remember(unheard)
+        durable._worker.remember(unheard)
         assert await handle(durable, 1) == ["end"]
 
         async def all_handled() -> bool:
             return await unhandled(connection) == 0
 
         await eventually(all_handled, what="what comes again is acknowledged in passing")
-        assert not durable._waiting
+        assert not durable._worker.waiting
 
 
 async def test_workers_of_one_name_share_the_events(
@@ -206,7 +206,7 @@ async def test_a_worker_that_ends_leaves_what_it_has_not_touched_to_the_others_a
 ) -> None:
     await tell(connection, *"abc")
     async with DurableEvents.open(connection, "mail", ack_wait=60.0) as ending:
-        await eventually(lambda: len(ending._waiting) == 3, what="it has them all")
+        await eventually(lambda: len(ending._worker.waiting) == 3, what="it has them all")
     async with DurableEvents.open(connection, "mail", ack_wait=60.0) as durable:
         assert sorted(await handle(durable, 3)) == ["a", "b", "c"]
 

@@ -30,17 +30,14 @@ class Withdrawals:
         _, subject = subjects.all_registrations
         self._living = living
         self._metrics = connection.metrics
-        self._follower = Follower(connection, subjects.registry_stream, self, subjects=[subject])
+        self._follower = Follower(
+            connection, subjects.registry_stream, self._take, subjects=[subject]
+        )
 
     async def run(self) -> None:
         await self._follower.run()
 
-    # ── the Follower's sink ──────────────────────────────────────────────────────────────
-
-    def begin(self) -> None:
-        """All of it comes again, and to say it twice does no harm."""
-
-    def take(self, message: Message, seq: int, time_ns: int) -> None:
+    def _take(self, message: Message, seq: int, time_ns: int) -> None:
         _, _, service, instance_id = message.subject.split(".")
         instance = self._living(instance_id)
         if instance is None:
@@ -51,9 +48,3 @@ class Withdrawals:
             self._metrics.refuse(_WHERE, gone)
         else:
             instance.leave("withdrawn by another host, which held this one to be lost")
-
-    def complete(self, last_seq: int) -> None:
-        """What came, was told as it came."""
-
-    def lost(self) -> None:
-        """What is missed meanwhile comes with the next run."""

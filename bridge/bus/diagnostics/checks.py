@@ -13,17 +13,14 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-import nats.errors
-import nats.js.errors
 from nats.js.api import AccountInfo, StreamInfo
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.diagnostics import permissions
 from bridge.bus.jetstream import api, topology
-from bridge.bus.jetstream.publish import mapped
 from bridge.bus.jetstream.server_time import server_time
 from bridge.diagnostics import Finding, fail, ok, skip, warn
-from bridge.errors import NoReply, StoreUnsuitable, without_secret
+from bridge.errors import NoReply, without_secret
 from bridge.settings import Timing
 
 _OLDEST: Final = (2, 11)  # per-message TTLs
@@ -147,12 +144,8 @@ async def clock(connection: Connection, now: Callable[[], datetime]) -> Finding:
 
 
 async def _account(connection: Connection) -> AccountInfo:
-    try:
+    with api.jetstream_errors("JetStream"):
         return await api.jetstream(connection).account_info()
-    except nats.js.errors.APIError as exc:
-        raise mapped("JetStream", exc) from exc
-    except (nats.errors.Error, TimeoutError) as exc:
-        raise StoreUnsuitable(f"JetStream does not tell its limits: {exc}") from exc
 
 
 def _limits(info: AccountInfo) -> list[tuple[str, int, int]]:

@@ -19,7 +19,7 @@ from msgspec import Struct, field
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.bus.jetstream.publish import api_subject
+from bridge.bus.jetstream.api import api_subject
 from bridge.errors import BusError, NotPermitted
 from bridge.protocol import InstancesRequest, ScaleRequest, encode
 from bridge.settings import NatsConfig

@@ -6,7 +6,7 @@ reader resyncs by itself and reports what it missed.
 
 from bridge.bus.jetstream.ack_subject import AckSubject
 from bridge.bus.jetstream.dead_letters import WINDOW, ensure_dead_stream
-from bridge.bus.jetstream.follower import Begin, Checkpoint, Follower, Reset, Sink, Start
+from bridge.bus.jetstream.follower import Begin, Checkpoint, Follower, Reset, Start
 from bridge.bus.jetstream.kv_view import KeyValueView, Record
 from bridge.bus.jetstream.publish import OutgoingMessage, store
 from bridge.bus.jetstream.publisher import LIMIT, Publisher
@@ -28,7 +28,6 @@ __all__ = [
     "PullHandler",
     "Record",
     "Reset",
-    "Sink",
     "Start",
     "ensure_dead_stream",
     "outstanding",

@@ -1,4 +1,4 @@
-"""Where a message that a consumer delivers stands, as its reply subject says. Pure."""
+"""The acknowledgement subject of a message: its position in stream and consumer. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from msgspec import Struct
 
 
 class AckSubject(Struct, frozen=True):
-    """Where in its stream and consumer a message is, as its reply subject says, and for which time
-    it comes.
+    """What the reply subject of a message states: the sequences, the time of storing in nanoseconds
+    and the delivery `attempt`, from 1.
     """
 
     consumer: str
@@ -18,7 +18,7 @@ class AckSubject(Struct, frozen=True):
 
 
 def parse_position(reply: str) -> AckSubject | None:
-    """The position in a ``$JS.ACK.…`` reply subject, of either length; None if it is none."""
+    """The parts of a ``$JS.ACK.…`` subject, of either length; None if `reply` is not one."""
     parts = reply.split(".")
     if parts[:2] != ["$JS", "ACK"]:
         return None

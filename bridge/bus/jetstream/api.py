@@ -1,65 +1,119 @@
-"""nats-py's JetStream calls, sent as this package sends requests.
+"""nats-py's JetStream calls, sent as this package sends requests, and their errors as ours.
 
-What is asked of JetStream's API is asked again every second: while a stream has no leader nobody
-hears it, and whoever waited for the answer to the first copy alone would wait on past the election.
-Each of these calls may be repeated: they look, or name what they make, or take away.
+A call to JetStream's API is sent again every second until it is answered. While a stream has no
+leader, no server answers; a client that waits for the answer to its first copy alone would wait
+beyond the election. Each of these calls may be repeated: it reads, names what it creates, or
+deletes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from typing import Final
 
 import nats.errors
+import nats.js.errors
+from nats.aio.client import ServerVersion
 from nats.js import JetStreamContext
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.errors import NoReply, NoResponders
+from bridge.errors import (
+    BusError,
+    NoReply,
+    NoResponders,
+    NotPermitted,
+    StoreRefused,
+    StoreUnsuitable,
+)
 
-_AGAIN: Final = 1.0  # seconds until an unanswered call is sent again
-_PATIENCE: Final = 5.0  # seconds for a call that names no other time
+_RESEND: Final = 1.0  # seconds until an unanswered call is sent again
+_TIMEOUT: Final = 5.0  # seconds for a call that names no other time
+
+# What nats-py raises where an answer is not as JetStream writes it: not JSON, a field of another
+# type, a field that is missing, a time or base64 that cannot be read.
+_UNREADABLE: Final = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def jetstream(connection: Connection) -> JetStreamContext:
     """nats-py's JetStream calls, sent over `connection` with its promises.
 
-    They raise nats-py's errors: the caller, in `bridge.bus`, maps them.
+    They raise nats-py's errors: the caller, in `bridge.bus`, wraps them in `jetstream_errors`.
     """
     requests = RequestAdapter(connection)
     domain = connection.settings.domain or None
-    return JetStreamContext(requests, domain=domain, timeout=_PATIENCE)  # type: ignore[arg-type]
+    return JetStreamContext(requests, domain=domain, timeout=_TIMEOUT)  # type: ignore[arg-type]
+
+
+def api_subject(connection: Connection, call: str) -> str:
+    """The subject of this JetStream API call, in the connection's domain."""
+    domain = connection.settings.domain
+    return f"$JS.{domain}.API.{call}" if domain else f"$JS.API.{call}"
+
+
+@contextlib.contextmanager
+def jetstream_errors(what: str, *, denied: str = "") -> Iterator[None]:
+    """Raise what JetStream calls in the block raise as BusErrors about `what`.
+
+    With `denied`, a sentence without a reason, NotPermitted becomes StoreUnsuitable.
+    """
+    try:
+        yield
+    except NotPermitted as exc:
+        if not denied:
+            raise
+        raise StoreUnsuitable(f"{denied}: {exc}") from exc
+    except (nats.errors.Error, OSError, *_UNREADABLE) as exc:
+        raise bus_error(what, exc) from exc
+
+
+def bus_error(what: str, exc: Exception) -> BusError:
+    """`exc`, which a JetStream call about `what` raised, as an error of ours.
+
+    NoReply: the outcome is unknown. StoreRefused: JetStream refused, nothing was stored.
+    """
+    if isinstance(exc, nats.js.errors.APIError):
+        return StoreRefused(what, exc.err_code or 0, exc.description or str(exc))
+    if isinstance(exc, TimeoutError):  # nats-py's are, too
+        return NoReply(what, _TIMEOUT)
+    if isinstance(exc, _UNREADABLE):
+        return BusError(f"{what}: JetStream's answer cannot be read: {exc!r}")
+    return BusError(f"{what}: {str(exc) or type(exc).__name__}")
 
 
 class RequestAdapter:
-    """What nats-py's JetStream calls need of a client, with a Connection's promises."""
+    """The part of nats-py's client that its JetStream calls use, over a Connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.connected_server_version = connection.server_version
+        self.connected_server_version = ServerVersion(
+            str(connection.server_info.get("version", "0.0.0-unknown"))
+        )
 
     async def request(self, subject: str, payload: bytes = b"", timeout: float = 5) -> Message:
         try:
             if subject.startswith("$JS.") and ".API." in subject:
-                return await self._insist(subject, payload, timeout)
+                return await self._request_repeatedly(subject, payload, timeout)
             return await self._connection.request(subject, payload, timeout=timeout)
         except NoResponders as exc:
             raise nats.errors.NoRespondersError from exc
         except NoReply as exc:
             raise nats.errors.TimeoutError from exc
 
-    async def _insist(self, subject: str, payload: bytes, timeout: float) -> Message:
+    async def _request_repeatedly(self, subject: str, payload: bytes, timeout: float) -> Message:
         """The first answer to any copy. Raises as `Connection.request` does."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        inquiry = self._connection.inquire(subject, payload)
+        request = self._connection.inquire(subject, payload)
         try:
             while True:
-                inquiry.send()
+                request.send()
                 try:
-                    return await inquiry.answer(min(_AGAIN, deadline - loop.time()))
+                    return await request.answer(min(_RESEND, deadline - loop.time()))
                 except NoReply:
                     if loop.time() >= deadline or not self._connection.connected:
                         raise
         finally:
-            inquiry.drop()
+            request.drop()

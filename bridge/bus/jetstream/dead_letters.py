@@ -1,7 +1,7 @@
-"""The stream of dead letters: what could not be handed on, kept for people to look at.
+"""The stream of dead letters: events that could not be delivered, kept for an operator to read.
 
-It is made by whoever has the first to keep, not by Boxes. A full stream refuses (`discard: new`)
-instead of dropping its oldest: whoever stores here goes on trying, and says so.
+A relay creates it, not a Box. A full stream refuses new messages (`discard: new`) instead of
+deleting its oldest, so the relay retries and reports that.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from bridge.bus.jetstream.topology import DAY, api_level, ensure_stream
 from bridge.subjects import Subjects
 
 WINDOW: Final = DAY
-"""Seconds for which a dead letter that is stored again is known."""
+"""Seconds for which the stream recognises a dead letter that is stored again."""
 
 _MAX_AGE: Final = 30 * DAY
-_MAX_BYTES: Final = 256 * 1024**2  # which the server sets aside
-_MAX_SIZE: Final = 128 * 1024  # an event of 64 KiB, and what is said about it
+_MAX_BYTES: Final = 256 * 1024**2  # the server reserves them
+_MAX_SIZE: Final = 128 * 1024  # an event of 64 KiB, and its headers
 
 
 def dead_stream(subjects: Subjects, *, replicas: int = 1) -> StreamConfig:
-    """What must exist: 30 days, 256 MiB, in files. An operator may raise each."""
+    """The stream's settings: 30 days, 256 MiB, in files. An operator may raise each."""
     return StreamConfig(
         name=subjects.dead_stream,
         subjects=[subjects.all_dead],
@@ -43,7 +43,7 @@ def dead_stream(subjects: Subjects, *, replicas: int = 1) -> StreamConfig:
 
 
 async def ensure_dead_stream(connection: Connection) -> None:
-    """Create the stream if it is missing. Raises what `topology.ensure` does."""
+    """Create the stream if it is missing. Raises as `topology.ensure` does."""
     await api_level(connection)
     wanted = dead_stream(connection.subjects, replicas=connection.settings.replicas)
     await ensure_stream(connection, wanted)

@@ -1,9 +1,9 @@
-"""A bucket as a typed, always-current view, and compare-and-set on it.
+"""A bucket as a typed view that is always current, with compare-and-set writes.
 
-The view is complete once `live` is True and stays so but for the moments of a resync, during
-which it keeps what it had. Writes go to the store and come back through the view; one that was
-acknowledged is in the view at once. A record that cannot be read is counted, kept out of the
-view and listed as unreadable, so that nobody takes its key for free; each put of it is told.
+The view is complete while `live` is True; during a resync it keeps the records that it had. Writes
+go to the store and come back through the view; an acknowledged write is in the view at once. A
+record that cannot be decoded is counted, left out of the view and listed as unreadable, so that its
+key does not count as free; each put of it is reported to `on_change`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Generic, TypeVar
 
-import nats.errors
 import nats.js.errors
 from msgspec import Struct
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.bus.jetstream.api import jetstream
+from bridge.bus.jetstream.api import jetstream, jetstream_errors
 from bridge.bus.jetstream.follower import Follower
-from bridge.bus.jetstream.publish import EXPECTED_SEQ, EXPECTED_SUBJECT_SEQ, mapped, store
+from bridge.bus.jetstream.publish import EXPECTED_SEQ, EXPECTED_SUBJECT_SEQ, store
 from bridge.errors import ProtocolError
 from bridge.protocol import decode, encode
 
@@ -34,9 +33,9 @@ _TIMEOUT: Final = 5.0  # seconds for a write
 T = TypeVar("T", bound=Struct)
 
 OnChange = Callable[[str, T | None, T | None], None]
-"""Told a key, its old value and its new one (None: not there), after each put and delete.
+"""Called with a key, its old and its new value (None: not there), after each put and delete.
 
-A put that repeats the value (a renewed lease) is told too. Must not block.
+Also called for a put that repeats the value (a renewed lease). Must not block.
 """
 
 
@@ -50,7 +49,8 @@ class Record(Struct, Generic[T], frozen=True):
 class KeyValueView(Generic[T]):
     """The view of one bucket; `run` keeps it current. See the module.
 
-    `check` raises ProtocolError for a value that is not to be believed under its key.
+    `check` raises ProtocolError for a value that is invalid under its key. `on_live` is called when
+    the view becomes complete, and when it no longer is.
     """
 
     def __init__(
@@ -73,7 +73,14 @@ class KeyValueView(Generic[T]):
         self._next: _View[T] | None = None
         self._live = asyncio.Event()
         self._moved = asyncio.Event()
-        self._follower = Follower(connection, f"KV_{bucket}", self)
+        self._follower = Follower(
+            connection,
+            f"KV_{bucket}",
+            self.take,
+            on_begin=self.begin,
+            on_complete=self.complete,
+            on_lost=self.lost,
+        )
         self._prefix = f"$KV.{bucket}."
 
     async def run(self) -> None:
@@ -89,7 +96,7 @@ class KeyValueView(Generic[T]):
 
     @property
     def seq(self) -> int:
-        """The sequence of the bucket's last message that the view holds."""
+        """The sequence of the last message of the bucket that the view has taken."""
         return self._view.seq
 
     @property
@@ -98,15 +105,15 @@ class KeyValueView(Generic[T]):
         return self._view.unreadable
 
     def was_deleted(self, key: str) -> bool:
-        """Whether somebody deleted `key`; False if it was never there, or has expired."""
+        """Whether `key` was deleted; False if it never existed, or has expired."""
         return key in self._view.markers
 
     def get(self, key: str) -> Record[T] | None:
-        """The record of `key`, as far as the view knows."""
+        """The record of `key` in the view; None if there is none."""
         return self._view.records.get(key)
 
     def revision(self, key: str) -> int:
-        """The sequence of the last message of `key`, be it a value or a deletion; 0 if none."""
+        """The sequence of the last message of `key`, a value or a deletion; 0 if there is none."""
         return self._view.revision(key)
 
     def items(self) -> Iterator[tuple[str, Record[T]]]:
@@ -118,8 +125,8 @@ class KeyValueView(Generic[T]):
         await self._live.wait()
 
     async def wait_for(self, seq: int) -> None:
-        """Return when the view has reached the bucket's sequence `seq`, or has begun anew: the
-        store may have lost what it had, and count anew.
+        """Return when the view has reached sequence `seq` of the bucket, or was resynced: a store
+        that lost its messages numbers them again from 1.
         """
         view = self._view
         while view is self._view and view.seq < seq:
@@ -127,25 +134,24 @@ class KeyValueView(Generic[T]):
             await self._moved.wait()
 
     async def read(self, key: str) -> Record[T] | None:
-        """What the store itself has of `key` now, past the view; None if it has nothing.
+        """The record of `key`, read from the store itself; None if it has none.
 
-        Raises BusError when it does not answer, ProtocolError for an unreadable value.
+        Raises BusError if the store does not answer, ProtocolError for an unreadable value.
         """
         subject = self._prefix + key
-        try:
-            raw = await jetstream(self._connection).get_last_msg(f"KV_{self.bucket}", subject)
-        except nats.js.errors.NotFoundError:
-            return None
-        except (nats.errors.Error, TimeoutError) as exc:
-            raise mapped(subject, exc) from exc
+        with jetstream_errors(subject):
+            try:
+                raw = await jetstream(self._connection).get_last_msg(f"KV_{self.bucket}", subject)
+            except nats.js.errors.NotFoundError:
+                return None
         deleted = (raw.headers or {}).get(_OPERATION) in _DELETED
         return None if deleted else Record(self._decode(key, raw.data or b""), raw.seq or 0)
 
     def drop(self, key: str) -> None:
-        """Forget a record that `read` says has expired: the view is not told of that."""
+        """Remove a record that has expired, as `read` found: the stream does not report expiry."""
         record = self._view.records.pop(key, None)
         if record is not None:
-            self._tell(key, record, None)
+            self._report(key, record, None)
 
     # ── writing: each raises what `store` raises ───────────────────────────────────────────
 
@@ -154,31 +160,31 @@ class KeyValueView(Generic[T]):
         return await self.update(key, value, self._view.markers.get(key, 0))
 
     async def update(self, key: str, value: T, revision: int) -> int:
-        """Replace `key`, which must still be at `revision`; returns the new revision."""
+        """Replace `key`, which must still have `revision`; returns the new revision."""
         seq = await self._write(key, encode(value), {EXPECTED_SUBJECT_SEQ: str(revision)})
         self._apply(key, value, seq)
         return seq
 
     async def put(self, key: str, value: T, *, timeout: float = _TIMEOUT) -> int:
-        """Write `key`, whatever it holds; in a bucket with a ttl this renews the lease."""
+        """Write `key` unconditionally; in a bucket with a ttl this renews the lease."""
         seq = await self._write(key, encode(value), {}, timeout)
         self._apply(key, value, seq)
         return seq
 
     async def delete(self, key: str, revision: int) -> None:
-        """Delete `key`, which must still be at `revision`."""
+        """Delete `key`, which must still have `revision`."""
         headers = {_OPERATION: "DEL", EXPECTED_SUBJECT_SEQ: str(revision)}
         self._apply(key, None, await self._write(key, b"", headers))
 
     async def compare_and_set(self, key: str, value: T, seq: int) -> int:
-        """Write `key` if nothing in the whole bucket was written since `seq`.
+        """Write `key` if nothing was written to the whole bucket after `seq`.
 
-        `seq` is what `self.seq` was when the decision was taken. Returns the new sequence.
+        `seq` is the value of `self.seq` at the decision. Returns the new sequence.
         """
         new = await self._write(key, encode(value), {EXPECTED_SEQ: str(seq)})
         self._apply(key, value, new)
         if self._view.seq == seq:
-            self._advance(new)  # nothing lay between
+            self._advance(new)  # no message lies between
         return new
 
     async def _write(
@@ -191,15 +197,15 @@ class KeyValueView(Generic[T]):
         return stored.seq
 
     def _apply(self, key: str, value: T | None, seq: int) -> None:
-        """Take an acknowledged write into the view before it comes back."""
+        """Take an acknowledged write into the view before the stream delivers it."""
         if self._next is not None and self._next.revision(key) < seq:
             self._next.set(key, value, seq)
         if self._view.revision(key) < seq:
             old = self._view.records.get(key)
             self._view.set(key, value, seq)
-            self._tell(key, old, value)
+            self._report(key, old, value)
 
-    # ── the Follower's sink ──────────────────────────────────────────────────────────────
+    # ── called by the Follower ──────────────────────────────────────────────────────────────
 
     def begin(self) -> None:
         self._next = _View()
@@ -215,12 +221,12 @@ class KeyValueView(Generic[T]):
             except ProtocolError as exc:
                 readable = False
                 self._connection.metrics.refuse(self.bucket, "unreadable record")
-                if key not in self._view.unreadable:  # a lease may be renewed so, for ever
+                if key not in self._view.unreadable:  # a lease is renewed again and again
                     _log.error("bucket %s, key %s cannot be read: %s", self.bucket, key, exc)
         self.put_in(key, value, seq, readable=readable)
 
     def put_in(self, key: str, value: T | None, seq: int, *, readable: bool = True) -> None:
-        """Take what message `seq` says of `key`, decoded: None for a deletion, or if unreadable."""
+        """Take the decoded value of message `seq`: None for a deletion, or if unreadable."""
         view = self._view if self._next is None else self._next
         fresh = view.revision(key) < seq
         old = view.records.get(key)
@@ -229,18 +235,18 @@ class KeyValueView(Generic[T]):
         view.seq = max(view.seq, seq)
         if self._next is None:
             if fresh:
-                self._tell(key, old, value)
+                self._report(key, old, value)
             self._moved.set()
 
     def complete(self, last_seq: int) -> None:
         if self._next is not None:
             before, self._view, self._next = self._view, self._next, None
             changed = before.unreadable.items() ^ self._view.unreadable.items()
-            blurred = {key for key, _ in changed}
-            for key in before.records.keys() | self._view.records.keys() | blurred:
+            unclear = {key for key, _ in changed}
+            for key in before.records.keys() | self._view.records.keys() | unclear:
                 old, new = before.records.get(key), self._view.records.get(key)
-                if old != new or key in blurred:
-                    self._tell(key, old, new.value if new else None)
+                if old != new or key in unclear:
+                    self._report(key, old, new.value if new else None)
         self._advance(max(self._view.seq, last_seq))
         self._live.set()
         if self._on_live:
@@ -261,7 +267,7 @@ class KeyValueView(Generic[T]):
         self._view.seq = max(self._view.seq, seq)
         self._moved.set()
 
-    def _tell(self, key: str, old: Record[T] | None, new: T | None) -> None:
+    def _report(self, key: str, old: Record[T] | None, new: T | None) -> None:
         if self._on_change is not None:
             self._on_change(key, old.value if old else None, new)
 

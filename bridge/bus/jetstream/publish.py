@@ -1,4 +1,4 @@
-"""Writing to JetStream: one message, acknowledged, with its fate known or said to be unknown."""
+"""Writing to JetStream: each message is acknowledged, refused, or its outcome is unknown."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from datetime import datetime
 from typing import Final
 
 import msgspec
-import nats.errors
-import nats.js.errors
 from msgspec import Struct
 
 from bridge.bus.core.connection import Connection
@@ -27,11 +25,11 @@ _BATCH_COMMIT: Final = "Nats-Batch-Commit"
 
 _CONFLICTS: Final = (10071, 10164)  # wrong last sequence, plain and for a subject
 _TOO_LARGE: Final = 10054
-_LAST: Final = re.compile(r"wrong last sequence: (\d+)")
+_LAST_SEQ: Final = re.compile(r"wrong last sequence: (\d+)")
 
 
 class Acknowledgement(Struct, frozen=True):
-    """An acknowledgement: the message's sequence, and whether it had been stored before."""
+    """An acknowledgement: the message's sequence, and whether it was stored before."""
 
     seq: int
     duplicate: bool
@@ -54,12 +52,6 @@ class _Ack(Struct):
 _ACK: Final = msgspec.json.Decoder(_Ack)
 
 
-def api_subject(connection: Connection, call: str) -> str:
-    """Where JetStream takes this management call."""
-    domain = connection.settings.domain
-    return f"$JS.{domain}.API.{call}" if domain else f"$JS.API.{call}"
-
-
 async def store(
     connection: Connection,
     subject: str,
@@ -68,11 +60,11 @@ async def store(
     headers: Mapping[str, str] | None = None,
     timeout: float = 5.0,
 ) -> Acknowledgement:
-    """Publish into whatever stream takes `subject`, and wait until it is stored.
+    """Publish into the stream that takes `subject`, and return when the message is stored.
 
-    Raises Conflict, TooLarge and StoreRefused (not stored), CutOff, NotPermitted and NoResponders
-    (not sent; no stream takes the subject), NoReply (the outcome is unknown; also when somebody
-    else who hears the subject answered first).
+    Raises Conflict, TooLarge and StoreRefused (not stored), CutOff and NotPermitted (not sent),
+    NoResponders (no stream takes the subject), and NoReply: the outcome is unknown, also if another
+    subscriber of the subject answered first.
     """
     message = await connection.request(subject, data, headers=headers, timeout=timeout)
     ack = _decoded(connection, message, subject, timeout)
@@ -82,12 +74,12 @@ async def store(
 async def store_each(
     connection: Connection, messages: Iterable[OutgoingMessage], *, timeout: float = 5.0
 ) -> None:
-    """Store messages side by side, each for itself; for a few at a time.
+    """Store a few messages concurrently, each on its own.
 
-    Raises what `store` raises, for the first that failed, once the fate of each is known.
+    When the outcome of each is known, raises as `store` does for the first one that failed.
     """
     failed: BusError | None = None
-    asked: list[tuple[OutgoingMessage, PendingRequest]] = []
+    requests: list[tuple[OutgoingMessage, PendingRequest]] = []
     for message in messages:
         try:
             request = connection.ask(
@@ -96,23 +88,23 @@ async def store_each(
         except BusError as exc:
             failed = exc
             break
-        asked.append((message, request))
+        requests.append((message, request))
     try:
-        for message, request in asked:
+        for message, request in requests:
             try:
                 _decoded(connection, await request.answer(), message.subject, timeout)
             except BusError as exc:
                 failed = failed or exc
     finally:
-        for _, request in asked:
+        for _, request in requests:
             request.drop()
     if failed is not None:
         raise failed
 
 
 class OutgoingMessage(Struct, frozen=True, kw_only=True):
-    """A message that must be stored once. `headers` hold a ``Nats-Msg-Id``; messages with the
-    same `key` stay in their order; `at` is when it was made.
+    """A message to store exactly once. `headers` include a ``Nats-Msg-Id``; messages with the same
+    `key` keep their order; `at` is the time of creation.
     """
 
     subject: str
@@ -125,9 +117,9 @@ class OutgoingMessage(Struct, frozen=True, kw_only=True):
 async def store_batch(
     connection: Connection, messages: Sequence[OutgoingMessage], *, timeout: float = 5.0
 ) -> None:
-    """Store 2 to 1,000 messages of one stream, all of them or none (nats-server 2.12 and newer).
+    """Store 2 to 1,000 messages in one stream, all or nothing (nats-server 2.12 and newer).
 
-    Raises StoreRefused (none was stored by this call; with code 10201 at least one had been
+    Raises StoreRefused (this call stored nothing; with code 10201 at least one message had been
     stored before), CutOff, NoResponders, and NoReply (the outcome is unknown).
     """
     batch, last = secrets.token_hex(8), len(messages)
@@ -148,12 +140,12 @@ async def store_batch(
 
 
 def _decoded(connection: Connection, message: Message, subject: str, timeout: float) -> _Ack:
-    """The acknowledgement. Raises Conflict, TooLarge and StoreRefused for a refusal, NoReply for
-    what is neither: a stranger's answer.
+    """The acknowledgement. Raises Conflict, TooLarge or StoreRefused for a refusal, and NoReply for
+    an answer that is not JetStream's.
     """
     try:
         ack = _ACK.decode(message.data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         ack = _Ack()
     if ack.error is None:
         if not (ack.stream and ack.seq > 0):
@@ -162,17 +154,8 @@ def _decoded(connection: Connection, message: Message, subject: str, timeout: fl
         return ack
     code, description = ack.error.err_code, ack.error.description
     if code in _CONFLICTS:
-        last = _LAST.search(description)
+        last = _LAST_SEQ.search(description)
         raise Conflict(subject, code, description, int(last[1]) if last else None)
     if code == _TOO_LARGE:
         raise TooLarge(subject, "it exceeds the max_msg_size of its stream")
     raise StoreRefused(subject, code, description)
-
-
-def mapped(subject: str, exc: Exception) -> BusError:
-    """What nats-py's JetStream calls raise, as an error of ours."""
-    if isinstance(exc, nats.js.errors.APIError):
-        return StoreRefused(subject, exc.err_code or 0, exc.description or str(exc))
-    if isinstance(exc, (nats.errors.TimeoutError, TimeoutError)):
-        return NoReply(subject, 5.0)
-    return BusError(f"{subject}: {exc}")

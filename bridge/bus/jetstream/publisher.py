@@ -1,8 +1,8 @@
-"""Publishing what must not be lost: again and again, until it is stored, and stored once.
+"""Publishing messages that must not be lost: each is retried until it is stored exactly once.
 
-A repeat is harmless while the stream remembers the message's ``Nats-Msg-Id``: it keeps the first
-and acknowledges the others. What may have been stored longer ago than half that memory is looked
-up in the stream before it is sent again.
+A retry is harmless while the stream remembers the message's ``Nats-Msg-Id``: it keeps the first
+copy and acknowledges the others. A message that may have been stored before, and is older than half
+of that window, is looked up in the stream before it is sent again.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ _log = logging.getLogger(__name__)
 
 LIMIT: Final = 1000  # messages in one atomic batch (nats-server)
 
-_IN_FLIGHT: Final = 16  # single messages at once (NATS-FACTS: a batch pays from 10 on)
-_BATCH_FROM: Final = 10
-_TIMEOUT: Final = 5.0  # seconds until a silent publish is repeated
+_IN_FLIGHT: Final = 16  # single messages at once
+_BATCH_FROM: Final = 10  # messages from which on a batch is faster than single ones
+_TIMEOUT: Final = 5.0  # seconds until an unacknowledged publish is retried
 
 
 class Publisher:
     """See the module. Publishes into `stream`, which remembers ids for `window` seconds.
 
-    `restore` is awaited when no stream takes a subject any more, and before a look into it.
+    `restore` creates the stream if it is gone: it is awaited when no stream takes a subject any
+    more, and before messages are looked up.
     """
 
     def __init__(
@@ -55,14 +56,14 @@ class Publisher:
     async def publish(self, messages: Sequence[OutgoingMessage], *, doubtful: bool = False) -> None:
         """Return when up to 1,000 messages are stored, however long that takes.
 
-        `doubtful` says that they may have been sent before, as by a process that was killed.
-        Messages with the same key are stored in their order. Only cancellation ends it early;
-        which of them were stored is then unknown.
+        `doubtful` means that they may have been sent before, by a process that was killed. Messages
+        with the same key are stored in their order. Only cancellation ends it early; which of them
+        were stored is then unknown.
         """
         if self._connection.connected and not doubtful:
-            # Nearly always it works, and the machinery of trying again costs a tenth of the time
-            # that a lone event takes.
-            with contextlib.suppress(BusError):  # `_try` has told of it
+            # The first attempt nearly always succeeds, and the retry loop would add a tenth to the
+            # time of a single event.
+            with contextlib.suppress(BusError):  # `_try` has logged it
                 await self._try(messages)
                 return
             doubtful = True
@@ -73,11 +74,11 @@ class Publisher:
                 await self._connection.wait_connected()
                 if doubtful:
                     messages = await self._unstored(messages)
-                doubtful = True  # whatever becomes of it now
+                doubtful = True  # from here on the outcome may be unknown
                 await self._try(messages)
 
     async def _try(self, messages: Sequence[OutgoingMessage]) -> None:
-        """Store `messages`; after an unknown outcome the same ones must be tried again."""
+        """Store `messages`. After an unknown outcome the same ones must be retried."""
         try:
             if len(messages) < _BATCH_FROM or not has_atomic_batches(self._connection):
                 await self._one_by_one(messages)
@@ -85,8 +86,8 @@ class Publisher:
             try:
                 await store_batch(self._connection, messages, timeout=_TIMEOUT)
             except StoreRefused as exc:
-                # Some were stored before (10201), or the server is out of batches: one by one
-                # each answers for itself.
+                # Some were stored before (10201), or the server has no batch left: sent one by one,
+                # each message gets its own answer.
                 _log.debug("batch of %d refused: %s", len(messages), exc)
                 self._connection.metrics.count("batch_refused")
                 await self._one_by_one(messages)
@@ -97,12 +98,12 @@ class Publisher:
             raise
         except BusError as exc:
             self._connection.metrics.count("publish_retry")
-            _log.warning("storing in %s failed, trying again: %s", self._stream, exc)
+            _log.warning("storing in %s failed, retrying: %s", self._stream, exc)
             raise
 
     async def _one_by_one(self, messages: Iterable[OutgoingMessage]) -> None:
-        """The first of each key side by side, then the second of each: none overtakes one that
-        failed.
+        """Store the first message of each key concurrently, then the second of each, and so on: no
+        message overtakes an earlier one of its key that failed.
         """
         for turn in _in_turns(messages):
             for first in range(0, len(turn), _IN_FLIGHT):
@@ -110,8 +111,9 @@ class Publisher:
                 await store_each(self._connection, part, timeout=_TIMEOUT)
 
     async def _unstored(self, messages: Sequence[OutgoingMessage]) -> Sequence[OutgoingMessage]:
-        """`messages` without those that are so old that their id may be forgotten, and that the
-        stream holds. A message from the future was made by a clock that was set back since.
+        """`messages` without those that the stream holds and whose id it may have forgotten.
+
+        A message from the future was made before this host's clock was set back: it counts as old.
         """
         now = self._clock()
         old = {
@@ -121,22 +123,22 @@ class Publisher:
         }
         if not old:
             return messages
-        await self._restore()  # nothing can be looked up in a stream that is gone
-        found: set[str] = set()
+        await self._restore()  # the stream may be gone
+        stored: set[str] = set()
 
         def take(message: Message) -> None:
             if (name := message.headers.get(MSG_ID, "")) in old:
-                found.add(name)
+                stored.add(name)
 
         for subject in set(old.values()):
             await replay.read(self._connection, self._stream, subject, take)
-        if found:
-            _log.info("%d events had been stored before the outage", len(found))
-        return [message for message in messages if message.headers[MSG_ID] not in found]
+        if stored:
+            _log.info("%d events had been stored before the outage", len(stored))
+        return [message for message in messages if message.headers[MSG_ID] not in stored]
 
 
 def _in_turns(messages: Iterable[OutgoingMessage]) -> Iterable[list[OutgoingMessage]]:
-    """`messages` in lists that hold each key once at most, and each key's in their order."""
+    """`messages` in lists that hold each key at most once; those of one key keep their order."""
     turns: list[list[OutgoingMessage]] = []
     turn_of: dict[str, int] = {}
     for message in messages:

@@ -1,9 +1,9 @@
-"""Pulling from a stream under a durable name, so that the server remembers what was handled.
+"""Pulling from a stream under a durable name: the server remembers which messages were handled.
 
-Several workers may pull under one name; each message goes to one of them at a time. What a worker
-holds is bounded by `room`: it asks for no more than that, one request at a time, and asks again at
-once after a reconnect, after silence (the server says once a second that it is there), and when
-the server ends a request. The durable is made again when it, or its stream, was deleted or lost.
+Several workers may pull under one name; each message goes to one of them at a time. A worker
+requests as many messages as it has `room` for, one request at a time. It requests again at once
+after a reconnect, after silence (the server sends a heartbeat each second), and when the server
+ends a request. The durable is created again if it, or its stream, was deleted or lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, Protocol
 
-import nats.errors
 import nats.js.errors
 from msgspec.structs import replace
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, StreamInfo
@@ -25,48 +24,48 @@ from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, StreamInfo
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream.ack_subject import AckSubject, parse_position
-from bridge.bus.jetstream.api import jetstream
+from bridge.bus.jetstream.api import api_subject, jetstream, jetstream_errors
 from bridge.bus.jetstream.follower import Begin, Checkpoint, Reset, begin_at, filters, find_reset
-from bridge.bus.jetstream.publish import api_subject, mapped
-from bridge.errors import BusError, DurableMismatch, NotPermitted, StoreUnsuitable
+from bridge.errors import BusError, DurableMismatch, StoreUnsuitable
 
 _log = logging.getLogger(__name__)
 
-_HEARTBEAT: Final = 1.0  # seconds between the server's signs of life
-_SILENCE: Final = 2.2  # seconds without message or sign: two were missed
-_CHECK: Final = 0.25  # seconds between looks at the silence
-_RETRY: Final = 0.25  # seconds before another try to get at the durable
+LOOK: Final = 2.0  # seconds between looks at the progress of all workers
+
+_HEARTBEAT: Final = 1.0  # seconds between the server's heartbeats
+_SILENCE: Final = 2.2  # seconds without message or heartbeat: two heartbeats are missing
+_CHECK: Final = 0.25  # seconds between checks for silence
+_RETRY: Final = 0.25  # seconds before the next attempt to open the durable
 _EXPIRES: Final = 30.0  # seconds that a request for messages lasts
-LOOK: Final = 2.0  # seconds between looks at how far all workers have come
-_MAX_PENDING: Final = 10_000  # messages that all workers together may have unacknowledged
+_MAX_PENDING: Final = 10_000  # unacknowledged messages of all workers together
 _NS: Final = 1_000_000_000
 
 
 class PullHandler(Protocol):
-    """Who pulls. Called in the read loop: nothing here may block."""
+    """A worker that messages are pulled for. Called in the read loop: no method may block."""
 
     def room(self) -> int:
-        """How many messages it would take now."""
+        """How many more messages the worker accepts now."""
 
     def take(self, message: Message, position: AckSubject) -> None:
-        """A message, to be answered on its reply subject."""
+        """Take a message, which is to be answered on its reply subject."""
 
     def reset(self, reset: Reset) -> None:
-        """Messages were missed, or the stream is another one."""
+        """Take the report that messages are missing, or that the stream was re-created."""
 
     def tick(self) -> None:
-        """Called every 0.25 s, for what has run out."""
+        """Called every 0.25 s, to release messages whose time is over."""
 
-    def looked(self, unhandled: int) -> None:
-        """How many messages no worker has handled yet, now and then."""
+    def set_backlog(self, count: int) -> None:
+        """Take the number of messages that no worker has handled, after each look."""
 
 
 class PullConsumer:
-    """Feeds `taker` for as long as `run` runs. See the module.
+    """Gives messages to `handler` while `run` runs. See the module.
 
-    `start` is where the durable begins when there is none of this `name` yet. `ack_wait` is after
-    how many seconds without an answer a message comes again. Every `look` seconds it looks at how
-    far all workers have come.
+    A durable that does not exist yet begins at `start`. The server delivers a message again after
+    `ack_wait` seconds without an answer. `look` is the pause between looks at the progress of all
+    workers, in seconds. `ready` is set once the durable is open.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class PullConsumer:
         connection: Connection,
         stream: str,
         name: str,
-        taker: PullHandler,
+        handler: PullHandler,
         *,
         subjects: Sequence[str],
         start: Begin,
@@ -85,7 +84,7 @@ class PullConsumer:
         self.name = name
         self.ready = asyncio.Event()
         self._connection = connection
-        self._taker = taker
+        self._handler = handler
         self._subjects = subjects
         self._start = start
         self._ack_wait = ack_wait
@@ -95,14 +94,14 @@ class PullConsumer:
         self._taken = 0
         self._broken = asyncio.Event()
         self._inbox = ""
-        self._asked = 0
-        self._heard = 0.0
+        self._requested = 0
+        self._last_activity = 0.0
 
     async def run(self) -> None:
         """Pull until cancelled.
 
-        Raises StoreUnsuitable where this user may not, DurableMismatch for a durable of this name
-        that is another's.
+        Raises StoreUnsuitable if this NATS user may not, DurableMismatch if a durable of this name
+        has other settings.
         """
         unwatch = self._connection.watch(lambda up: self._broken.set())
         try:
@@ -114,7 +113,7 @@ class PullConsumer:
                     self.ready.set()
                     await self._pull()
                     self._connection.metrics.count("resync")
-                    await asyncio.sleep(_RETRY)  # a server that refuses must not be asked in a spin
+                    await asyncio.sleep(_RETRY)  # no busy loop against a server that refuses
                 except (StoreUnsuitable, DurableMismatch):
                     raise
                 except BusError as exc:
@@ -123,11 +122,11 @@ class PullConsumer:
         finally:
             unwatch()
 
-    def ask(self) -> None:
-        """Ask for as many messages as there is room for, unless some are still to come."""
-        if not self._inbox or self._asked or self._broken.is_set():
+    def request(self) -> None:
+        """Request as many messages as there is room for, unless a request is still open."""
+        if not self._inbox or self._requested or self._broken.is_set():
             return
-        if (room := self._taker.room()) < 1:
+        if (room := self._handler.room()) < 1:
             return
         body = {
             "batch": room,
@@ -141,40 +140,38 @@ class PullConsumer:
         except BusError:
             self._broken.set()
             return
-        self._asked = room
-        self._heard = time.monotonic()
+        self._requested = room
+        self._last_activity = time.monotonic()
 
-    # ── being there ──────────────────────────────────────────────────────────────────────
+    # ── the durable ──────────────────────────────────────────────────────────────────────
 
     async def _open(self) -> None:
-        """See to it that the durable is there, and tell what became of the stream."""
+        """Create the durable if it is missing, and report missing messages."""
         js = jetstream(self._connection)
-        try:
-            found = await self._found()
+        with jetstream_errors(
+            f"{self.stream}: durable {self.name}", denied=f"durable {self.name} cannot be used"
+        ):
+            durable = await self._find()
             info = await js.stream_info(self.stream)  # after the durable: it cannot be ahead of it
-            if found is not None and (taken := _delivered(found)) > info.state.last_seq:
+            if durable is not None and (taken := _delivered(durable)) > info.state.last_seq:
                 self._floor = taken  # the stream has lost its end
                 await js.delete_consumer(self.stream, self.name)
-                found = None
-            reset = self._missed(found, info)
-            if found is None:
-                found = await js.add_consumer(self.stream, self._config(reset))
-            elif found.config.ack_wait != self._ack_wait:
-                wanted = found.config.evolve(ack_wait=self._ack_wait)
-                found = await js.add_consumer(self.stream, wanted)
-        except NotPermitted as exc:
-            raise StoreUnsuitable(f"durable {self.name} cannot be used: {exc}") from exc
-        except (nats.errors.Error, TimeoutError) as exc:
-            raise mapped(f"{self.stream}: durable {self.name}", exc) from exc
+                durable = None
+            reset = self._find_reset(durable, info)
+            if durable is None:
+                durable = await js.add_consumer(self.stream, self._config(reset))
+            elif durable.config.ack_wait != self._ack_wait:
+                wanted = durable.config.evolve(ack_wait=self._ack_wait)
+                durable = await js.add_consumer(self.stream, wanted)
         self._created = info.created
-        self._floor = _floor(found)
+        self._floor = _floor(durable)
         if reset is not None:
             self._taken = 0
-            self._taker.reset(reset)
-        self._taker.looked(_unhandled(found))
+            self._handler.reset(reset)
+        self._handler.set_backlog(_backlog(durable))
 
-    async def _found(self) -> ConsumerInfo | None:
-        """The durable, if there is one; raises DurableMismatch where it is not one like ours."""
+    async def _find(self) -> ConsumerInfo | None:
+        """The durable, if it exists. Raises DurableMismatch if it has other settings."""
         js = jetstream(self._connection)
         try:
             info: ConsumerInfo = await js.consumer_info(self.stream, self.name)
@@ -190,20 +187,20 @@ class PullConsumer:
             )
         return info
 
-    def _missed(self, found: ConsumerInfo | None, info: StreamInfo) -> Reset | None:
-        """What was missed, as far as this process or the durable knows how far it had come."""
+    def _find_reset(self, durable: ConsumerInfo | None, info: StreamInfo) -> Reset | None:
+        """The missing messages, by the progress that this process or the durable remembers."""
         floor, created = self._floor, self._created
-        if found is not None:
-            floor = max(floor or 0, _floor(found))
+        if durable is not None:
+            floor = max(floor or 0, _floor(durable))
         elif floor is None and isinstance(self._start, int):
             floor = self._start - 1
         elif floor is None and isinstance(self._start, Checkpoint):
             floor, created = self._start.position, self._start.created
         if self._taken > info.state.last_seq:
-            floor = self._taken  # it has lost its end: what was to come next is not what comes
+            floor = self._taken  # the stream has lost its end
         reset = None if floor is None else find_reset(floor, created, info)
-        if found is not None and reset is not None and reset.reason == "recreated":
-            return replace(reset, next=_floor(found) + 1)  # another worker was first to make it
+        if durable is not None and reset is not None and reset.reason == "recreated":
+            return replace(reset, next=_floor(durable) + 1)  # another worker created it first
         return reset
 
     def _config(self, reset: Reset | None) -> ConsumerConfig:
@@ -211,7 +208,7 @@ class PullConsumer:
         if reset is not None:
             start = reset.next
         elif self._floor is not None:
-            start = self._floor + 1  # it was deleted: on from what all workers had handled
+            start = self._floor + 1  # it was deleted: continue after what all workers had handled
         return ConsumerConfig(
             durable_name=self.name,
             **filters(self._subjects),
@@ -224,38 +221,36 @@ class PullConsumer:
     # ── pulling ──────────────────────────────────────────────────────────────────────────
 
     async def _pull(self) -> None:
-        """Return when it is in doubt that messages would come."""
-        self._asked = 0
+        """Return when messages may no longer arrive."""
+        self._requested = 0
         self._inbox = self._connection.new_inbox()
         listener = await self._connection.listen(self._inbox, self._handle)
-        looked = time.monotonic()
+        last_look = time.monotonic()
         try:
-            self.ask()
+            self.request()
             while not self._broken.is_set():
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_CHECK):
                         await self._broken.wait()
-                self._taker.tick()
-                if self._asked and time.monotonic() - self._heard > _SILENCE:
+                self._handler.tick()
+                if self._requested and time.monotonic() - self._last_activity > _SILENCE:
                     return
-                if time.monotonic() - looked > self._look_every:
-                    looked = time.monotonic()
+                if time.monotonic() - last_look > self._look_every:
+                    last_look = time.monotonic()
                     await self._look()
         finally:
             self._inbox = ""
             await listener.close()
 
     async def _look(self) -> None:
-        """How far all workers have come, for when the durable has to be made again."""
-        try:
+        """Read the progress of all workers, which a durable that is created again starts from."""
+        with jetstream_errors(self.name):
             info = await jetstream(self._connection).consumer_info(self.stream, self.name)
-        except (nats.errors.Error, TimeoutError) as exc:
-            raise mapped(self.name, exc) from exc
         self._floor = max(self._floor or 0, _floor(info))
-        self._taker.looked(_unhandled(info))
+        self._handler.set_backlog(_backlog(info))
 
     def _handle(self, message: Message) -> None:
-        self._heard = time.monotonic()
+        self._last_activity = time.monotonic()
         if message.status and not message.data:
             self._control(message)
             return
@@ -263,44 +258,43 @@ class PullConsumer:
         if position is None or position.consumer != self.name:
             self._connection.metrics.refuse("stream", "not from the consumer")
             return
-        self._asked = max(0, self._asked - 1)
+        self._requested = max(0, self._requested - 1)
         self._taken = max(self._taken, position.stream_seq)
-        self._taker.take(message, position)
-        self.ask()
+        self._handler.take(message, position)
+        self.request()
 
     def _control(self, message: Message) -> None:
-        """100 is a sign of life, 408 the end of the request; else the durable is in doubt."""
+        """100 is a heartbeat, 408 the end of the request; any other reopens the durable."""
         if message.status == 408:
-            self._asked = 0
-            self.ask()
+            self._requested = 0
+            self.request()
         elif message.status != 100:
             self._broken.set()
 
 
 def _floor(info: ConsumerInfo) -> int:
-    """All up to this stream sequence has been handled."""
+    """The stream sequence up to which every message was handled."""
     return info.ack_floor.stream_seq if info.ack_floor else 0
 
 
 def _delivered(info: ConsumerInfo) -> int:
-    """The highest stream sequence that was handed to anybody."""
+    """The highest stream sequence that was delivered to a worker."""
     return info.delivered.stream_seq if info.delivered else 0
 
 
-def _unhandled(info: ConsumerInfo) -> int:
+def _backlog(info: ConsumerInfo) -> int:
     return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
 
 async def outstanding(connection: Connection, stream: str, name: str) -> int:
-    """How many messages workers of the durable hold, or held when they ended; 0 if it is not there.
+    """How many delivered messages of the durable are unanswered; 0 if it does not exist.
 
-    Raises StoreUnsuitable where this user may not ask, and BusError for an outage.
+    Raises StoreUnsuitable if this NATS user may not read that, and BusError for an outage.
     """
-    try:
-        return (await jetstream(connection).consumer_info(stream, name)).num_ack_pending or 0
-    except nats.js.errors.NotFoundError:
-        return 0
-    except NotPermitted as exc:
-        raise StoreUnsuitable(f"durable {name} cannot be looked at: {exc}") from exc
-    except (nats.errors.Error, TimeoutError) as exc:
-        raise mapped(f"{stream}: durable {name}", exc) from exc
+    with jetstream_errors(
+        f"{stream}: durable {name}", denied=f"durable {name} cannot be inspected"
+    ):
+        try:
+            return (await jetstream(connection).consumer_info(stream, name)).num_ack_pending or 0
+        except nats.js.errors.NotFoundError:
+            return 0

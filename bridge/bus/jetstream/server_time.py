@@ -1,35 +1,31 @@
-"""The server's clock, by which everything stored is dated."""
+"""The server's clock, which stamps everything that is stored."""
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated, Final
+from typing import Final
 
-import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from bridge.bus.core.connection import Connection
-from bridge.errors import NoReply
+from bridge.bus.jetstream.api import api_subject
+from bridge.errors import NoReply, ProtocolError
+from bridge.protocol import Time, decode
 
 _TIMEOUT: Final = 5.0  # seconds
 
 
-class _Info(Struct):
-    ts: Annotated[datetime, Meta(tz=True)]
+class _StreamInfo(Struct):
+    ts: Time
 
 
-async def server_time(connection: Connection) -> datetime:
-    """What time it was on the server a moment ago, in an answer about the events' stream.
+async def server_time(connection: Connection) -> Time:
+    """The server's time a moment ago, from its answer about the stream of events.
 
-    Raises NoReply where there is no such stream, or nobody tells; CutOff, NotPermitted.
+    Raises NoReply if there is no such stream or no answer; CutOff, NotPermitted.
     """
-    domain = connection.settings.domain
-    stream = connection.subjects.events_stream
-    subject = (
-        f"$JS.{domain}.API.STREAM.INFO.{stream}" if domain else f"$JS.API.STREAM.INFO.{stream}"
-    )
+    subject = api_subject(connection, f"STREAM.INFO.{connection.subjects.events_stream}")
     message = await connection.request(subject, timeout=_TIMEOUT)
     try:
-        return msgspec.json.decode(message.data, type=_Info).ts
-    except msgspec.MsgspecError as exc:
+        return decode(_StreamInfo, message.data).ts
+    except ProtocolError as exc:
         raise NoReply(subject, _TIMEOUT) from exc

@@ -1,13 +1,14 @@
-"""The streams and buckets of a fleet, as data, and how they come to exist.
+"""The streams and buckets of a fleet, as data, and their creation.
 
-`ensure` creates what is missing and changes nothing that is there: every Box runs it at start
-and after each reconnect (a memory stream is gone with its server). A stream that exists with
-settings that would break a promise is refused with the difference; settings that break none (a
-longer max_age, a description, a placement) are the operator's business.
+`ensure` creates missing streams and changes no existing one: every Box runs it at start and after
+each reconnect (a memory stream is lost with its server). A stream whose settings would break a
+promise is refused with the difference. Settings that break no promise (a longer max_age, a
+description, a placement) are left to the operator.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -17,9 +18,8 @@ from msgspec import Struct
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 
 from bridge.bus.core.connection import Connection
-from bridge.bus.jetstream.api import jetstream
-from bridge.bus.jetstream.publish import mapped
-from bridge.errors import BusError, NotPermitted, StoreUnsuitable, TopologyMismatch
+from bridge.bus.jetstream.api import jetstream, jetstream_errors
+from bridge.errors import BusError, StoreUnsuitable, TopologyMismatch
 from bridge.settings import Timing
 from bridge.subjects import Subjects
 
@@ -39,7 +39,7 @@ def _same(wanted: Any, found: Any) -> bool:
 
 
 def _at_least(wanted: Any, found: Any) -> bool:
-    """A limit: 0, -1 and None stand for none at all."""
+    """Whether a limit is no lower: 0, -1 and None mean unlimited."""
     return not found or found < 0 or (bool(wanted) and wanted > 0 and found >= wanted)
 
 
@@ -63,11 +63,11 @@ _PROMISES: Final[dict[str, Check]] = {
     "mirror": lambda _, found: found is None,
     "sealed": lambda _, found: not found,
 }
-"""Which settings carry a promise, and when what is found keeps it."""
+"""The settings that carry a promise, and whether the value found keeps it."""
 
 
 class Lifetimes(Struct, frozen=True, kw_only=True):
-    """How long things are kept, in seconds. `lease` also is the age at which a host is gone."""
+    """How long records are kept, in seconds. A host without a renewal for `lease` is gone."""
 
     events: float = 7 * DAY
     duplicates: float = DAY
@@ -76,7 +76,7 @@ class Lifetimes(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, timing: Timing) -> Lifetimes:
-        """The defaults, with the fleet's own lease."""
+        """The defaults, with the lease of the fleet."""
         return cls(lease=float(timing.lease))
 
 
@@ -87,11 +87,11 @@ def streams(
     lifetimes: Lifetimes | None = None,
     atomic: bool = True,
 ) -> list[StreamConfig]:
-    """What must exist. `atomic` asks for atomic batches, where the server has them."""
+    """The streams that must exist. `atomic` enables atomic batches, if the server has them."""
     times = lifetimes or Lifetimes()
     common: dict[str, Any] = {
         "retention": RetentionPolicy.LIMITS,
-        "discard": DiscardPolicy.NEW,  # `old` would evict what was acknowledged
+        "discard": DiscardPolicy.NEW,  # `old` would delete acknowledged messages
         "max_msgs": -1,
         "max_bytes": -1,
         "num_replicas": replicas,
@@ -146,7 +146,7 @@ def streams(
 
 
 def differences(wanted: StreamConfig, found: StreamConfig) -> list[str]:
-    """One line for each promise that `found` breaks; empty if it keeps all of `wanted`'s."""
+    """One line for each promise of `wanted` that `found` breaks."""
     return [
         f"{setting} is {_shown(have)}, and must be {_shown(want)}"
         for setting, keeps in _PROMISES.items()
@@ -160,7 +160,7 @@ async def ensure(
     """Create the streams and buckets that are missing; returns their names.
 
     Raises StoreUnsuitable (no JetStream, too old, not permitted), TopologyMismatch, and BusError
-    for an outage. Safe to run by many at once, and again.
+    for an outage. Many processes may run it at once and repeatedly.
     """
     level = await api_level(connection)
     wanted = streams(
@@ -173,29 +173,25 @@ async def ensure(
 
 
 async def remove(connection: Connection) -> None:
-    """Delete the streams and buckets of this connection's fleet, and all that they hold: the end
-    of a fleet that was made to be thrown away. Raises BusError.
+    """Delete the streams and buckets of this connection's fleet with everything in them: for a
+    temporary fleet. Raises BusError.
     """
     js = jetstream(connection)
     for config in streams(connection.subjects):
         name = str(config.name)
-        try:
+        with jetstream_errors(name), contextlib.suppress(nats.js.errors.NotFoundError):
             await js.delete_stream(name)
-        except nats.js.errors.NotFoundError:
-            continue
-        except (nats.errors.Error, TimeoutError) as exc:
-            raise mapped(name, exc) from exc
 
 
 async def api_level(connection: Connection) -> int:
     """JetStream's API level; raises StoreUnsuitable if it is off or too old.
 
-    The server that one is connected to need not tell: nats-server 2.11 does not, and that of a
-    leaf node has no JetStream itself. Then the account is asked.
+    Not every server reports it when a client connects: nats-server 2.11 does not, and a leaf node
+    without JetStream cannot. Then the account's information has it.
     """
     info = connection.server_info
-    told = info.get("api_lvl") if info.get("jetstream") else None
-    level = int(told or await _account_level(connection))
+    level = info.get("api_lvl") if info.get("jetstream") else None
+    level = int(level or await _account_level(connection))
     if level < _MIN_API_LEVEL:
         version = info.get("version", "?")
         raise StoreUnsuitable(f"nats-server {version} is too old: 2.11 or newer is needed")
@@ -203,72 +199,70 @@ async def api_level(connection: Connection) -> int:
 
 
 def has_atomic_batches(connection: Connection) -> bool:
-    """Whether the server takes atomic batches; an older one would store them one by one."""
+    """Whether the server knows atomic batches; an older one stores their messages singly."""
     return int(connection.server_info.get("api_lvl") or 0) >= _ATOMIC_API_LEVEL
 
 
 async def _account_level(connection: Connection) -> int:
-    try:
-        return (await jetstream(connection).account_info()).api.level or 0
-    except (nats.errors.NoRespondersError, nats.js.errors.ServiceUnavailableError) as exc:
-        if domain := connection.settings.domain:  # behind a leaf node: it may come back
-            raise BusError(f"JetStream's domain {domain} does not answer") from exc
-        raise StoreUnsuitable(
-            "this NATS server has no JetStream: start it with `-js`, or let its cluster have it"
-        ) from exc
-    except nats.js.errors.APIError as exc:
-        if exc.err_code in _NO_JETSTREAM:
-            raise StoreUnsuitable(f"JetStream is off for this account: {exc.description}") from exc
-        raise mapped("JetStream", exc) from exc
-    except NotPermitted as exc:
-        raise StoreUnsuitable(f"JetStream cannot be asked what it can do: {exc}") from exc
-    except (nats.errors.Error, TimeoutError) as exc:
-        raise mapped("JetStream", exc) from exc
+    with jetstream_errors("JetStream", denied="JetStream's API level cannot be read"):
+        try:
+            return (await jetstream(connection).account_info()).api.level or 0
+        except (nats.errors.NoRespondersError, nats.js.errors.ServiceUnavailableError) as exc:
+            if domain := connection.settings.domain:  # behind a leaf node: it may come back
+                raise BusError(f"JetStream's domain {domain} does not answer") from exc
+            raise StoreUnsuitable(
+                "this NATS server has no JetStream: start it with `-js`, or let its cluster have it"
+            ) from exc
+        except nats.js.errors.APIError as exc:
+            _check_enabled(exc)
+            raise
+
+
+def _check_enabled(exc: nats.js.errors.APIError) -> None:
+    """Raises StoreUnsuitable if `exc` means that JetStream is off."""
+    if exc.err_code in _NO_JETSTREAM:
+        raise StoreUnsuitable(f"JetStream is off for this account: {exc.description}") from exc
 
 
 async def ensure_stream(connection: Connection, config: StreamConfig) -> bool:
-    """Create the stream if it is missing; whether it was. Raises what `ensure` does."""
+    """Create the stream if it is missing; returns whether it was. Raises as `ensure` does."""
     name = str(config.name)
     found = await stream_info(connection, name)
     if found is None:
         found = await _call(connection, name, "create", config)
         if found is not None:
             return True
-        found = await _call(connection, name, "info")  # another Box was faster
+        found = await _call(connection, name, "info")  # another Box created it meanwhile
     if found is None:
-        raise BusError(f"stream {name} is neither there nor can it be created")
+        raise BusError(f"stream {name} does not exist and cannot be created")
     if broken := differences(config, found.config):
         raise TopologyMismatch(name, broken)
     return False
 
 
 async def stream_info(connection: Connection, name: str) -> StreamInfo | None:
-    """The stream as it is; None if it is missing. Raises what `ensure` does."""
+    """The stream's info; None if it is missing. Raises as `ensure` does."""
     return await _call(connection, name, "info")
 
 
 async def _call(
     connection: Connection, name: str, verb: str, config: StreamConfig | None = None
 ) -> StreamInfo | None:
-    """The stream's info; None where it is missing (info) or there already (create)."""
+    """The stream's info; None if it is missing (info) or exists already (create)."""
     js = jetstream(connection)
-    try:
-        return await (js.stream_info(name) if config is None else js.add_stream(config))
-    except nats.js.errors.APIError as exc:
-        if exc.err_code == _NAME_IN_USE or (verb == "info" and exc.code == 404):
-            return None
-        if exc.err_code in _NO_JETSTREAM:
-            raise StoreUnsuitable(f"JetStream is off for this account: {exc.description}") from exc
-        if exc.err_code == _OVERLAP:
-            listed = ", ".join((config.subjects if config else None) or ())
-            raise TopologyMismatch(
-                name, [f"another stream already takes some of {listed}: {exc.description}"]
-            ) from exc
-        raise mapped(name, exc) from exc
-    except NotPermitted as exc:
-        raise StoreUnsuitable(f"stream {name} cannot be seen to: {exc}") from exc
-    except (nats.errors.Error, TimeoutError) as exc:
-        raise mapped(name, exc) from exc
+    with jetstream_errors(name, denied=f"stream {name} cannot be inspected or created"):
+        try:
+            return await (js.stream_info(name) if config is None else js.add_stream(config))
+        except nats.js.errors.APIError as exc:
+            if exc.err_code == _NAME_IN_USE or (verb == "info" and exc.code == 404):
+                return None
+            _check_enabled(exc)
+            if exc.err_code == _OVERLAP:
+                listed = ", ".join((config.subjects if config else None) or ())
+                raise TopologyMismatch(
+                    name, [f"another stream already takes some of {listed}: {exc.description}"]
+                ) from exc
+            raise
 
 
 def _shown(value: Any) -> str:

@@ -1,11 +1,11 @@
-"""Events under a durable name: each is handled, whoever of the workers is killed meanwhile.
+"""Events under a durable name: each is handled even if a worker is killed.
 
-The server remembers what was acknowledged, so an event that its worker neither acknowledged, nor
-gave back, comes again after `ack_wait` seconds, to that worker or to another one of the name: at
-least once. Within what one process remembers it is exactly once: an event whose `ack` was called
-here is not handed out here again, be it stored twice or delivered twice, by its ``Box-Seq``.
+At least once: the server remembers which events were acknowledged. It delivers an event without an
+answer again after `ack_wait` seconds, to any worker of the name. Within one process exactly once:
+an event that was acknowledged here is not returned here again, even if it was stored or delivered
+twice (its ``Box-Seq`` tells).
 
-One worker that acknowledges each event before it takes the next one gets them in order.
+A single worker that acknowledges each event before it takes the next gets the events in order.
 """
 
 from __future__ import annotations
@@ -30,150 +30,119 @@ from bridge.protocol import InstanceEvent, InstanceState
 from bridge.subjects import BOX_HOST, BOX_SEQ, check_name
 from bridge.tasks import task_scope
 
-ACK_WAIT: Final = 30.0  # seconds without an answer after which an event comes again
-MAX_UNACKED: Final = 16  # events that one worker holds at once
+ACK_WAIT: Final = 30.0  # seconds without an answer after which an event is delivered again
+MAX_UNACKED: Final = 16  # unanswered events of one worker
 
-_REMEMBERED: Final = 100_000  # acknowledged events that a process knows again; about 10 MB
+_MAX_ACKS: Final = 100_000  # acknowledged events that a process recognises; about 10 MB
 _TIMEOUT: Final = 5.0  # seconds for the server to confirm an answer
-_REASON: Final = 1000  # letters of the reason for a drop; the answer must fit into a message
+_MAX_REASON: Final = 1000  # letters of the reason for a drop; the answer must fit into a message
 
 _ACK: Final = b"+ACK"
 _WORKING: Final = b"+WPI"
-_BACK: Final = b"-NAK"
+_NAK: Final = b"-NAK"
 _MALFORMED: Final = b"+TERM not an event"
 
 
 class Delivery:
-    """An event in the hands of this worker, to be answered with `ack`, `retry` or `drop`.
+    """An event that this worker must answer with `ack`, `retry` or `drop`.
 
-    Each answer is confirmed by the server. It raises CutOff and NoResponders (not heard: the event
+    The server confirms each answer. The answers raise CutOff and NoResponders (not sent: the event
     comes again after `ack_wait`) and NoReply (it may come again); all are BusErrors.
     """
 
-    __slots__ = ("_message", "_owner", "_position", "box_seq", "event")
+    __slots__ = ("_message", "_position", "_worker", "box_seq", "event")
 
     def __init__(
-        self, owner: DurableEvents, message: Message, position: AckSubject, event: InstanceEvent
+        self, worker: _Worker, message: Message, position: AckSubject, event: InstanceEvent
     ) -> None:
         number = message.headers.get(BOX_SEQ, "")
         self.event = event
         self.box_seq = int(number) if number.isdecimal() and len(number) < 20 else 0
-        self._owner = owner
+        self._worker = worker
         self._message = message
         self._position = position
 
     @property
     def data(self) -> bytes:
-        """Its payload as it came, fields that nobody here knows among them."""
+        """The payload as it arrived, including fields that this version does not know."""
         return self._message.data
 
     @property
     def seq(self) -> int:
-        """Its sequence in the stream."""
+        """The sequence in the stream."""
         return self._position.stream_seq
 
     @property
     def attempt(self) -> int:
-        """1 when it comes for the first time."""
+        """The number of this delivery of the event, from 1."""
         return self._position.attempt
 
     @property
     def time(self) -> datetime:
-        """When it was stored, by the server's clock."""
+        """The time of storing, by the server's clock."""
         return datetime.fromtimestamp(self._position.time_ns // 1000 / 1_000_000, UTC)
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Its headers, as ``traceparent``."""
+        """The message's headers, such as ``traceparent``."""
         return self._message.headers
 
     @property
     def host(self) -> str:
-        """The host that told it; empty where it does not say."""
+        """The host that reported the event; empty if the message names none."""
         return self._message.headers.get(BOX_HOST, "")
 
     async def ack(self) -> None:
-        """It was handled. From this call on this process is not handed it again: should it come
-        again because this raised, it is acknowledged in passing.
+        """The event was handled. This process does not return it again: if this call raises and the
+        server delivers the event again, it is acknowledged without being returned.
         """
-        self._owner.remember(self)
+        self._worker.remember(self)
         await self._answer(_ACK)
 
     async def retry(self, delay: float = 0.0) -> None:
-        """It shall come again after `delay` seconds, here or at another worker; later events of
-        its instance may be handed out before it.
+        """Have the event delivered again after `delay` seconds, to any worker; later events of its
+        instance may be returned before it.
         """
         delay_ns = max(0, int(delay * 1_000_000_000))
-        await self._answer(_BACK + b" " + json.dumps({"delay": delay_ns}).encode())
+        await self._answer(_NAK + b" " + json.dumps({"delay": delay_ns}).encode())
 
     async def drop(self, reason: str) -> None:
-        """It shall never come again, unhandled; the server tells `reason` in an advisory."""
-        await self._answer(f"+TERM {' '.join(reason.split())[:_REASON]}".encode())
+        """Have the event never delivered again; the server publishes `reason` in an advisory."""
+        await self._answer(f"+TERM {' '.join(reason.split())[:_MAX_REASON]}".encode())
 
     async def working(self) -> None:
-        """It is still being handled: `ack_wait` starts anew."""
-        await self._owner.tell(self, _WORKING)
-        self._owner.hold(self)
+        """The event is still being handled: `ack_wait` starts again."""
+        await self._worker.send(self, _WORKING)
+        self._worker.hold(self)
 
     async def _answer(self, answer: bytes) -> None:
-        self._owner.let_go(self)
-        await self._owner.tell(self, answer)
+        self._worker.release(self)
+        await self._worker.send(self, answer)
 
     @property
     def reply(self) -> str:
-        """Where the server waits for the answer."""
+        """The subject on which the server waits for the answer."""
         return self._message.reply
 
 
 class DurableEvents:
-    """Events to be handled under a name that lasts, by any number of workers::
+    """Events under a durable name, for any number of workers::
 
         async with DurableEvents.open(connection, "mailer", "web") as deliveries:
             async for delivery in deliveries:
                 if isinstance(delivery, Reset):
-                    continue  # events were missed: see Reset
+                    continue  # events are missing: see Reset
                 await handle(delivery.event)
                 await delivery.ack()
 
-    See the module. A message that is no event is counted and terminated. A durable, or its stream,
-    that was deleted is made again and goes on after what all workers had handled up to two seconds
-    before; a `Reset` says where events were missed: aged out before they were handed to anybody, or
-    lost with the stream.
+    See the module. A message that is not an event is counted and terminated. If the durable or its
+    stream is deleted, the client creates the durable again and continues after the events that all
+    workers had handled up to two seconds before. A `Reset` reports events that are missing: they
+    aged out before their delivery, or were lost with the stream.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        name: str,
-        wanted: EventFilter,
-        *,
-        start: Begin,
-        ack_wait: float,
-        max_unacked: int,
-        follow: bool,
-    ) -> None:
-        if not (ack_wait > 0 and max_unacked > 0):
-            raise ConfigError(f"durable {name}", "ack_wait and max_unacked must be above 0")
-        self._connection = connection
-        self._wanted = wanted
-        self._ack_wait = ack_wait
-        self._max_unacked = max_unacked
-        self._follow = follow
-        self._ended = False
-        self._waiting: deque[Delivery | Reset] = deque()
-        self._held: OrderedDict[int, tuple[float, Delivery]] = OrderedDict()
-        self._done: OrderedDict[tuple[str, int], None] = OrderedDict()
-        self._arrived = asyncio.Event()
-        self.consumer = PullConsumer(
-            connection,
-            connection.subjects.events_stream,
-            check_name("durable", name),
-            self,
-            subjects=wanted.subjects(connection.subjects),
-            start=start,
-            ack_wait=ack_wait,
-            look=LOOK if follow else 0.0,
-        )
+    def __init__(self, worker: _Worker) -> None:
+        self._worker = worker
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -189,19 +158,20 @@ class DurableEvents:
         max_unacked: int = MAX_UNACKED,
         follow: bool = True,
     ) -> AsyncIterator[DurableEvents]:
-        """Work under `name`, which is made where there is none yet, and then begins at `start`.
+        """Work under `name`. A durable that does not exist yet is created and begins at `start`.
 
-        Events that go to other `states` are acknowledged unseen. At most `max_unacked` events are
-        with this worker at once, so fewer share the work more evenly; one that was not answered
-        within `ack_wait` seconds counts no more. Without `follow` the iteration ends when all that
-        is stored has been handled, by whatever worker. The workers of a name agree on service,
-        states and `ack_wait` (the last one to say is heard).
+        Events that go to other `states` are acknowledged without being returned. This worker holds
+        at most `max_unacked` unanswered events: a lower number shares the work more evenly. An
+        event without an answer for `ack_wait` seconds no longer counts. Without `follow` the
+        iteration ends when every stored event was handled, by any worker. All workers of a name
+        must agree on service, states and `ack_wait` (the last worker to open sets it).
 
-        Raises DurableMismatch for a durable that reads other services, NameRefused for names that
-        cannot be, StoreUnsuitable where this user may not. Waits for a stream that does not exist
-        yet. What is held unhandled at the end of the block goes to the other workers at once.
+        Raises DurableMismatch for a durable that reads other services, NameRefused for an invalid
+        name, ConfigError for a limit that is not above 0, and StoreUnsuitable if this NATS user may
+        not. Waits for a stream that does not exist yet. When the block ends, unanswered events go
+        to the other workers at once.
         """
-        durable = cls(
+        worker = _Worker(
             connection,
             name,
             EventFilter.of(service, states),
@@ -212,66 +182,115 @@ class DurableEvents:
         )
         try:
             async with task_scope() as tasks:
-                tasks.create_task(durable.consumer.run(), name=f"durable-{name}")
-                await durable.consumer.ready.wait()
-                yield durable
+                tasks.create_task(worker.consumer.run(), name=f"durable-{name}")
+                await worker.consumer.ready.wait()
+                yield cls(worker)
         finally:
-            durable._give_back()  # to others, now that this worker asks for nothing any more
+            worker.give_back()  # after the last request: the server delivers them elsewhere
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Delivery | Reset:
+        return await self._worker.next()
+
+
+class _Worker:
+    """One worker of a durable: the events that it holds, and those that wait for the iterator."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        wanted: EventFilter,
+        *,
+        start: Begin,
+        ack_wait: float,
+        max_unacked: int,
+        follow: bool,
+    ) -> None:
+        if not (ack_wait > 0 and max_unacked > 0):
+            raise ConfigError(f"durable {name}", "ack_wait and max_unacked must be above 0")
+        self.waiting: deque[Delivery | Reset] = deque()
+        self._connection = connection
+        self._wanted = wanted
+        self._ack_wait = ack_wait
+        self._max_unacked = max_unacked
+        self._follow = follow
+        self._ended = False
+        self._unacked: OrderedDict[int, tuple[float, Delivery]] = OrderedDict()
+        self._acks: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._arrival = asyncio.Event()
+        self.consumer = PullConsumer(
+            connection,
+            connection.subjects.events_stream,
+            check_name("durable", name),
+            self,
+            subjects=wanted.subjects(connection.subjects),
+            start=start,
+            ack_wait=ack_wait,
+            look=LOOK if follow else 0.0,
+        )
+
+    async def next(self) -> Delivery | Reset:
+        """The next event or Reset for the iterator; raises StopAsyncIteration at the end."""
         while True:
-            while not self._waiting:
+            while not self.waiting:
                 if self._ended:
                     raise StopAsyncIteration
-                self._arrived.clear()
-                await self._arrived.wait()
-            delivery = self._waiting.popleft()
+                self._arrival.clear()
+                await self._arrival.wait()
+            delivery = self.waiting.popleft()
             if isinstance(delivery, Reset):
                 return delivery
-            if self._is_done(delivery):
-                self._pass(delivery)
+            if self._is_acked(delivery):
+                self._publish(delivery, _ACK)
+                self.release(delivery)
                 continue
-            held = self._held.get(delivery.seq)
-            if held is None or held[1] is not delivery:
-                continue  # it was given back or dropped in its earlier delivery
-            if held[0] - time.monotonic() < self._ack_wait / 2:
-                self._send(delivery, _WORKING)
+            deadline, newest = self._unacked.get(delivery.seq, (0.0, None))
+            if newest is not delivery:
+                continue  # an earlier delivery of it was given back or dropped
+            if deadline - time.monotonic() < self._ack_wait / 2:
+                self._publish(delivery, _WORKING)
                 self.hold(delivery)
             return delivery
 
+    def give_back(self) -> None:
+        """Have the server deliver the events that wait to other workers."""
+        for delivery in self.waiting:
+            if isinstance(delivery, Delivery):
+                self._publish(delivery, _NAK)
+
     # ── answers, for Delivery ────────────────────────────────────────────────────────────
 
-    async def tell(self, delivery: Delivery, answer: bytes) -> None:
-        """Have the server confirm `answer`; raises CutOff, NoResponders, NoReply."""
+    async def send(self, delivery: Delivery, answer: bytes) -> None:
+        """Send `answer` and have the server confirm it. Raises CutOff, NoResponders, NoReply."""
         await self._connection.request(delivery.reply, answer, timeout=_TIMEOUT)
 
     def hold(self, delivery: Delivery) -> None:
-        """It is this worker's for another `ack_wait`."""
-        self._held[delivery.seq] = time.monotonic() + self._ack_wait, delivery
-        self._held.move_to_end(delivery.seq)
+        """Keep the event for another `ack_wait`."""
+        self._unacked[delivery.seq] = time.monotonic() + self._ack_wait, delivery
+        self._unacked.move_to_end(delivery.seq)
 
-    def let_go(self, delivery: Delivery) -> None:
-        """It was answered: there is room for another."""
-        if self._held.pop(delivery.seq, None) is not None:
-            self.consumer.ask()
+    def release(self, delivery: Delivery) -> None:
+        """The event is answered: there is room for another."""
+        if self._unacked.pop(delivery.seq, None) is not None:
+            self.consumer.request()
 
     def remember(self, delivery: Delivery) -> None:
-        """It was handled, and must not be handed out again."""
+        """The event was handled, and must not be returned again."""
         if delivery.box_seq:
-            self._done[delivery.event.instance_id, delivery.box_seq] = None
-            if len(self._done) > _REMEMBERED:
-                self._done.popitem(last=False)
+            self._acks[delivery.event.instance_id, delivery.box_seq] = None
+            if len(self._acks) > _MAX_ACKS:
+                self._acks.popitem(last=False)
 
-    def _is_done(self, delivery: Delivery) -> bool:
-        return (delivery.event.instance_id, delivery.box_seq) in self._done
+    def _is_acked(self, delivery: Delivery) -> bool:
+        return (delivery.event.instance_id, delivery.box_seq) in self._acks
 
-    # ── the consumer's taker ─────────────────────────────────────────────────────────────
+    # ── the PullHandler ──────────────────────────────────────────────────────────────────
 
     def room(self) -> int:
-        return self._max_unacked - len(self._held)
+        return self._max_unacked - len(self._unacked)
 
     def take(self, message: Message, position: AckSubject) -> None:
         event = read_event(message, self._connection.metrics)
@@ -280,49 +299,39 @@ class DurableEvents:
                 self._connection.publish(message.reply, _MALFORMED)
             return
         delivery = Delivery(self, message, position, event)
-        if not self._wanted.takes(event) or self._is_done(delivery):
-            self._send(delivery, _ACK)
+        if not self._wanted.takes(event) or self._is_acked(delivery):
+            self._publish(delivery, _ACK)
             return
-        if delivery.seq in self._held:
-            self._unqueue(self._held[delivery.seq][1])  # it comes again: this one is in its stead
+        if delivery.seq in self._unacked:
+            self._unqueue(self._unacked[delivery.seq][1])  # this delivery replaces the earlier one
         self.hold(delivery)
-        self._waiting.append(delivery)
-        self._arrived.set()
+        self.waiting.append(delivery)
+        self._arrival.set()
 
     def reset(self, reset: Reset) -> None:
-        self._waiting.append(reset)
-        self._arrived.set()
+        self.waiting.append(reset)
+        self._arrival.set()
 
     def tick(self) -> None:
-        """Let go of what was not answered in time: the server hands it out again."""
+        """Release the events whose time is over: the server delivers them again."""
         now = time.monotonic()
-        while self._held:
-            seq, (deadline, delivery) = next(iter(self._held.items()))
+        while self._unacked:
+            seq, (deadline, delivery) = next(iter(self._unacked.items()))
             if deadline > now:
                 return
-            del self._held[seq]
+            del self._unacked[seq]
             self._unqueue(delivery)
-            self.consumer.ask()
+            self.consumer.request()
+
+    def set_backlog(self, count: int) -> None:
+        if not (self._follow or count):
+            self._ended = True
+            self._arrival.set()
 
     def _unqueue(self, delivery: Delivery) -> None:
-        with contextlib.suppress(ValueError):  # it has been handed out
-            self._waiting.remove(delivery)
+        with contextlib.suppress(ValueError):  # it was returned already
+            self.waiting.remove(delivery)
 
-    def looked(self, unhandled: int) -> None:
-        if not (self._follow or unhandled):
-            self._ended = True
-            self._arrived.set()
-
-    def _pass(self, delivery: Delivery) -> None:
-        """Acknowledge once more what was handled here."""
-        self._send(delivery, _ACK)
-        self.let_go(delivery)
-
-    def _send(self, delivery: Delivery, answer: bytes) -> None:
-        with contextlib.suppress(BusError):  # unheard it comes again, and is answered again
+    def _publish(self, delivery: Delivery, answer: bytes) -> None:
+        with contextlib.suppress(BusError):  # if it is lost, the event comes again
             self._connection.publish(delivery.reply, answer)
-
-    def _give_back(self) -> None:
-        for delivery in self._waiting:
-            if isinstance(delivery, Delivery):
-                self._send(delivery, _BACK)

@@ -1,7 +1,7 @@
-"""Which events a reader wants, and what makes a message an event.
+"""The filter of a reader, and decoding of messages into events.
 
-Subjects hold the service, so the server itself leaves out other services' events. The state is in
-the payload alone: states are filtered here, after decoding.
+A subject names the service, so the server filters services. Only the payload has the state, so
+states are filtered here, after decoding.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Services = str | Iterable[str] | None
 class EventFilter(Struct, frozen=True, kw_only=True):
     """Events of these services (None: of all) that go to one of these states (None: to any).
 
-    A note belongs to the state that its instance is in.
+    A note, which changes no state, belongs to the current state of its instance.
     """
 
     services: frozenset[str] | None = None
@@ -32,7 +32,7 @@ class EventFilter(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, service: Services, states: Iterable[InstanceState] | None) -> EventFilter:
-        """Raises NameRefused for a service that can have no subject, and where none is named."""
+        """Raises NameRefused for an invalid service name, and for an empty list of services."""
         names = None if service is None else [service] if isinstance(service, str) else [*service]
         if names is not None and not names:
             raise NameRefused("service", "")
@@ -50,14 +50,14 @@ class EventFilter(Struct, frozen=True, kw_only=True):
         )
 
     def subjects(self, subjects: Subjects) -> list[str]:
-        """What the server is asked for."""
+        """The subjects to subscribe to."""
         if self.services is None:
             return [subjects.all_events]
         return sorted(map(subjects.events, self.services))
 
 
 def read_event(message: Message, metrics: Metrics) -> InstanceEvent | None:
-    """The event in `message`; None, and counted, where it holds none or lies about its service."""
+    """The event in `message`; None, and counted, if it is malformed or of another service."""
     try:
         event = decode(InstanceEvent, message.data)
     except ProtocolError:

@@ -1,8 +1,8 @@
 """Any number of local consumers on one subscription, each at its own pace.
 
-Each message crosses the bus and is decoded once, and lies in one ring. A consumer is a cursor into
-that ring and nothing more: no queue, no task and no copy for each, so a thousand cost what they
-read. The hub never waits for a consumer: one that falls behind the ring is told of a `Gap`.
+Each message crosses the bus once, is decoded once, and is kept in one ring buffer. A consumer is
+only a cursor into that ring, without a queue, a task or a copy of its own. The hub never waits for
+a consumer: one that falls behind the ring gets a `Gap`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bridge.gateway.events.stream import Gap
 from bridge.protocol import InstanceEvent, InstanceState
 from bridge.tasks import task_scope
 
-BACKLOG: Final = 10_000  # events in the ring; about 5 MB
+BACKLOG: Final = 10_000  # events in the ring buffer; about 5 MB
 
 
 class EventHub:
@@ -34,8 +34,9 @@ class EventHub:
                 async for event in events:
                     ...
 
-    Every consumer sees each event that it subscribed to once and in order, over reconnects and
-    server restarts. A `Gap` stands for what it was too slow for, a `Reset` for what nobody got.
+    Every consumer gets each event that it subscribed to once and in order, across reconnects and
+    server restarts. A `Gap` stands for events that this consumer was too slow for, a `Reset` for
+    events that the hub itself missed.
     """
 
     def __init__(self, connection: Connection, wanted: EventFilter, backlog: int) -> None:
@@ -48,12 +49,11 @@ class EventHub:
         self._ring: list[tuple[int, InstanceEvent | Reset]] = []
         self._connection = connection
         self._wanted = wanted
-        self._news = asyncio.Event()
-        self._begun = asyncio.Event()
+        self._arrival = asyncio.Event()
         self.follower = Follower(
             connection,
             connection.subjects.events_stream,
-            self,
+            self._take,
             start=Start.NOW,
             subjects=wanted.subjects(connection.subjects),
             on_reset=self._reset,
@@ -71,19 +71,20 @@ class EventHub:
     ) -> AsyncIterator[EventHub]:
         """Follow these services; `backlog` is how many events the ring holds.
 
-        When the block ends, so do the consumers' iterations, each behind what the ring holds.
-        Raises NameRefused for a service that can have no subject, StoreUnsuitable where this user
-        may not read the stream. Waits for a stream that does not exist yet.
+        When the block ends, each consumer's iteration ends after the events in the ring. Raises
+        NameRefused for an invalid service name, ConfigError for a `backlog` that is not above 0,
+        and StoreUnsuitable if this NATS user may not read the stream. Waits for a stream that does
+        not exist yet.
         """
         hub = cls(connection, EventFilter.of(service, states), backlog)
         try:
             async with task_scope() as tasks:
                 tasks.create_task(hub.follower.run(), name="event-hub")
-                await hub._begun.wait()
+                await hub.follower.live.wait()
                 yield hub
         finally:
             hub.closed = True
-            hub._news.set()
+            hub._arrival.set()
 
     def subscribe(
         self,
@@ -92,42 +93,33 @@ class EventHub:
         states: Iterable[InstanceState] | None = None,
         backlog: int | None = None,
     ) -> HubEvents:
-        """A consumer of every event that arrives from now on and fits; all that the hub follows
-        without arguments.
+        """A consumer of the matching events that arrive from now on; without arguments of every
+        event that the hub follows.
 
-        Raises ConfigError for a service that the hub does not follow. `backlog` is how many events,
-        of all that the hub follows, it may fall behind before the oldest are a `Gap` to it; at
-        most, and by default, the hub's.
+        Raises ConfigError for a service that the hub does not follow. A consumer that falls more
+        than `backlog` events behind, counted over everything that the hub follows, gets a `Gap`; at
+        most, and by default, the hub's `backlog`.
         """
         wanted = EventFilter.of(service, states)
-        followed, asked = self._wanted.services, wanted.services
-        if followed and asked and (strangers := asked - followed):
-            raise ConfigError("EventHub", f"the hub does not follow {', '.join(sorted(strangers))}")
+        available, services = self._wanted.services, wanted.services
+        if available and services and (others := services - available):
+            raise ConfigError("EventHub", f"the hub does not follow {', '.join(sorted(others))}")
         return HubEvents(self, wanted, min(backlog or self.backlog, self.backlog))
 
     def at(self, number: int) -> tuple[int, InstanceEvent | Reset]:
-        """The item with this number, and its stream sequence; it must still be in the ring."""
+        """The stream sequence and the item of this number, which must still be in the ring."""
         return self._ring[number % self.backlog]
 
     async def more(self) -> None:
-        """Return when something was put, or the hub is closed."""
-        await self._news.wait()
+        """Return when an item arrives, or the hub is closed."""
+        await self._arrival.wait()
 
-    # ── the Follower's sink ──────────────────────────────────────────────────────────────
+    # ── called by the Follower ───────────────────────────────────────────────────────────
 
-    def begin(self) -> None:
-        """Nothing: events go on where they stopped."""
-
-    def take(self, message: Message, seq: int, time_ns: int) -> None:
+    def _take(self, message: Message, seq: int, time_ns: int) -> None:
         event = read_event(message, self._connection.metrics)
         if event is not None and self._wanted.takes(event):
             self._put(seq, event)
-
-    def complete(self, last_seq: int) -> None:
-        self._begun.set()
-
-    def lost(self) -> None:
-        """Nothing to say: what was missed meanwhile comes with the next run."""
 
     def _reset(self, reset: Reset) -> None:
         self.reset = self.head, reset
@@ -139,12 +131,12 @@ class EventHub:
         else:
             self._ring[self.head % self.backlog] = seq, item
         self.head += 1
-        self._news.set()  # wakes those who wait; after them nobody does until it is read
-        self._news.clear()
+        self._arrival.set()  # wakes the consumers that wait now
+        self._arrival.clear()
 
 
 class HubEvents:
-    """One consumer of an `EventHub`: an async iterator, from when it was made on."""
+    """One consumer of an `EventHub`: an async iterator over the events from its creation on."""
 
     __slots__ = ("_backlog", "_closed", "_hub", "_next", "_wanted", "position")
 
@@ -182,7 +174,7 @@ class HubEvents:
         raise StopAsyncIteration
 
     def _skip(self, to: int) -> Gap | Reset:
-        """Go on with number `to`; a Reset on the way is told first, for the numbers begin anew."""
+        """Continue with number `to`. A Reset in between comes first, as it starts new sequences."""
         if self._hub.reset is not None:
             number, reset = self._hub.reset
             if self._next <= number < to:

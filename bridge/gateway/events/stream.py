@@ -1,4 +1,4 @@
-"""Following what happens to instances, as an async iterator that never loses silently."""
+"""The events of instances as an async iterator, which reports every event that it misses."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from bridge.gateway.events.filter import EventFilter, Services, read_event
 from bridge.protocol import InstanceEvent, InstanceState
 from bridge.tasks import task_scope
 
-BACKLOG: Final = 10_000  # events that wait for a slow reader before a gap opens
+BACKLOG: Final = 10_000  # events that wait for a slow reader before a Gap replaces them
 
 
 class Gap(Struct, frozen=True, kw_only=True):
-    """Events that this reader was too slow for lie among the stream's sequences `first` to `last`.
+    """Events that this reader was too slow for: their stream sequences lie in `first` to `last`.
+
     They are still in the stream.
     """
 
@@ -30,7 +31,8 @@ class Gap(Struct, frozen=True, kw_only=True):
     last: int
 
 
-_Waiting = tuple[int, datetime | None, InstanceEvent | Gap | Reset]  # sequence, in which stream
+_Item = tuple[int, datetime | None, InstanceEvent | Gap | Reset]
+"""A stream sequence, the creation time of that stream, and what the reader gets."""
 
 
 class EventStream:
@@ -40,11 +42,11 @@ class EventStream:
             async for event in events:
                 ...
 
-    Each event comes once and in order, over reconnects and server restarts. What is in the stream
-    when reading begins, and what was stored during an outage, is read as fast as the reader takes
-    it. A reader of live events that falls more than `backlog` behind gets a `Gap` in their place,
-    and goes on with the newest. A `Reset` says that events are no longer kept, or that the stream
-    is another one.
+    Each event comes once and in order, across reconnects and server restarts. Events that are
+    stored when reading begins, or during an outage, are read as fast as the reader takes them. A
+    reader of live events that falls more than `backlog` behind gets a `Gap` in their place, and
+    continues with the newest. A `Reset` reports that the stream no longer keeps some events, or was
+    re-created.
     """
 
     def __init__(
@@ -60,19 +62,19 @@ class EventStream:
         self._wanted = wanted
         self._backlog = backlog
         self._follow = follow
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_Item] = deque()
         self._last: tuple[int, datetime | None] | None = None
-        self._arrived = asyncio.Event()
-        self._begun = asyncio.Event()
-        self._live = False
-        self._held = False
+        self._arrival = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._on_hold = False
         self._ended = False
         self.follower = Follower(
             connection,
             connection.subjects.events_stream,
-            self,
+            self._take,
             start=start,
             subjects=wanted.subjects(connection.subjects),
+            on_complete=self._complete,
             on_reset=self._reset,
             once=not follow,
         )
@@ -89,39 +91,39 @@ class EventStream:
         backlog: int = BACKLOG,
         follow: bool = True,
     ) -> AsyncIterator[EventStream]:
-        """Read from `start` on: NOW, FIRST (of those kept), a stream sequence (the first to come),
-        a time (of storing, by the server's clock; a naive one is taken for local), or a
-        `Checkpoint`. `states` leaves out events that go to others. Without `follow` the iteration
-        ends behind what was stored when it began.
+        """Read from `start` on: NOW, FIRST (the oldest event that is kept), the stream sequence of
+        the first event to read, a time of storing (by the server's clock; a time without an offset
+        is local), or a `Checkpoint`. Only events that go to `states` come. Without `follow` the
+        iteration ends after the events that were stored when it began.
 
-        From NOW, every event stored from here on comes. Raises NameRefused for a service that can
-        have no subject, StoreUnsuitable where this user may not read the stream. Waits for a stream
-        that does not exist yet.
+        From NOW, every event comes that is stored after the block began. Raises NameRefused for an
+        invalid service name, StoreUnsuitable if this NATS user may not read the stream. Waits for a
+        stream that does not exist yet.
         """
         wanted = EventFilter.of(service, states)
         stream = cls(connection, wanted, start=start, backlog=backlog, follow=follow)
         async with task_scope() as tasks:
             tasks.create_task(stream.follower.run(), name="events")
-            await stream._begun.wait()
+            await stream._ready.wait()
             yield stream
 
     @property
     def position(self) -> int:
-        """The stream sequence of what was handed out last, or, when nothing waits, of what was seen
-        last: who starts at `position` + 1 misses nothing and gets nothing twice.
+        """The stream sequence of the last item returned; if no item waits, of the last one read. A
+        reader that starts at `position` + 1 misses no event and gets none twice.
         """
         return self.checkpoint.position
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """`position`, and which stream that is in. As a `start` it tells, as no mere sequence can,
-        a stream that was made anew and has grown beyond it.
+        """`position` and its stream. Unlike a sequence, as a `start` it detects a stream that was
+        re-created and has grown beyond `position`.
         """
         position, created = self.follower.position, self.follower.created
         if self._waiting:
-            seq, its, _ = self._waiting[0]
-            position, created = self._last or (max(seq - 1, 0), its)
-        assert created is not None  # known since before `open` returned
+            seq, stream, _ = self._waiting[0]
+            position, created = self._last or (max(seq - 1, 0), stream)
+        assert created is not None  # set before `open` returns
         return Checkpoint(position=position, created=created)
 
     def __aiter__(self) -> Self:
@@ -131,40 +133,33 @@ class EventStream:
         while not self._waiting:
             if self._ended:
                 raise StopAsyncIteration
-            if self._held:
-                self._held = False
+            if self._on_hold:
+                self._on_hold = False
                 self.follower.release()
-            self._arrived.clear()
-            await self._arrived.wait()
+            self._arrival.clear()
+            await self._arrival.wait()
         seq, created, item = self._waiting.popleft()
         self._last = seq, created
         return item
 
-    # ── the Follower's sink ──────────────────────────────────────────────────────────────
+    # ── called by the Follower ───────────────────────────────────────────────────────────
 
-    def begin(self) -> None:
-        """Nothing: events go on where they stopped."""
-
-    def take(self, message: Message, seq: int, time_ns: int) -> None:
+    def _take(self, message: Message, seq: int, time_ns: int) -> None:
         if self._ended:
             return
-        self._begun.set()
+        self._ready.set()
         event = read_event(message, self._connection.metrics)
         if event is not None and self._wanted.takes(event):
             self._push(event, seq)
 
-    def complete(self, last_seq: int) -> None:
-        self._live = True
+    def _complete(self, last_seq: int) -> None:
         self._ended = not self._follow
-        self._begun.set()
-        self._arrived.set()
-
-    def lost(self) -> None:
-        self._live = False  # what was missed meanwhile comes with the next run
+        self._ready.set()
+        self._arrival.set()
 
     def _reset(self, reset: Reset) -> None:
         self._waiting.append((reset.next - 1, self.follower.created, reset))
-        self._arrived.set()
+        self._arrival.set()
 
     def _push(self, event: InstanceEvent, seq: int) -> None:
         waiting, created = self._waiting, self.follower.created
@@ -174,7 +169,7 @@ class EventStream:
             waiting[-1] = seq, created, Gap(first=gap.first, last=seq)
         else:
             waiting.append((seq, created, Gap(first=seq, last=seq)))
-        if not self._live and len(waiting) >= self._backlog:
-            self._held = True  # it is all in the stream: go on when this has been read
+        if len(waiting) >= self._backlog and not self.follower.live.is_set():
+            self._on_hold = True  # the rest stays in the stream until the reader has caught up
             self.follower.hold()
-        self._arrived.set()
+        self._arrival.set()

@@ -1,7 +1,7 @@
-"""From the bus into a `RouteState`: every message checked, the snapshot in one step, the clock.
+"""Feeds a `RouteState` from the bus: checks every message, applies snapshots, advances the clock.
 
-What is not as the contract says is counted (`box_bridge_refused_total`) and changes nothing. The
-handlers run in the read loop: no task, no log record and no copy for a message.
+A message that breaks the contract is counted (`box_bridge_refused_total`) and changes nothing. The
+handlers run in the read loop: they make no task, no log record and no copy per message.
 """
 
 from __future__ import annotations
@@ -22,17 +22,13 @@ from bridge.gateway.routes.index import Key, Route
 from bridge.gateway.routes.instance_state import RouteCandidate
 from bridge.gateway.routes.registration_reader import RegistrationReader
 from bridge.gateway.routes.state import LIMIT, RouteState
-from bridge.protocol import (
-    InstanceEvent,
-    InstanceHealth,
-    decode,
-)
+from bridge.protocol import InstanceEvent, InstanceHealth, decode
 from bridge.subjects import BOX_SEQ, is_name, last_token, parse_instance_subject
 from bridge.validation import DISAGREE, check_health, read_withdrawal
 
 _log = logging.getLogger(__name__)
 
-_TICK: Final = 0.5  # seconds between looks at the leases, at most
+_TICK: Final = 0.5  # seconds between checks of the leases, at most
 _MAX_HEALTH: Final = 4 * 1024  # bytes of one instance's report
 _MAX_STATS: Final = 1024 * 1024  # bytes of one host's report
 _CLOCK_SLACK: Final = 10**9  # ns by which the server's clock may seem to go back
@@ -40,48 +36,57 @@ _SEQ_DIGITS: Final = 18
 
 
 class _HealthVerdict(Struct, frozen=True, gc=False):
-    """Of an instance's health, once a second for each in the fleet, only what routes depend on: an
-    eighth of the time that all of it takes.
+    """The part of an instance's health that routes depend on.
+
+    A report for each instance of the fleet comes each second: this takes an eighth of the time that
+    decoding all of it takes.
     """
 
     healthy: bool = True
 
 
-_Sampled = dict[str, _HealthVerdict]
+_HostReport = dict[str, _HealthVerdict]
 
 
 class RouteFeed:
-    """Feeds `book` what concerns `services` (None: all). `changed` is called after each change.
+    """Feeds `state` with `services` (None: all). `on_change` is called after each change.
 
-    Raises NameRefused for a service that can have no subject.
+    Raises NameRefused for an invalid service name.
     """
 
     def __init__(
         self,
         connection: Connection,
-        book: RouteState,
+        state: RouteState,
         services: frozenset[str] | None,
         lease: float,
-        changed: Callable[[], None],
+        on_change: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.book = book
+        self.state = state
         self.services = services
         self.clock = clock
         self.metrics = connection.metrics
         self._connection = connection
         self._lease = lease
-        self._changed = changed
-        self._told = book.seq
-        one = next(iter(services)) if services is not None and len(services) == 1 else None
-        # Events first: whoever drains while the snapshot comes is heard.
-        self.sources: tuple[_Events | _Registry, ...] = (
-            _Events(self, connection, one),
-            _Registry(self, connection, one),
+        self._on_change = on_change
+        self._seq = state.seq  # of the last change that was reported
+        subjects, one = connection.subjects, None
+        if services is not None and len(services) == 1:
+            [one] = services
+        events = Follower(
+            connection,
+            subjects.events_stream,
+            self._take_event,
+            start=Start.NOW,
+            subjects=[subjects.all_events if one is None else subjects.events(one)],
         )
+        self.registry = RegistryFeed(self, connection, one)
+        # Events first: an instance may begin to drain while the snapshot is read.
+        self.followers = (events, self.registry.follower)
 
     async def listen(self) -> list[Listener]:
-        """Take the reports on health, which nothing keeps; returns what must be closed."""
+        """Subscribe to health reports, which no stream keeps. The caller closes the Listeners."""
         subjects = self._connection.subjects
         return [
             await self._connection.listen(subjects.all_health, self._take_health),
@@ -89,30 +94,30 @@ class RouteFeed:
         ]
 
     async def tick(self) -> None:
-        """Let time pass for the book, until cancelled."""
+        """Advance the state's clock until cancelled."""
         pause = min(_TICK, self._lease / 10)
         while True:
             await asyncio.sleep(pause)
-            kept = self.book.tick(self.clock(), live=self.live)
-            if kept:
+            extended = self.state.tick(self.clock(), live=self.live)
+            if extended:
                 self.metrics.count("leases_held_over")
-                names = ", ".join(sorted(instance_id for _, instance_id in kept)[:5])
+                names = ", ".join(sorted(instance_id for _, instance_id in extended)[:5])
                 _log.warning(
-                    "half of all routes or more would run out at once: "
-                    "%d are kept for one more lease (%s, …)",
-                    len(kept),
+                    "half of all leases or more would expire at once: "
+                    "%d routes are kept for one more lease (%s, …)",
+                    len(extended),
                     names,
                 )
             self.flush()
 
     @property
     def live(self) -> bool:
-        """Whether all that is stored is heard."""
-        return all(source.live.is_set() for source in self.sources)
+        """Whether both streams are followed without a gap."""
+        return all(follower.live.is_set() for follower in self.followers)
 
     def stale_for(self) -> float:
-        """Seconds since all that is stored was heard for the last time; 0 while it is."""
-        lost = [each.follower.current_until for each in self.sources if not each.live.is_set()]
+        """Seconds since both streams were last followed without a gap; 0 while they are."""
+        lost = [each.current_until for each in self.followers if not each.live.is_set()]
         return max(0.0, time.monotonic() - min(lost)) if lost else 0.0
 
     def wants(self, service: str) -> bool:
@@ -120,12 +125,12 @@ class RouteFeed:
         return self.services is None or service in self.services
 
     def flush(self) -> None:
-        """Tell what changed, if anything did."""
-        if self.book.seq != self._told:
-            self._told = self.book.seq
-            self._changed()
+        """Call `on_change` if anything changed since the last call."""
+        if self.state.seq != self._seq:
+            self._seq = self.state.seq
+            self._on_change()
 
-    # ── reports on health ────────────────────────────────────────────────────────────────
+    # ── health reports ───────────────────────────────────────────────────────────────────
 
     def _take_health(self, message: Message) -> None:
         try:
@@ -143,7 +148,7 @@ class RouteFeed:
         except ProtocolError:
             self.metrics.refuse("health", "malformed")
             return
-        self.book.report((service, instance_id), health, self.clock())
+        self.state.report((service, instance_id), health, self.clock())
         self.flush()
 
     def _take_stats(self, message: Message) -> None:
@@ -151,36 +156,63 @@ class RouteFeed:
             self.metrics.refuse("stats", "too large")
             return
         try:
-            stats = decode(_Sampled, message.data)
+            stats = decode(_HostReport, message.data)
         except ProtocolError:
             self.metrics.refuse("stats", "malformed")
             return
-        self.book.sample(last_token(message.subject), stats, self.clock())
+        self.state.sample(last_token(message.subject), stats, self.clock())
+        self.flush()
+
+    # ── events ───────────────────────────────────────────────────────────────────────────
+
+    def _take_event(self, message: Message, seq: int, time_ns: int) -> None:
+        service = last_token(message.subject)
+        if not self.wants(service):
+            return
+        try:
+            event = decode(InstanceEvent, message.data)
+        except ProtocolError:
+            self.metrics.refuse("events", "malformed")
+            return
+        if event.service != service or not is_name(service):
+            self.metrics.refuse("events", DISAGREE)
+            return
+        box_seq = message.headers.get(BOX_SEQ, "")
+        valid = box_seq.isascii() and box_seq.isdigit() and len(box_seq) <= _SEQ_DIGITS
+        if not is_name(event.instance_id):
+            self.metrics.refuse("events", "instance_id")
+        elif not self.state.event(event, int(box_seq) if valid else 0, self.clock()):
+            self.metrics.refuse("events", "no Box-Seq")
         self.flush()
 
 
-class _Registry:
-    """The Follower's sink for registrations. A snapshot is taken over in one step, once complete;
-    until then, and whatever it lacks, the table stays as it was.
+class RegistryFeed:
+    """Feeds registrations. A complete snapshot is applied in one step; until then the table keeps
+    its routes, also those that the snapshot lacks.
     """
 
     def __init__(self, feed: RouteFeed, connection: Connection, service: str | None) -> None:
         subjects = connection.subjects
-        subject = ">" if service is None else subjects.registry_of(service)
-        self.live = asyncio.Event()
-        self.follower = Follower(connection, subjects.registry_stream, self, subjects=[subject])
+        self.follower = Follower(
+            connection,
+            subjects.registry_stream,
+            self.take,
+            subjects=[">" if service is None else subjects.registry_of(service)],
+            on_begin=self.begin,
+            on_complete=self.complete,
+        )
         self._feed = feed
         self._first = True
         self._snapshot: dict[Key, RouteCandidate] | None = None
         self._time_ns = 0
-        self._announced = RegistrationReader()
+        self._reader = RegistrationReader()
 
     def begin(self) -> None:
         self._snapshot = {}
         self._time_ns = 0
 
     def take(self, message: Message, seq: int, time_ns: int) -> None:
-        # In a stream its order is what counts, should the server's clock be set back.
+        # The order of a stream counts, even if the server's clock is set back.
         if time_ns <= self._time_ns:
             time_ns = self._time_ns + 1
         self._time_ns = time_ns
@@ -196,93 +228,46 @@ class _Registry:
             self._withdraw((service, instance_id), message)
             return
         try:
-            told = self._announced.read(message, service, instance_id)
+            route = self._reader.read(message, service, instance_id)
         except ProtocolError:
             self._refuse("malformed")
             return
-        if isinstance(told, str):
-            self._refuse(told)
+        if isinstance(route, str):
+            self._refuse(route)
         elif self._snapshot is None:
-            self._register(told, time_ns)
-        elif len(self._snapshot) < LIMIT or told.key in self._snapshot:
-            key = told.service, instance_id  # of this service there is one text
-            self._snapshot[key] = RouteCandidate(key, route=told, time_ns=time_ns)
+            self._register(route, time_ns)
+        elif len(self._snapshot) < LIMIT or route.key in self._snapshot:
+            key = route.service, instance_id  # the reader shares the text of a service name
+            self._snapshot[key] = RouteCandidate(key, route=route, time_ns=time_ns)
         else:
             self._refuse("no room")
 
     def complete(self, last_seq: int) -> None:
-        book, now = self._feed.book, self._feed.clock()
+        state, now = self._feed.state, self._feed.clock()
         snapshot, self._snapshot = self._snapshot or {}, None
-        server_ns = self.follower.began_ns
-        if server_ns < book.newest_ns - _CLOCK_SLACK:
-            book.forget_times()
-        for _ in range(book.take_over(snapshot, server_ns, now)):
+        server_ns = self.follower.start_ns
+        if server_ns < state.newest_ns - _CLOCK_SLACK:
+            state.forget_times()
+        for _ in range(state.take_over(snapshot, server_ns, now)):
             self._refuse("no room")
         if not self._first:
-            book.rearm(now)
+            state.rearm(now)
         self._first = False
-        self.live.set()
         self._feed.flush()
 
-    def lost(self) -> None:
-        self.live.clear()
-
-    def _register(self, told: Route, time_ns: int) -> None:
-        if not self._feed.book.register(told, time_ns, self._feed.clock()):
+    def _register(self, route: Route, time_ns: int) -> None:
+        if not self._feed.state.register(route, time_ns, self._feed.clock()):
             self._refuse("no room")
         self._feed.flush()
 
     def _withdraw(self, key: Key, message: Message) -> None:
-        gone = read_withdrawal(message.data, *key)
-        if isinstance(gone, str):
-            self._refuse(gone)
+        withdrawal = read_withdrawal(message.data, *key)
+        if isinstance(withdrawal, str):
+            self._refuse(withdrawal)
             return
-        reason = f"deregistered: {gone.reason}" if gone.reason else "deregistered"
-        self._feed.book.withdraw(key, reason, self._feed.clock())
+        reason = f"deregistered: {withdrawal.reason}" if withdrawal.reason else "deregistered"
+        self._feed.state.withdraw(key, reason, self._feed.clock())
         self._feed.flush()
 
     def _refuse(self, reason: str) -> None:
         self._feed.metrics.refuse("registry", reason)
-
-
-class _Events:
-    """The Follower's sink for events."""
-
-    def __init__(self, feed: RouteFeed, connection: Connection, service: str | None) -> None:
-        subjects = connection.subjects
-        subject = subjects.all_events if service is None else subjects.events(service)
-        self.live = asyncio.Event()
-        self.follower = Follower(
-            connection, subjects.events_stream, self, start=Start.NOW, subjects=[subject]
-        )
-        self._feed = feed
-
-    def begin(self) -> None:
-        """Nothing: events go on where they stopped."""
-
-    def take(self, message: Message, seq: int, time_ns: int) -> None:
-        feed = self._feed
-        service = last_token(message.subject)
-        if not feed.wants(service):
-            return
-        try:
-            event = decode(InstanceEvent, message.data)
-        except ProtocolError:
-            feed.metrics.refuse("events", "malformed")
-            return
-        if event.service != service or not is_name(service):
-            feed.metrics.refuse("events", DISAGREE)
-            return
-        box_seq = message.headers.get(BOX_SEQ, "")
-        known = box_seq.isascii() and box_seq.isdigit() and len(box_seq) <= _SEQ_DIGITS
-        if not is_name(event.instance_id):
-            feed.metrics.refuse("events", "instance_id")
-        elif not feed.book.event(event, int(box_seq) if known else 0, feed.clock()):
-            feed.metrics.refuse("events", "no Box-Seq")
-        feed.flush()
-
-    def complete(self, last_seq: int) -> None:
-        self.live.set()
-
-    def lost(self) -> None:
-        self.live.clear()

@@ -1,6 +1,6 @@
-"""Routes, what is told of their changes, and an index of them that costs the same at any size.
+"""Routes, their changes, and an index whose operations cost the same at any size.
 
-Pure: who picks brings the chance, who reads brings the queue.
+Pure: the caller passes the random numbers and keeps the queues.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ Key = tuple[str, str]
 """A service and an instance id."""
 
 Chance = Callable[[int], int]
-"""A random number from 0 up to, but not, the one given: `random.randrange`."""
+"""A random number from 0 up to the given one, exclusive: `random.randrange`."""
 
 
 class Route(Struct, frozen=True, kw_only=True, gc=False):
     """An instance that takes traffic at `endpoint` (``host:port``, IPv6 in brackets).
 
-    `state` is Ready or Busy, as the last event said; `host` the Box's, "" where none was told.
-    `metadata` and `started_at` are as registered; routes with the same metadata share it, so it
-    must not be changed.
+    `state` is Ready or Busy, by the last event; `host` is the Box's, "" if the registration names
+    none. `metadata` and `started_at` are as registered. Routes with equal metadata share one dict,
+    so callers must not change it.
     """
 
     service: str
@@ -36,19 +36,19 @@ class Route(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def key(self) -> Key:
-        """What no two routes of a table have in common."""
+        """The unique key of the route in a table."""
         return self.service, self.instance_id
 
 
 class Put(Struct, frozen=True, kw_only=True, gc=False, tag="put", tag_field="change"):
-    """`route` takes traffic, or is no longer as it was."""
+    """`route` takes traffic from now on, or has changed."""
 
     seq: int
     route: Route
 
 
 class Delete(Struct, frozen=True, kw_only=True, gc=False, tag="delete", tag_field="change"):
-    """An instance takes no traffic any more; `reason` says why, for people."""
+    """An instance takes no traffic any more; `reason` is a message for an operator."""
 
     seq: int
     service: str
@@ -57,7 +57,7 @@ class Delete(Struct, frozen=True, kw_only=True, gc=False, tag="delete", tag_fiel
 
 
 class Resync(Struct, frozen=True, kw_only=True, tag="resync", tag_field="change"):
-    """The whole table as it stood after change `seq`: forget all that was told before."""
+    """The whole table after change `seq`; it replaces everything that was reported before."""
 
     seq: int
     routes: tuple[Route, ...]
@@ -67,7 +67,7 @@ Change = Put | Delete | Resync
 
 
 class RouteIndex:
-    """The routes by service. A put, a delete and a look at the n-th cost the same at any size."""
+    """The routes by service. A put, a delete and a pick cost the same at any size."""
 
     def __init__(self) -> None:
         self._services: dict[str, _Service] = {}
@@ -86,13 +86,13 @@ class RouteIndex:
         return None if found is None or place is None else found.routes[place]
 
     def of(self, service: str) -> tuple[Route, ...]:
-        """The routes of one service; put together anew only after they changed."""
+        """The routes of one service; the tuple is built again only after a change."""
         found = self._services.get(service)
         if found is None:
             return ()
-        if found.shown is None:
-            found.shown = tuple(found.routes)
-        return found.shown
+        if found.snapshot is None:
+            found.snapshot = tuple(found.routes)
+        return found.snapshot
 
     def count(self, service: str) -> int:
         """How many routes a service has."""
@@ -106,18 +106,18 @@ class RouteIndex:
             service = self._services[route.service] = _Service()
         routes = service.routes
         place = service.places.setdefault(route.instance_id, len(routes))
-        service.shown = None
+        service.snapshot = None
         if place < len(routes):
             routes[place] = route
         else:
             routes.append(route)
 
     def delete(self, service_name: str, instance_id: str) -> None:
-        """Remove the route of an instance, which must have one."""
+        """Remove the route of an instance, which must exist."""
         service = self._services[service_name]
         place = service.places.pop(instance_id)
         last = service.routes.pop()
-        service.shown = None
+        service.snapshot = None
         if last.instance_id != instance_id:  # the last one moves into the gap
             service.routes[place] = last
             service.places[last.instance_id] = place
@@ -125,7 +125,7 @@ class RouteIndex:
             del self._services[service_name]
 
     def pick(self, service: str, chance: Chance, inflight: Mapping[Key, int]) -> Route | None:
-        """Of two routes that `chance` chose the one with fewer in flight; None if there is none."""
+        """One of two routes that `chance` selects, with fewer in flight; None without a route."""
         found = self._services.get(service)
         if found is None:
             return None
@@ -139,11 +139,11 @@ class RouteIndex:
 
 
 class _Service:
-    """`places` says where in `routes` an instance's is; `shown` is what readers last got."""
+    """`places` maps an instance to its index in `routes`; `snapshot` is the tuple for readers."""
 
-    __slots__ = ("places", "routes", "shown")
+    __slots__ = ("places", "routes", "snapshot")
 
     def __init__(self) -> None:
         self.routes: list[Route] = []
         self.places: dict[str, int] = {}
-        self.shown: tuple[Route, ...] | None = None
+        self.snapshot: tuple[Route, ...] | None = None

@@ -1,8 +1,8 @@
-"""What a gateway knows of one instance, as small as it can be: there are a hundred thousand. Pure.
+"""The state of one instance in a route table, in little memory: there may be 100,000. Pure.
 
-None of it can be part of a cycle, so the garbage collector is told to pass it over (``gc=False``):
-a snapshot of 100,000 registrations spends a third of its time in the collector otherwise. Texts and
-metadata that many instances have in common are kept once (announced.py).
+No reference cycle is possible, so the garbage collector skips these objects (``gc=False``); a
+snapshot of 100,000 registrations would spend a third of its time in the collector otherwise.
+`registration_reader` shares texts and metadata between instances.
 """
 
 from __future__ import annotations
@@ -20,36 +20,38 @@ _SERVING: Final = (InstanceState.READY, InstanceState.BUSY)
 
 
 class RouteCandidate(Struct, gc=False):
-    """What is known of one id of one service.
+    """Everything known of one instance id of one service.
 
-    `withdrawn` says why it is, once it is. `route` is what it registered as, with its state, while
-    its lease runs; `time_ns` the server's time of its newest registration; `listed` its route while
-    it has one. `seen` is Box-Seq and state of the last event, `note` Box-Seq of the last note on
-    its health and whether it said unhealthy. `said` is what it reports itself, and `said_at` when
-    it did, unless that is too long ago; `sampled_bad` when its host last called it unhealthy.
-    `healthy` is all that in all, None before it was registered; `flips` when that changed, the last
-    times. Times but `time_ns` are monotonic.
+    `withdrawal` is the reason of its withdrawal, "" if it was not withdrawn. `route` is its
+    registration with its state, while its lease runs; `time_ns` the server's time of the newest
+    registration; `current` its route in the table. `last_event` is Box-Seq and state of the last
+    event, `note` Box-Seq of the last note on its health and whether that was unhealthy.
+
+    `own_health` is what it last reported itself, and `own_at` when, None once that is too old;
+    `sampled_bad` when its host last reported it unhealthy. `healthy` is the result of these, None
+    before its registration; `flips` are the times of the last changes of that. All times except
+    `time_ns` are monotonic.
     """
 
     key: Key
-    withdrawn: str = ""
+    withdrawal: str = ""
     route: Route | None = None
-    listed: Route | None = None
+    current: Route | None = None
     time_ns: int = 0
-    seen: tuple[int, str] = (0, "")
+    last_event: tuple[int, str] = (0, "")
     state: InstanceState = InstanceState.READY
     note: tuple[int, bool] = (0, False)
-    said: bool = True
-    said_at: float | None = None
+    own_health: bool = True
+    own_at: float | None = None
     sampled_bad: float | None = None
     healthy: bool | None = None
     flips: deque[float] | None = None
     damped_until: float = 0.0
 
     def obstacle(self) -> str:
-        """Why it takes no traffic, damping aside; "" if it does."""
-        if self.withdrawn:
-            return self.withdrawn
+        """Why it takes no traffic, apart from damping; "" if it does."""
+        if self.withdrawal:
+            return self.withdrawal
         if self.route is None:
             return "its registration was not renewed"
         if self.state not in _SERVING:
@@ -57,29 +59,29 @@ class RouteCandidate(Struct, gc=False):
         return "" if self.healthy else "it is unhealthy"
 
     def judge(self) -> bool:
-        """Whether it is healthy, by all that is known."""
-        reported = self.said if self.said_at is not None else self.sampled_bad is None
-        registered = self.route is None or self.route.metadata.get(HEALTHY_KEY) != "false"
-        return reported and not self.note[1] and registered
+        """Whether it is healthy, by its reports, its last note and its metadata."""
+        report = self.own_health if self.own_at is not None else self.sampled_bad is None
+        metadata = self.route is None or self.route.metadata.get(HEALTHY_KEY) != "false"
+        return report and not self.note[1] and metadata
 
-    def is_told(self, told: Route) -> bool:
-        """Whether this is what it registered as."""
+    def is_registered_as(self, other: Route) -> bool:
+        """Whether its registration equals `other`."""
         route = self.route
         return (
             route is not None
-            and route.endpoint == told.endpoint
-            and route.metadata == told.metadata
-            and route.started_at == told.started_at
-            and route.host == told.host
+            and route.endpoint == other.endpoint
+            and route.metadata == other.metadata
+            and route.started_at == other.started_at
+            and route.host == other.host
         )
 
-    def outdates(self, told: Route, time_ns: int) -> bool:
-        """Whether the registration that is known is the newer one, or the same."""
+    def outdates(self, other: Route, time_ns: int) -> bool:
+        """Whether its registration is newer than `other` of `time_ns`, or the same."""
         if time_ns != self.time_ns or self.route is None:
             return time_ns <= self.time_ns
-        return _content(told) <= _content(self.route)
+        return _content(other) <= _content(self.route)
 
 
-def _content(told: Route) -> tuple[str, str, str, list[tuple[str, str]]]:
-    """Something to go by for two registrations of the same moment."""
-    return told.started_at.isoformat(), told.endpoint, told.host, sorted(told.metadata.items())
+def _content(route: Route) -> tuple[str, str, str, list[tuple[str, str]]]:
+    """An order for two registrations of the same time."""
+    return route.started_at.isoformat(), route.endpoint, route.host, sorted(route.metadata.items())

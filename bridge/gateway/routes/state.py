@@ -1,17 +1,17 @@
-"""What the bus says of instances, merged into who takes traffic. Pure: times are arguments.
+"""The state of a route table: merges messages of the bus into routes. Pure: times are arguments.
 
-The same messages give the same routes in whatever order, and however often, they come:
+The same messages give the same routes in any order and with any repetition:
 
-- An id that was withdrawn (deregistered, or Draining and beyond by its events) never comes back.
-- Of several registrations of one id the newest by the server's time stands; only a newer one
-  renews the lease.
-- Of the events of one id the one with the highest `Box-Seq` says the state, and the health note
-  with the highest says the health.
+- An instance id that was withdrawn (deregistered, or Draining and beyond by its events) never
+  returns.
+- The newest registration of an id by the server's time counts; only a newer one renews the lease.
+- The event of an id with the highest `Box-Seq` gives the state, and the health note with the
+  highest one the health.
 
-An instance has a route while it is registered and its lease runs, is Ready or Busy (a registration
-alone counts as Ready), and nobody calls it unhealthy: not its metadata, not its events, not its own
-reports, nor, where it sends none, those of its host. Reports are of the moment: the last one
-counts, until it is as old as a lease.
+An instance has a route while three conditions hold. It is registered, and its lease runs. It is
+Ready or Busy (without an event it counts as Ready). No source reports it unhealthy: neither its
+metadata nor its events nor its own reports, nor, if it sends none, those of its host. The last
+report counts until it is as old as a lease.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from bridge.protocol import (
 )
 from bridge.validation import HEALTHY_KEY
 
-MEMORY: Final = 600.0  # seconds that what has no lease is remembered, as the registry remembers it
-LIMIT: Final = 100_000  # instances that are registered, and as many that are remembered
+MEMORY: Final = 600.0  # seconds to remember an instance without a lease, as the registry does
+LIMIT: Final = 100_000  # instances with a lease, and as many without
 FLAPS: Final = 5  # changes of health …
 FLAP_SPAN: Final = 60.0  # … within so many seconds …
-FLAP_PAUSE: Final = 60.0  # … keep an instance out for so many more
-MASS: Final = 3  # leases, at least, and half of them all: too many to run out at once
+FLAP_PAUSE: Final = 60.0  # … remove the route for so many more
+MASS: Final = 3  # leases that expire at once are too many: so many at least, and half of all
 
 _LEAVING: Final = (
     InstanceState.DRAINING,
@@ -49,7 +49,7 @@ _DAMPED: Final = "its health changed too often"
 
 
 class HealthSample(Protocol):
-    """Whatever says whether an instance is healthy."""
+    """A report on whether an instance is healthy."""
 
     @property
     def healthy(self) -> bool: ...
@@ -58,8 +58,8 @@ class HealthSample(Protocol):
 class RouteState:
     """See the module. `lease` in seconds; `now` is always a monotonic time in seconds.
 
-    `routes` is always current, `seq` counts its changes. While `telling`, `news` holds what changed
-    since the last `take_news`.
+    `routes` is always current, `seq` counts its changes. With `record_changes`, `changes` are those
+    since the last `take_changes`.
     """
 
     def __init__(self, lease: float, *, limit: int = LIMIT) -> None:
@@ -76,45 +76,44 @@ class RouteState:
         self._reporting: dict[Key, RouteCandidate] = {}
         self._damped: dict[Key, RouteCandidate] = {}
         self._sick: set[str] = set()
-        self._alones: dict[str, tuple[str, ...]] = {}
-        self.news: list[Change] = []
-        self.telling = True
+        self._single: dict[str, tuple[str, ...]] = {}
+        self.changes: list[Change] = []
+        self.record_changes = True
 
-    # ── what the bus says ────────────────────────────────────────────────────────────────
+    # ── messages ────────────────────────────────────────────────────────────────
 
-    def register(self, told: Route, time_ns: int, now: float, *, age: float = 0.0) -> bool:
-        """An instance announces itself as `told`, or renews its lease, of which `age` seconds are
-        over.
+    def register(self, route: Route, time_ns: int, now: float, *, age: float = 0.0) -> bool:
+        """Register an instance as `route`, or renew its lease, `age` seconds of which are over.
 
-        `time_ns` is the server's. Returns False when there is no room for it.
+        `time_ns` is the server's. Returns False if there is no room for it.
         """
         self.newest_ns = max(self.newest_ns, time_ns)
-        key = told.key
+        key = route.key
         instance = self._leased.get(key)
         if instance is None:
             instance, full = self._find(key), len(self._leased) >= self._limit
-            if instance.withdrawn or full or instance.outdates(told, time_ns):
+            if instance.withdrawal or full or instance.outdates(route, time_ns):
                 self._remember(instance, now)
-                return bool(instance.withdrawn) or not full
+                return bool(instance.withdrawal) or not full
             self._rest.pop(instance.key, None)
             self._leased[instance.key] = instance
-        elif instance.outdates(told, time_ns):
+        elif instance.outdates(route, time_ns):
             return True
         instance.time_ns = time_ns
         self._leases.renew(instance.key, now - age)
         self.held_over.discard(key)
-        if not instance.is_told(told):
+        if not instance.is_registered_as(route):
             state = instance.state
-            instance.route = told if told.state is state else replace(told, state=state)
+            instance.route = route if route.state is state else replace(route, state=state)
             self._settle(instance, now)
         return True
 
     def take_over(self, snapshot: dict[Key, RouteCandidate], server_ns: int, now: float) -> int:
-        """Register all of a snapshot that was taken at `server_ns` by the server's clock, and whose
-        leases were not over then. Returns for how many there was no room. Keeps `snapshot`.
+        """Register a snapshot, taken at `server_ns` by the server's clock, without the leases that
+        had expired then. Returns for how many there was no room. Takes ownership of `snapshot`.
 
-        Of one of whom nothing else is known nothing is asked that only news could answer, and no
-        mapping grows step by step: a fourth of what `register` takes.
+        Instances of which nothing else is known take a quarter of the time of `register`: most
+        checks are unnecessary, and no dict grows step by step.
         """
         oldest, known, full = server_ns - int(self._lease * 1e9), self._services, self._limit
         for key in [key for key, each in snapshot.items() if each.time_ns < oldest]:
@@ -127,7 +126,7 @@ class RouteState:
                 for key, each in snapshot.items()
                 if key[1] in known or (each.route and HEALTHY_KEY in each.route.metadata)
             ]
-        told = [snapshot.pop(key) for key in others]
+        known_before = [snapshot.pop(key) for key in others]
         deadlines = dict.fromkeys(snapshot, now + self._lease)
         for key, fresh in snapshot.items():
             time_ns, (service, instance_id) = fresh.time_ns, key
@@ -135,29 +134,29 @@ class RouteState:
                 deadlines[key] -= (server_ns - time_ns) / 1e9
             if time_ns > self.newest_ns:
                 self.newest_ns = time_ns
-            if instance_id in known:  # of another service in the same snapshot
+            if instance_id in known:  # under another service in the same snapshot
                 known[instance_id] = (*known[instance_id], service)
             else:
-                known[instance_id] = self._alones.get(service) or self._alone(service)
+                known[instance_id] = self._single.get(service) or self._only(service)
             fresh.healthy = True
-            self._list(fresh, fresh.route)
+            self._set_route(fresh, fresh.route)
         self._leases.take_over(deadlines)
         if self._leased:
             self._leased.update(snapshot)
         else:
             self._leased = snapshot
         refused = 0
-        for each in told:
+        for each in known_before:
             if each.route is not None:
                 age = max(0.0, (server_ns - each.time_ns) / 1e9)
                 refused += not self.register(each.route, each.time_ns, now, age=age)
         return refused
 
     def withdraw(self, key: Key, reason: str, now: float) -> None:
-        """An instance takes no traffic any more, for good."""
+        """Remove the route of an instance for good."""
         instance = self._known(key, now)
-        if not instance.withdrawn:
-            instance.withdrawn = reason
+        if not instance.withdrawal:
+            instance.withdrawal = reason
             self._settle(instance, now)
             instance.route = None
             self._leases.release(key)
@@ -168,8 +167,8 @@ class RouteState:
             self._remember(instance, now)
 
     def event(self, event: InstanceEvent, seq: int, now: float) -> bool:
-        """A step or a note, with its `Box-Seq`. Returns False for one that has none (0) and would
-        need it: what withdraws for good does not.
+        """Apply a state change or a note with its `Box-Seq`. Returns False if the event needs one
+        and has none (0); an event that withdraws the instance needs none.
         """
         if event.to_state in _LEAVING:
             reason = f"it is {event.to_state}"
@@ -180,8 +179,8 @@ class RouteState:
         if seq < 1:
             return False
         instance = self._known((event.service, event.instance_id), now)
-        if (seen := (seq, event.to_state.value)) > instance.seen:
-            instance.seen, instance.state = seen, event.to_state
+        if (latest := (seq, event.to_state.value)) > instance.last_event:
+            instance.last_event, instance.state = latest, event.to_state
             if instance.route is not None and instance.route.state is not event.to_state:
                 instance.route = replace(instance.route, state=event.to_state)
         word = event.message.partition(":")[0]
@@ -191,19 +190,19 @@ class RouteState:
         return True
 
     def report(self, key: Key, health: InstanceHealth, now: float) -> None:
-        """What an instance says of itself."""
+        """Apply the health that an instance reports of itself."""
         instance = self._known(key, now)
-        if instance.withdrawn:
+        if instance.withdrawal:
             return
-        news = instance.said_at is None or instance.said is not health.healthy
-        instance.said, instance.said_at = health.healthy, now
+        is_new = instance.own_at is None or instance.own_health is not health.healthy
+        instance.own_health, instance.own_at = health.healthy, now
         self._reporting[key] = instance
-        if news:
+        if is_new:
             self._settle(instance, now)
 
     def sample(self, host: str, stats: Mapping[str, HealthSample], now: float) -> None:
-        """What a host says of its instances: not of those that were registered by another. Looks at
-        those that are sick, or were.
+        """Apply the health that a host reports of its instances, except of those that another host
+        registered. Only instances that are or were unhealthy cost time.
         """
         recovered = [name for name in self._sick if name in stats and stats[name].healthy]
         sick = [name for name, health in stats.items() if not health.healthy]
@@ -227,15 +226,15 @@ class RouteState:
     # ── time ─────────────────────────────────────────────────────────────────────────────
 
     def rearm(self, now: float) -> None:
-        """Nothing could be heard until now: every lease runs anew."""
+        """Start every lease again at `now`: no renewal could arrive before."""
         self._leases.rearm(now)
         self.held_over.clear()
         for instance in self._reporting.values():
-            instance.said_at = now if instance.said_at is not None else None
+            instance.own_at = now if instance.own_at is not None else None
             instance.sampled_bad = now if instance.sampled_bad is not None else None
 
     def forget_times(self) -> None:
-        """The server's clock went back: what it stamps from now on is newer than all before."""
+        """The server's clock was set back: every later stamp counts as newer than all before."""
         self.newest_ns = 0
         for instance in self._leased.values():
             instance.time_ns = 0
@@ -243,47 +242,48 @@ class RouteState:
             instance.time_ns = 0
 
     def tick(self, now: float, *, live: bool) -> list[Key]:
-        """Let time pass; call it every second or more often, `live` while all can be heard.
+        """Expire leases and reports; call it each second or more often, `live` while no message can
+        be missing.
 
-        Returns those whose lease has run out and who are kept for another one, because half of all
-        leases, and three at least, would run out at once.
+        Returns the instances that get another lease after theirs expired, because half of all
+        leases, and at least three, would expire at once.
         """
-        gone = self._leases.tick(now, live=live)
-        kept = self._held_over(gone, now) if gone else []
-        for key in gone:
+        expired = self._leases.tick(now, live=live)
+        extended = self._extend(expired, now) if expired else []
+        for key in expired:
             if key not in self.held_over:
                 self._expire(key, now)
         if live:
-            self._pass_reports(now)
+            self._expire_reports(now)
         for key in [key for key, each in self._damped.items() if each.damped_until <= now]:
             self._settle(self._damped.pop(key), now)
         while self._rest and next(iter(self._rest.values()))[0] <= now - MEMORY:
             self._forget_oldest()
-        return kept
+        return extended
 
-    def take_news(self) -> list[Change]:
-        """What has changed since the last call."""
-        news, self.news = self.news, []
-        return news
+    def take_changes(self) -> list[Change]:
+        """The changes since the last call."""
+        changes, self.changes = self.changes, []
+        return changes
 
     # ── inside ───────────────────────────────────────────────────────────────────────────
 
-    def _held_over(self, gone: list[Key], now: float) -> list[Key]:
-        """Those of `gone` that get another lease; a second time nobody does.
+    def _extend(self, expired: list[Key], now: float) -> list[Key]:
+        """The instances of `expired` that get another lease, which none gets twice in a row.
 
-        Renewals are spread over a third of a lease, so that whoever is two thirds late counts as
-        running out with them.
+        Renewals are spread over a third of a lease: a lease that expires within that time counts as
+        expiring at once.
         """
-        late = {*gone, *self._leases.due(now + self._lease / 3)} | self.held_over
-        again = [key for key in gone if key in self.held_over]
+        late = {*expired, *self._leases.due(now + self._lease / 3)} | self.held_over
+        again = [key for key in expired if key in self.held_over]
         self.held_over.difference_update(again)
         if len(late) < MASS or 2 * len(late) < len(self._leased):
             return []
-        kept = [key for key in gone if key not in again]
-        for key in kept:
+        extended = [key for key in expired if key not in again]
+        for key in extended:
             self._leases.renew(key, now)
-        self.held_over.update(kept)
-        return kept
+        self.held_over.update(extended)
+        return extended
 
     def _expire(self, key: Key, now: float) -> None:
         instance = self._leased.pop(key)
@@ -291,19 +291,19 @@ class RouteState:
         self._settle(instance, now)
         self._remember(instance, now)
 
-    def _pass_reports(self, now: float) -> None:
+    def _expire_reports(self, now: float) -> None:
         old = now - self._lease
         for key, instance in list(self._reporting.items()):
-            if instance.said_at is not None and instance.said_at <= old:
-                instance.said_at = None
+            if instance.own_at is not None and instance.own_at <= old:
+                instance.own_at = None
                 self._settle(instance, now)
             if instance.sampled_bad is not None and instance.sampled_bad <= old:
                 self._sample(instance, healthy=True, now=now)
-            if instance.said_at is None and instance.sampled_bad is None:
+            if instance.own_at is None and instance.sampled_bad is None:
                 del self._reporting[key]
 
     def _known(self, key: Key, now: float) -> RouteCandidate:
-        """What is known of an instance; of one that has no lease it is remembered from now on."""
+        """The state of an instance; one without a lease is remembered from now on."""
         instance = self._leased.get(key)
         if instance is None:
             instance = self._find(key)
@@ -311,25 +311,25 @@ class RouteState:
         return instance
 
     def _find(self, key: Key) -> RouteCandidate:
-        """What is known of an instance that has no lease; who calls has to keep it."""
+        """The state of an instance without a lease; the caller must store it."""
         if (found := self._rest.get(key)) is not None:
             return found[1]
         service, instance_id = key
         others = self._services.get(instance_id)
         if others is None:
-            self._services[instance_id] = self._alone(service)
+            self._services[instance_id] = self._only(service)
         elif service not in others:
             self._services[instance_id] = (*others, service)
         return RouteCandidate(key)
 
-    def _alone(self, service: str) -> tuple[str, ...]:
-        """The service as the only one of an instance; the same object for all of its instances."""
-        if len(self._alones) > self._limit:
-            self._alones.clear()
-        return self._alones.setdefault(service, (service,))
+    def _only(self, service: str) -> tuple[str, ...]:
+        """A tuple of this service alone; the same object for all of its instances."""
+        if len(self._single) > self._limit:
+            self._single.clear()
+        return self._single.setdefault(service, (service,))
 
     def _remember(self, instance: RouteCandidate, now: float) -> None:
-        """Keep one that has no lease, and let go of who was not heard of for longest."""
+        """Store an instance without a lease; beyond the limit forget the oldest one."""
         self._rest[instance.key] = now, instance
         self._rest.move_to_end(instance.key)
         if len(self._rest) > self._limit:
@@ -348,30 +348,30 @@ class RouteState:
             del self._services[instance_id]
 
     def _settle(self, instance: RouteCandidate, now: float) -> None:
-        """Bring the route of one instance up to what is known of it."""
+        """Update the route of an instance from its state."""
         if instance.route is not None:
-            before_that, instance.healthy = instance.healthy, instance.judge()
-            if before_that is not None and instance.healthy is not before_that:
+            before, instance.healthy = instance.healthy, instance.judge()
+            if before is not None and instance.healthy is not before:
                 self._count_flip(instance, now)
-        why = instance.obstacle() or (_DAMPED if instance.damped_until > now else "")
-        route = None if why else instance.route
-        if route is not instance.listed:
-            self._list(instance, route, why)
+        obstacle = instance.obstacle() or (_DAMPED if instance.damped_until > now else "")
+        route = None if obstacle else instance.route
+        if route is not instance.current:
+            self._set_route(instance, route, obstacle)
 
-    def _list(self, instance: RouteCandidate, route: Route | None, why: str = "") -> None:
-        """The route of `instance` is this one now, or it has none, and `why`."""
-        instance.listed = route
+    def _set_route(self, instance: RouteCandidate, route: Route | None, reason: str = "") -> None:
+        """Put the route of `instance` into the table, or delete it for a `reason`."""
+        instance.current = route
         self.seq += 1
         service, instance_id = instance.key
         if route is not None:
             self.routes.put(route)
-            if self.telling:
-                self.news.append(Put(seq=self.seq, route=route))
+            if self.record_changes:
+                self.changes.append(Put(seq=self.seq, route=route))
             return
         self.routes.delete(service, instance_id)
-        if self.telling:
-            self.news.append(
-                Delete(seq=self.seq, service=service, instance_id=instance_id, reason=why)
+        if self.record_changes:
+            self.changes.append(
+                Delete(seq=self.seq, service=service, instance_id=instance_id, reason=reason)
             )
 
     def _count_flip(self, instance: RouteCandidate, now: float) -> None:

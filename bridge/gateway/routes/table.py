@@ -1,13 +1,14 @@
-"""A service's endpoints, always current: whom a gateway may send a request to, at any moment.
+"""The endpoints of services that take traffic now.
 
 What a `RouteTable` promises:
 
-- It is complete when it is opened: the snapshot, then what comes, with no gap between.
-- An instance is out as soon as it is told that it drains, ends or is unhealthy, and for good if it
-  was withdrawn. Absence alone withdraws nothing: a lease does, by the own clock, and that does not
-  run while the bus cannot be heard, nor for one lease after.
-- An outage of the bus empties nothing; `stale_for` says how old the table is meanwhile.
-- A slow reader of its changes costs itself: it gets the whole table anew.
+- It is complete when it is opened: it reads the snapshot, then each change, without a gap.
+- The route of an instance is removed as soon as the instance is reported draining, ended or
+  unhealthy; after a withdrawal it never returns. A missing renewal removes the route only when the
+  lease expires by the client's own clock. Leases do not run while the client is cut off, nor for
+  one lease after.
+- An outage of the bus removes no route; `stale_for` is the age of the table meanwhile.
+- A slow reader of its changes delays no other reader: it gets the whole table again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from bridge.settings import Timing
 from bridge.subjects import check_name
 from bridge.tasks import task_scope
 
-BACKLOG: Final = 10_000  # changes that wait for a slow reader before it gets the table anew
+BACKLOG: Final = 10_000  # changes that wait for a slow reader before a Resync replaces them
 
 
 class RouteTable:
@@ -43,15 +44,15 @@ class RouteTable:
     def __init__(
         self, connection: Connection, services: frozenset[str] | None, timing: Timing
     ) -> None:
-        self._book = RouteState(timing.registration_ttl)
-        self._book.telling = False  # until somebody reads
+        self._state = RouteState(timing.registration_ttl)
+        self._state.record_changes = False  # until there is a reader
         self._feed = RouteFeed(
-            connection, self._book, services, timing.registration_ttl, self._tell
+            connection, self._state, services, timing.registration_ttl, self._on_change
         )
         self._chance = random.Random().randrange  # noqa: S311 - nobody gains by guessing it
         self._inflight: dict[Key, int] = {}
         self._readers: weakref.WeakSet[Changes] = weakref.WeakSet()
-        self._moved = asyncio.Event()
+        self._change = asyncio.Event()
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -64,9 +65,9 @@ class RouteTable:
     ) -> AsyncIterator[RouteTable]:
         """The table of one service, of several, or of all (None), complete when the block begins.
 
-        `timing.registration_ttl` is the lease, in seconds; the fleet's must be the same. Raises
-        NameRefused for a service that can have no subject, StoreUnsuitable where this user may not
-        read the streams. Waits for a fleet that does not exist yet.
+        `timing.registration_ttl` is the lease, in seconds; it must be that of the fleet. Raises
+        NameRefused for an invalid service name, StoreUnsuitable if this NATS user may not read the
+        streams. Waits for a fleet that does not exist yet.
         """
         names = [services] if isinstance(services, str) else services
         wanted = None if names is None else frozenset(check_name("service", x) for x in names)
@@ -75,10 +76,9 @@ class RouteTable:
         async with task_scope() as tasks:
             listeners = await feed.listen()
             try:
-                for source in feed.sources:
-                    follower = source.follower
+                for follower in feed.followers:
                     tasks.create_task(follower.run(), name=f"routes-{follower.stream}")
-                    await source.live.wait()
+                    await follower.live.wait()
                 tasks.create_task(feed.tick(), name="routes-leases")
                 yield table
             finally:
@@ -91,21 +91,21 @@ class RouteTable:
 
     def endpoints(self, service: str) -> tuple[Route, ...]:
         """The routes of `service`, in no particular order; empty if it has none."""
-        return self._book.routes.of(service)
+        return self._state.routes.of(service)
 
     def __iter__(self) -> Iterator[Route]:
         """All routes; do not await between them."""
-        return iter(self._book.routes)
+        return iter(self._state.routes)
 
     def __len__(self) -> int:
-        return len(self._book.routes)
+        return len(self._state.routes)
 
     def pick(self, service: str) -> Route:
-        """Of two routes, chosen at random, the one with fewer of this table's leases in flight.
+        """One of two random routes: the one with fewer of this table's leases in flight.
 
         Raises NoRoute when there is none.
         """
-        route = self._book.routes.pick(service, self._chance, self._inflight)
+        route = self._state.routes.pick(service, self._chance, self._inflight)
         if route is None:
             raise NoRoute(service, self.stale_for())
         return route
@@ -124,62 +124,62 @@ class RouteTable:
                 del inflight[key]
 
     def inflight(self, route: Route) -> int:
-        """How many of this table's leases are on the instance of `route`."""
+        """How many of this table's leases are in flight on the instance of `route`."""
         return self._inflight.get(route.key, 0)
 
     def changes(self, *, backlog: int = BACKLOG) -> Changes:
-        """What changes from now on, to be read with ``async for``. See `Changes`."""
-        self._book.telling = True
-        reader = Changes(self._book, backlog)
+        """The changes from now on, to be read with ``async for``. See `Changes`."""
+        self._state.record_changes = True
+        reader = Changes(self._state, backlog)
         self._readers.add(reader)
         return reader
 
     async def wait_ready(self, service: str, n: int, *, timeout: float = 120.0) -> None:
         """Return when `service` has at least `n` routes. Raises WaitTimeout."""
-        count = self._book.routes.count
+        count = self._state.routes.count
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while count(service) < n:
-                    self._moved.clear()
-                    await self._moved.wait()
+                    self._change.clear()
+                    await self._change.wait()
                 return
         raise WaitTimeout(service, count(service), n, timeout)
 
-    # ── how good it is ───────────────────────────────────────────────────────────────────
+    # ── its age ───────────────────────────────────────────────────────────────────
 
     def stale_for(self) -> float:
-        """Seconds since the table was known to be current; 0.0 while it is."""
+        """Seconds since the table was last known to be current; 0.0 while it is."""
         return self._feed.stale_for()
 
     @property
     def held_over(self) -> frozenset[Key]:
-        """Service and instance id of those whose lease has run out and who are kept for one more,
-        because half of all leases, and three at least, would have run out at once.
+        """Service and instance id of each route that is kept for one more lease: its lease expired
+        together with half of all leases, and at least three.
         """
-        return frozenset(self._book.held_over)
+        return frozenset(self._state.held_over)
 
-    def _tell(self) -> None:
-        news = self._book.take_news()
+    def _on_change(self) -> None:
+        changes = self._state.take_changes()
         for reader in self._readers:
-            reader.push(news)
-        self._moved.set()
+            reader.push(changes)
+        self._change.set()
 
 
 class Changes:
-    """A reader of a table's changes: first a `Resync` with the table as it stands, then a `Put` or
-    a `Delete` for each change, numbered without a gap.
+    """A reader of a table's changes: first a `Resync` with the current table, then a `Put` or a
+    `Delete` for each change, numbered without a gap.
 
-    One that falls further behind than its backlog gets a `Resync` in place of all that it has not
-    read. It ends with the table.
+    A reader that falls behind by more than its backlog gets a `Resync` in place of the changes that
+    it has not read. The iteration ends with the table.
     """
 
-    def __init__(self, book: RouteState, backlog: int) -> None:
-        self._book = book
+    def __init__(self, state: RouteState, backlog: int) -> None:
+        self._state = state
         self._waiting: deque[Change] = deque()
         self._backlog = backlog
         self._behind = True
         self._ended = False
-        self._arrived = asyncio.Event()
+        self._arrival = asyncio.Event()
 
     def __aiter__(self) -> Self:
         return self
@@ -188,23 +188,23 @@ class Changes:
         while not (self._behind or self._waiting):
             if self._ended:
                 raise StopAsyncIteration
-            self._arrived.clear()
-            await self._arrived.wait()
+            self._arrival.clear()
+            await self._arrival.wait()
         if self._behind:
             self._behind = False
-            return Resync(seq=self._book.seq, routes=tuple(self._book.routes))
+            return Resync(seq=self._state.seq, routes=tuple(self._state.routes))
         return self._waiting.popleft()
 
-    def push(self, news: Sequence[Change]) -> None:
-        """The table has changed."""
+    def push(self, changes: Sequence[Change]) -> None:
+        """Take the next changes of the table."""
         if not self._behind:
-            self._waiting.extend(news)
+            self._waiting.extend(changes)
             if len(self._waiting) > self._backlog:
                 self._waiting.clear()
                 self._behind = True
-        self._arrived.set()
+        self._arrival.set()
 
     def end(self) -> None:
-        """The table is no longer kept."""
+        """The table is closed."""
         self._ended = True
-        self._arrived.set()
+        self._arrival.set()

@@ -158,7 +158,7 @@ def _returned(item: object) -> Iterator[type]:
     """The classes that `item`, or a method of it, returns: callers do not construct those."""
     if inspect.isclass(item):
         for name, function in _callables(item):
-            if not name.startswith("_"):
+            if not name.startswith("_") or name.endswith("__"):
                 yield from _classes_in(_hints(function).get("return"))
     elif callable(item):
         yield from _classes_in(_hints(item).get("return"))

@@ -226,7 +226,7 @@ parts = st.one_of(numbers, st.sampled_from(["", "x", "-1", "$JS", "ACK", "c1", "
 async def test_a_reply_subject_is_compared_as_it_would_be_parsed(
     tails: list[list[str]], domain: bool
 ) -> None:
-    run = _Run(Connection(NatsConfig(), "test", Metrics()), Nobody(), asyncio.Event())
+    run = _Run(Connection(NatsConfig(), "test", Metrics()), no_op, no_op, asyncio.Event())
     before = "$JS.ACK.d.hash.S" if domain else "$JS.ACK.S"
     after = "4.x" if domain else "4"
     for tail in [["1", "42", "7", "1700", after], *tails, ["1", "43", "8", "1701", after]]:
@@ -239,10 +239,5 @@ async def test_a_reply_subject_is_compared_as_it_would_be_parsed(
             assert found == (position.stream_seq, position.consumer_seq, position.time_ns)
 
 
-class Nobody:
-    """A sink for what never comes."""
-
-    def begin(self) -> None: ...
-    def take(self, message: Message, seq: int, time_ns: int) -> None: ...
-    def complete(self, last_seq: int) -> None: ...
-    def lost(self) -> None: ...
+def no_op(*_: object) -> None:
+    """A callback for messages that never come."""

@@ -9,7 +9,7 @@ import pytest
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.gateway.routes.feed import RouteFeed, _Registry
+from bridge.gateway.routes.feed import RouteFeed
 from bridge.gateway.routes.state import RouteState
 from bridge.observe import Metrics
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, encode
@@ -29,15 +29,15 @@ class Registry:
         self.book = RouteState(30)
         connection = Connection(NatsConfig(), "test", Metrics())
         feed = RouteFeed(connection, self.book, None, 30, self._changed, clock=lambda: self.now)
-        [self.sink] = [each for each in feed.sources if isinstance(each, _Registry)]
+        self.feed = feed.registry
 
     def _changed(self) -> None:
-        self.book.take_news()
+        self.book.take_changes()
         self.changes += 1
 
     def begin(self, at: int) -> None:
-        self.sink.begin()
-        self.sink.follower.began_ns = at
+        self.feed.begin()
+        self.feed.follower.start_ns = at
 
     def register(self, name: str, at: int, port: int = 80) -> None:
         told = InstanceRegistration(
@@ -54,10 +54,10 @@ class Registry:
         self._take("deregister", name, encode(told), at)
 
     def _take(self, kind: str, name: str, data: bytes, at: int) -> None:
-        self.sink.take(Message(f"box.{kind}.web.{name}", "", data, b""), 1, at)
+        self.feed.take(Message(f"box.{kind}.web.{name}", "", data, b""), 1, at)
 
     def complete(self) -> None:
-        self.sink.complete(1)
+        self.feed.complete(1)
 
     def lasts(self) -> float:
         """For how many seconds from now there are routes, if nothing more is heard."""
@@ -91,10 +91,10 @@ async def test_a_snapshot_that_breaks_off_changes_nothing(registry: Registry) ->
     registry.begin(AT)
     registry.register("web-1", AT)
     registry.complete()
-    registry.sink.lost()
+    registry.feed.follower.live.clear()
     registry.begin(AT + SECOND)
     registry.register("web-2", AT + SECOND)
-    registry.sink.lost()
+    registry.feed.follower.live.clear()
     registry.begin(AT + 2 * SECOND)
     registry.complete()
     assert list(registry.routes) == ["web-1"]
@@ -131,7 +131,7 @@ async def test_after_a_resync_every_lease_runs_anew(registry: Registry) -> None:
     registry.register("web-1", AT)
     registry.register("web-2", AT)
     registry.complete()
-    registry.sink.lost()
+    registry.feed.follower.live.clear()
     registry.now = 300
     registry.begin(AT + 300 * SECOND)
     registry.register("web-1", AT + 275 * SECOND)
@@ -156,7 +156,7 @@ async def test_a_server_whose_clock_is_behind_is_believed_after_a_resync(
     registry.begin(AT)
     registry.register("web-1", AT, port=80)
     registry.complete()
-    registry.sink.lost()
+    registry.feed.follower.live.clear()
     registry.begin(AT - HOUR)
     registry.register("web-1", AT - HOUR, port=81)
     registry.complete()
@@ -167,7 +167,7 @@ async def test_a_replayed_snapshot_does_not_beat_what_is_newer(registry: Registr
     registry.begin(AT)
     registry.complete()
     registry.register("web-1", AT + SECOND, port=81)
-    registry.sink.lost()
+    registry.feed.follower.live.clear()
     registry.begin(AT + SECOND)
     registry.register("web-1", AT, port=80)  # a stream that was restored from an older copy
     registry.complete()

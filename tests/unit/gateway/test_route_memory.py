@@ -35,7 +35,7 @@ def book_of(messages: list[bytes]) -> RouteState:
         told = announced.read(Message("", "", data, headers), *key)
         assert isinstance(told, Route)
         book.register(told, number + 1, 0.0)
-    book.take_news()
+    book.take_changes()
     return book
 
 

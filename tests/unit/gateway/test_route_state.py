@@ -42,7 +42,7 @@ def book(count: int = 1, **settings: Any) -> RouteState:
     made = RouteState(30, **settings)
     for number in range(1, count + 1):
         made.register(registration(f"web-{number}"), number, 0)
-    made.take_news()
+    made.take_changes()
     return made
 
 
@@ -155,7 +155,7 @@ def test_a_snapshot_is_taken_over_as_if_each_had_registered(
     assert books[1].take_over(taken, taken_at, now) == refused
     for name in ("_leased", "_services", "newest_ns", "seq"):
         assert getattr(books[0], name) == getattr(books[1], name), name
-    news = [[replace(each, seq=0) for each in made.news] for made in books]
+    news = [[replace(each, seq=0) for each in made.changes] for made in books]
     assert sorted(news[0], key=repr) == sorted(news[1], key=repr), "in whatever order"
     assert books[0]._leases._deadlines == books[1]._leases._deadlines
     tables = [{route.key: route for route in made.routes} for made in books]
@@ -171,7 +171,7 @@ def test_the_changes_lead_to_the_table_and_are_numbered_without_a_gap(
     last = 0
     for message in told:
         tell(made, message)
-        for change in made.take_news():
+        for change in made.take_changes():
             assert change.seq == last + 1
             last = change.seq
             if isinstance(change, Put):
@@ -220,7 +220,7 @@ def test_who_leaves_is_out_for_good_whatever_the_number(state: InstanceState, se
     made.event(event(S.READY, since=S.BOOTING), 5, 1)
     assert made.event(event(state, "scaled down", since=S.READY), seq, 1)
     assert names(made) == []
-    [*_, last] = made.take_news()
+    [*_, last] = made.take_changes()
     assert isinstance(last, Delete)
     assert last.reason == f"it is {state}: scaled down"
     made.event(event(S.READY, since=S.BOOTING), 9, 1)
@@ -341,7 +341,7 @@ def test_a_lease_that_is_not_renewed_withdraws_and_a_renewal_brings_it_back() ->
 def test_a_renewal_that_says_the_same_changes_nothing() -> None:
     made = book()
     made.register(registration(), 2, 10)
-    assert made.take_news() == []
+    assert made.take_changes() == []
 
 
 def test_what_is_over_of_a_lease_is_over() -> None:
