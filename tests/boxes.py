@@ -24,6 +24,7 @@ from bridge.protocol import (
     decode,
     encode,
 )
+from tests.paths import HTTP_SERVICE
 from tests.support import Recorder, box_config, connect, eventually, service_table
 
 S = InstanceState
@@ -50,7 +51,7 @@ async def instances(gateway: Connection, service: str = "") -> list[InstanceInfo
 
 def gated(door: Path, otherwise: str) -> str:
     """A service `web` that serves if there is a `door` when it starts, else does `otherwise`."""
-    serve = f'exec {sys.executable} -m http.server --bind 127.0.0.1 "$PORT"'
+    serve = f'exec {sys.executable} -S -E {HTTP_SERVICE} "$PORT"'
     script = f"test -e {door} && {serve}; {otherwise}"
     return service_table("web", command=["sh", "-c", script])
 

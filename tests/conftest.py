@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Final
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
 from bridge.bus.embedded_server import EmbeddedServer
 from tests.podman import Podman
 
+# Examples may take long on a machine that others use, which `deadline=None` allows.
+_SHARED: Final = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", _SHARED, max_examples=25)
+settings.register_profile("full", _SHARED, max_examples=400)
+settings.load_profile("quick")  # `make test-all` has --hypothesis-profile=full
+
 
 def pytest_configure() -> None:
-    """Examples may take long on a machine that others use. Programs started here hear Ctrl-C, even
-    if a shell runs the tests in the background.
+    """Let the programs that tests start receive Ctrl-C, even if a shell runs the tests in the
+    background.
     """
-    settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    settings.load_profile("shared")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the run took: every process that was waited for is counted."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    processor = sum(usage.ru_utime + usage.ru_stime for usage in used)
+    wall = time.time() - psutil.Process().create_time()
+    terminalreporter.write_line(
+        f"processor (user + system, all processes): {processor:.0f} s; wall: {wall:.0f} s"
+    )
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes podman is not quick."""
+    """Mark every test that uses podman as slow."""
     for item in items:
         if isinstance(item, pytest.Function) and "podman" in item.fixturenames:
             item.add_marker(pytest.mark.slow)

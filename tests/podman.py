@@ -20,6 +20,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from tests.paths import SERVICES
+
 IMAGE = "localhost/box-bridge-test:1"
 OTHER_IMAGE = "localhost/box-bridge-test:2"
 """The same, under another name."""
@@ -72,7 +74,7 @@ class Podman:
     def a3s_shaped(self) -> Path:
         """The same podman behind calls and answers like those of a3s-box."""
         script = self.here / "a3s-box"
-        shaped = Path(__file__).with_name("services") / "a3s_shaped.py"
+        shaped = SERVICES / "a3s_shaped.py"
         script.write_text(f'#!/bin/sh\nexec {sys.executable} {shaped} {self.engine} "$@"\n')
         script.chmod(0o755)
         return script

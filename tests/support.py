@@ -18,9 +18,7 @@ from bridge.config import load
 from bridge.protocol import InstanceEvent, ScaleRequest, ScaleResponse, decode, encode
 from bridge.settings import Config, NatsConfig
 from bridge.tasks import task_scope
-
-SERVICE = Path(__file__).with_name("services") / "http_service.py"
-"""A small HTTP server; see there for what its arguments make it do."""
+from tests.paths import HTTP_SERVICE
 
 T = TypeVar("T")
 
@@ -51,7 +49,7 @@ async def eventually(condition: Callable[[], Any], *, within: float = 10.0, what
 
 def command(*arguments: str) -> list[str]:
     """What starts the test service."""
-    return [sys.executable, "-S", "-E", str(SERVICE), "{port}", *arguments]
+    return [sys.executable, "-S", "-E", str(HTTP_SERVICE), "{port}", *arguments]
 
 
 def service_table(name: str, *arguments: str, **settings: object) -> str:

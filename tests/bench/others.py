@@ -7,17 +7,17 @@ import contextlib
 import json
 import shutil
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from bridge.bench.messages import consuming, read_all
 from bridge.bench.row import Row, Sides, Site, at_least
 from bridge.errors import BenchFailed
+from tests.paths import REPOSITORY, TESTS
 
-_PEERS: Final = Path(__file__).with_name("peers")
+_PEERS: Final = TESTS / "bench" / "peers"
 _SLOWER: Final = 5  # times: it reads as many fewer events, in about the same time
-_PYTHON: Final = Path(__file__).parents[2] / ".bench-venv" / "bin" / "python"
+_PYTHON: Final = REPOSITORY / ".bench-venv" / "bin" / "python"
 
 
 class Peer:

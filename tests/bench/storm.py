@@ -35,9 +35,9 @@ from bridge.protocol import InstanceEvent, InstanceState
 from bridge.settings import Timing
 from bridge.tasks import task_scope
 from tests.faults.killable import Killable
+from tests.paths import TINY_SERVICE
 from tests.support import ask, box_config, connect, eventually, service_table
 
-SERVICE = Path(__file__).parent.parent / "services" / "tiny_service.py"
 FIRST_PORT = 30000
 PATIENCE = 300.0  # seconds for anything
 
@@ -94,7 +94,7 @@ class Scene:
     def join(self, name: str) -> Killable:
         """One more host, with room for all."""
         first = FIRST_PORT + 2 * self.count * len(self.boxes)
-        command = [sys.executable, "-I", "-S", str(SERVICE), "{port}"]
+        command = [sys.executable, "-I", "-S", str(TINY_SERVICE), "{port}"]
         service = service_table("web", command=command, probe={"tcp": True}, start_timeout=PATIENCE)
         config = box_config(
             self.directory,

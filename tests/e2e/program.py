@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.paths import REPOSITORY
 from tests.support import eventually
 
 
@@ -64,7 +65,7 @@ async def spawn(*arguments: object, cwd: Path, **env: str) -> asyncio.subprocess
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=cwd,
-        env=environment(PYTHONPATH=str(Path(__file__).parents[2]), **env),
+        env=environment(PYTHONPATH=str(REPOSITORY), **env),
     )
 
 

@@ -14,6 +14,7 @@ from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import ScaleResponse, decode
 from tests.boxes import boxed
 from tests.e2e.program import Finished, environment, run, running
+from tests.paths import REPOSITORY
 from tests.support import eventually, service_table
 
 VERBS = ["up", "box", "scale", "ps", "events", "routes", "timeline", "relay", "register", "logs"]
@@ -188,7 +189,7 @@ async def test_a_reader_that_leaves_is_no_failure(
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd=home,
-            env=environment(PYTHONPATH=str(Path(__file__).parents[2])),
+            env=environment(PYTHONPATH=str(REPOSITORY)),
         )
         async with asyncio.timeout(20):
             out, err = await shell.communicate()

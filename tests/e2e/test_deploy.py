@@ -17,10 +17,10 @@ import pytest
 from bridge.bus.embedded_server import EmbeddedServer
 from tests.boxes import labelled
 from tests.e2e.program import run, running
+from tests.paths import REPOSITORY
 from tests.support import PORTS, TIMING, eventually, listening, service_table
 
-ROOT = Path(__file__).parents[2]
-UNIT = ROOT / "deploy" / "systemd" / "box-bridge.service"
+UNIT = REPOSITORY / "deploy" / "systemd" / "box-bridge.service"
 
 
 def unit() -> configparser.SectionProxy:
@@ -89,18 +89,18 @@ def test_systemd_itself_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> Non
 
 def test_the_wheel_holds_the_server_configuration_and_the_type_marker(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
+    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(REPOSITORY)], check=True)
     [wheel] = tmp_path.glob("box_bridge-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         assert {"bridge/py.typed", "bridge/demo/service.py"} <= names
         packaged = archive.read("bridge/bus/nats-server.conf")
         assert not any(name.startswith(("tests/", "deploy/")) for name in names)
-    assert packaged == (ROOT / "deploy" / "nats" / "nats-server.conf").read_bytes()
+    assert packaged == (REPOSITORY / "deploy" / "nats" / "nats-server.conf").read_bytes()
 
 
 async def test_the_example_for_containers_is_right(tmp_path: Path) -> None:
-    told = await run("config", "check", "-c", str(ROOT / "deploy/oci/box.toml"), cwd=tmp_path)
+    told = await run("config", "check", "-c", str(REPOSITORY / "deploy/oci/box.toml"), cwd=tmp_path)
     assert told.code == 0
     assert "runtime oci by podman" in told.out
     assert "service web: docker.io/library/nginx:alpine" in told.out

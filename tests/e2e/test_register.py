@@ -22,9 +22,8 @@ from bridge.bus.jetstream import topology
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, decode
 from tests.boxes import boxed, fetch, gone, serving
 from tests.e2e.program import Running, run, running
-from tests.support import SERVICE, Recorder, ask, connect, eventually, service_table
-
-ROOT = str(Path(__file__).parents[2])
+from tests.paths import HTTP_SERVICE, REPOSITORY
+from tests.support import Recorder, ask, connect, eventually, service_table
 
 
 class Wrapped:
@@ -75,7 +74,7 @@ async def wrapped(
 ) -> AsyncIterator[Wrapped]:
     """The test service under `box-bridge register`; `words` are the service's own."""
     endpoint = f"127.0.0.1:{port}"
-    command = [sys.executable, str(SERVICE), str(port), *words]
+    command = [sys.executable, str(HTTP_SERVICE), str(port), *words]
     arguments = ["--service", "web", "--endpoint", endpoint, "--probe", "http:/", "-s", server.url]
     async with connect(server.url) as connection:
         await topology.ensure(connection)
@@ -180,9 +179,9 @@ async def test_it_works_under_a_box_too(server: EmbeddedServer, tmp_path: Path) 
     wrapper = [sys.executable, "-m", "bridge.cli", "register", "--probe", "http:/", "--"]
     table = service_table(
         "web",
-        command=[*wrapper, sys.executable, "-S", "-E", str(SERVICE), "{port}"],
+        command=[*wrapper, sys.executable, "-S", "-E", str(HTTP_SERVICE), "{port}"],
         registration="self",
-        env={"PYTHONPATH": ROOT},
+        env={"PYTHONPATH": str(REPOSITORY)},
         metadata={"zone": "a"},
     )
     async with boxed(server, tmp_path, table) as (gateway, recorder):

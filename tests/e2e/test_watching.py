@@ -18,6 +18,7 @@ from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.publish import store
 from bridge.protocol import InstanceEvent, InstanceState, encode
 from tests.e2e.program import run, running, spawn
+from tests.paths import REPOSITORY
 from tests.receiver import receiving, tell
 from tests.support import connect, eventually
 
@@ -236,7 +237,7 @@ async def test_a_relay_that_waits_for_its_stream_can_be_ended(
 
 
 async def test_the_systemd_unit_runs_a_relay(server: EmbeddedServer, tmp_path: Path) -> None:
-    unit = Path(__file__).parents[2] / "deploy" / "systemd" / "box-bridge-relay.service"
+    unit = REPOSITORY / "deploy" / "systemd" / "box-bridge-relay.service"
     [line] = [line for line in unit.read_text().splitlines() if line.startswith("ExecStart=")]
     flags = "--durable alerts --state Failed"
     line = line.replace("${RELAY_TO}", "http://127.0.0.1:9/").replace("$RELAY_FLAGS", flags)

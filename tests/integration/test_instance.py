@@ -25,9 +25,9 @@ from bridge.protocol import (
     encode,
 )
 from bridge.settings import Timing
+from tests.paths import REPOSITORY, SELF_REGISTERED
 from tests.support import Recorder, connect, eventually
 
-PROGRAM = Path(__file__).parents[1] / "services" / "self_registered.py"
 QUICK = Timing(sample=0.05, registration_renew=0.2, registration_ttl=1)
 ENDPOINT = "127.0.0.1:8080"
 
@@ -44,9 +44,9 @@ async def gatewayed(server: EmbeddedServer) -> AsyncIterator[tuple[Connection, R
 async def program(server: EmbeddedServer, *words: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """The test program in a process of its own, registered."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(PROGRAM), "0", *words),
+        *(sys.executable, str(SELF_REGISTERED), "0", *words),
         stdout=asyncio.subprocess.PIPE,
-        env={"NATS_URL": server.url, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={"NATS_URL": server.url, "PYTHONPATH": str(REPOSITORY)},
     )
     assert process.stdout is not None
     try:

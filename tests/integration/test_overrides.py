@@ -16,7 +16,8 @@ from bridge.protocol import (
     decode,
 )
 from tests.boxes import boxed, fetch, first_failure, instances, serving
-from tests.support import SERVICE, ask, eventually, service_table
+from tests.paths import HTTP_SERVICE
+from tests.support import ask, eventually, service_table
 
 S = InstanceState
 
@@ -101,7 +102,7 @@ async def test_three_failed_replacements_stop_the_rollout_and_ps_can_tell(
         assert failed() == 3
 
 
-_NEEDS_OK = f'[ "$OK" = 1 ] || exit 9; exec {sys.executable} -S -E {SERVICE} "$PORT"'
+_NEEDS_OK = f'[ "$OK" = 1 ] || exit 9; exec {sys.executable} -S -E {HTTP_SERVICE} "$PORT"'
 
 
 async def test_vcpus_and_memory_are_really_limits(server: EmbeddedServer, tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ from bridge.protocol import InstanceEvent
 from bridge.settings import NatsConfig
 from tests.integration.test_connection import configured
 from tests.integration.test_doctor import FAIL, OK, box_file, found, statuses
+from tests.paths import DOCS
 from tests.support import box_config, connect
 
 
 def documented() -> str:
     """The users of docs/doctor.md, as a server's configuration."""
-    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    page = (DOCS / "doctor.md").read_text()
     block: str = re.findall(r"```\n(authorization .*?)```", page, re.DOTALL)[0]
     return block.replace("$BOX_PASSWORD", "p").replace("$GATEWAY_PASSWORD", "p")
 

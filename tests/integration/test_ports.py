@@ -14,7 +14,8 @@ from bridge.protocol import (
     ScaleConfig,
 )
 from tests.boxes import boxed, fetch, first_failure, serving
-from tests.support import SERVICE, ask, service_table
+from tests.paths import HTTP_SERVICE
+from tests.support import ask, service_table
 
 S = InstanceState
 
@@ -35,7 +36,7 @@ async def test_a_lost_race_for_a_port_is_run_again_on_another(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     # At the first start a stranger, not of the instance's family, takes the port before it.
-    service, marker = SERVICE, tmp_path / "squatted"
+    service, marker = HTTP_SERVICE, tmp_path / "squatted"
     script = tmp_path / "race.sh"
     script.write_text(
         f"""

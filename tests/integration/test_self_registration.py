@@ -24,18 +24,17 @@ from bridge.protocol import (
     encode,
 )
 from tests.boxes import boxed, fetch, instances, serving
+from tests.paths import REPOSITORY, SELF_REGISTERED
 from tests.support import Recorder, ask, box_config, connect, eventually, service_table
 
 S = InstanceState
-PROGRAM = Path(__file__).parents[1] / "services" / "self_registered.py"
-ROOT = str(Path(__file__).parents[2])
 
 SELF = service_table(
     "web",
-    command=[sys.executable, str(PROGRAM), "{port}"],
+    command=[sys.executable, str(SELF_REGISTERED), "{port}"],
     registration="self",
     probe={"tcp": True},
-    env={"PYTHONPATH": ROOT},
+    env={"PYTHONPATH": str(REPOSITORY)},
     metadata={"zone": "a", "version": "0"},
     drain_timeout=0.2,
 )

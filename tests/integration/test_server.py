@@ -15,6 +15,7 @@ from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.publish import store
 from bridge.errors import ConfigError, ServerNotStarted
+from tests.paths import REPOSITORY
 from tests.support import connect, eventually
 
 
@@ -42,8 +43,8 @@ async def test_it_is_ready_when_start_returns_and_gone_when_stop_does(tmp_path: 
 
 
 async def test_it_runs_the_configuration_that_is_deployed(server: EmbeddedServer) -> None:
-    deployed = Path(__file__).parents[2] / "deploy" / "nats" / "nats-server.conf"
-    packaged = Path(__file__).parents[2] / "bridge" / "bus" / "nats-server.conf"
+    deployed = REPOSITORY / "deploy" / "nats" / "nats-server.conf"
+    packaged = REPOSITORY / "bridge" / "bus" / "nats-server.conf"
     assert packaged.read_text() == deployed.read_text()
     assert "sync_interval: always" in deployed.read_text()
     cmdline = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")

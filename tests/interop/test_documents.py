@@ -15,16 +15,16 @@ from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.errors import NotPermitted
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, decode
+from tests.paths import DOCS, REPOSITORY
 from tests.support import Recorder, connect, eventually
 
-ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "instances.md").read_text()
+TEXT = (DOCS / "instances.md").read_text()
 
 NATS = f"""#!{sys.executable}
 # In place of the nats CLI: `nats pub [-H NAME:VALUE] SUBJECT BODY`, and nothing else.
 import argparse, asyncio, os, sys
-sys.path.insert(0, {str(ROOT)!r})
-from bridge.bus.connection import Connection
+sys.path.insert(0, {str(REPOSITORY)!r})
+from bridge.bus.core.connection import Connection
 from bridge.settings import NatsConfig
 
 parser = argparse.ArgumentParser(allow_abbrev=False)

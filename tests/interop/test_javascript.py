@@ -20,9 +20,10 @@ from bridge.protocol import (
     decode,
 )
 from tests.boxes import boxed, fetch, instances, serving
+from tests.paths import TESTS
 from tests.support import Recorder, ask, eventually, service_table
 
-JS = Path(__file__).with_name("js")
+JS = TESTS / "interop" / "js"
 
 
 def why_not() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 from datetime import UTC, datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,8 +31,9 @@ from bridge.protocol import (
     format_time,
     parse_time,
 )
+from tests.paths import TESTS
 
-WIRE = Path(__file__).parents[2] / "wire"
+WIRE = TESTS / "wire"
 NINE = (
     "InstanceDeregistration",
     "InstanceEvent",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from bridge.box.api.replies import Refused, refusal_of
 from bridge.errors import CutOff, NameRefused, NoResponders, NotPermitted, StoreRefused, TooLarge
 from bridge.reply_codes import TRANSIENT, Refusal, ReplyCode
+from tests.paths import DOCS
 
-CONTRACT = Path(__file__).parents[3] / "docs" / "contract.md"
+CONTRACT = DOCS / "contract.md"
 
 
 def test_the_contract_lists_each_code_and_after_which_the_same_request_may_succeed() -> None:

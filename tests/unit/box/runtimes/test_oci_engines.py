@@ -17,6 +17,7 @@ from bridge.box.state.runtime_limits import refusal
 from bridge.errors import EngineUnsuitable
 from bridge.protocol import ScaleConfig
 from bridge.settings import BoxConfig, Config, ServiceConfig
+from tests.paths import TESTS
 
 ORDER = words.ContainerSpec(
     name="web-abc",
@@ -258,7 +259,7 @@ def test_a_missing_container_is_told_from_an_engine_that_fails(stderr: str, miss
 @pytest.fixture(scope="module")
 def a3s_box() -> dict[str, bytes]:
     """What each call prints."""
-    text = (Path(__file__).parents[3] / "transcripts" / "a3s-box.txt").read_text()
+    text = (TESTS / "transcripts" / "a3s-box.txt").read_text()
     calls = (part.partition("\n") for part in text.split("\n$ ")[1:])
     return {call: answer.encode() for call, _, answer in calls}
 

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -24,6 +23,7 @@ from bridge.box.runtimes.sockets import (
     read_tables,
     serves,
 )
+from tests.paths import TINY_SERVICE
 
 TABLE = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -99,8 +99,7 @@ def test_who_listens_is_found_without_a_look_at_all_processes(
     monkeypatch: pytest.MonkeyPatch, unused_port: int
 ) -> None:
     """As for an instance: its shim does not listen, a child of the shim's does."""
-    service = Path(__file__).parents[3] / "services" / "tiny_service.py"
-    run = f"{sys.executable} -I -S {service} {unused_port}; :"
+    run = f"{sys.executable} -I -S {TINY_SERVICE} {unused_port}; :"
     leader = subprocess.Popen(["/bin/sh", "-c", run], start_new_session=True)
     try:
         deadline = time.monotonic() + 20
