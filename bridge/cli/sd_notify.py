@@ -39,7 +39,7 @@ class Notifier:
 
     def tell(self, *, ping: bool = False) -> None:
         """Tell what is new; what does not get through is new the next time as well."""
-        lines = {f"STATUS={self._box.why_not() or 'ready'}"}
+        lines = {f"STATUS={self._box.blocker() or 'ready'}"}
         if self._box.ready:
             lines.add("READY=1")
         if self._box.stopping:

@@ -40,7 +40,7 @@ probe = {{ tcp = true }}
 
 def service_command() -> str:
     """The words of the command that runs the demo's service, as TOML has them."""
-    script = Path(__file__).with_name("demo_service.py")
+    script = Path(__file__).with_name("service.py")
     return ", ".join(f'"{word}"' for word in (sys.executable, "-S", "-E", script))
 
 

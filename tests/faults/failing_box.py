@@ -23,9 +23,9 @@ from bridge.config import load
 
 POINTS: Final[dict[str, tuple[type, str]]] = {
     "claimed": (KeyValueView, "create"),
-    "intent-written": (InstancePublication, "begin"),
+    "intent-written": (InstancePublication, "write_intent"),
     "spawned": (ProcessRuntime, "_spawn"),
-    "recorded": (InstancePublication, "started"),
+    "recorded": (InstancePublication, "record_process"),
     "published": (Publisher, "publish"),
     "ended": (ProcessRuntime, "stop"),
 }

@@ -63,8 +63,8 @@ async def test_one_request_sent_to_all_boxes_has_one_effect_and_one_reply(
 
 def _claims(box: Box) -> Claims:
     """For claiming past the planner, which has every Box but one leave a slot alone."""
-    assert box._parts is not None
-    return box._parts._supervisor._claims
+    assert box._components is not None
+    return box._components.runner.supervisor._claims
 
 
 async def test_twenty_boxes_that_race_for_one_slot_have_one_winner(

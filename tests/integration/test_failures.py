@@ -85,7 +85,7 @@ async def test_a_crash_loop_goes_on_while_the_box_is_busy_with_another_service(
         if service == "web":  # its plan waits for the bus, and it changes again and again
             busy += 1
             await asyncio.sleep(0.3)
-            self.touch(["web"])
+            self.plan_needed(["web"])
 
     monkeypatch.setattr(Supervisor, "_attend", slow)
     tables = service_table("web"), service_table("jobs", "crash")

@@ -17,7 +17,7 @@ import pytest
 
 from bridge.box.daemon import Box
 from bridge.box.fleet.fence import Fence
-from bridge.box.fleet.host_lease import HostLease
+from bridge.box.fleet.host_lease import HostLease, LeaseTerm
 from bridge.box.host_directory import own_directory
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.records import HostRecord
@@ -143,7 +143,8 @@ async def leasing(
         await hosts.wait_live()
 
         def make(place: str) -> HostLease:
-            return HostLease(hosts, "box-a", record(place), timing, lambda it: it, Fence(fence))
+            term = LeaseTerm(timing.lease, Fence(fence))
+            return HostLease(hosts, "box-a", record(place), timing, term, lambda record: record)
 
         yield make, hosts, tasks
 
@@ -172,7 +173,7 @@ async def test_what_was_left_before_a_reboot_is_waited_for(
         lease = make("here")
         async with asyncio.timeout(10):
             await lease.take()
-        assert lease.held
+        assert lease._term.held
         with pytest.raises(BusError):
             await hosts.update("box-a", record("before"), left)
 
@@ -183,7 +184,7 @@ async def test_of_two_clones_that_start_at_once_one_is_left(
     async with leasing(server, tmp_path / "fence") as (make, hosts, _):
         clones = [make("here"), make("there")]
         await asyncio.gather(*(clone.take() for clone in clones))
-        assert all(clone.held for clone in clones), "neither saw the other"
+        assert all(clone._term.held for clone in clones), "neither saw the other"
         async with task_scope() as tasks:
             works = [tasks.create_task(run(clone)) for clone in clones]
             await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
@@ -330,7 +331,7 @@ async def test_an_address_that_only_this_host_can_reach_is_warned_of_on_a_remote
     assert "which only this host can reach" not in caplog.text
     monkeypatch.setattr("bridge.bus.core.connection.Connection.is_local", False)
     await start(Box(box_config(tmp_path, server.url)))
-    assert "instances are announced at 127.0.0.1, which only this host can reach" in caplog.text
+    assert "instances register at 127.0.0.1, which only this host can reach" in caplog.text
 
 
 async def test_metrics_can_be_scraped(
@@ -369,8 +370,8 @@ async def test_a_box_that_is_stopped_while_nats_is_away_ends_its_instances_and_i
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    for patience in ("instance._TELL", "supervisor._RELEASE", "daemon._FLUSH"):
-        monkeypatch.setattr(f"bridge.box.{patience}_PATIENCE", 0.2)
+    for timeout in ("runner.instance._PUBLISH", "runner.supervisor._RELEASE", "daemon._FLUSH"):
+        monkeypatch.setattr(f"bridge.box.{timeout}_TIMEOUT", 0.2)
     box = Box(box_config(tmp_path, server.url))
     async with task_scope() as tasks:
         work = tasks.create_task(box.run())
@@ -383,4 +384,7 @@ async def test_a_box_that_is_stopped_while_nats_is_away_ends_its_instances_and_i
         async with asyncio.timeout(20):
             await work
     assert labelled(str(tmp_path / "data-box-a" / "instances" / info.id)) == []
-    assert "events are yet to be told: the next life of this Box tells them" in caplog.text
+    assert (
+        "events are not published yet: this Box publishes them when it is started again"
+        in caplog.text
+    )

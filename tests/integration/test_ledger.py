@@ -28,8 +28,8 @@ async def test_a_box_that_has_lost_sight_of_the_fleet_refuses_what_it_had_taken(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection:
-        fleet = FleetView(connection, 3, lambda service: None, lambda name, record: None)
-        seen = ["", "this Box's own lease is not current"]
+        fleet = FleetView(connection, 3)
+        seen = [None, "this Box's own lease is not current"]
         ledger = Decisions(fleet, 2.0, now, lambda: seen[0])
         asked = AdmissionRequest(
             request=ScaleRequest(service="web", replicas=1), host="box-a", at=now()
@@ -49,7 +49,7 @@ async def test_a_step_that_waited_its_turn_is_not_taken_from_what_is_seen_no_mor
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection:
-        fleet = FleetView(connection, 3, lambda services: None, lambda name, record: None)
+        fleet = FleetView(connection, 3)
         ledger = Decisions(fleet, 2.0, now, lambda: "this Box is cut off")
         looked: list[FleetState] = []
         assert not await ledger.amend("web", looked.append)
@@ -60,7 +60,7 @@ async def test_what_changes_nothing_is_answered_at_once_but_not_past_a_decision_
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection:
-        fleet = FleetView(connection, 3, lambda service: None, lambda name, record: None)
+        fleet = FleetView(connection, 3)
         ledger = Decisions(fleet, 2.0, now)
         asked = AdmissionRequest(
             request=ScaleRequest(service="web", replicas=1), host="box-a", at=now()
@@ -182,9 +182,9 @@ async def _answered(decisions: Decisions, request: AdmissionRequest) -> Admissio
 
 def _offering(connection: Connection) -> FleetView:
     """A fleet of one host that offers the service."""
-    fleet = FleetView(connection, 3, lambda services: None, lambda name, record: None)
+    fleet = FleetView(connection, 3)
     offer = HostRecord(
         host_id="1", runtime="process", cpus=2, max_instances=5, services={"web": Offer()}
     )
-    fleet._set_host("box-a", offer)
+    fleet.index.set_host("box-a", offer)
     return fleet

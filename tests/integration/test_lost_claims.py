@@ -14,8 +14,8 @@ import pytest
 
 from bridge.box.fleet.claims import Claims
 from bridge.box.fleet.decisions import Decisions
-from bridge.box.fleet.view import ClaimMoved, FleetView
-from bridge.box.runner.publication import as_left
+from bridge.box.fleet.view import FleetListener, FleetView
+from bridge.box.runner.publication import is_as_written
 from bridge.box.state import lifecycle
 from bridge.box.state.records import HostIdentity, HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.bus.core.connection import Connection
@@ -38,17 +38,13 @@ def claim(host: str, instance_id: str = "web-1") -> SlotRecord:
 
 @asynccontextmanager
 async def watching(
-    connection: Connection, lease: float, claim_moved: ClaimMoved = lambda *_: None
+    connection: Connection, lease: float, *listeners: FleetListener
 ) -> AsyncIterator[FleetView]:
     """A live view of the fleet, in which box-b holds slot 0."""
     await topology.ensure(connection)
-    fleet = FleetView(
-        connection,
-        lease,
-        lambda service: None,
-        lambda service, record: None,
-        claim_moved=claim_moved,
-    )
+    fleet = FleetView(connection, lease)
+    for listener in listeners:
+        fleet.subscribe(listener)
     async with task_scope() as tasks:
         for view in fleet.views:
             tasks.create_task(view.run())
@@ -103,8 +99,8 @@ async def test_an_instance_that_ended_is_remembered_while_its_record_says_that_i
         ended, _ = lifecycle.step(
             lifecycle.begin("web-1", "web", now()), InstanceState.FAILED, now()
         )
-        fleet.see(ended.info)
-        fleet.unsee("web", 0, "web-1")
+        fleet.index.set_own_instance(ended.info)
+        fleet.index.end_own_instance("web", 0, "web-1")
         record = fleet.state.slots_of("web")[0]
         assert fleet.state.latest(record) == ended.info
         revision = fleet.slots.revision("web.0")
@@ -112,7 +108,7 @@ async def test_an_instance_that_ended_is_remembered_while_its_record_says_that_i
         assert not fleet.state.lives
 
 
-async def test_an_older_record_at_the_same_revision_is_not_as_it_was_left(
+async def test_an_older_record_at_the_same_revision_is_not_as_it_wis_as_written(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection, watching(connection, 10) as fleet:
@@ -120,24 +116,32 @@ async def test_an_older_record_at_the_same_revision_is_not_as_it_was_left(
         assert record is not None
         left = record.value.info
         told = left.id, left.state, left.ready_at, left.endpoint, left.health.healthy
-        assert as_left(fleet.slots, "web.0", record.revision, told)
-        assert not as_left(fleet.slots, "web.0", record.revision + 1, told)
+        assert is_as_written(fleet.slots, "web.0", record.revision, told)
+        assert not is_as_written(fleet.slots, "web.0", record.revision + 1, told)
         ready = left.id, InstanceState.READY, *told[2:]
-        assert not as_left(fleet.slots, "web.0", record.revision, ready)
+        assert not is_as_written(fleet.slots, "web.0", record.revision, ready)
 
 
-async def test_who_holds_what_is_told_of_when_it_moves(server: EmbeddedServer) -> None:
-    moved: list[tuple[str, str]] = []
+class Owners(FleetListener):
+    """The hosts before and after each change of the owner of web's slot 0."""
 
-    def note(service: str, slot: int, before: SlotRecord | None, now: SlotRecord | None) -> None:
+    def __init__(self) -> None:
+        self.changes: list[tuple[str, str]] = []
+
+    def slot_owner_changed(
+        self, service: str, slot: int, before: SlotRecord | None, claim: SlotRecord | None
+    ) -> None:
         assert (service, slot) == ("web", 0)
-        moved.append((before.host if before else "free", now.host if now else "free"))
+        self.changes.append((before.host if before else "free", claim.host if claim else "free"))
 
-    async with connect(server.url) as connection, watching(connection, 60, note) as fleet:
-        slots = fleet.slots
+
+async def test_listeners_receive_each_change_of_a_slots_owner(server: EmbeddedServer) -> None:
+    owners = Owners()
+    async with connect(server.url) as connection, watching(connection, 60, owners) as fleet:
+        slots, moved = fleet.slots, owners.changes
         assert moved == [("free", "box-b")]
         await slots.update("web.0", claim("box-b", "web-2"), slots.revision("web.0"))
-        assert len(moved) == 1, "it is the same host's"
+        assert len(moved) == 1, "the host is the same"
         await slots.update("web.0", claim("box-c", "web-3"), slots.revision("web.0"))
         assert moved[1:] == [("box-b", "box-c")]
         await slots.delete("web.0", slots.revision("web.0"))

@@ -64,13 +64,7 @@ class Watch:
 async def watching(server: EmbeddedServer) -> AsyncIterator[Watch]:
     async with connect(server.url) as connection, task_scope() as tasks:
         await topology.ensure(connection)
-        fleet = FleetView(
-            connection,
-            LEASE,
-            lambda services: None,
-            lambda name, record: None,
-            monotonic=lambda: watch.now,
-        )
+        fleet = FleetView(connection, LEASE, lambda: watch.now)
         watch = Watch(fleet)
         for view in fleet.views:
             tasks.create_task(view.run())

@@ -69,8 +69,8 @@ async def test_a_wait_is_not_ended_by_a_box_that_has_not_heard_of_the_change(
     async with Fleet.of(server, tmp_path, "box-a") as fleet:
         late = await fleet.join("box-b")
         await fleet.run(2)
-        assert late._parts is not None
-        view, loop = late._parts._fleet.services, asyncio.get_running_loop()
+        assert late._components is not None
+        view, loop = late._components.fleet.view.services, asyncio.get_running_loop()
         take = view.take
         monkeypatch.setattr(view, "take", lambda *told: loop.call_later(0.3, take, *told))
         client = ScaleClient(fleet.gateway)

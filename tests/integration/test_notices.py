@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from bridge.box.daemon import Box
-from bridge.box.fleet.view import FleetView
+from bridge.box.fleet.view import FleetListener, FleetView
 from bridge.box.journal import alerts
 from bridge.box.journal.store import JOURNAL, Change, JournalStore
 from bridge.box.state.records import HostRecord
@@ -84,14 +84,25 @@ async def test_events_that_wait_are_told_with_the_time_since_when(
         assert (metric("events"), metric("age_seconds")) == (0.0, 0.0)
 
 
-async def test_a_host_that_says_something_else_with_its_lease_has_nothing_planned_anew(
+class Plans(FleetListener):
+    """Collects which services need a new plan."""
+
+    def __init__(self, needed: list[Iterable[str] | None]) -> None:
+        self._needed = needed
+
+    def plan_needed(self, services: Iterable[str] | None) -> None:
+        self._needed.append(services)
+
+
+async def test_a_changed_notice_in_a_hosts_lease_needs_no_new_plan(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     record = HostRecord(host_id="x", runtime="process", cpus=1, max_instances=1, services={})
     touched: list[Iterable[str] | None] = []
     async with connect(server.url) as connection, task_scope() as tasks:
         await topology.ensure(connection)
-        fleet = FleetView(connection, 10, touched.append, lambda *_: None)
+        fleet = FleetView(connection, 10)
+        fleet.subscribe(Plans(touched))
         tasks.create_task(fleet.hosts.run())
         await fleet.hosts.wait_live()
         await fleet.hosts.put("box-b", record)
@@ -128,7 +139,7 @@ async def test_a_journal_that_cannot_be_written_is_told_with_the_lease(
             return "cannot be written: database or disk is full" in "".join((await host()).notices)
 
         await eventually(problem)
-        assert box.why_not().endswith("cannot be written: database or disk is full")
+        assert (box.blocker() or "").endswith("cannot be written: database or disk is full")
         full = False
 
         async def silent() -> bool:

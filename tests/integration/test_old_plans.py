@@ -11,14 +11,14 @@ import pytest
 from bridge.box.daemon import Box
 from bridge.box.fleet import restore
 from bridge.box.fleet.claims import Claims
-from bridge.box.runner.supervisor import _AT_ONCE, Supervisor
+from bridge.box.runner.supervisor import _CONCURRENCY, Supervisor
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.publish import store
 from tests.boxes import serving
 from tests.support import ask, box_config, connect, eventually, service_table
 
-MANY = _AT_ONCE + 4  # claims, of which some have to wait for others
+MANY = _CONCURRENCY + 4  # claims, of which some have to wait for others
 
 
 class Held:
@@ -29,7 +29,7 @@ class Held:
         self.idle = 0
         self.doors = asyncio.Event(), asyncio.Event()
         self.mended = asyncio.Event()
-        take, write_back, remake = Claims.take, restore._write_back, Supervisor._remake
+        take, write_back, remake = Claims.take, restore._write_back, Supervisor._replace_ended
 
         async def take_long(claims: Claims, service: str, slot: int) -> Any:
             if service != "api":
@@ -49,7 +49,7 @@ class Held:
 
         patch.setattr(Claims, "take", take_long)
         patch.setattr(restore, "_write_back", write_back_late)
-        patch.setattr(Supervisor, "_remake", note_idle)
+        patch.setattr(Supervisor, "_replace_ended", note_idle)
 
 
 async def test_a_plan_goes_no_further_once_it_is_seen_that_the_store_has_lost_something(
@@ -59,7 +59,7 @@ async def test_a_plan_goes_no_further_once_it_is_seen_that_the_store_has_lost_so
     services = service_table("api"), service_table("web")
     config = box_config(tmp_path, server.url, *services, max_instances=MANY + 2)
     async with connect(server.url) as gateway, Box.running(config) as box:
-        assert box._parts is not None
+        assert box._components is not None
         await ask(gateway, "web", 1)
         await serving(gateway, "web", 1)
         key = "$KV.box_services.web"
@@ -67,18 +67,22 @@ async def test_a_plan_goes_no_further_once_it_is_seen_that_the_store_has_lost_so
         await ask(gateway, "web", 2)
         before = await serving(gateway, "web", 2)
         await ask(gateway, "api", MANY)
-        await eventually(lambda: held.claims == _AT_ONCE)
-        box._parts._supervisor.touch(None)  # as when a host joins: the next pass is over all
+        await eventually(lambda: held.claims == _CONCURRENCY)
+        box._components.runner.supervisor.plan_needed(
+            None
+        )  # as when a host joins: the next pass is over all
         held.doors[0].set()
-        await eventually(lambda: held.claims == MANY + _AT_ONCE, what="api's turn, before web's")
+        await eventually(
+            lambda: held.claims == MANY + _CONCURRENCY, what="api's turn, before web's"
+        )
         await store(gateway, key, older or b"")
-        await eventually(box.why_not, what="the loss is seen")
+        await eventually(box.blocker, what="the loss is seen")
         held.idle = 0
         held.doors[1].set()
         await eventually(lambda: held.idle, what="the pass is over")
-        assert held.claims == MANY + _AT_ONCE, "what had not begun is left"
+        assert held.claims == MANY + _CONCURRENCY, "what had not begun is left"
         held.mended.set()
-        await eventually(lambda: not box.why_not(), within=20)
-        await eventually(lambda: held.claims > MANY + _AT_ONCE, what="what was left is done")
+        await eventually(lambda: box.blocker() is None, within=20)
+        await eventually(lambda: held.claims > MANY + _CONCURRENCY, what="what was left is done")
         after = await serving(gateway, "web", 2)
         assert {info.id for info in after} == {info.id for info in before}

@@ -375,8 +375,8 @@ async def test_a_box_that_is_cut_off_from_the_others_state_answers_no_operator(
 ) -> None:
     async with Fleet.of(server, tmp_path) as fleet:
         box = await fleet.join("box-a")
-        assert box._parts is not None
-        box._parts._fleet.orders.lost()  # as in a resync
+        assert box._components is not None
+        box._components.fleet.view.orders.lost()  # as in a resync
         for subject in ("box.hosts", "box.instances"):
             message = await fleet.gateway.request(subject, b"")
             assert json.loads(message.data)["error"].startswith("not ready: ")

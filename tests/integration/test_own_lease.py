@@ -24,8 +24,8 @@ async def test_a_box_that_cannot_renew_its_lease_decides_nothing_until_it_can(
     ):
         assert (await ask(gateway, "web", 2)).accepted
         await serving(gateway, "web", 2)
-        assert box._parts is not None
-        fleet, withheld = box._parts._fleet, 0
+        assert box._components is not None
+        fleet, withheld = box._components.fleet.view, 0
 
         async def withhold(key: str, value: Any, *, timeout: float = 5.0) -> int:
             nonlocal withheld
@@ -35,7 +35,7 @@ async def test_a_box_that_cannot_renew_its_lease_decides_nothing_until_it_can(
         with monkeypatch.context() as fault:
             fault.setattr(fleet.hosts, "put", withhold)
             refusal = "this Box's own lease is not current"
-            await eventually(lambda: box.why_not() == refusal, what="its lease is over")
+            await eventually(lambda: box.blocker() == refusal, what="its lease is over")
             before = await service_record(gateway)
             for replicas in (2, 1, 3):  # what is so, fewer, and more
                 answer = await ask(gateway, "web", replicas, request_id=f"to-{replicas}")
@@ -43,12 +43,12 @@ async def test_a_box_that_cannot_renew_its_lease_decides_nothing_until_it_can(
                     False,
                     f"not ready: {refusal}; ask again",
                 )
-            assert not box._parts._readiness.may_plan()
+            assert not box._components.fleet.readiness.may_plan()
             assert (await service_record(gateway)) == before, "nothing was decided"
             assert withheld
             assert fleet.live
             assert fleet._connection.connected
 
-        await eventually(lambda: not box.why_not(), what="it renews again")
+        await eventually(lambda: box.blocker() is None, what="it renews again")
         assert (await ask(gateway, "web", 3, request_id="to-3")).accepted
         await serving(gateway, "web", 3)

@@ -232,11 +232,11 @@ async def test_its_word_on_its_health_beats_the_probe_while_it_is_fresh(
 
         gateway.publish(subject, encode(InstanceHealth(healthy=False)))
         await eventually(lambda: len(notes()) >= 2)  # said once, it is old in a second
-        assert notes() == ["unhealthy: the instance says so", "healthy: the probe passes"]
+        assert notes() == ["unhealthy: the instance reports it", "healthy: the probe passes"]
         await fetch(info, "/break")
         await eventually(lambda: notes()[2:] == ["unhealthy: HTTP 500 on /"])
         gateway.publish(subject, encode(InstanceHealth(healthy=True)))
-        await eventually(lambda: notes()[3:4] == ["healthy: the instance says so"])
+        await eventually(lambda: notes()[3:4] == ["healthy: the instance reports it"])
 
 
 async def test_a_draining_instance_is_waited_for_by_its_own_word(

@@ -37,7 +37,7 @@ async def test_the_loop_goes_on_while_the_tables_are_read_and_probes_do_not_coun
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server, Prober.open("127.0.0.1") as prober, asyncio.TaskGroup() as tasks:
-        counting = tasks.create_task(InflightCounter(prober).inflight())
+        counting = tasks.create_task(InflightCounter(prober).counts())
         assert await asyncio.to_thread(reading.wait, 10)
         tasks.create_task(prober.probe(Probe(http="/", timeout=10), port))
         _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -27,8 +27,8 @@ SERVICES = (service_table("web"), service_table("api"))
 
 
 def state_of(box: Box) -> FleetState:
-    assert box._parts is not None
-    return box._parts._fleet.state
+    assert box._components is not None
+    return box._components.fleet.view.state
 
 
 async def test_a_service_whose_record_cannot_be_read_keeps_what_it_has(
@@ -83,7 +83,7 @@ async def test_an_order_that_cannot_be_read_is_a_cordon_and_is_not_overwritten(
             def seen() -> bool:
                 orders = [state_of(box).orders.get("box-b") for box in boxes]
                 told = [order and reason in order.reason for order in orders]
-                return all(told) and not any(box.why_not() for box in boxes)
+                return all(told) and not any(box.blocker() for box in boxes)
 
             await eventually(seen, within=20, what=f"all see: {reason}")
 

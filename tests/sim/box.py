@@ -1,9 +1,9 @@
 """A simulated Box: the real deciders, claims, ledger, restorer and views in a thin shell.
 
-What is re-enacted, and what it mirrors: `BoxLife.start` is `daemon._Parts.start` with
-`host.Lease.take`, `renewing` is `host.Lease.run`, `recover` is `Readiness.run`, `may_plan` is
-`Readiness.may_plan`, `restore` is `Restorer.restore`, `work` is `Supervisor.run`, and all that
-follows is the supervisor's.
+What is re-enacted, and what it mirrors: `BoxLife.start` is `daemon._Lifecycle.start` with
+`HostLease.take`, `renewing` is `HostLease.run`, `recover` is `Resync.run`, `may_plan` is
+`Readiness.may_plan`, `restore` is `Restorer.restore`, `work` is `Supervisor.run`, and everything
+that follows is the supervisor's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from bridge.box.api.replies import refusal_of
+from bridge.box.fleet.view import FleetListener
 from bridge.box.scheduler import rollout
 from bridge.box.scheduler.admission import Admission, AdmissionRequest, refuse
 from bridge.box.scheduler.planner import (
@@ -47,7 +48,7 @@ _RETRY: Final = 0.25  # seconds: `Supervisor`
 _TICK: Final = 5.0  # seconds: `Supervisor`
 
 
-class BoxLife:
+class BoxLife(FleetListener):
     """One life of the Box on `host`. See the module."""
 
     def __init__(self, host: Host, link: Link, view: View) -> None:
@@ -61,7 +62,7 @@ class BoxLife:
             self.fleet,
             self.kernel,
             host.world.checks.intends,
-            lambda: "" if self.may_plan() else "not current",
+            lambda: None if self.may_plan() else "not current",
         )
         self.claims = SimClaims(
             self.me,
@@ -78,6 +79,8 @@ class BoxLife:
         self._changed = self._recovering = False
         self._dirty: set[str] = set()
         self._working = False
+        if view.owner is not None:
+            view.fleet.subscribe(self)
 
     def spawn(self, work: Any) -> None:
         """Run `work` for as long as this life lasts."""
@@ -100,7 +103,7 @@ class BoxLife:
             self._recheck()
         self.spawn(self._renewing())
         self.spawn(self._ticking())
-        self.touch(None)
+        self.plan_needed(None)
 
     async def _back(self) -> None:
         while True:
@@ -143,14 +146,15 @@ class BoxLife:
         """The connection broke, or stands again."""
         self._recheck()
 
-    def claim_moved(self, service: str, slot: int, now: SlotRecord | None) -> None:
-        """The claim of a slot is another host's now, or there is none."""
+    def slot_owner_changed(
+        self, service: str, slot: int, before: SlotRecord | None, claim: SlotRecord | None
+    ) -> None:
         held = self.held.get(service, {}).get(slot)
         if held is None or held.ended:
             return
-        if now is not None:
-            if not self.me.holds(now):
-                self.leave(held, f"slot taken by {now.host}")
+        if claim is not None:
+            if not self.me.holds(claim):
+                self.leave(held, f"slot taken by {claim.host}")
         elif self.fleet.state.is_to_be_held(service, slot):
             held.reassert(self)
 
@@ -179,7 +183,7 @@ class BoxLife:
                 self._checked = not self._changed
         self._recovering = False
         self.host.world.checks.excuse(self.host)
-        self.touch(None)
+        self.plan_needed(None)
 
     async def _restore(self) -> None:
         view = self.view
@@ -233,7 +237,7 @@ class BoxLife:
 
     # ── the supervisor ───────────────────────────────────────────────────────────────────
 
-    def touch(self, services: Iterable[str] | None) -> None:
+    def plan_needed(self, services: Iterable[str] | None) -> None:
         """Have services planned anew; None means all of them."""
         self._dirty.update(self._all_services() if services is None else services)
         if self.ready and not self._working:
@@ -243,12 +247,14 @@ class BoxLife:
     def touch_at(self, moment: float, service: str) -> None:
         """Touch `service` at `moment`: a backoff has passed."""
         again = max(0.0, moment - self.kernel.now)
-        self.kernel.after(again, lambda: self.kernel.act(self.link, lambda: self.touch([service])))
+        self.kernel.after(
+            again, lambda: self.kernel.act(self.link, lambda: self.plan_needed([service]))
+        )
 
     async def _ticking(self) -> None:
         while self.view.owner is not None:
             await self.kernel.sleep(_TICK)
-            self.touch(None)
+            self.plan_needed(None)
 
     def _all_services(self) -> set[str]:
         return {*self.host.services, *self.held, *self.fleet.state.services}
@@ -271,10 +277,10 @@ class BoxLife:
             await self._carry_out(service)
             await self._roll(service)
         except Conflict:
-            self.touch([service])
+            self.plan_needed([service])
             await self.kernel.sleep(0.01)
         except BusError:
-            self.touch([service])
+            self.plan_needed([service])
             await self.kernel.sleep(_RETRY)
         self._forget_dead(service)
 
@@ -291,7 +297,7 @@ class BoxLife:
             at=self.kernel.wall(),
         ):
             if not self.may_plan():
-                self.touch([service])
+                self.plan_needed([service])
                 return
             self._note(service, action)
             await self._act(service, action)
@@ -381,7 +387,7 @@ class BoxLife:
         """The instance has ended, and all is told. A failure counts for what comes next."""
         if not (held.counted and self.held.get(held.service, {}).get(held.slot) is held):
             self.host.journal.pop(held.id, None)
-        self.fleet.unsee(held.service, held.slot, held.id)
+        self.fleet.index.end_own_instance(held.service, held.slot, held.id)
 
     def _forget_dead(self, service: str) -> None:
         slots = self.fleet.state.slots_of(service)

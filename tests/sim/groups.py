@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from bridge.box.runner.publication import as_left
+from bridge.box.fleet.view import FleetListener
+from bridge.box.runner.publication import is_as_written
 from bridge.box.scheduler import rollout
 from bridge.box.scheduler.placement import place
 from bridge.box.scheduler.planner import plan
@@ -31,7 +32,7 @@ _LATE: Final = 60.0  # seconds after a trouble in which a host may have what is 
 _TICK: Final = 5.0  # seconds: `Supervisor`
 
 
-class Group:
+class Group(FleetListener):
     """See the module."""
 
     def __init__(self, world: World) -> None:
@@ -49,14 +50,13 @@ class Group:
             world.lease,
             self.kept,
             None,
-            self.touch,
             self._on_loss,
-            self._claim_moved,
         )
+        self.view.fleet.subscribe(self)
         self.view.resync()
         self._tick()
 
-    def touch(self, services: Iterable[str] | None) -> None:
+    def plan_needed(self, services: Iterable[str] | None) -> None:
         """Plans for these services, or all, may have changed."""
         if services is None:
             self._all = True
@@ -70,18 +70,21 @@ class Group:
         for life in list(self.members.values()):
             life.on_loss()
 
-    def _claim_moved(
-        self, service: str, slot: int, before: SlotRecord | None, now: SlotRecord | None
+    def slot_owner_changed(
+        self, service: str, slot: int, before: SlotRecord | None, claim: SlotRecord | None
     ) -> None:
-        """Tell whoever had the claim, and who is back from a trouble of late: nobody else can have
-        an instance there.
+        """Report it to the holder before, and to hosts that are just back from a trouble.
+
+        No other host can have an instance there.
         """
         concerned = self._world.holders[service, slot] & self._back.keys()
         if before is not None:
             concerned.add(before.host)
         for name in sorted(concerned & self.members.keys()):
             life = self.members[name]
-            self._world.kernel.act(life.link, partial(life.claim_moved, service, slot, now))
+            self._world.kernel.act(
+                life.link, partial(life.slot_owner_changed, service, slot, before, claim)
+            )
 
     def resynced(self, host: Host) -> None:
         """The host is back from a trouble: with a view of its own it would be told of all that has
@@ -104,7 +107,7 @@ class Group:
             for slot in list(slots):
                 claim = claims.get(slot)
                 if claim is None or not life.me.holds(claim):
-                    life.claim_moved(service, slot, claim)
+                    life.slot_owner_changed(service, slot, None, claim)
 
     def _tick(self) -> None:
         """As every Box does: look at everything, whatever was told of."""
@@ -112,7 +115,7 @@ class Group:
             for service, held in life.held.items():
                 moved = self.view.moved.setdefault(service, set())
                 moved.update((name, slot) for slot in held)
-        self.touch(None)
+        self.plan_needed(None)
         self._world.kernel.after(_TICK, self._tick)
 
     def _look(self) -> None:
@@ -122,7 +125,7 @@ class Group:
         for service in sorted(dirty & services.keys()):
             concerned = self._concerned(service)
             for name in sorted(concerned & self.members.keys()):
-                self.members[name].touch([service])
+                self.members[name].plan_needed([service])
             if self._world.kernel.random.random() < _ASKED_ANYWAY:
                 self._ask_anyway(service, concerned)
 
@@ -166,7 +169,7 @@ class Group:
         if not mine or held.ended or slot not in state.service_slots(service).wanted:
             return True
         key = slot_key(service, slot)
-        return not as_left(self.view.fleet.slots, key, held.revision, held.told)
+        return not is_as_written(self.view.fleet.slots, key, held.revision, held.told)
 
     def _ask_anyway(self, service: str, concerned: set[str]) -> None:
         others = sorted(self.members.keys() - concerned)

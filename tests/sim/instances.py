@@ -1,8 +1,8 @@
 """Instances of a simulated host: they take their time, may fail, drain, and tell their slots.
 
-`Held` mirrors `supervisor.Held` with the `Instance` and `Story` in it: `live` the life that
-`Instance.run` and `Supervisor._live` give it, `tell` is `Story._write_slot`, `sync` is
-`Story._sync`, `reassert` is `Story.reassert`.
+`Held` mirrors `LocalSlot` with its `Instance` and `InstancePublication`: `live` is `Instance.run`
+with `Supervisor._live`, `tell` is `InstancePublication._write_slot`, `sync` is its `_sync` and
+`reassert` its `reassert`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from bridge.box.runner.local_slots import backoff
-from bridge.box.runner.publication import _facts, as_left
+from bridge.box.runner.publication import SlotFacts, is_as_written, slot_facts
 from bridge.box.state import lifecycle
 from bridge.box.state.lifecycle import ENDED, SERVING, Life
 from bridge.box.state.records import Demand, SlotRecord
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _S = InstanceState
 TIMING: Final = Timing()
-_RETRY: Final = 0.2  # seconds: `Story._write_slot`
+_RETRY: Final = 0.2  # seconds: `InstancePublication._write_slot`
 
 
 class Times:
@@ -64,7 +64,7 @@ class Held:
         self.retry_at = 0.0
         self.ended = self.settled = self.leaving = self.crashed = self.counted = False
         self.owned = True
-        self.told: object = None
+        self.told: SlotFacts | None = None
         self.synced = False
         self.revision = 0
         self._serving_since = float("inf")
@@ -83,7 +83,7 @@ class Held:
     def claimed(self, claim: Record[SlotRecord]) -> None:
         """Its record is there already, and says what it is."""
         self.revision, self.synced = claim.revision, True
-        self.told = _facts(claim.value.info)
+        self.told = slot_facts(claim.value.info)
 
     def again(self) -> Held:
         """The same instance in the next life of its Box, as the journal has it."""
@@ -116,13 +116,13 @@ class Held:
                 if self.life.info.ready_at is None:
                     await box.count_failure(self.service, self.slot)
             box.touch_at(self.retry_at, self.service)
-        box.touch([self.service])
+        box.plan_needed([self.service])
         self.stir(box)
         if self._telling:
             await suspend(self._until_settled)
         self.settled = True
         box.forget(self)
-        box.touch([self.service])
+        box.plan_needed([self.service])
 
     async def _run(self, box: BoxLife) -> None:
         times = box.host.world.times
@@ -164,7 +164,7 @@ class Held:
         if to is _S.READY:
             life = lifecycle.serve_at(life, "127.0.0.1:20000")
         self.life = life
-        box.fleet.see(life.info)
+        box.fleet.index.set_own_instance(life.info)
 
     def _until_woken(self, resume: Resume) -> None:
         self._wake = resume
@@ -182,7 +182,7 @@ class Held:
 
     def reassert(self, box: BoxLife) -> None:
         """Write the slot's record again if it is not as it was left here."""
-        if self.synced and not as_left(box.fleet.slots, self._key, self.revision, self.told):
+        if self.synced and not is_as_written(box.fleet.slots, self._key, self.revision, self.told):
             self.told, self.synced = None, False
             self.stir(box)
 
@@ -205,7 +205,7 @@ class Held:
                     await self.sync(box, None)
                     continue
                 self.revision = await slots.update(self._key, record, self.revision)
-                self.told, self.synced = _facts(life.info), True
+                self.told, self.synced = slot_facts(life.info), True
             except Conflict as exc:
                 await self.sync(box, exc.last)
             except BusError:
@@ -225,9 +225,9 @@ class Held:
         record = slots.get(self._key)
         if record is None:
             self.revision = slots.revision(self._key)
-            self.told = _facts(self.life.info) if self.life.info.state in ENDED else None
+            self.told = slot_facts(self.life.info) if self.life.info.state in ENDED else None
         elif box.me.holds(record.value):
-            self.revision, self.told = record.revision, _facts(record.value.info)
+            self.revision, self.told = record.revision, slot_facts(record.value.info)
         else:
             self.owned = False
             box.leave(self, f"slot {self._key} was taken by {record.value.host}")
@@ -237,4 +237,4 @@ class Held:
         return slot_key(self.service, self.slot)
 
     def _is_behind(self) -> bool:
-        return self.owned and _facts(self.life.info) != self.told
+        return self.owned and slot_facts(self.life.info) != self.told

@@ -28,9 +28,9 @@ class SimLedger(Decisions):
         fleet: FleetView,
         kernel: Kernel,
         intends: Callable[..., None],
-        stale: Callable[[], str],
+        blocker: Callable[[], str | None],
     ) -> None:
-        super().__init__(fleet, TIMING.decide_timeout, kernel.wall, stale)
+        super().__init__(fleet, TIMING.decide_timeout, kernel.wall, blocker)
         self._kernel = kernel
         self._intends = intends
         self._busy = False

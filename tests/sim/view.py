@@ -7,14 +7,14 @@ each Box; in large ones many Boxes share one, as if their messages arrived at th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, Final, TypeVar, cast
 
 from msgspec import Struct
 
 from bridge.box.fleet.restore import Restorer
-from bridge.box.fleet.view import ClaimMoved, FleetView
+from bridge.box.fleet.view import FleetView
 from bridge.box.state.records import HostOrder, HostRecord, ServiceRecord, SlotRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream.kv_view import KeyValueView, Record
@@ -25,7 +25,7 @@ from tests.sim.store import Bucket
 
 REPLY_TIMEOUT: Final = 5.0  # seconds: `bridge.bus.jetstream.publish.store`
 HEARTBEAT: Final = 3.0  # seconds: `bridge.settings.Timing`
-_TICK: Final = 0.5  # seconds: `Readiness.judge_leases`
+_TICK: Final = 0.5  # seconds: `bridge.box.daemon`
 
 T = TypeVar("T", bound=Struct)
 
@@ -179,8 +179,7 @@ class View:
     """See the module. `owner` is the process that the view is in, None if many share it.
 
     `moved` are the hosts and slots, by service, whose claims changed since somebody looked, if many
-    share the view. `touched` is told which services need a new plan, `on_loss`
-    that the store has lost something.
+    share the view. `on_loss` is called when the store has lost something.
     """
 
     def __init__(
@@ -191,9 +190,7 @@ class View:
         lease: float,
         kept: Kept,
         owner: Link | None,
-        touched: Callable[[Iterable[str] | None], None],
         on_loss: Callable[[], None],
-        claim_moved: ClaimMoved,
     ) -> None:
         self.kernel = kernel
         self.bus = bus
@@ -206,15 +203,7 @@ class View:
                 subjects=Subjects(), metrics=SimpleNamespace(refuse=self._must_not_refuse)
             ),
         )
-        fleet = FleetView(
-            self.connection,
-            lease,
-            touched,
-            lambda name, record: self.restorer.saw(name, record),  # noqa: PLW0108 (made below)
-            lambda host, order: self.restorer.saw_order(host, order),  # noqa: PLW0108
-            claim_moved,
-            kernel.monotonic,
-        )
+        fleet = FleetView(self.connection, lease, kernel.monotonic)
         fleet.services = SimRecords(
             self,
             buckets["services"],
@@ -239,8 +228,8 @@ class View:
         fleet.orders = SimRecords(self, buckets["admin"], HostOrder, on_change=fleet._order_changed)
         self.fleet = fleet
         self.kept = kept
-        self.restorer = Restorer(fleet, cast(Any, kept), HEARTBEAT)
-        self.restorer.on_loss = on_loss
+        self.restorer = Restorer(fleet, cast(Any, kept), HEARTBEAT, on_loss)
+        fleet.subscribe(self.restorer)
         self._feeds = [
             _Feed(self, buckets[name], records)
             for name, records in zip(

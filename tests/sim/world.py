@@ -161,11 +161,7 @@ class World:
             self.lease,
             host._private,
             link,
-            lambda services: host.life.touch(services) if host.life else None,
             lambda: host.life.on_loss() if host.life else None,
-            lambda service, slot, _, now: (
-                host.life.claim_moved(service, slot, now) if host.life else None
-            ),
         )
         self._views.append(view)
         return view

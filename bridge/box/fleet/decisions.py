@@ -1,7 +1,7 @@
-"""Changing the desired state: decide, compare-and-set, and again if somebody was faster.
+"""Changing the desired state: decide, compare-and-set, and decide again after a write conflict.
 
-One attempt is under way at a time in each process; who loses a race waits until the view has
-caught up with the winner. That is what keeps many Boxes that decide at once from starving.
+Each process makes one attempt at a time. After a conflict it waits until its view includes the
+winning write. That keeps many Boxes that decide at once from starving one another.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ Amend = Callable[[FleetState], ServiceRecord | None]
 
 
 class Decisions:
-    """Writes `box_services`. `patience` is for how many seconds a decision may lose races, `stale`
-    says why what this Box sees is not current, or "".
+    """Writes `box_services`.
+
+    A decision may lose write conflicts for `patience` seconds. `blocker` gives the reason why the
+    view of this Box may not be current.
     """
 
     def __init__(
@@ -37,15 +39,15 @@ class Decisions:
         fleet: FleetView,
         patience: float,
         clock: Callable[[], datetime],
-        stale: Callable[[], str] = str,
+        blocker: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._fleet = fleet
         self._patience = patience
         self._clock = clock
-        self._stale = stale
+        self._blocker = blocker
         self._turn = asyncio.Lock()
-        self._turns = 0  # taken and waited for: a lock with waiters is free for a moment
-        self._failing: set[str] = set()  # services whose record is too large; "" if all is refused
+        self._turns = 0  # held and awaited: a lock with waiters is free for a moment
+        self._failing: set[str] = set()  # services whose record is too large; "" for all services
 
     def answer(self, request: AdmissionRequest) -> Admission | None:
         """The admission of a request that changes nothing. None if a record must be written, or
@@ -80,34 +82,35 @@ class Decisions:
         except (NoReply, CutOff):
             raise
         except BusError as exc:
-            self._tell(service, exc)
+            self._log_failure(service, exc)
             raise
 
     def _decide(self, request: AdmissionRequest) -> Admission:
         """The admission as of now. Raises Refusal if the view is not current any more."""
-        if why := self._stale():
-            raise Refusal(ReplyCode.NOT_READY, why)
+        if blocker := self._blocker():
+            raise Refusal(ReplyCode.NOT_READY, blocker)
         return decide(request, self._fleet.state)
 
     async def amend(self, service: str, change: Amend) -> bool:
-        """Apply `change` to the service's record; whether there was one and it was stored.
+        """Apply `change` to the service's record; whether it gave a record and that was stored.
 
-        A failure is left to the next occasion, which comes with the next change or tick.
+        A failure is not retried here: the next change or tick comes back to it.
         """
         try:
             async with self._my_turn() as deadline:
-                while not self._stale() and (record := change(self._fleet.state)) is not None:
+                while not self._blocker() and (record := change(self._fleet.state)) is not None:
                     if await self._write(service, record, deadline):
                         return True
         except (TimeoutError, NoReply, CutOff):
-            pass  # others were faster, or the bus is out, which the connection tells
+            pass  # other Boxes were faster, or the bus is out, which the connection logs
         except BusError as exc:
-            self._tell(service, exc)
+            self._log_failure(service, exc)
         return False
 
-    def _tell(self, service: str, exc: BusError) -> None:
-        """Once for each outage, and for each service whose record has grown too large: whoever was
-        refused asks again, a hundred times a second.
+    def _log_failure(self, service: str, exc: BusError) -> None:
+        """Log an error once per outage, and once per service whose record is too large.
+
+        Clients that are refused may retry a hundred times a second.
         """
         about = service if isinstance(exc, TooLarge) else ""
         level = logging.DEBUG if about in self._failing else logging.ERROR
@@ -116,9 +119,10 @@ class Decisions:
 
     @contextlib.asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[float]:
-        """Alone in this process, in the order of asking, until a deadline in the loop's time.
+        """Exclude other decisions of this process, in order of arrival; gives the deadline.
 
-        Waiting behind this Box's own decisions is no lost race and does not count.
+        The deadline is in the loop's time. It does not include the wait for this Box's own earlier
+        decisions, because that is no write conflict.
         """
         self._turns += 1
         try:
@@ -128,9 +132,9 @@ class Decisions:
             self._turns -= 1
 
     async def _write(self, service: str, record: ServiceRecord, deadline: float) -> bool:
-        """Whether `record` is stored; if somebody was faster, the view has caught up now.
+        """Whether `record` is stored; after a conflict the view includes the winning write.
 
-        The deadline bounds the catching up, never the write: its fate must be learned.
+        The deadline bounds the wait for the view, not the write: its outcome must become known.
         """
         services = self._fleet.services
         seq = services.seq

@@ -1,8 +1,8 @@
-"""The lease of this host: it says that the host lives, and that its name is taken.
+"""The lease of this host: it shows that the host lives, and that its name is taken.
 
-A record that was written from the same *place* is this Box's own, or its last life's. A clone of
-the machine, or a copy of the data directory, has the same host id in another place: it is refused
-when it starts. Of two that already run, the younger ends.
+A record written from the same *place* belongs to this Box, or to an earlier process of it. A clone
+of the machine, or a copy of the data directory, has the same host id in another place: it is
+refused when it starts. Of two that already run, the one that took the lease later ends.
 """
 
 from __future__ import annotations
@@ -21,15 +21,42 @@ from bridge.bus.jetstream.kv_view import KeyValueView
 from bridge.errors import BusError, HostTaken, ProtocolError
 from bridge.settings import Timing
 
-_CHECK: Final = 0.1  # seconds between looks at whether another's lease has ended
-_LEAST_PATIENCE: Final = 1.0  # seconds for a renewal, at least; else a heartbeat
+_CHECK: Final = 0.1  # seconds between checks whether another host's lease has ended
+_MIN_TIMEOUT: Final = 1.0  # seconds for one renewal, or a heartbeat where that is longer
+
+
+class LeaseTerm:
+    """Until when this host's lease surely lasts: `lease` seconds from before its last renewal.
+
+    The `fence` follows it.
+    """
+
+    def __init__(self, lease: float, fence: Fence) -> None:
+        self._lease = lease
+        self._fence = fence
+        self._renewed = float("-inf")
+
+    @property
+    def held(self) -> bool:
+        """Whether every other Box still counts this host as live."""
+        return time.monotonic() - self._renewed < self._lease
+
+    def blocker(self) -> str | None:
+        """Why this host may already count as dead."""
+        return None if self.held else "this Box's own lease is not current"
+
+    def renew(self, since: float) -> None:
+        """A renewal that was sent at `since` (monotonic) is stored."""
+        self._renewed = since
+        self._fence.extend(self._lease - (time.monotonic() - since))
+
+    def end(self) -> None:
+        """The lease is given back."""
+        self._renewed = float("-inf")
 
 
 class HostLease:
-    """The host's own lease: `run` renews it, `held` says whether it is surely not over.
-
-    Each renewal tells what `current` makes of the record, and extends the `fence`.
-    """
+    """The host's own lease: `run` renews it. Each renewal writes `current(record)`."""
 
     def __init__(
         self,
@@ -37,92 +64,89 @@ class HostLease:
         name: str,
         record: HostRecord,
         timing: Timing,
+        term: LeaseTerm,
         current: Callable[[HostRecord], HostRecord],
-        fence: Fence,
     ) -> None:
         self._hosts = hosts
         self._name = name
         self._record = record
         self._timing = timing
+        self._term = term
         self._current = current
-        self._fence = fence
-        self._renewed = float("-inf")
 
-    @property
-    def held(self) -> bool:
-        """Whether everybody still counts this host as live: reckoned from before the renewal."""
-        return time.monotonic() - self._renewed < self._timing.lease
+    async def wait_vacant(self) -> None:
+        """Return when no other host has the name.
 
-    async def vacant(self) -> None:
-        """Return when nobody else has the name. Raises HostTaken if it is live under another id, or
-        under this one in another place.
-
-        What this host's last life left behind counts for nothing. A lease of another id may have
-        been left by a wiped data_dir, one of another place by a life before the reboot, so these
-        are waited for until they would have ended.
+        Raises HostTaken if the name is live under another id, or under this id in another place.
+        A record that an earlier process of this Box left behind does not count. A lease of another
+        id may be left from a wiped data_dir, and one of another place from before a reboot, so
+        these get the time to end.
         """
         await self._hosts.wait_live()
         deadline = time.monotonic() + self._timing.lease + 1.0
         first = self._hosts.get(self._name)
-        while (there := self._hosts.get(self._name)) is not None:
-            if there.value.host_id == self._record.host_id and not self._is_elsewhere(there.value):
+        while (current := self._hosts.get(self._name)) is not None:
+            record = current.value
+            if record.host_id == self._record.host_id and not self._is_elsewhere(record):
                 return
-            renewed = first is not None and there.revision != first.revision
+            renewed = first is not None and current.revision != first.revision
             if renewed or time.monotonic() > deadline:
-                raise self._taken_by(there.value)
-            await self._gone_or_renewed(there.revision)
+                raise self._taken_by(record)
+            await self._wait_for_change(current.revision)
 
     async def take(self) -> None:
-        """Announce the host, once its name is vacant. Raises HostTaken, as that does."""
-        await self.vacant()
+        """Write the host's record once its name is vacant. Raises HostTaken."""
+        await self.wait_vacant()
         self._record = replace(self._record, since=self._hosts.seq)
         await self._renew()
 
     async def run(self) -> None:
-        """Renew until cancelled. Raises HostTaken if another host takes the name, or has this id
-        in another place for longer.
+        """Renew until cancelled.
+
+        Raises HostTaken if another host takes the name, or has had this id in another place for
+        longer.
         """
         pause = heartbeat = self._timing.heartbeat
         while True:
             await asyncio.sleep(pause)
-            there = self._hosts.get(self._name)
-            if there is not None and self._yields_to(there.value):
-                raise self._taken_by(there.value)
-            pause = heartbeat / 4  # a lease has no time to lose
+            stored = self._hosts.get(self._name)
+            if stored is not None and self._has_lost_to(stored.value):
+                raise self._taken_by(stored.value)
+            pause = heartbeat / 4  # after a failure: a lease has no time to lose
             with contextlib.suppress(BusError):
                 await self._renew()
                 pause = heartbeat
 
     async def renew_now(self) -> None:
-        """Renew out of turn, as after a reconnect; raises BusError."""
+        """Renew at once, as after a reconnect. Raises BusError."""
         await self._renew()
 
     async def close(self) -> None:
-        """Say that this host is leaving, so that nothing more is placed on it."""
+        """Announce that this host is leaving, so that no more slots are placed on it."""
         self._record = replace(self._record, closing=True)
         with contextlib.suppress(BusError):
             await self._renew()
 
     async def release(self) -> None:
         """Give the lease back."""
-        self._renewed = float("-inf")
+        self._term.end()
         with contextlib.suppress(BusError):
-            if (there := self._hosts.get(self._name)) is not None:
-                await self._hosts.delete(self._name, there.revision)
+            if (stored := self._hosts.get(self._name)) is not None:
+                await self._hosts.delete(self._name, stored.revision)
 
-    def _is_elsewhere(self, there: HostRecord) -> bool:
-        return there.place not in ("", self._record.place)  # an older Box tells of none
+    def _is_elsewhere(self, other: HostRecord) -> bool:
+        return other.place not in ("", self._record.place)  # an older Box writes no place
 
-    def _yields_to(self, there: HostRecord) -> bool:
+    def _has_lost_to(self, other: HostRecord) -> bool:
         mine = self._record
-        if there.host_id != mine.host_id:
+        if other.host_id != mine.host_id:
             return True
-        # Each of two clones sees the other's record: both must give the same answer to who ends.
-        older = (there.since, there.place) < (mine.since, mine.place)
-        return self._is_elsewhere(there) and older
+        # Each of two clones sees the other's record: both must agree on which one ends.
+        older = (other.since, other.place) < (mine.since, mine.place)
+        return self._is_elsewhere(other) and older
 
-    def _taken_by(self, there: HostRecord) -> HostTaken:
-        if there.host_id != self._record.host_id:
+    def _taken_by(self, other: HostRecord) -> HostTaken:
+        if other.host_id != self._record.host_id:
             return HostTaken(
                 f"host name {self._name!r} is live under another id: give this Box another "
                 "name ([box] name), or stop the other one"
@@ -135,19 +159,21 @@ class HostLease:
 
     async def _renew(self) -> None:
         started = time.monotonic()
-        # The answer is lost with the server that would have given it. Asked again, it does no harm.
-        patience = max(self._timing.heartbeat, _LEAST_PATIENCE)
-        await self._hosts.put(self._name, self._current(self._record), timeout=patience)
-        self._renewed = started
-        self._fence.extend(self._timing.lease - (time.monotonic() - started))
+        # A server that dies loses its acknowledgement. A renewal that is sent twice does no harm.
+        timeout = max(self._timing.heartbeat, _MIN_TIMEOUT)
+        await self._hosts.put(self._name, self._current(self._record), timeout=timeout)
+        self._term.renew(started)
 
-    async def _gone_or_renewed(self, revision: int) -> None:
-        """Wait for news of the name: the view does not tell what expires, so ask now and then."""
+    async def _wait_for_change(self, revision: int) -> None:
+        """Return when the name's record has changed, or after a second.
+
+        The view does not show that a record has expired, so the store itself is read then.
+        """
         for _ in range(10):
             await asyncio.sleep(_CHECK)
-            there = self._hosts.get(self._name)
-            if there is None or there.revision != revision:
+            current = self._hosts.get(self._name)
+            if current is None or current.revision != revision:
                 return
-        with contextlib.suppress(ProtocolError):  # whatever it says, it is there
+        with contextlib.suppress(ProtocolError):  # the record exists, whatever it contains
             if await self._hosts.read(self._name) is None:
                 self._hosts.drop(self._name)

@@ -37,10 +37,10 @@ class HostOrders:
     """See the module. `host` is the one that decides."""
 
     def __init__(
-        self, fleet: FleetView, ledger: Decisions, host: str, clock: Callable[[], datetime]
+        self, fleet: FleetView, decisions: Decisions, host: str, clock: Callable[[], datetime]
     ) -> None:
         self._fleet = fleet
-        self._ledger = ledger
+        self._decisions = decisions
         self._host = host
         self._clock = clock
         self._turn = asyncio.Lock()
@@ -141,7 +141,7 @@ class HostOrders:
 
         for service in services:
             if stopped(service)(state) is not None:
-                await self._ledger.amend(service, stopped(service))
+                await self._decisions.amend(service, stopped(service))
         return not any(stopped(service)(state) for service in services)
 
     async def _rebalance(self, asked: AdminRequest) -> AdminResponse:
@@ -167,7 +167,7 @@ class HostOrders:
         missed = {}
         for service, own in _by_service(moves).items():
             change = _marking(service, own, decision)
-            if not await self._ledger.amend(service, change):
+            if not await self._decisions.amend(service, change):
                 missed[service] = (
                     "it changed meanwhile, or was not stored, as the log of "
                     f"{self._host} says then: ask again"

@@ -1,4 +1,4 @@
-"""Taking the steps of rollouts, one host at a time, and counting what fails on the way."""
+"""Taking the steps of rollouts, and counting the instances that fail on the way."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from bridge.box.state.records import ServiceRecord
 
 
 class RolloutDriver:
-    """Carries out what `rollout` decides, in the name of `host`."""
+    """Carries out what `rollout` decides; `host` is the one that decides here."""
 
     def __init__(
-        self, host: str, fleet: FleetView, ledger: Decisions, clock: Callable[[], datetime]
+        self, host: str, fleet: FleetView, decisions: Decisions, clock: Callable[[], datetime]
     ) -> None:
         self._host = host
         self._fleet = fleet
-        self._ledger = ledger
+        self._decisions = decisions
         self._clock = clock
 
     async def step(self, service: str) -> None:
         """Take the next step of a rollout, if this host is the one to take it."""
         state = self._fleet.state
         if not rollout.is_open(service, state):
-            return  # nearly always, and the first by name takes a look at each host
+            return  # as nearly always; only an open rollout is worth a pass over all hosts
         offering = state.offering(service, on_request=state.services[service].on_request)
         if first_at_work(offering) != self._host:
             return
@@ -37,12 +37,12 @@ class RolloutDriver:
             return rollout.next_step(service, fleet, at=self._clock(), host=self._host)
 
         if step(state) is not None:
-            await self._ledger.amend(service, step)
+            await self._decisions.amend(service, step)
 
-    async def failed(self, service: str, slot: int, why: str) -> None:
-        """An instance in `slot` failed before it was Ready."""
+    async def count_failure(self, service: str, slot: int, why: str) -> None:
+        """Count an instance in `slot` that failed before it was Ready."""
 
-        def failed(fleet: FleetState) -> ServiceRecord | None:
+        def count(fleet: FleetState) -> ServiceRecord | None:
             return rollout.failed(service, fleet, slot, why, at=self._clock(), host=self._host)
 
-        await self._ledger.amend(service, failed)
+        await self._decisions.amend(service, count)

@@ -14,9 +14,9 @@ _log = logging.getLogger(__name__)
 
 
 class Streams:
-    """Makes sure that the fleet's streams and buckets exist, whoever finds them missing.
+    """Makes sure that the fleet's streams and buckets exist; any Box may create them.
 
-    They may exist in a way that cannot be mended here: then the Box must end.
+    They may exist with settings that no Box can fix: then this Box must end.
     """
 
     def __init__(self, connection: Connection, config: Config) -> None:
@@ -28,13 +28,13 @@ class Streams:
         self._failed = asyncio.Event()
 
     async def watch(self) -> None:
-        """Raise TopologyMismatch or StoreUnsuitable once it is found that no retry will help."""
+        """Raise TopologyMismatch or StoreUnsuitable once `restore` has met one of them."""
         await self._failed.wait()
         assert self._failure is not None
         raise self._failure
 
     async def restore(self) -> None:
-        """Create what is missing. Raises BusError; `watch` raises what no retry will mend."""
+        """Create what is missing. Raises BusError; `watch` also raises what no retry can fix."""
         async with self._turn:
             try:
                 created = await topology.ensure(

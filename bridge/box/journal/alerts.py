@@ -30,7 +30,7 @@ class Alerts:
         outbox: Outbox,
         metrics: Metrics,
         clock: Callable[[], datetime],
-        trouble: Callable[[], str],
+        trouble: Callable[[], str | None],
     ) -> None:
         self._journal = journal
         self._outbox = outbox

@@ -1,4 +1,4 @@
-"""How many requests are in flight, by port: the established connections, probes left out."""
+"""How many requests are in flight, by port: the established connections without the probes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Inside = Callable[[AbstractSet[int]], Counter[int]]
 
 
 class InflightCounter:
-    """One look at the kernel's tables serves everybody who asks within `freshness` seconds.
+    """Counts from the kernel's tables; all calls within `freshness` seconds share one count.
 
-    `inside` counts, from a thread, what the tables of this host do not show: see
+    `inside` counts, in a thread, the connections that the tables of this host do not show: see
     Runtime.requests_inside.
     """
 
@@ -31,18 +31,18 @@ class InflightCounter:
         self._taken = float("-inf")
         self._turn = asyncio.Lock()
 
-    async def inflight(self) -> Counter[int]:
-        """The requests in flight by port, at most `freshness` seconds ago."""
+    async def counts(self) -> Counter[int]:
+        """The requests in flight by port, at most `freshness` seconds old."""
         async with self._turn:
             now = time.monotonic()
             if now - self._taken >= self._freshness:
-                # In a thread: thousands of connections take the kernel a tenth of a second.
-                self._counts = await asyncio.to_thread(self._look)
+                # In a thread: the kernel needs 0.1 s for thousands of connections.
+                self._counts = await asyncio.to_thread(self._count)
                 self._prober.forget_closed()
                 self._taken = now
             return self._counts
 
-    def _look(self) -> Counter[int]:
+    def _count(self) -> Counter[int]:
         counts = established(connections(), without=self._prober.ports)
         if self._inside:
             counts.update(self._inside(self._prober.ports))

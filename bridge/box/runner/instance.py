@@ -1,12 +1,12 @@
-"""One instance from its creation to its end: acts on the runtime, tells its story.
+"""One instance from its creation to its end: acts on the runtime, publishes what happens.
 
-What the Box is about to do with it is on disk before it is done, and what came of it is told
-after: whenever the Box is killed, its next life can go on from what is written. An instance that
-is to go is withdrawn from gateways first, goes on serving until they have let go of it, then
-until its requests are done, and only then is asked to end.
+Each intent is on disk before the Box acts, and each result is published after: whenever the Box is
+killed, its next process goes on from what is written. An instance that is to end is withdrawn from
+gateways first. It serves until gateways have stopped routing to it, then until its requests are
+done, and only then is stopped.
 
-An instance that registers itself is Ready as its probe says, like any other, and is withdrawn by
-its Box all the same: it may be past speaking for itself.
+An instance that registers itself is Ready by its probe, like any other. Its Box withdraws it as
+well, because it may not be able to do so itself.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ import time
 from datetime import datetime
 from typing import Final
 
+from bridge.box.journal.entry import JournalEntry
 from bridge.box.runner.context import InstanceContext
 from bridge.box.runner.probes import until_next
-from bridge.box.runner.publication import InstancePublication
+from bridge.box.runner.publication import InstancePublication, PublicationContext
 from bridge.box.runtimes.base import Exit, Handle, Spec, Usage
 from bridge.box.state import lifecycle
 from bridge.box.state.lifecycle import Life
+from bridge.box.state.records import SlotRecord
+from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import InstanceError, PortTaken
 from bridge.protocol import (
     InstanceDeregistration,
@@ -40,8 +43,8 @@ _log = logging.getLogger(__name__)
 _PORT_TRIES: Final = 5
 _FIRST_PROBE: Final = 0.05  # seconds; probes before Ready come slower and slower
 _SLOWEST_PROBE: Final = 0.5
-_TELL_PATIENCE: Final = 5.0  # seconds to wait for an outage of the bus before draining goes on
-_LOOK: Final = 0.1  # seconds between looks at the requests in flight while draining
+_PUBLISH_TIMEOUT: Final = 5.0  # seconds that draining waits for the withdrawal to be published
+_DRAIN_CHECK: Final = 0.1  # seconds between checks of the requests in flight while draining
 
 _PASSES: Final = "the probe passes"
 
@@ -49,23 +52,30 @@ _S = InstanceState
 
 
 class Instance:
-    """See the module. `run` lives its life and returns when it has ended.
+    """See the module. `run` returns when the instance has ended.
 
-    `handle` is its process if an earlier life of this Box made it.
+    `claim` is its slot record if that exists already. `handle` is its process if an earlier process
+    of this Box started it. It leaves if another host turns out to hold its slot.
     """
 
     def __init__(
         self,
         spec: Spec,
-        story: InstancePublication,
-        around: InstanceContext,
-        handle: Handle | None = None,
+        context: InstanceContext,
+        publication: PublicationContext,
+        entry: JournalEntry,
+        *,
+        claim: Record[SlotRecord] | None,
+        handle: Handle | None,
+        traceparent: str,
     ) -> None:
-        self.story = story
+        self.publication = InstancePublication(
+            publication, entry, claim, on_lost=self.leave, traceparent=traceparent
+        )
         self._spec = spec
-        self._config = story.entry.service
-        self._speaks_for_itself = self._config.registration == "self"
-        self._around = around
+        self._config = entry.service
+        self._registers_itself = self._config.registration == "self"
+        self._context = context
         self._handle = handle
         self._adopted = handle is not None
         self._leave = asyncio.Event()
@@ -74,16 +84,16 @@ class Instance:
         self._passes, self._why = self.life.info.health.healthy, _PASSES
         self.failure = ""
 
-    # ── what others ask and order ────────────────────────────────────────────────────────
+    # ── called by the supervisor and the sampler ─────────────────────────────────────────
 
     @property
     def id(self) -> str:
-        return self.story.id
+        return self.publication.id
 
     @property
     def life(self) -> Life:
-        """The instance as its story has told it so far."""
-        return self.story.life
+        """The instance as it is now."""
+        return self.publication.life
 
     @property
     def state(self) -> InstanceState:
@@ -91,60 +101,60 @@ class Instance:
 
     @property
     def handle(self) -> Handle | None:
-        """The runtime's handle while there is a load to measure."""
+        """The runtime's handle while there is load to measure, else None."""
         measured = self.state in (*lifecycle.SERVING, _S.DRAINING)
         return self._handle if measured else None
 
     @property
     def leaving(self) -> bool:
-        """Whether it was told to go."""
+        """Whether `leave` was called."""
         return self._leave.is_set()
 
-    def served_for(self) -> float:
-        """For how many seconds it has been serving, whichever life of its Box saw it begin; 0 if it
-        never did.
-        """
+    def seconds_serving(self) -> float:
+        """Seconds since it became Ready, also under an earlier process of the Box; 0 if never."""
         return 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
 
     def leave(self, reason: str) -> None:
-        """Have the instance drain and end; `reason` is what its events say."""
+        """Make the instance drain and end; its events carry `reason`."""
         if not self._leave.is_set():
             self._reason = reason
             self._leave.set()
 
     def sample(self, usage: Usage | None, inflight: int) -> InstanceHealth:
-        """Take over a load sample; returns the health to report. What the instance itself has
-        said of late wins over it.
+        """Take a load sample; returns the health to report.
+
+        A recent report of the instance itself wins over the sample.
         """
         self._judge()
-        health = self._around.reports.beside(self.id, usage, inflight)
+        health = self._context.reports.merge(self.id, usage, inflight)
         life, event = lifecycle.sample(
-            self.life, health, self._now(), idle_samples=self._around.idle_samples
+            self.life, health, self._now(), idle_samples=self._context.idle_samples
         )
-        self.story.tell(life, event)
-        self._around.see(life.info)
+        self.publication.update(life, event)
+        self._context.on_change(life.info)
         return self.life.info.health
 
-    # ── the life ─────────────────────────────────────────────────────────────────────────
+    # ── the lifecycle ────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
-        """Create, boot, serve, and end. Never raises for what the instance itself does."""
+        """Create, boot, serve, and end. A failure of the instance itself raises nothing."""
         if self.state in lifecycle.SERVING and self.life.info.endpoint is None:
-            self.story.tell(self._with_endpoint())  # its record was older than its last event
-        self._around.see(self.life.info)
+            # Its slot record was older than its last event when it was adopted.
+            self.publication.update(self._with_endpoint())
+        self._context.on_change(self.life.info)
         try:
             if self.state in lifecycle.ENDED:
-                self._withdraw(self.story.entry.leaving)
+                self._withdraw(self.publication.entry.leaving)
             else:
-                await self._live()
+                await self._run_states()
         except InstanceError as exc:
             await self._fail(str(exc))
-        self._around.reports.forget(self.id)
+        self._context.reports.forget(self.id)
         if self._handle is not None:
-            self._around.runtime.forget(self._handle)
+            self._context.runtime.forget(self._handle)
 
-    async def _live(self) -> None:
-        """From whatever state it is in to the end, one state after the other."""
+    async def _run_states(self) -> None:
+        """Go from the current state to the end, one state after the other."""
         if self._handle is None and not await self._create():
             self._step(_S.STOPPING, self._reason)
             self._step(_S.STOPPED)
@@ -156,7 +166,7 @@ class Instance:
             self._become_ready()
         if self.state in lifecycle.SERVING:
             await self._serve()
-            self.story.leaves(self._reason)
+            self.publication.set_leaving(self._reason)
             self._step(_S.DRAINING, self._reason)
         if self.state is _S.DRAINING:
             await self._drain()
@@ -164,26 +174,26 @@ class Instance:
             drained = self.state is _S.DRAINING
             self._step(_S.STOPPING, "" if drained else self._reason)
             if not drained:
-                self._withdraw(self._reason)  # one that registers itself may have done so already
-        await self.story.written()
-        end = await self._around.runtime.stop(self._handle, self._config.stop_grace)
-        self._step(_S.STOPPED, _ending(end, self._config.stop_grace))
+                self._withdraw(self._reason)  # it may have registered itself before it was Ready
+        await self.publication.wait_written()
+        end = await self._context.runtime.stop(self._handle, self._config.stop_grace)
+        self._step(_S.STOPPED, _stop_message(end, self._config.stop_grace))
 
     async def _create(self) -> bool:
-        """Whether it was made; False if it was told to leave before."""
-        creating = self._around.runtime.create(self._spec, self._note)
+        """Whether it was created; False if `leave` came first."""
+        creating = self._context.runtime.create(self._spec, self._note)
         self._handle = await run_unless(self._leave, creating)
         return self._handle is not None
 
     async def _boot(self) -> bool:
-        """Whether it became ready; False if it was told to leave before."""
-        runtime, spec = self._around.runtime, self._spec
+        """Whether it became ready; False if `leave` came first."""
+        runtime, spec = self._context.runtime, self._spec
         assert self._handle is not None
         deadline = asyncio.get_running_loop().time() + self._config.start_timeout
-        await self.story.written()
+        await self.publication.wait_written()
         for _ in range(_PORT_TRIES):
             if not self._adopted:
-                await runtime.start(self._handle, self.story.started)
+                await runtime.start(self._handle, self.publication.record_process)
             self._adopted = False
             try:
                 ready = await self._wait_ready(deadline)
@@ -195,84 +205,88 @@ class Instance:
             else:
                 if ready is not None:
                     return ready
-        raise InstanceError(f"lost the race for a port {_PORT_TRIES} times running")
+        raise InstanceError(f"another process took its port {_PORT_TRIES} consecutive times")
 
     async def _wait_ready(self, deadline: float) -> bool | None:
-        """Whether it became ready; None if it must be started again, for its Box was killed
-        before it let it go.
+        """Whether it became ready, False if `leave` came first.
+
+        None if it must be started again, because its Box was killed in the middle of the start.
         """
-        runtime, handle = self._around.runtime, self._handle
+        runtime, handle = self._context.runtime, self._handle
         assert handle is not None
         loop = asyncio.get_running_loop()
-        pause, problem, listening = _FIRST_PROBE, "nothing listens on its port", False
+        pause, listening = _FIRST_PROBE, False
+        problem: str | None = "nothing listens on its port"
         while True:
             end = await self._until_exit_or_leave(pause)
             if end is not None and not end.ran:
                 return None
             if end is not None:
-                await runtime.listens(handle)  # raises PortTaken if that is why it ended
-                raise InstanceError(self._epitaph(end))
+                await runtime.listens(handle)  # raises PortTaken if that made it end
+                raise InstanceError(self._describe(end))
             if self._leave.is_set():
                 return False
             listening = listening or await runtime.listens(handle)
             if listening:
-                answer = await self._around.prober.probe(self._config.probe, handle.port)
-                if answer is None:
+                problem = await self._context.prober.probe(self._config.probe, handle.port)
+                if problem is None:
                     return True
-                problem = answer
             if loop.time() > deadline:
                 limit = self._config.start_timeout
                 raise InstanceError(f"not ready within {limit:g} s: {problem}")
             pause = min(pause * 1.5, _SLOWEST_PROBE)
 
     def _become_ready(self) -> None:
-        self._tell(lifecycle.step(self._with_endpoint(), _S.READY, self._now()))
+        self._publish(lifecycle.step(self._with_endpoint(), _S.READY, self._now()))
 
     def _with_endpoint(self) -> Life:
         assert self._handle is not None
-        at = endpoint_of(self._around.address, self._handle.port)
+        at = endpoint_of(self._context.address, self._handle.port)
         return lifecycle.serve_at(self.life, at)
 
     async def _serve(self) -> None:
-        """Return when told to leave; raises InstanceError when the instance ends by itself."""
-        since = self.life.info.ready_at or self._now()  # no monotonic clock outlives its process
+        """Return once `leave` is called. Raises InstanceError when the instance ends by itself."""
+        since = self.life.info.ready_at or self._now()  # a monotonic clock ends with its process
         self._ready_at = time.monotonic() - max(0.0, (self._now() - since).total_seconds())
         self._register()
         async with task_scope() as tasks:
             tasks.create_task(self._check_health(), name=f"health-{self.id}")
             end = await self._until_exit_or_leave(None)
         if end is not None:
-            raise InstanceError(self._epitaph(end))
+            raise InstanceError(self._describe(end))
 
     async def _check_health(self) -> None:
         assert self._handle is not None
         loop, probe, failures = asyncio.get_running_loop(), self._config.probe, 0
         while True:
             await asyncio.sleep(until_next(loop.time(), probe.interval))
-            problem = await self._around.prober.probe(probe, self._handle.port)
+            problem = await self._context.prober.probe(probe, self._handle.port)
             failures = failures + 1 if problem else 0
             if failures in (0, probe.failures):
                 self._passes, self._why = not failures, problem or _PASSES
                 self._judge()
 
     def _judge(self) -> None:
-        """Whether it is healthy, as it says itself, else as its probe does."""
+        """Judge its health by its own report, or by its probe if there is no recent report."""
         if self.state not in lifecycle.SERVING:
             return
         healthy, why = self._passes, self._why
-        if report := self._around.reports.of(self.id):
-            healthy, why = report.health.healthy, "the instance says so"
+        if report := self._context.reports.of(self.id):
+            healthy, why = report.health.healthy, "the instance reports it"
         if judged := lifecycle.judge(self.life, healthy, self._now(), why):
-            self._tell(judged)
+            self._publish(judged)
             self._register()
 
     async def _drain(self) -> None:
-        """Let gateways let go, then let requests end, but for `drain_timeout` seconds at most."""
+        """Wait until gateways have stopped routing to it, then until its requests have ended.
+
+        Requests have `drain_timeout` seconds.
+        """
         assert self._handle is not None
-        self._withdraw(self.story.entry.leaving)
+        self._withdraw(self.publication.entry.leaving)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_TELL_PATIENCE):
-                await self.story.settled()
+            async with asyncio.timeout(_PUBLISH_TIMEOUT):
+                await self.publication.wait_published()
         if await self._ended_within(self._config.deregister_delay):
             return
         since = time.monotonic()
@@ -280,36 +294,38 @@ class Instance:
             if time.monotonic() >= since + self._config.drain_timeout:
                 self._note(f"requests still in flight after {self._config.drain_timeout:g} s")
                 return
-            if await self._ended_within(_LOOK):
+            if await self._ended_within(_DRAIN_CHECK):
                 return
 
     async def _has_requests(self, since: float) -> bool:
-        """Whether requests are in flight. That there are none it may have said before the last one
-        came: only what it said after `since`, when gateways had let go, stands against the count.
+        """Whether requests are in flight.
+
+        A report of zero requests counts only if it was made after `since`, when gateways had
+        stopped routing: an earlier one may have come before the last request.
         """
         assert self._handle is not None
-        connections = (await self._around.traffic.inflight())[self._handle.port]
-        report = self._around.reports.of(self.id)
+        connections = (await self._context.inflight.counts())[self._handle.port]
+        report = self._context.reports.of(self.id)
         if report is None:
             return connections > 0
         return report.health.inflight_requests > 0 or (connections > 0 and report.at < since)
 
     async def _ended_within(self, seconds: float) -> bool:
-        """Whether the instance ended by itself; one that failed raises InstanceError."""
+        """Whether the instance ended by itself in time. Raises InstanceError if it failed."""
         assert self._handle is not None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                end = await self._around.runtime.watch(self._handle)
+                end = await self._context.runtime.watch(self._handle)
                 if end != Exit():
-                    raise InstanceError(self._epitaph(end))
+                    raise InstanceError(self._describe(end))
                 return True
         return False
 
     async def _until_exit_or_leave(self, timeout: float | None) -> Exit | None:
-        """How the instance ended, if it did; returns as well when told to leave, or in time."""
+        """How the instance ended; None if `leave` was called or `timeout` seconds passed first."""
         assert self._handle is not None
         async with task_scope() as tasks:
-            exiting = tasks.create_task(self._around.runtime.watch(self._handle))
+            exiting = tasks.create_task(self._context.runtime.watch(self._handle))
             leaving = tasks.create_task(self._leave.wait())
             await asyncio.wait(
                 (exiting, leaving), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
@@ -318,27 +334,27 @@ class Instance:
 
     async def _fail(self, why: str) -> None:
         self.failure = why
-        self.story.leaves(why)
+        self.publication.set_leaving(why)
         self._step(_S.FAILED, why)
         self._withdraw(why)
         if self._handle is not None:
-            await self.story.written()
+            await self.publication.wait_written()
             with contextlib.suppress(InstanceError):
-                await self._around.runtime.stop(self._handle, 0)
+                await self._context.runtime.stop(self._handle, 0)
 
-    # ── telling ──────────────────────────────────────────────────────────────────────────
+    # ── publishing ───────────────────────────────────────────────────────────────────────
 
     def _now(self) -> datetime:
-        return self._around.clock()
+        return self._context.clock()
 
     def _step(self, to: InstanceState, message: str = "") -> None:
-        self._tell(lifecycle.step(self.life, to, self._now(), message))
+        self._publish(lifecycle.step(self.life, to, self._now(), message))
 
     def _note(self, message: str) -> None:
-        self._tell(lifecycle.note(self.life, self._now(), message))
+        self._publish(lifecycle.note(self.life, self._now(), message))
 
-    def _tell(self, told: tuple[Life, InstanceEvent]) -> None:
-        life, event = told
+    def _publish(self, change: tuple[Life, InstanceEvent]) -> None:
+        life, event = change
         _log.info(
             "%s %s → %s%s",
             self.id,
@@ -346,18 +362,18 @@ class Instance:
             event.to_state,
             f": {event.message}" if event.message else "",
         )
-        self.story.tell(life, event)
-        self._around.see(life.info)
+        self.publication.update(life, event)
+        self._context.on_change(life.info)
 
     def _register(self) -> None:
-        if self._speaks_for_itself:
+        if self._registers_itself:
             return
         info = self.life.info
         assert info.endpoint is not None
         metadata = dict(self._config.metadata)
         if not info.health.healthy:
             metadata[HEALTHY_KEY] = "false"
-        self.story.register(
+        self.publication.register(
             InstanceRegistration(
                 instance_id=info.id,
                 service=info.service,
@@ -368,22 +384,22 @@ class Instance:
         )
 
     def _withdraw(self, reason: str) -> None:
-        """Have gateways let go of it, if they may know it."""
-        if not (self.story.entry.registered or self._speaks_for_itself):
+        """Make gateways stop routing to it, if they may know it."""
+        if not (self.publication.entry.registered or self._registers_itself):
             return
         info = self.life.info
-        self.story.register(
+        self.publication.register(
             InstanceDeregistration(
                 instance_id=info.id, service=info.service, reason=reason[: lifecycle.MAX_MESSAGE]
             )
         )
 
-    def _epitaph(self, end: Exit) -> str:
+    def _describe(self, end: Exit) -> str:
         assert self._handle is not None
-        last = self._around.runtime.last_line(self._handle)
+        last = self._context.runtime.last_line(self._handle)
         return f"{end}: {last}" if last else str(end)
 
 
-def _ending(end: Exit, grace: float) -> str:
-    """What to say of an end that was asked for: nothing, unless it had to be forced."""
+def _stop_message(end: Exit, grace: float) -> str:
+    """The message of an ordered end: empty, unless the instance had to be killed."""
     return f"killed: it did not end within {grace:g} s" if end.signal == 9 else ""

@@ -1,4 +1,4 @@
-"""What the instances of a host are made from: its configuration, and what requests may name."""
+"""What the instances of a host are created from: its configuration, and images from requests."""
 
 from __future__ import annotations
 
@@ -17,33 +17,32 @@ from bridge.settings import ServiceConfig, Timing
 
 
 class InstanceSpecs(Struct, frozen=True, kw_only=True):
-    """What instances are made from on this host. `images` are the patterns of those that requests
-    may name.
-    """
+    """See the module. `images` are patterns of the images that requests may name."""
 
     services: Mapping[str, ServiceConfig]
     images: Collection[str]
-    around: InstanceContext
+    context: InstanceContext
     instances_dir: Path
     cwd: Path
     fence: Path
     timing: Timing
 
     def config_of(self, service: str, record: ServiceRecord) -> ServiceConfig | None:
-        """How an instance of the service is made here; None if this host does not."""
+        """How this host creates an instance of the service; None if it does not."""
         return self.services.get(service) or on_request.made_from(record)
 
-    def still_makes(self, entry: JournalEntry, record: ServiceRecord | None) -> bool:
-        """Whether this host goes on with an instance of its last life; a missing record is no
-        order.
+    def may_stay(self, entry: JournalEntry, record: ServiceRecord | None) -> bool:
+        """Whether an instance that was adopted may stay.
+
+        A missing service record is no reason to end it.
         """
         if entry.life.info.service in self.services:
             return True
-        asked_for = record is None or record.on_request
-        return asked_for and admits(self.images, entry.service.image)
+        requested = record is None or record.on_request
+        return requested and admits(self.images, entry.service.image)
 
     def spec(self, entry: JournalEntry) -> Spec:
-        """All that makes the instance."""
+        """The runtime's specification of the instance."""
         info = entry.life.info
         return Spec.of(
             info.id,

@@ -1,6 +1,4 @@
-"""What this host has in which slot: an instance that lives, leaves or has ended, and when the slot
-is tried again after a failure.
-"""
+"""The slots of this host: the instance in each, and when a slot is retried after a failure."""
 
 from __future__ import annotations
 
@@ -20,9 +18,10 @@ from bridge.settings import Timing
 
 
 class LocalSlot(Struct):
-    """A slot of this host: the instance in it, and what follows if that has ended.
+    """A slot of this host and its last instance, which may have ended.
 
-    `settled` says that everybody knows of the end, so that the slot may be given up.
+    `retry_at` (monotonic) is when the next instance may be created after a failure. `settled` means
+    that the end of the instance is published, so that the slot may be given up.
     """
 
     instance: Instance
@@ -32,28 +31,30 @@ class LocalSlot(Struct):
     settled: bool = False
 
     @property
-    def counts(self) -> bool:
-        """Whether what comes next in the slot depends on how this instance has ended."""
+    def failed(self) -> bool:
+        """Whether the instance failed, so that the slot's back-off depends on it."""
         return self.instance.state is InstanceState.FAILED
 
-    def count(self, timing: Timing, now: datetime) -> None:
-        """Have the failure count in its slot, which waits. If the last life of this Box has counted
-        it, the wait goes on, for no longer than a new one, should the clock have been set back.
+    def count_failure(self, timing: Timing, now: datetime) -> None:
+        """Count the failure of the instance, and start the slot's back-off.
+
+        A failure that an earlier process has counted is not counted again. Its back-off goes on, at
+        most as long as a new one would, in case the clock was set back.
         """
-        story = self.instance.story
-        retry_at = story.entry.retry_at
+        publication = self.instance.publication
+        retry_at = publication.entry.retry_at
         if retry_at is None:
-            recovered = self.instance.served_for() >= timing.backoff_reset
+            recovered = self.instance.seconds_serving() >= timing.backoff_reset
             self.failures = 1 if recovered else self.failures + 1
         wait = backoff(self.failures, timing)
         if retry_at is None:
-            story.counts(self.failures, now + timedelta(seconds=wait))
+            publication.record_failure(self.failures, now + timedelta(seconds=wait))
         else:
             wait = max(0.0, min(wait, (retry_at - now).total_seconds()))
         self.retry_at = time.monotonic() + wait
 
-    def as_planned(self) -> LocalInstance:
-        """What a plan is told of it."""
+    def to_plan(self) -> LocalInstance:
+        """The slot as the planner reads it."""
         return LocalInstance(
             ended=self.ended,
             settled=self.settled,
@@ -68,89 +69,96 @@ class LocalSlots:
 
     def __init__(self, me: HostIdentity) -> None:
         self._me = me
-        self._held: dict[str, dict[int, LocalSlot]] = {}
+        self._slots: dict[str, dict[int, LocalSlot]] = {}
         self._by_id: dict[str, LocalSlot] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._held)
+        return bool(self._slots)
 
     @property
     def services(self) -> list[str]:
-        """The services of which something is held."""
-        return list(self._held)
+        """The services that have a slot here."""
+        return list(self._slots)
 
     def of(self, service: str) -> Mapping[int, LocalSlot]:
-        """What is held of `service`, by slot."""
-        return self._held.get(service, {})
+        """The slots of `service`, by number."""
+        return self._slots.get(service, {})
 
     def at(self, service: str, slot: int) -> LocalSlot | None:
-        """What is held in that slot."""
+        """One slot, None if this host has no instance in it."""
         return self.of(service).get(slot)
 
-    def locals(self, service: str) -> dict[int, LocalInstance]:
-        """What a plan for `service` is told."""
-        return {slot: held.as_planned() for slot, held in self.of(service).items()}
+    def to_plan(self, service: str) -> dict[int, LocalInstance]:
+        """The slots of `service` as the planner reads them."""
+        return {number: slot.to_plan() for number, slot in self.of(service).items()}
 
     def instances(self) -> Iterator[Instance]:
-        """Those that have not ended."""
-        for slots in self._held.values():
-            yield from (held.instance for held in slots.values() if not held.ended)
+        """The instances that have not ended."""
+        for slots in self._slots.values():
+            yield from (slot.instance for slot in slots.values() if not slot.ended)
 
-    def living(self, instance_id: str) -> Instance | None:
-        """The instance of this id, if it is held and has not ended."""
-        held = self._by_id.get(instance_id)
-        return None if held is None or held.ended else held.instance
+    def find(self, instance_id: str) -> Instance | None:
+        """The instance of this id, None if it has ended or is not on this host."""
+        slot = self._by_id.get(instance_id)
+        return None if slot is None or slot.ended else slot.instance
 
     def retries(self, *, since: float) -> dict[str, float]:
-        """When (monotonic) which services are to be planned again after one that was made then."""
+        """When (monotonic) services need another plan after one made at `since`."""
         due = {
-            service: wake_at(self.locals(service).values(), since=since) for service in self._held
+            service: wake_at(self.to_plan(service).values(), since=since) for service in self._slots
         }
         return {service: at for service, at in due.items() if at is not None}
 
     def vacant(self, state: FleetState, only: str | None = None) -> list[int]:
-        """The slots, of one service or of all, that `me` has claimed and in which nothing lives."""
+        """The slots that `me` has claimed and in which no instance is left.
+
+        `only` limits them to one service.
+        """
         return [
-            slot
+            number
             for service in (state.slots if only is None else [only])
-            for slot, claim in state.slots_of(service).items()
-            if self._me.holds(claim) and ((held := self.at(service, slot)) is None or held.settled)
+            for number, claim in state.slots_of(service).items()
+            if self._me.holds(claim)
+            and ((slot := self.at(service, number)) is None or slot.settled)
         ]
 
-    # ── what changes ─────────────────────────────────────────────────────────────────────
+    # ── changes ──────────────────────────────────────────────────────────────────────────
 
-    def hold(self, instance: Instance, entry: JournalEntry) -> LocalSlot:
-        """The instance is what this host has in its slot from now on."""
-        held = LocalSlot(instance=instance, failures=entry.failures)
-        slots = self._held.setdefault(entry.life.info.service, {})
+    def put(self, instance: Instance, entry: JournalEntry) -> LocalSlot:
+        """Put the instance into its slot; it supersedes the one before."""
+        slot = LocalSlot(instance=instance, failures=entry.failures)
+        slots = self._slots.setdefault(entry.life.info.service, {})
         if (before := slots.get(entry.slot)) is not None:
-            before.instance.story.supersede()
-        slots[entry.slot] = self._by_id[instance.id] = held
-        return held
+            before.instance.publication.supersede()
+        slots[entry.slot] = self._by_id[instance.id] = slot
+        return slot
 
-    def settle(self, held: LocalSlot) -> None:
-        """The instance has ended and all is told. A failure counts for what comes next."""
-        held.settled = True
-        story = held.instance.story
-        self._by_id.pop(story.id, None)
-        story.close()
-        there = self.at(story.life.info.service, story.entry.slot)
-        if not (held.counts and there is held):
-            story.forget()
+    def settle(self, slot: LocalSlot) -> None:
+        """The end of the instance is published.
 
-    def forget_dead(self, service: str, state: FleetState) -> None:
-        """Ended instances in slots that are not this host's, or not wanted, are history."""
-        claims, held = state.slots_of(service), self._held.get(service, {})
-        for slot in [slot for slot, item in held.items() if item.settled]:
-            claim = claims.get(slot)
+        Its journal entry stays while the slot's back-off depends on it.
+        """
+        slot.settled = True
+        publication = slot.instance.publication
+        self._by_id.pop(publication.id, None)
+        publication.close()
+        current = self.at(publication.life.info.service, publication.entry.slot)
+        if not (slot.failed and current is slot):
+            publication.forget()
+
+    def prune(self, service: str, state: FleetState) -> None:
+        """Drop the settled slots that this host does not claim any more."""
+        claims, slots = state.slots_of(service), self._slots.get(service, {})
+        for number in [number for number, slot in slots.items() if slot.settled]:
+            claim = claims.get(number)
             if claim is None or not self._me.holds(claim):
-                dead = held.pop(slot)
-                if dead.counts:
-                    dead.instance.story.forget()
-        if not held:
-            self._held.pop(service, None)
+                slot = slots.pop(number)
+                if slot.failed:
+                    slot.instance.publication.forget()
+        if not slots:
+            self._slots.pop(service, None)
 
 
 def backoff(failures: int, timing: Timing) -> float:
-    """Seconds to wait before the next instance after `failures` running: doubling, bounded."""
+    """Seconds to wait after `failures` consecutive failures: doubling, with a maximum."""
     return min(timing.backoff_first * 2.0 ** min(failures - 1, 30), timing.backoff_max)

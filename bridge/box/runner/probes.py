@@ -1,7 +1,7 @@
-"""Asking an instance whether it is ready, and still healthy.
+"""Probing instances: whether one is ready, and whether it is still healthy.
 
-The Box's own probes must not count as the instance's requests: every probe is sent from a port
-that `Prober` knows, and the load sample leaves those out.
+The Box's own probes must not count as the instance's requests: every probe is sent from a port that
+`Prober` knows, and the load sample ignores those ports.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from bridge.settings import Probe
 
 _LOOPBACKS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 _GOOD_BELOW: Final = 400
-BEATS: Final = 20  # moments in an interval at which instances are probed
+BEATS: Final = 20  # points in an interval at which instances are probed
 
 
 def until_next(now: float, interval: float) -> float:
-    """Seconds to wait before an instance is probed again: `interval`, or up to a twentieth more, so
-    that probes of many instances fall together. Five hundred in 5 s are 4 wake-ups a second, not
-    100.
+    """Seconds until the next probe of an instance: `interval`, or up to a twentieth more.
+
+    So the probes of many instances fall together: 500 instances with an interval of 5 s cost 4
+    wake-ups a second, not 100.
     """
     beat = interval / BEATS
     return math.ceil((now + interval) / beat) * beat - now
@@ -43,20 +44,20 @@ def _is_numeric(host: str) -> bool:
 class Prober:
     """Probes instances on this host; `async with Prober.open(address)`.
 
-    `ports` are the local ports from which a probe is, or has just been, under way: a view that
-    knows each probe before it connects.
+    `ports` are the local ports of probes under way or just over. It is a live view, and has each
+    port before the probe connects.
     """
 
     def __init__(self, address: str) -> None:
         self._host = _LOOPBACKS.get(address, address)
-        self._numeric = _is_numeric(self._host)  # else it must be looked up first
+        self._numeric = _is_numeric(self._host)  # else its address must be resolved first
         self._sockets: dict[int, socket.socket] = {}
         self._session: aiohttp.ClientSession | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, address: str) -> AsyncIterator[Prober]:
-        """A Prober of instances that serve at `address`."""
+        """A Prober for instances that serve at `address`."""
         prober = cls(address)
         connector = aiohttp.TCPConnector(
             force_close=True, limit=0, socket_factory=prober._socket, happy_eyeballs_delay=None
@@ -76,7 +77,7 @@ class Prober:
         }
 
     async def probe(self, probe: Probe, port: int) -> str | None:
-        """None if the instance on `port` passes, else why not. Takes `probe.timeout` at most."""
+        """Why the probe of `port` fails, None if it passes. Takes `probe.timeout` at most."""
         try:
             if probe.http is None:
                 return await self._tcp(port, probe.timeout)
@@ -99,7 +100,7 @@ class Prober:
     async def _tcp(self, port: int, timeout: float) -> str | None:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         with self._socket((family, socket.SOCK_STREAM, 0, "", (self._host, port))) as probe:
-            # On one host the answer is there at once: no timer and no wait, in a third of the time.
+            # On one host this connects at once, without a timer: it takes a third of the time.
             if self._numeric and probe.connect_ex((self._host, port)) == 0:
                 return None
             async with asyncio.timeout(timeout):

@@ -1,8 +1,9 @@
-"""Telling the fleet what happened to an instance, in order, and losing none of it.
+"""Publishing what happened to an instance, in order and without loss.
 
-For one instance the order is always: its event is journaled, then stored in the stream, then its
-slot record says so, then its registration follows. The instance itself never waits for the bus:
-it tells its `InstancePublication` and goes on; the story catches up when the bus is there.
+The order for one instance is always the same: its event is journaled, then stored in the stream,
+then its slot record is written, then its registration is sent. The instance never waits for the
+bus: it updates its `InstancePublication` and goes on. The publication catches up when the bus
+answers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from typing import Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from bridge.box.journal.entry import JournalEntry
@@ -34,58 +37,53 @@ from bridge.subjects import slot_key
 
 _log = logging.getLogger(__name__)
 
+_RETRY: Final = 0.2  # seconds before a slot record that could not be written is tried again
 
-class PublicationContext:
-    """What all stories of one host share."""
+SlotFacts = tuple[object, ...]
 
-    def __init__(
-        self,
-        me: HostIdentity,
-        connection: Connection,
-        journal: Journal,
-        outbox: Outbox,
-        slots: KeyValueView[SlotRecord],
-        registry: Registrations,
-    ) -> None:
-        self.me = me
-        self.connection = connection
-        self.journal = journal
-        self.outbox = outbox
-        self.slots = slots
-        self.registry = registry
+
+class PublicationContext(Struct, frozen=True, kw_only=True):
+    """What the publications of one host share."""
+
+    me: HostIdentity
+    connection: Connection
+    journal: Journal
+    outbox: Outbox
+    slots: KeyValueView[SlotRecord]
+    registrations: Registrations
 
 
 class InstancePublication:
-    """What is known of one instance, on its way to everybody; `run` takes it there.
+    """The newest state of one instance; `run` publishes it.
 
-    `record` is the slot's record if it already says what `entry` says, as after a claim, else
-    None. `lost` is called with a reason when another host turns out to hold the slot.
+    `record` is the slot's record if it already shows what `entry` has, as after a claim, else
+    None. `on_lost` is called with a reason when another host turns out to hold the slot.
     """
 
     def __init__(
         self,
-        teller: PublicationContext,
+        context: PublicationContext,
         entry: JournalEntry,
         record: Record[SlotRecord] | None = None,
         *,
-        lost: Callable[[str], None],
+        on_lost: Callable[[str], None],
         traceparent: str = "",
     ) -> None:
         self.entry = entry
         self.traceparent = traceparent
-        self._teller = teller
+        self._context = context
+        self._on_lost = on_lost
         self._key = slot_key(entry.life.info.service, entry.slot)
         self._revision = record.revision if record else 0
-        self._told = _facts(record.value.info) if record else None
+        self._written = slot_facts(record.value.info) if record else None
         self._synced = record is not None
-        self._lost = lost
-        self._sent = 0 if self.id in teller.journal.undelivered else entry.life.seq
+        self._stored_seq = 0 if self.id in context.journal.undelivered else entry.life.seq
         self._registration: InstanceRegistration | InstanceDeregistration | None = None
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
-        self._owned = True
-        teller.outbox.listen(self.id, self._event_stored)
-        self._stir()
+        self._owns_slot = True
+        context.outbox.listen(self.id, self._event_stored)
+        self._wake()
 
     @property
     def id(self) -> str:
@@ -96,78 +94,79 @@ class InstancePublication:
         """The instance as it is now."""
         return self.entry.life
 
-    # ── what the instance tells ──────────────────────────────────────────────────────────
+    # ── called by the instance ───────────────────────────────────────────────────────────
 
-    def tell(self, life: Life, event: InstanceEvent | None = None) -> None:
-        """`life` as it stands now, and the event that made it so."""
-        news = event is not None or _facts(life.info) != _facts(self.life.info)
+    def update(self, life: Life, event: InstanceEvent | None = None) -> None:
+        """The instance is `life` now; `event` is the change that led to it, if there was one."""
+        changed = event is not None or slot_facts(life.info) != slot_facts(self.life.info)
         self.entry = replace(self.entry, life=life)
-        if news:
-            self._teller.journal.put(self.entry, event, traceparent=self.traceparent)
-            self._stir()
+        if changed:
+            self._context.journal.put(self.entry, event, traceparent=self.traceparent)
+            self._wake()
 
-    async def begin(self) -> None:
-        """Write down that there shall be an instance; returns when that is on disk."""
-        self._teller.journal.put(self.entry)
-        await self.written()
+    async def write_intent(self) -> None:
+        """Journal that the instance is to be created; returns when that is on disk."""
+        self._context.journal.put(self.entry)
+        await self.wait_written()
 
-    async def started(self, identity: ProcessIdentity, port: int) -> None:
-        """Write down which process it is; returns when that is on disk."""
+    async def record_process(self, identity: ProcessIdentity, port: int) -> None:
+        """Journal which process the instance is; returns when that is on disk."""
         self.entry = replace(self.entry, identity=identity, port=port)
-        self._teller.journal.put(self.entry)
-        await self.written()
+        self._context.journal.put(self.entry)
+        await self.wait_written()
 
-    def leaves(self, reason: str) -> None:
-        """Remember why it is to go, with what is told next."""
+    def set_leaving(self, reason: str) -> None:
+        """Keep the reason why the instance ends; the next update journals it."""
         self.entry = replace(self.entry, leaving=reason)
 
-    async def written(self) -> None:
-        """Return when all that was told is on this host's disk."""
-        await self._teller.journal.wait_written()
+    async def wait_written(self) -> None:
+        """Return when every update so far is on this host's disk."""
+        await self._context.journal.wait_written()
 
     def register(self, registration: InstanceRegistration | InstanceDeregistration) -> None:
-        """What gateways shall know, once what was told so far is stored."""
+        """Send this to gateways once every update so far is stored."""
         self.entry = replace(self.entry, registered=True)
         self._registration = registration
-        self._teller.journal.put(self.entry)
-        self._stir()
+        self._context.journal.put(self.entry)
+        self._wake()
 
-    # ── what the supervisor orders ───────────────────────────────────────────────────────
+    # ── called by the supervisor ─────────────────────────────────────────────────────────
 
     def supersede(self) -> None:
-        """Another instance of this host has the slot now: leave its record alone."""
-        self._owned = False
-        self._stir()
+        """Leave the slot's record alone: another instance of this host has the slot now."""
+        self._owns_slot = False
+        self._wake()
 
     def reassert(self) -> None:
-        """Write the slot's record again if it is not as this story left it: the store may have
-        lost it, or come back with an older one.
-        """
-        slots = self._teller.slots
-        if self._synced and not as_left(slots, self._key, self._revision, self._told):
-            self._told, self._synced = None, False
-            self._stir()
+        """Write the slot's record again if it is not as this publication wrote it last.
 
-    def counts(self, failures: int, retry_at: datetime) -> None:
-        """It is the last of so many that have failed running in its slot, which waits till then."""
+        The store may have lost the record, or come back with an older one.
+        """
+        slots = self._context.slots
+        if self._synced and not is_as_written(slots, self._key, self._revision, self._written):
+            self._written, self._synced = None, False
+            self._wake()
+
+    def record_failure(self, failures: int, retry_at: datetime) -> None:
+        """Journal the consecutive failures in the slot, and when the next instance is due."""
         self.entry = replace(self.entry, failures=failures, retry_at=retry_at)
-        self._teller.journal.put(self.entry)
+        self._context.journal.put(self.entry)
 
     def close(self) -> None:
-        """The instance has ended and all is told: of this story the journal alone is left."""
-        self._teller.outbox.forget(self.id)
-        self._teller.registry.forget(self.id)
+        """The instance has ended and that is published: only its journal entry is left."""
+        self._context.outbox.forget(self.id)
+        self._context.registrations.forget(self.id)
 
     def forget(self) -> None:
-        """Nor does it count any more: it leaves no trace on this host."""
-        self._teller.journal.forget(self.id)
+        """Remove the journal entry as well."""
+        self._context.journal.forget(self.id)
 
-    async def settled(self) -> None:
-        """Return when everything told is out."""
+    async def wait_published(self) -> None:
+        """Return when every update and registration so far is out."""
         await self._idle.wait()
 
     async def run(self) -> None:
-        """Send what is told until cancelled."""
+        """Publish every update until cancelled."""
         while True:
             await self._work.wait()
             self._work.clear()
@@ -177,56 +176,58 @@ class InstancePublication:
                 if not self._work.is_set():
                     self._idle.set()
 
-    # ── inside ───────────────────────────────────────────────────────────────────────────
+    # ── the order of publishing ──────────────────────────────────────────────────────────
 
-    def _stir(self) -> None:
+    def _wake(self) -> None:
         self._idle.clear()
         self._work.set()
 
     @property
     def _all_stored(self) -> bool:
-        """Whether every event told so far is in the stream; the outbox tells when it is."""
-        return self._sent >= self.life.seq
+        """Whether every event so far is in the stream."""
+        return self._stored_seq >= self.life.seq
 
     def _event_stored(self, seq: int) -> None:
-        self._sent = seq
+        self._stored_seq = seq
         self._work.set()
 
     async def _write_slot(self) -> None:
-        """Bring the slot's record up to the life, for as long as the slot is this instance's.
+        """Bring the slot's record up to date, while this instance owns the slot.
 
-        Leaves off when another event was told meanwhile: that must be stored first.
+        Returns early when a new event comes up, because that must be stored first.
         """
-        teller = self._teller
-        while self._owned and self._all_stored and _facts(self.life.info) != self._told:
+        context = self._context
+        while self._owns_slot and self._all_stored and slot_facts(self.life.info) != self._written:
             life = self.life
             record = SlotRecord(
-                host=teller.me.host,
-                host_id=teller.me.host_id,
+                host=context.me.host,
+                host_id=context.me.host_id,
                 config=self.entry.config,
                 seq=life.seq,
                 info=life.info,
                 demand=self.entry.demand,
             )
             try:
-                await teller.connection.wait_connected()
+                await context.connection.wait_connected()
                 if not self._synced:
                     await self._sync(None)
                     continue
-                self._revision = await teller.slots.update(self._key, record, self._revision)
-                # Its record may come back before its acknowledgement, and look like another's.
-                self._told, self._synced = _facts(life.info), True
+                self._revision = await context.slots.update(self._key, record, self._revision)
+                # The record may come back before its acknowledgement, and look like another's.
+                self._written, self._synced = slot_facts(life.info), True
             except Conflict as exc:
                 await self._sync(exc.last)
             except BusError as exc:
-                _log.debug("slot %s not written, trying again: %s", self._key, exc)
-                await asyncio.sleep(0.2)
+                _log.debug("slot %s was not written, retrying: %s", self._key, exc)
+                await asyncio.sleep(_RETRY)
 
     async def _sync(self, seq: int | None) -> None:
-        """Find out how the slot's record stands: as this instance left it, or written by others;
-        missing, as after a loss of the store; or by an own write with a lost acknowledgement.
+        """Find out who wrote the slot's record last.
+
+        It may be as this instance wrote it, another host's, missing after a loss of the store, or
+        an own write whose acknowledgement was lost.
         """
-        slots = self._teller.slots
+        slots = self._context.slots
         await slots.wait_live()
         if seq:
             await slots.wait_for(seq)
@@ -234,32 +235,35 @@ class InstancePublication:
         record = slots.get(self._key)
         if record is None:
             self._revision = slots.revision(self._key)
-            # What has ended claims nothing any more.
-            self._told = _facts(self.life.info) if self.life.info.state in ENDED else None
-        elif self._teller.me.holds(record.value):
+            # An instance that has ended claims nothing.
+            self._written = slot_facts(self.life.info) if self.life.info.state in ENDED else None
+        elif self._context.me.holds(record.value):
             self._revision = record.revision
-            self._told = _facts(record.value.info)
+            self._written = slot_facts(record.value.info)
         else:
-            self._owned = False
-            self._lost(f"slot {self._key} was taken by {record.value.host}")
+            self._owns_slot = False
+            self._on_lost(f"slot {self._key} was taken by {record.value.host}")
 
     async def _send_registration(self) -> None:
-        wanted, self._registration = self._registration, None
-        if isinstance(wanted, InstanceRegistration):
-            await self._teller.registry.register(wanted)
-        elif wanted is not None:
-            await self._teller.registry.deregister(wanted)
+        registration, self._registration = self._registration, None
+        if isinstance(registration, InstanceRegistration):
+            await self._context.registrations.register(registration)
+        elif registration is not None:
+            await self._context.registrations.deregister(registration)
 
 
-def as_left(slots: KeyValueView[SlotRecord], key: str, revision: int, told: object) -> bool:
-    """Whether a slot's record is as it was left. Revisions alone do not say so: a store that was
-    lost counts anew.
+def is_as_written(
+    slots: KeyValueView[SlotRecord], key: str, revision: int, facts: SlotFacts | None
+) -> bool:
+    """Whether a slot's record is unchanged since it was written with `facts` at `revision`.
+
+    The revision alone does not prove it: a store that lost its data counts from the start.
     """
     record = slots.get(key)
-    there = _facts(record.value.info) if record else None
-    return slots.revision(key) == revision and there == told
+    current = slot_facts(record.value.info) if record else None
+    return slots.revision(key) == revision and current == facts
 
 
-def _facts(info: InstanceInfo) -> tuple[object, ...]:
-    """What a slot record tells that is worth a write: state and health, never load."""
+def slot_facts(info: InstanceInfo) -> SlotFacts:
+    """The part of a slot record whose change is worth a write: state and health, never load."""
     return info.id, info.state, info.ready_at, info.endpoint, info.health.healthy

@@ -1,7 +1,7 @@
-"""What a Box takes back when it starts: the instances that its last life left running.
+"""Rebuilding journal entries, so that a Box can adopt instances that its journal has lost.
 
-The journal says which they are. Where it was lost, the host itself does (by the label that every
-instance carries) together with the fleet's records and the stream, which has every event.
+The journal normally lists the instances to adopt. Where it was lost, the host lists them by the
+label that every instance carries; the fleet's records and the event stream have the rest.
 """
 
 from __future__ import annotations
@@ -30,44 +30,46 @@ from bridge.subjects import BOX_SEQ
 _log = logging.getLogger(__name__)
 
 
-async def rebuilt(
+async def rebuild_entries(
     connection: Connection,
     fleet: FleetView,
     me: HostIdentity,
     config: Config,
-    known: Mapping[str, JournalEntry],
-    found: Mapping[str, LivingInstance],
+    journaled: Mapping[str, JournalEntry],
+    living: Mapping[str, LivingInstance],
 ) -> list[JournalEntry]:
-    """Entries for this host's instances of which others know more than the journal does.
+    """Entries for this host's instances whose journal entry is missing or outdated.
 
-    `known` are the journal's, `found` what lives on this host. A claim of which no event was told
-    and in which nothing lives is none: its instance was never started. Raises BusError.
+    `living` are the instances on this host. A claim without any event and without a living instance
+    gives no entry: its instance was never started. Raises BusError.
     """
     entries = []
     for service, slots in fleet.state.slots.items():
-        doubtful = {
+        outdated = {
             record.info.id: (slot, record)
             for slot, record in slots.items()
             if me.holds(record)
             and record.info.state not in ENDED
-            and _is_behind(known.get(record.info.id), record, record.info.id in found)
+            and _is_outdated(journaled.get(record.info.id), record, alive=record.info.id in living)
         }
-        if not doubtful:
+        if not outdated:
             continue
-        told = await _last_told(connection, service, doubtful.keys())
-        wanted = fleet.state.services.get(service)
-        made = config.services.get(service) or (on_request.made_from(wanted) if wanted else None)
-        for name, (slot, record) in doubtful.items():
-            alive, last = found.get(name), told.get(name)
+        events = await _last_events(connection, service, outdated.keys())
+        desired = fleet.state.services.get(service)
+        made_from = config.services.get(service) or (
+            on_request.made_from(desired) if desired else None
+        )
+        for name, (slot, record) in outdated.items():
+            alive, last = living.get(name), events.get(name)
             if record.seq == 0 and alive is None and last is None:
                 continue
-            entries.append(_entry(slot, record, last, alive, made))
-            _log.warning("the journal has lost %s: taken back from the fleet", name)
+            entries.append(_entry(slot, record, last, alive, made_from))
+            _log.warning("the journal has lost %s: rebuilt from the records of the fleet", name)
     return entries
 
 
-def _is_behind(entry: JournalEntry | None, record: SlotRecord, alive: bool) -> bool:
-    """Whether the journal lacks what the slot's record or the host itself says."""
+def _is_outdated(entry: JournalEntry | None, record: SlotRecord, *, alive: bool) -> bool:
+    """Whether the slot's record or the host itself knows more than the journal."""
     if entry is None or record.seq > entry.life.seq:
         return True
     return alive and entry.identity is None
@@ -78,9 +80,9 @@ def _entry(
     record: SlotRecord,
     last: tuple[int, InstanceEvent] | None,
     alive: LivingInstance | None,
-    made: ServiceConfig | None,
+    made_from: ServiceConfig | None,
 ) -> JournalEntry:
-    """What the slot's record says, the stream's last event where that is newer, and the host."""
+    """The entry by the slot's record, by the last event where that is newer, and by the host."""
     info, seq = record.info, record.seq
     if last is not None and last[0] > seq:
         seq, event = last
@@ -91,7 +93,7 @@ def _entry(
     return JournalEntry(
         slot=slot,
         config=record.config,
-        service=made or ServiceConfig(command=[info.service]),
+        service=made_from or ServiceConfig(command=[info.service]),
         overrides=ScaleConfig(),
         life=Life(info=info, seq=seq),
         identity=alive.identity if alive else GONE,
@@ -100,7 +102,7 @@ def _entry(
     )
 
 
-async def _last_told(
+async def _last_events(
     connection: Connection, service: str, ids: AbstractSet[str]
 ) -> dict[str, tuple[int, InstanceEvent]]:
     """The last event of each of `ids` in the stream, with its Box-Seq."""
@@ -110,7 +112,7 @@ async def _last_told(
         try:
             event = decode(InstanceEvent, message.data)
         except ProtocolError:
-            return  # not an event of a Box of ours; readers of the stream count it
+            return  # not an event of a Box; readers of the stream count it
         seq = message.headers.get(BOX_SEQ, "")
         if event.instance_id in ids and seq.isdigit():
             last[event.instance_id] = int(seq), event

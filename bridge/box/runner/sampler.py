@@ -1,4 +1,4 @@
-"""Once a second: what each instance uses and how many requests it has, told to the fleet."""
+"""Reporting once a second what each instance uses and how many requests it has."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PRUNE_EVERY: Final = 60  # samples
 
 
 class Sampler:
-    """Samples the instances of one host. `run` goes on until cancelled."""
+    """Samples the instances of one host and publishes the report."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Sampler:
         host: str,
         fleet: FleetView,
         supervisor: Supervisor,
-        around: InstanceContext,
+        context: InstanceContext,
         data_dir: Path,
         interval: float,
     ) -> None:
@@ -39,12 +39,12 @@ class Sampler:
         self._host = host
         self._fleet = fleet
         self._supervisor = supervisor
-        self._around = around
+        self._context = context
         self._data_dir = data_dir
         self._interval = interval
 
     async def run(self) -> None:
-        """Take a sample every `interval` seconds."""
+        """Take a sample every `interval` seconds until cancelled."""
         loop = asyncio.get_running_loop()
         due, count = loop.time(), 0
         while True:
@@ -52,7 +52,7 @@ class Sampler:
             await asyncio.sleep(due - loop.time())
             await self._sample()
             count += 1
-            for instance_id in await self._around.runtime.sweep():
+            for instance_id in await self._context.runtime.sweep():
                 _log.warning("%s left processes behind; they were ended", instance_id)
             if count % _PRUNE_EVERY == 0:
                 living = [instance.id for instance in self._supervisor.instances()]
@@ -60,8 +60,8 @@ class Sampler:
 
     async def _sample(self) -> None:
         measured = [item for item in self._supervisor.instances() if item.handle is not None]
-        usage = await self._around.runtime.usage([item.handle for item in measured if item.handle])
-        inflight = await self._around.traffic.inflight()
+        usage = await self._context.runtime.usage([item.handle for item in measured if item.handle])
+        inflight = await self._context.inflight.counts()
         report: HostStats = {}
         for instance in measured:
             handle = instance.handle
@@ -69,8 +69,8 @@ class Sampler:
                 requests = inflight[handle.port]
                 report[instance.id] = instance.sample(usage.get(instance.id), requests)
         data = encode(report)
-        self._fleet.report(self._host, report, data)
-        with contextlib.suppress(BusError):  # at most once: the next sample tells anew
+        self._fleet.set_stats(self._host, report, data)
+        with contextlib.suppress(BusError):  # sent at most once: the next sample replaces it
             self._connection.publish(self._connection.subjects.stats(self._host), data)
         self._gauge()
 

@@ -1,8 +1,8 @@
-"""What instances say of themselves on ``box.health``, for as long as it is news.
+"""Reports of instances about themselves on ``box.health``, while they are recent.
 
-An instance that reports its load knows it better than a Box that counts connections, and whether it
-is well better than a probe. What it said counts for ten samples; after that the Box's own count
-again. Each message costs a look at a mapping and a decode, and no more.
+An instance knows its load better than a Box that counts connections, and its health better than a
+probe. Its report counts for ten samples; after that the Box's own count does. A message costs one
+lookup and one decode.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WHERE: Final = "health"
 
 
 class SelfReport(Struct, frozen=True, gc=False):
-    """What an instance said, and when (monotonic seconds)."""
+    """The report of an instance, and when it arrived (monotonic seconds)."""
 
     health: InstanceHealth
     at: float
@@ -36,29 +36,29 @@ class SelfReport(Struct, frozen=True, gc=False):
 class SelfReports:
     """The newest report of each of this host's instances.
 
-    `mine` are those instances by id, `others` the ids that other hosts report: theirs are passed
-    over, for every Box hears them. `fresh` is for how many seconds a report counts.
+    `own` are those instances by id, `others` the ids that other hosts report. Every Box receives
+    every report, so those of `others` are ignored. A report counts for `fresh` seconds.
     """
 
     def __init__(
         self,
         metrics: Metrics,
-        mine: Mapping[str, InstanceInfo],
+        own: Mapping[str, InstanceInfo],
         others: Container[str],
         fresh: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metrics = metrics
-        self._mine = mine
+        self._own = own
         self._others = others
         self._fresh = fresh
         self._clock = clock
         self._reports: dict[str, SelfReport] = {}
 
     def take(self, message: Message) -> None:
-        """A report; one that is wrong, or of an instance that no Box knows, is counted."""
+        """Take a report; an invalid one, or one of an unknown instance, is counted and dropped."""
         _, _, service, instance_id = message.subject.rsplit(".", 3)
-        info = self._mine.get(instance_id)
+        info = self._own.get(instance_id)
         if info is None:
             if instance_id not in self._others:
                 self._metrics.refuse(_WHERE, "unknown instance")
@@ -77,22 +77,22 @@ class SelfReports:
                 self._reports[instance_id] = SelfReport(health, self._clock())
 
     def of(self, instance_id: str) -> SelfReport | None:
-        """What the instance last said, None if that is too long ago."""
+        """The last report of the instance, None if it is too old."""
         report = self._reports.get(instance_id)
         if report is not None and self._clock() - report.at > self._fresh:
             del self._reports[instance_id]
             return None
         return report
 
-    def beside(self, instance_id: str, usage: Usage | None, inflight: int) -> InstanceHealth:
-        """What the instance has said of late, and what was measured where it said nothing."""
+    def merge(self, instance_id: str, usage: Usage | None, inflight: int) -> InstanceHealth:
+        """The recent report of the instance, completed with measured values."""
         report = self.of(instance_id)
-        said = report.health if report else InstanceHealth(inflight_requests=inflight)
-        cpu, memory = said.cpu_percent, said.memory_bytes
+        health = report.health if report else InstanceHealth(inflight_requests=inflight)
+        cpu, memory = health.cpu_percent, health.memory_bytes
         return InstanceHealth(
             cpu_percent=usage.cpu_percent if usage and cpu is None else cpu,
             memory_bytes=usage.memory_bytes if usage and memory is None else memory,
-            inflight_requests=said.inflight_requests,
+            inflight_requests=health.inflight_requests,
         )
 
     def forget(self, instance_id: str) -> None:

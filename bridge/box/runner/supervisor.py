@@ -1,8 +1,8 @@
-"""Making it so: plans for each service that changed, carries the plan out, owns the instances.
+"""Carrying out the plans: plans each changed service, acts on the plan, owns the instances.
 
-Every instance is a task of the supervisor's; one that dies of a bug takes the Box with it.
-Claims are written before anything is made, and given up after it has ended and all is told. While
-the Box cannot plan, as when it is cut off, it still replaces what ends in slots that it holds.
+Every instance is a task of the supervisor; a bug in one ends the Box. A claim is written before
+anything is created, and given up after the instance has ended and that is published. While the Box
+cannot plan, as when it is cut off, it still replaces instances that end in slots it holds.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Final
 from bridge.box.fleet.claims import Claims
 from bridge.box.fleet.decisions import Decisions
 from bridge.box.fleet.rollout_driver import RolloutDriver
-from bridge.box.fleet.view import FleetView
+from bridge.box.fleet.view import FleetListener, FleetView
 from bridge.box.journal.entry import JournalEntry
 from bridge.box.runner.instance import Instance
 from bridge.box.runner.instance_specs import InstanceSpecs
 from bridge.box.runner.local_slots import LocalSlot, LocalSlots
-from bridge.box.runner.publication import InstancePublication, PublicationContext
+from bridge.box.runner.publication import PublicationContext
 from bridge.box.runtimes.base import Handle
 from bridge.box.scheduler.planner import (
     Action,
@@ -46,175 +46,183 @@ from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
 
-_TICK: Final = 5.0  # seconds after which every service is planned anew, changed or not
-_LOOK: Final = 0.05  # seconds between looks while closing
-_RELEASE_PATIENCE: Final = 5.0  # seconds; a claim that stays is given up with the host's lease
-_AT_ONCE: Final = 16  # actions of one plan that wait for the bus
-_RETRY: Final = 0.25  # seconds before a plan that the bus kept from being carried out
+_TICK: Final = 5.0  # seconds after which every service is planned again, changed or not
+_CLOSE_CHECK: Final = 0.05  # seconds between checks while closing
+_RELEASE_TIMEOUT: Final = 5.0  # seconds; a claim that stays is given up with the host's lease
+_CONCURRENCY: Final = 16  # actions of one plan that wait for the bus at the same time
+_RETRY: Final = 0.25  # seconds before a plan that the bus prevented is tried again
 
 
 _BEFORE_START: Final = frozenset({InstanceState.CREATING, InstanceState.BOOTING})
 
 
-class Supervisor:
-    """See the module. `run` works until cancelled; `current` says whether plans may be made."""
+class Supervisor(FleetListener):
+    """See the module. `run` works until cancelled; it plans only while `may_plan` is true."""
 
     def __init__(
         self,
         me: HostIdentity,
         fleet: FleetView,
-        ledger: Decisions,
-        teller: PublicationContext,
-        workshop: InstanceSpecs,
-        current: Callable[[], bool],
+        decisions: Decisions,
+        publication: PublicationContext,
+        specs: InstanceSpecs,
+        may_plan: Callable[[], bool],
     ) -> None:
         self._me = me
         self._fleet = fleet
-        self._ledger = ledger
-        self._teller = teller
-        self._workshop = workshop
+        self._publication = publication
+        self._specs = specs
+        self._context = context = specs.context
+        self._may_plan = may_plan
         self._claims = Claims(
-            me, fleet, ledger, teller.registry, workshop.services, workshop.around.clock
+            me, fleet, decisions, publication.registrations, specs.services, context.clock
         )
-        self._rollouts = RolloutDriver(me.host, fleet, ledger, workshop.around.clock)
-        self._current = current
-        self._held = LocalSlots(me)
-        self._taken: list[LocalSlot] = []
+        self._rollouts = RolloutDriver(me.host, fleet, decisions, context.clock)
+        self._slots = LocalSlots(me)
+        self._adopted: list[LocalSlot] = []
         self._dirty: set[str] = set()
         self._wake = asyncio.Event()
-        self._looked = time.monotonic()
-        self._tick_at = self._looked + _TICK
+        self._checked_at = time.monotonic()
+        self._tick_at = self._checked_at + _TICK
         self._closing = ""
         self._tasks: asyncio.TaskGroup | None = None
 
-    # ── what others ask ──────────────────────────────────────────────────────────────────
+    # ── called by other components ───────────────────────────────────────────────────────
 
     def instances(self) -> Iterator[Instance]:
         """The instances on this host that have not ended."""
-        return self._held.instances()
+        return self._slots.instances()
 
-    async def take_back(self, entries: Iterable[JournalEntry]) -> None:
-        """Go on with the instances of this host's last life; call it before `run`."""
+    def find(self, instance_id: str) -> Instance | None:
+        """The instance of this id, None if it has ended or is not on this host."""
+        return self._slots.find(instance_id)
+
+    async def adopt(self, entries: Iterable[JournalEntry]) -> None:
+        """Adopt the instances of an earlier process of this Box; call it before `run`."""
         for entry in sorted(entries, key=lambda entry: entry.life.info.created_at):
             info = entry.life.info
             handle = None
             started = entry.identity is not None or info.state not in _BEFORE_START
             if started and info.state not in lifecycle.ENDED:
-                handle = await self._workshop.around.runtime.adopt(
-                    self._workshop.spec(entry), entry.identity, entry.port
+                handle = await self._context.runtime.adopt(
+                    self._specs.spec(entry), entry.identity, entry.port
                 )
-            held = self._held.hold(self._assemble(entry, None, handle), entry)
-            self._taken.append(held)
-            if not self._workshop.still_makes(entry, self._fleet.state.services.get(info.service)):
-                held.instance.leave("its service is no longer offered on this host")
+            slot = self._slots.put(self._instance(entry, None, handle), entry)
+            self._adopted.append(slot)
+            if not self._specs.may_stay(entry, self._fleet.state.services.get(info.service)):
+                slot.instance.leave("its service is no longer offered on this host")
 
-    def touch(self, services: Iterable[str] | None) -> None:
-        """Have services planned anew; None means all of them."""
+    def plan_needed(self, services: Iterable[str] | None) -> None:
+        """Plan these services again; None means all of them."""
         self._dirty.update(self._all_services() if services is None else services)
         self._wake.set()
 
-    def claim_moved(self, service: str, slot: int, now: SlotRecord | None) -> None:
-        """The claim of a slot is another host's `now`, or there is none. If an instance of this
-        host lives there it yields, or is claimed again: what runs wins. That is in no plan's turn,
-        for other plans may take long, and others wait for a lost claim no longer than a lease.
-        """
-        held = self._held.at(service, slot)
-        if held is None or held.ended:
-            return
-        if now is not None:
-            if not self._me.holds(now):
-                held.instance.leave(f"slot taken by {now.host}")
-        elif self._fleet.state.is_to_be_held(service, slot):
-            held.instance.story.reassert()
+    def slot_owner_changed(
+        self, service: str, slot: int, before: SlotRecord | None, claim: SlotRecord | None
+    ) -> None:
+        """Drain an instance whose slot another host has claimed, or claim a lost slot again.
 
-    def living(self, instance_id: str) -> Instance | None:
-        """The instance of this id, if it is on this host and has not ended."""
-        return self._held.living(instance_id)
+        This does not wait for the plan of the service: other plans may take long, and other hosts
+        wait for a lost claim no longer than a lease.
+        """
+        local = self._slots.at(service, slot)
+        if local is None or local.ended:
+            return
+        if claim is not None:
+            if not self._me.holds(claim):
+                local.instance.leave(f"slot taken by {claim.host}")
+        elif self._fleet.state.is_to_be_held(service, slot):
+            local.instance.publication.reassert()
 
     async def close(self, reason: str) -> None:
-        """Drain every instance and start none; returns when all have ended, and their slots are
-        given up or the bus has kept them for 5 s: the next life of this Box gives them up then.
+        """Drain every instance and start none; returns when all have ended.
+
+        Their slots are given up before, unless the bus does not answer for 5 s: then the next
+        process of this Box gives them up.
         """
         self._closing = reason
         while remaining := list(self.instances()):
             for instance in remaining:
                 instance.leave(reason)
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_CLOSE_CHECK)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_RELEASE_PATIENCE):
-                while self._held or self._held.vacant(self._fleet.state):
-                    self.touch(None)
-                    await asyncio.sleep(_LOOK)
+            async with asyncio.timeout(_RELEASE_TIMEOUT):
+                while self._slots or self._slots.vacant(self._fleet.state):
+                    self.plan_needed(None)
+                    await asyncio.sleep(_CLOSE_CHECK)
 
     # ── the loop ─────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
         """Plan and act until cancelled."""
         async with task_scope() as self._tasks:
-            for held in self._taken:
-                self._begin(held)
+            for slot in self._adopted:
+                self._start(slot)
             while True:
-                await self._until_due()
-                if not self._current():
-                    self._remake()
+                await self._wait_due()
+                if not self._may_plan():
+                    self._replace_ended()
                     await asyncio.sleep(_RETRY)
                     self._wake.set()
                     continue
                 dirty, self._dirty = sorted(self._dirty, reverse=True), set()
-                while dirty and self._current():  # a loss of the store may be seen meanwhile
+                while dirty and self._may_plan():  # a loss of the store may show up in between
                     await self._attend(dirty.pop())
                 if dirty:
-                    self.touch(dirty)
+                    self.plan_needed(dirty)
 
     def _all_services(self) -> set[str]:
-        return {*self._workshop.services, *self._held.services, *self._fleet.state.services}
+        return {*self._specs.services, *self._slots.services, *self._fleet.state.services}
 
-    async def _until_due(self) -> None:
-        """Wait for a change, for a backoff to pass, or for the tick. Neither of these is put off by
-        changes, nor forgotten if it comes while a plan is carried out.
+    async def _wait_due(self) -> None:
+        """Wait for a change, for the end of a back-off, or for the tick.
+
+        Changes do not delay the other two, and neither is missed if it comes during a plan.
         """
-        due = self._held.retries(since=self._looked)
+        due = self._slots.retries(since=self._checked_at)
         with contextlib.suppress(TimeoutError):
             until = min([self._tick_at, *due.values()])
             async with asyncio.timeout(max(0.0, until - time.monotonic())):
                 await self._wake.wait()
         self._wake.clear()
-        self._looked = now = time.monotonic()
+        self._checked_at = now = time.monotonic()
         self._dirty.update(service for service, at in due.items() if at <= now)
         if now >= self._tick_at:
             self._tick_at = now + _TICK
             self._dirty |= self._all_services()
 
     async def _attend(self, service: str) -> None:
-        """Carry out the plan for one service. What the bus prevents is tried again."""
+        """Carry out the plan for one service; retry what the bus prevents."""
         try:
             if self._closing:
-                for slot in self._held.vacant(self._fleet.state, service):
+                for slot in self._slots.vacant(self._fleet.state, service):
                     await self._claims.release(service, slot)
             else:
                 await self._carry_out(service)
                 await self._rollouts.step(service)
         except Conflict as exc:
-            _log.debug("%s: somebody was faster: %s", service, exc)
-            self.touch([service])  # the view will tell who; plan again then
+            _log.debug("%s: another Box was faster: %s", service, exc)
+            self.plan_needed([service])  # by then the view shows what the other Box wrote
             await asyncio.sleep(0)
         except BusError as exc:
             _log.warning("%s: the plan waits for the bus: %s", service, exc)
-            self.touch([service])
+            self.plan_needed([service])
             await asyncio.sleep(_RETRY)
-        self._held.forget_dead(service, self._fleet.state)
+        self._slots.prune(service, self._fleet.state)
 
     async def _carry_out(self, service: str) -> None:
         state, now = self._fleet.state, time.monotonic()
-        for held in self._held.of(service).values():
-            if not held.ended:
-                held.instance.story.reassert()  # the store may have come back with an older record
-        local = self._held.locals(service)
+        for slot in self._slots.of(service).values():
+            if not slot.ended:
+                slot.instance.publication.reassert()  # the store may have an older record
+        local = self._slots.to_plan(service)
         await self._act_all(service, plan(service, state, self._me, local, now=now, at=self._now()))
 
     async def _act_all(self, service: str, actions: list[Action]) -> None:
-        """Begin with `actions` in their order, some at once: a dead host's claims are many, and
-        each waits for the disk of NATS. What the bus prevents, of all, is raised in the end.
+        """Take `actions` in their order, several at a time.
+
+        A dead host may have many claims, and each write waits for the disk of NATS. All actions are
+        tried; then the first error of the bus is raised.
         """
         if not actions:
             return  # as nearly always
@@ -224,29 +232,28 @@ class Supervisor:
             for action in left:
                 if self._closing:
                     return
-                if not self._current():
-                    self.touch([service])  # what is left, as it is seen then
+                if not self._may_plan():
+                    self.plan_needed([service])  # plan the rest again when the view is current
                     return
                 try:
                     await self._act(service, action)
                 except BusError as exc:
                     failures.append(exc)
                 except ProtocolError as exc:
-                    self._teller.connection.metrics.refuse("plans", "unreadable record")
+                    self._publication.connection.metrics.refuse("plans", "unreadable record")
                     _log.error("%s: %s cannot be carried out: %s", service, action, exc)
 
         async with task_scope() as tasks:
-            at_once = min(_AT_ONCE, len(actions))
-            await asyncio.gather(*(tasks.create_task(act()) for _ in range(at_once)))
+            count = min(_CONCURRENCY, len(actions))
+            await asyncio.gather(*(tasks.create_task(act()) for _ in range(count)))
         if failures:
             raise failures[0]
 
     async def _act(self, service: str, action: Action) -> None:
         match action:
             case Drain(slot=slot, reason=reason):
-                instance = self._held.of(service)[slot].instance
-                decision = self._fleet.state.services[service].decision
-                instance.story.traceparent = decision.traceparent if decision else ""
+                instance = self._slots.of(service)[slot].instance
+                instance.publication.traceparent = self._traceparent(service)
                 instance.leave(reason)
             case Release(slot=slot):
                 await self._claims.release(service, slot)
@@ -256,45 +263,49 @@ class Supervisor:
                 await self._claims.give_up(service, slot)
             case Claim(slot=slot):
                 if claim := await self._claims.take(service, slot):
-                    self._make(service, slot, claim)
+                    self._create(service, slot, claim)
             case Make(slot=slot):
-                await self._make_again(service, slot)
+                await self._create_or_release(service, slot)
 
-    # ── acting ───────────────────────────────────────────────────────────────────────────
+    # ── creating instances ───────────────────────────────────────────────────────────────
 
-    def _remake(self) -> None:
-        """While no plan can be made: what this host has, it keeps alive, but for what is fenced."""
+    def _replace_ended(self) -> None:
+        """Replace ended instances in slots of this host while no plan can be made.
+
+        Fenced services are left out: their instances must not outlive the host's lease.
+        """
         if self._closing:
             return
-        for service in self._held.services:
+        for service in self._slots.services:
             record = self._fleet.state.services.get(service)
-            config = self._workshop.config_of(service, record) if record else None
+            config = self._specs.config_of(service, record) if record else None
             if config is None or config.fence:
                 continue
-            local, now = self._held.locals(service), time.monotonic()
+            local, now = self._slots.to_plan(service), time.monotonic()
             for slot in remake(service, self._fleet.state, self._me, local, now=now):
-                self._make(service, slot, None)
+                self._create(service, slot, None)
 
-    async def _make_again(self, service: str, slot: int) -> None:
-        """Have an instance live in a slot of this host's."""
+    async def _create_or_release(self, service: str, slot: int) -> None:
+        """Create an instance in a slot of this host, or release the slot for a host that can."""
         record = self._fleet.state.services.get(service)
-        there = self._fleet.slots.get(slot_key(service, slot))
-        if record is None or there is None or not self._me.holds(there.value):
+        claim = self._fleet.slots.get(slot_key(service, slot))
+        if record is None or claim is None or not self._me.holds(claim.value):
             return  # the plan is older than the records
         if self._claims.can_make(service, record):
-            self._make(service, slot, None)
+            self._create(service, slot, None)
         else:
-            await self._claims.release(service, slot)  # for a host that can
+            await self._claims.release(service, slot)
 
-    def _make(self, service: str, slot: int, claim: Record[SlotRecord] | None) -> None:
-        """Have a new instance live in a slot of this host; `claim` is its record if it is there
-        already, else the instance's story writes it.
+    def _create(self, service: str, slot: int, claim: Record[SlotRecord] | None) -> None:
+        """Create an instance in a slot of this host.
+
+        `claim` is its slot record if that exists already, else its publication writes the record.
         """
         record = self._fleet.state.services.get(service)
-        config = self._workshop.config_of(service, record) if record else None
+        config = self._specs.config_of(service, record) if record else None
         if self._closing or record is None or config is None:
             return  # a claim is given up with the others
-        before = self._held.at(service, slot)
+        before = self._slots.at(service, slot)
         entry = JournalEntry(
             slot=slot,
             config=claim.value.config if claim else record.config_id,
@@ -305,50 +316,55 @@ class Supervisor:
             ),
             failures=before.failures if before else 0,
         )
-        self._begin(self._held.hold(self._assemble(entry, claim, None), entry), before)
+        self._start(self._slots.put(self._instance(entry, claim, None), entry), before)
 
-    def _assemble(
+    def _instance(
         self, entry: JournalEntry, claim: Record[SlotRecord] | None, handle: Handle | None
     ) -> Instance:
-        record = self._fleet.state.services.get(entry.life.info.service)
-        decision = record.decision if record else None
-        story = InstancePublication(
-            self._teller,
+        return Instance(
+            self._specs.spec(entry),
+            self._context,
+            self._publication,
             entry,
-            claim,
-            lost=lambda reason: instance.leave(reason),  # noqa: PLW0108 (bound below)
-            traceparent=decision.traceparent if decision else "",
+            claim=claim,
+            handle=handle,
+            traceparent=self._traceparent(entry.life.info.service),
         )
-        instance = Instance(self._workshop.spec(entry), story, self._workshop.around, handle)
-        return instance
 
-    def _begin(self, held: LocalSlot, before: LocalSlot | None = None) -> None:
+    def _traceparent(self, service: str) -> str:
+        """The trace of the service's last decision, "" if it has none."""
+        record = self._fleet.state.services.get(service)
+        return record.decision.traceparent if record and record.decision else ""
+
+    def _start(self, slot: LocalSlot, before: LocalSlot | None = None) -> None:
         assert self._tasks is not None
-        self._tasks.create_task(self._live(held, before), name=f"instance-{held.instance.id}")
+        self._tasks.create_task(self._live(slot, before), name=f"instance-{slot.instance.id}")
 
-    async def _live(self, held: LocalSlot, before: LocalSlot | None) -> None:
-        """One instance, from its intent on disk to the last that is told of it; `before` is what
-        its slot held until then, whose count it takes over.
+    async def _live(self, slot: LocalSlot, before: LocalSlot | None) -> None:
+        """Run one instance, from its intent on disk until its end is published.
+
+        It takes the count of failures over from `before`, the previous content of the slot.
         """
-        instance = held.instance
-        story = instance.story
-        info, slot = story.life.info, story.entry.slot
+        instance = slot.instance
+        publication = instance.publication
+        service, number = publication.life.info.service, publication.entry.slot
         async with task_scope() as tasks:
-            tasks.create_task(story.run(), name=f"story-{story.id}")
+            tasks.create_task(publication.run(), name=f"publication-{publication.id}")
             if before is not None and before.settled:
-                before.instance.story.forget()  # together with the intent: one of them counts
-            await story.begin()
+                # In the same transaction as the intent: exactly one of the two has the count.
+                before.instance.publication.forget()
+            await publication.write_intent()
             await instance.run()
-            held.ended = True
-            if instance.state is InstanceState.FAILED:
-                held.count(self._workshop.timing, self._now())
+            slot.ended = True
+            if slot.failed:
+                slot.count_failure(self._specs.timing, self._now())
                 if instance.failure and instance.life.info.ready_at is None:
-                    await self._rollouts.failed(info.service, slot, instance.failure)
-            self.touch([info.service])
-            await story.settled()
-        self._held.settle(held)
-        self._fleet.unsee(info.service, slot, story.id)
-        self.touch([info.service])
+                    await self._rollouts.count_failure(service, number, instance.failure)
+            self.plan_needed([service])
+            await publication.wait_published()
+        self._slots.settle(slot)
+        self._fleet.index.end_own_instance(service, number, publication.id)
+        self.plan_needed([service])
 
     def _now(self) -> datetime:
-        return self._workshop.around.clock()
+        return self._context.clock()

@@ -1,8 +1,8 @@
-"""Hearing that instances of this host were withdrawn from gateways by somebody else.
+"""Replacing instances of this host that another host has withdrawn from gateways.
 
-It happens when a host was held to be lost: who took its slot over, or deleted its claim, withdrew
-the instance. Should the host come back and own the slot still, or again, that instance lives and no
-gateway will ever route to it, for an id that was deregistered stays gone. It must be replaced.
+A host that counts as lost loses its slots: the Box that takes a slot over, or deletes its claim,
+withdraws the instance. If the lost host comes back and still owns the slot, or owns it again, its
+instance lives but no gateway will ever route to it: a deregistered id is never registered again.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ _WHERE: Final = "deregister"
 
 
 class Withdrawals:
-    """Has each of this host's instances leave that is deregistered, or was within the stream's
-    memory: `living` finds one by its id. What is not as the contract says is counted. `run` until
-    cancelled.
+    """Makes each instance leave that was deregistered, as far back as the stream goes.
+
+    `find` gives an instance of this host by its id. Messages that break the contract are counted.
     """
 
-    def __init__(self, connection: Connection, living: Callable[[str], Instance | None]) -> None:
+    def __init__(self, connection: Connection, find: Callable[[str], Instance | None]) -> None:
         subjects = connection.subjects
         _, subject = subjects.all_registrations
-        self._living = living
+        self._find = find
         self._metrics = connection.metrics
         self._follower = Follower(
             connection, subjects.registry_stream, self._take, subjects=[subject]
         )
 
     async def run(self) -> None:
+        """Follow the stream until cancelled."""
         await self._follower.run()
 
     def _take(self, message: Message, seq: int, time_ns: int) -> None:
         _, _, service, instance_id = message.subject.split(".")
-        instance = self._living(instance_id)
+        instance = self._find(instance_id)
         if instance is None:
-            return  # another host's, as most are: every Box hears of all
+            return  # another host's, as most are: every Box receives them all
         if instance.life.info.service != service:
             self._metrics.refuse(_WHERE, "another service's instance")
-        elif isinstance(gone := read_withdrawal(message.data, service, instance_id), str):
-            self._metrics.refuse(_WHERE, gone)
+        elif isinstance(result := read_withdrawal(message.data, service, instance_id), str):
+            self._metrics.refuse(_WHERE, result)
         else:
-            instance.leave("withdrawn by another host, which held this one to be lost")
+            instance.leave("withdrawn by another host, which counted this one as lost")

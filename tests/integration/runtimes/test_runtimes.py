@@ -202,7 +202,7 @@ async def test_requests_in_flight_are_counted_but_for_the_boxes_probes(bench: Be
         traffic = InflightCounter(prober, freshness=0.0, inside=runtime.requests_inside)
 
         async def counted() -> int:
-            return (await traffic.inflight())[handle.port]
+            return (await traffic.counts())[handle.port]
 
         async def one() -> bool:
             return await counted() == 1

@@ -14,6 +14,8 @@ from bridge.protocol import HostStats, InstanceHealth, encode
 from bridge.settings import NatsConfig
 from tests.unit.gateway.test_route_state import registration
 
+HOST = HostRecord(host_id="a", runtime="process", cpus=1, max_instances=9, services={})
+
 
 class Read(dict[str, InstanceHealth]):
     """Stats that count how many of their entries are looked at one by one."""
@@ -28,12 +30,9 @@ class Read(dict[str, InstanceHealth]):
 @pytest.fixture
 async def fleet() -> FleetView:
     """A fleet in which a host lives."""
-    made = FleetView(
-        Connection(NatsConfig(), "test", Metrics()), 10, lambda _: None, lambda *_: None
-    )
-    host = HostRecord(host_id="a", runtime="process", cpus=1, max_instances=9, services={})
-    made._host_changed("box-a", None, host)
-    return made
+    view = FleetView(Connection(NatsConfig(), "test", Metrics()), 10)
+    view._host_changed("box-a", None, HOST)
+    return view
 
 
 def stats(cpu: float = 0.0) -> HostStats:
@@ -58,15 +57,16 @@ async def test_a_host_that_says_the_same_again_is_not_read_again(fleet: FleetVie
 
 async def test_a_host_that_was_gone_is_read_anew(fleet: FleetView) -> None:
     tell(fleet, stats())
-    fleet._drop_report("box-a")
+    fleet._remove_host("box-a")
     assert not fleet.state.loads
+    fleet._host_changed("box-a", None, HOST)
     tell(fleet, stats())
     assert fleet.state.loads.keys() == {"web-1", "web-2"}
 
 
 async def test_what_a_host_says_itself_does_not_come_back_to_it(fleet: FleetView) -> None:
     report = stats()
-    fleet.report("box-a", report, encode(report))
+    fleet.set_stats("box-a", report, encode(report))
     tell(fleet, encode(report))
     assert fleet.state.loads["web-1"] is report["web-1"]
 

@@ -9,24 +9,15 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from bridge.box.fleet.view import FleetView
 from bridge.box.scheduler.admission import Admission, AdmissionRequest, decide
 from bridge.box.state.capacity_cache import LIMIT, Capacity, CapacityCache
+from bridge.box.state.fleet_index import FleetIndex
 from bridge.box.state.records import HostOrder, HostRecord, Offer, ServiceRecord, SlotRecord
-from bridge.bus.core.connection import Connection
-from bridge.observe import Metrics
 from bridge.protocol import InstanceInfo, InstanceState, ScaleConfig, ScaleRequest, now
-from bridge.settings import NatsConfig
 
 AT = now()
 HOSTS = [f"box-{letter}" for letter in "abcd"]
 SERVICES = ["api", "web", "work"]
-
-
-@pytest.fixture
-async def fleet() -> FleetView:
-    connection = Connection(NatsConfig(), "test", Metrics())
-    return FleetView(connection, 10, lambda _: None, lambda *_: None)
 
 
 def host(*services: str, room: int = 9, port: int = 0, images: bool = False) -> HostRecord:
@@ -52,46 +43,41 @@ def asked(service: str, replicas: int, config: ScaleConfig | None = None) -> Adm
     return AdmissionRequest(request=request, host="box-a", at=AT)
 
 
-def verdicts(fleet: FleetView, question: AdmissionRequest) -> tuple[Admission, Admission]:
+def verdicts(fleet: FleetIndex, question: AdmissionRequest) -> tuple[Admission, Admission]:
     """What is decided with what was found out before, and without."""
     return decide(question, fleet.state), decide(
         question, replace(fleet.state, capacity_cache=None)
     )
 
 
-def change(fleet: FleetView, chance: random.Random) -> None:
+def change(fleet: FleetIndex, chance: random.Random) -> None:
     """Something happens to the fleet."""
     name, service = chance.choice(HOSTS), chance.choice(SERVICES)
     match chance.randrange(4):
         case 0:
             offers = chance.sample(SERVICES, chance.randrange(4))
-            there = fleet.state.hosts.get(name)
             room, port, images = chance.randrange(1, 9), chance.choice([0, 0, 80]), chance.random()
             new = host(*offers, room=room, port=port, images=images < 0.5)
-            fleet._host_changed(name, there, new)
+            fleet.set_host(name, new)
         case 1:
             order = None if name in fleet.state.orders else HostOrder(at=AT)
-            fleet._order_changed(f"cordon.{name}", None, order)
+            fleet.set_order(name, order)
         case 2:
             target = chance.randrange(6)
             record = ServiceRecord(version=1, target=target, slots=list(range(target)))
             if chance.random() < 0.3:
                 image = ScaleConfig(image="docker.io/library/busybox:1")
                 record = replace(record, on_request=True, config=image)
-            fleet._service_changed(service, fleet.state.services.get(service), record)
+            fleet.set_service(service, record)
         case 3:
             slot = chance.randrange(6)
-            old = fleet.state.slots_of(service).get(slot)
-            new_claim = None if old else claim(service, slot, name)
-            fleet.slots._view.markers[f"{service}.{slot}"] = 1  # as somebody who gives it up
-            fleet._slot_changed(f"{service}.{slot}", old, new_claim)
+            free = slot not in fleet.state.slots_of(service)
+            fleet.set_slot(service, slot, claim(service, slot, name) if free else None)
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_a_decision_is_what_it_would_be_if_nothing_were_known(
-    fleet: FleetView, seed: int
-) -> None:
-    chance = random.Random(seed)
+def test_a_decision_is_what_it_would_be_if_nothing_were_known(seed: int) -> None:
+    fleet, chance = FleetIndex(), random.Random(seed)
     differed: set[str | None] = set()
     for _ in range(150):
         change(fleet, chance)
@@ -119,20 +105,19 @@ class Counted(dict[str, HostRecord]):
         return super().__iter__()
 
 
-async def test_requests_do_not_look_at_each_host(fleet: FleetView) -> None:
+def test_requests_do_not_look_at_each_host() -> None:
+    fleet = FleetIndex()
     for number in range(50):
-        fleet._host_changed(f"box-{number}", None, host("web", "api"))
-    fleet._service_changed("web", None, ServiceRecord(target=2, slots=[0, 1]))
+        fleet.set_host(f"box-{number}", host("web", "api"))
+    fleet.set_service("web", ServiceRecord(target=2, slots=[0, 1]))
     fleet._offers["web"] = hosts = Counted(fleet._offers["web"])
     for _ in range(100):
         assert decide(asked("web", 2), fleet.state).record is None
     assert hosts.looks == 1
-    fleet._service_changed("api", None, ServiceRecord(target=1, slots=[0]))
-    same = host("web", "api")
-    fleet._host_changed("box-7", same, same)  # renews its lease
+    fleet.set_service("api", ServiceRecord(target=1, slots=[0]))
     assert decide(asked("web", 2), fleet.state).record is None
     assert hosts.looks == 1
-    fleet._host_changed("box-7", same, host("web", room=1))
+    fleet.set_host("box-7", host("web", room=1))
     assert decide(asked("web", 2), fleet.state).record is None
     assert hosts.looks == 2
 

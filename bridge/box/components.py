@@ -1,0 +1,244 @@
+"""The components of a Box, built in the order in which they depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from bridge.box.api.admin import AdminApi
+from bridge.box.api.scale import ScaleApi
+from bridge.box.fleet.decisions import Decisions
+from bridge.box.fleet.fence import Fence
+from bridge.box.fleet.host_lease import HostLease, LeaseTerm
+from bridge.box.fleet.host_record import host_record, offers
+from bridge.box.fleet.readiness import Check, Readiness
+from bridge.box.fleet.restore import Restorer
+from bridge.box.fleet.resync import Resync
+from bridge.box.fleet.streams import Streams
+from bridge.box.fleet.view import FleetView
+from bridge.box.host_directory import place_of
+from bridge.box.journal.alerts import Alerts
+from bridge.box.journal.journal import Journal
+from bridge.box.journal.outbox import Outbox
+from bridge.box.runner.context import InstanceContext
+from bridge.box.runner.inflight import InflightCounter
+from bridge.box.runner.instance_specs import InstanceSpecs
+from bridge.box.runner.probes import Prober
+from bridge.box.runner.publication import PublicationContext
+from bridge.box.runner.sampler import Sampler
+from bridge.box.runner.self_reports import FRESH_SAMPLES, SelfReports
+from bridge.box.runner.supervisor import Supervisor
+from bridge.box.runtimes.base import Runtime
+from bridge.box.runtimes.logs import instances_dir
+from bridge.box.state.records import HostIdentity, HostRecord
+from bridge.bus.core.connection import Connection
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.publisher import Publisher
+from bridge.bus.registrations import Registrations
+from bridge.bus.service.discovery import Description
+from bridge.bus.service.responder import Responder
+from bridge.protocol import format_time
+from bridge.settings import Config
+from bridge.version import VERSION
+
+
+class Resources(Struct, frozen=True, kw_only=True):
+    """What a Box holds open while it runs, and what every component needs."""
+
+    config: Config
+    me: HostIdentity
+    clock: Callable[[], datetime]
+    connection: Connection
+    journal: Journal
+    runtime: Runtime
+    prober: Prober
+
+
+class FleetComponents(Struct, frozen=True, kw_only=True):
+    """What this Box shares with the others, and whether it may act on what it sees."""
+
+    streams: Streams
+    view: FleetView
+    resync: Resync
+    restorer: Restorer
+    readiness: Readiness
+    fence: Fence
+    lease: HostLease
+    decisions: Decisions
+    outbox: Outbox
+    registrations: Registrations
+
+
+class RunnerComponents(Struct, frozen=True, kw_only=True):
+    """What runs and observes the instances of this host."""
+
+    self_reports: SelfReports
+    supervisor: Supervisor
+    sampler: Sampler
+
+
+class Components(Struct, frozen=True, kw_only=True):
+    """A whole Box."""
+
+    resources: Resources
+    fleet: FleetComponents
+    runner: RunnerComponents
+    responder: Responder
+
+    @classmethod
+    def build(cls, resources: Resources) -> Components:
+        """Connect everything; nothing works before `daemon` starts it. Raises ConfigError."""
+        fleet = _fleet(resources)
+        return cls(
+            resources=resources,
+            fleet=fleet,
+            runner=_runner(resources, fleet),
+            responder=_responder(resources, fleet),
+        )
+
+
+def _fleet(resources: Resources) -> FleetComponents:
+    config, connection, clock = resources.config, resources.connection, resources.clock
+    timing, host = config.timing, resources.me.host
+    streams = Streams(connection, config)
+    view = FleetView(connection, timing.lease)
+    resync = Resync(connection, streams, view, resources.journal, clock)
+    restorer = Restorer(view, resources.journal, timing.heartbeat, resync.request)
+    view.subscribe(restorer)
+    fence = Fence(config.data_dir / "fence")
+    term = LeaseTerm(timing.lease, fence)
+    readiness = Readiness(_checks(resources, view, resync, term), timing.lease)
+    outbox = _outbox(resources, streams)
+    return FleetComponents(
+        streams=streams,
+        view=view,
+        resync=resync,
+        restorer=restorer,
+        readiness=readiness,
+        fence=fence,
+        lease=_lease(resources, view, term, readiness, outbox),
+        decisions=Decisions(view, timing.decide_timeout, clock, readiness.plan_blocker),
+        outbox=outbox,
+        registrations=Registrations(connection, host, timing, streams.restore),
+    )
+
+
+def _checks(resources: Resources, view: FleetView, resync: Resync, term: LeaseTerm) -> list[Check]:
+    """The conditions of readiness; the first that fails is reported."""
+    connection, journal, runtime = resources.connection, resources.journal, resources.runtime
+
+    def cut_off() -> str | None:
+        if connection.connected:
+            return None
+        return f"this Box has been cut off from NATS for {connection.cut_off_for():.0f} s"
+
+    return [
+        Check("connection", cut_off),
+        Check("streams", resync.blocker),
+        Check("view", view.blocker),
+        Check("lease", term.blocker),
+        Check("journal", lambda: journal.problem, local=True),
+        Check("runtime", lambda: runtime.problem, local=True),
+    ]
+
+
+def _outbox(resources: Resources, streams: Streams) -> Outbox:
+    connection, timing = resources.connection, resources.config.timing
+    publisher = Publisher(
+        connection,
+        connection.subjects.events_stream,
+        topology.Lifetimes.of(timing).duplicates,
+        resources.clock,
+        streams.restore,
+    )
+    return Outbox(
+        resources.journal,
+        publisher,
+        connection.subjects,
+        resources.me.host,
+        connection.metrics,
+    )
+
+
+def _lease(
+    resources: Resources, view: FleetView, term: LeaseTerm, readiness: Readiness, outbox: Outbox
+) -> HostLease:
+    config, runtime, me = resources.config, resources.runtime, resources.me
+    metrics = resources.connection.metrics
+    alerts = Alerts(resources.journal, outbox, metrics, resources.clock, readiness.trouble)
+
+    def current(record: HostRecord) -> HostRecord:
+        return replace(record, ready=not readiness.trouble(), notices=alerts.all())
+
+    record = host_record(
+        config,
+        offers(config, runtime.lacks),
+        me.host_id,
+        runtime.lacks,
+        place_of(config.data_dir),
+    )
+    return HostLease(view.hosts, me.host, record, config.timing, term, current)
+
+
+def _runner(resources: Resources, fleet: FleetComponents) -> RunnerComponents:
+    config, connection, view = resources.config, resources.connection, fleet.view
+    timing, runtime, prober = config.timing, resources.runtime, resources.prober
+    self_reports = SelfReports(
+        connection.metrics, view.state.lives, view.state.loads, FRESH_SAMPLES * timing.sample
+    )
+    context = InstanceContext(
+        runtime=runtime,
+        prober=prober,
+        inflight=InflightCounter(prober, inside=runtime.requests_inside),
+        reports=self_reports,
+        address=config.box.address,
+        idle_samples=timing.idle_samples,
+        clock=resources.clock,
+        on_change=view.index.set_own_instance,
+    )
+    supervisor = Supervisor(
+        resources.me,
+        view,
+        fleet.decisions,
+        PublicationContext(
+            me=resources.me,
+            connection=connection,
+            journal=resources.journal,
+            outbox=fleet.outbox,
+            slots=view.slots,
+            registrations=fleet.registrations,
+        ),
+        InstanceSpecs(
+            services=config.services,
+            images=config.box.allow_images,
+            context=context,
+            instances_dir=instances_dir(config.data_dir),
+            cwd=config.directory,
+            fence=fleet.fence.path,
+            timing=timing,
+        ),
+        fleet.readiness.may_plan,
+    )
+    view.subscribe(supervisor)
+    sampler = Sampler(
+        connection, resources.me.host, view, supervisor, context, config.data_dir, timing.sample
+    )
+    return RunnerComponents(self_reports=self_reports, supervisor=supervisor, sampler=sampler)
+
+
+def _responder(resources: Resources, fleet: FleetComponents) -> Responder:
+    connection, host, clock = resources.connection, resources.me.host, resources.clock
+    shared = (connection, fleet.view, fleet.decisions, host, clock, fleet.readiness.blocker)
+    endpoints = [*ScaleApi(*shared).endpoints(), *AdminApi(*shared).endpoints()]
+    description = Description(
+        name=resources.config.nats.prefix,
+        id=f"{host}-{resources.me.host_id}",
+        version=VERSION,
+        description=f"Scales services on Box {host} and its fleet",
+        started=format_time(clock()),
+        metadata={"host": host, "runtime": resources.config.box.runtime},
+    )
+    return Responder(connection, description, endpoints)
