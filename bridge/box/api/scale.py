@@ -14,7 +14,8 @@ from bridge.box.api.request_headers import expiry, flag, known_version, tracepar
 from bridge.box.fleet.decisions import Decisions
 from bridge.box.fleet.view import FleetView
 from bridge.box.scheduler import diagnosis, rollout
-from bridge.box.scheduler.admission import Admission, AdmissionRequest, living, refuse
+from bridge.box.scheduler.admission import Admission, AdmissionRequest, refuse
+from bridge.box.scheduler.instance_order import oldest_first
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.service.responder import Deferred, Endpoint, Reply
@@ -150,7 +151,7 @@ class ScaleApi:
             return refused_instances(refusal_of(exc))
         state = self._fleet.state
         services = [request.service] if request.service else sorted({*state.services, *state.slots})
-        instances = [info for service in services for info in living(state, service)]
+        instances = [info for service in services for info in oldest_first(state, service)]
         instances.sort(key=lambda info: (info.created_at, info.id))
         page = instances[request.offset : request.offset + min(request.limit, _PAGE)]
         response = InstancesResponse(

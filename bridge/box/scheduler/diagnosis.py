@@ -15,7 +15,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from bridge.box.scheduler.admission import standing
+from bridge.box.scheduler.host_capacity import capacity_for
 from bridge.box.scheduler.placement import host_port, place, room
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import ServiceRecord
@@ -178,7 +178,7 @@ def _placing(
     waiting = {slot for slot in fleet.vacant(service) if lost.get(slot) not in fleet.hosts}
     if not waiting:
         return waiting, 0
-    hosts = standing(service, fleet, record).able.items()
+    hosts = capacity_for(service, fleet, record).able.items()
     if all(room(name, host, fleet) <= 0 for name, host in hosts):
         return waiting, 0  # as it is for as long as a fleet is full, and a board costs more
     placed = place(service, fleet, record, waiting, at=at)
@@ -187,9 +187,9 @@ def _placing(
 
 def _full(service: str, fleet: FleetState, record: ServiceRecord, placed: int) -> str:
     """Why there is no host for one more instance than are `placed` already."""
-    hosts = standing(service, fleet, record)
+    hosts = capacity_for(service, fleet, record)
     if not hosts.able:
-        why = next((f": {name}: {why}" for name, why in sorted(hosts.why_not.items())), "")
+        why = next((f": {name}: {why}" for name, why in sorted(hosts.blockers.items())), "")
         return f"no live host can run it{why}"[:_WORDS]
     open_hosts = {n: host for n, host in hosts.able.items() if host.ready and n not in fleet.orders}
     if not open_hosts:

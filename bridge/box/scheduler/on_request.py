@@ -50,7 +50,7 @@ def is_forgotten(record: ServiceRecord, at: datetime) -> bool:
     return _is_idle(record) and (decided is None or decided.at + REMEMBERED <= at)
 
 
-def one_too_many(service: str, fleet: FleetState, at: datetime) -> str:
+def limit_reached(service: str, fleet: FleetState, at: datetime) -> str:
     """Why the service, which a request would make, is one more than a fleet may have; empty if it
     is not.
     """

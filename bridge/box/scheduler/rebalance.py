@@ -15,11 +15,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bridge.admin_protocol import Move
-from bridge.box.scheduler.admission import idlest
+from bridge.box.scheduler.instance_order import idlest
 from bridge.box.scheduler.placement import HostRoom, Placement
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import ENDED
-from bridge.box.state.records import Decision, ServiceRecord, SlotRecord, remembered
+from bridge.box.state.records import Decision, ServiceRecord, SlotRecord, with_request
 
 MAX_MOVES: Final = 256  # in one go: so that a decision stays short, and its answer fits a reply
 _GAP: Final = 2  # places; a smaller difference would only change sides
@@ -87,7 +87,7 @@ def marked(
         moves=standing,
         decision=replace(decision, replicas=record.target, error=note, step=True),
     )
-    return remembered(record, after)
+    return with_request(record, after)
 
 
 def _busy(record: ServiceRecord) -> str:

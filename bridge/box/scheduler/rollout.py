@@ -18,7 +18,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from bridge.box.scheduler.admission import idlest
+from bridge.box.scheduler.instance_order import idlest
 from bridge.box.scheduler.placement import able_hosts, holds, host_port, place, rivals, room
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import ENDED

@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from bridge.box.state.capacity_cache import CapacityCache
+from bridge.box.state.capacity_cache import NO_CACHE, CapacityCache
 from bridge.box.state.records import (
     Demand,
     HostOrder,
@@ -54,7 +54,7 @@ class FleetState(Struct, frozen=True, kw_only=True):
     loads: Mapping[str, InstanceHealth] = field(default_factory=dict)
     lives: Mapping[str, InstanceInfo] = field(default_factory=dict)
     slot_index: SlotIndex | None = None
-    capacity_cache: CapacityCache | None = None
+    capacity_cache: CapacityCache = NO_CACHE
 
     def slots_of(self, service: str) -> Mapping[int, SlotRecord]:
         """The claimed slots of `service`."""

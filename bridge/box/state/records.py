@@ -271,7 +271,7 @@ def merged(current: ScaleConfig, asked: ScaleConfig, *, replaces: bool) -> Scale
     )
 
 
-def remembered(before: ServiceRecord, after: ServiceRecord) -> ServiceRecord:
+def with_request(before: ServiceRecord, after: ServiceRecord) -> ServiceRecord:
     """The record `after`, which somebody asked for, with its decision among its requests, the last
     few of which it keeps.
     """

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.scheduler.admission import MAX_REQUEST_ID, Admission, decide, idlest
+from bridge.box.scheduler.admission import MAX_REQUEST_ID, Admission, decide
+from bridge.box.scheduler.instance_order import idlest
 from bridge.box.scheduler.planner import MAX_KEPT_OFF, avoiding
 from bridge.box.scheduler.rebalance import MAX_MOVES
 from bridge.box.state.fleet_state import FleetState

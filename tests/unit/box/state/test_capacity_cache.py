@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from bridge.box.scheduler.admission import Admission, AdmissionRequest, decide
-from bridge.box.state.capacity_cache import LIMIT, Capacity, CapacityCache
+from bridge.box.state.capacity_cache import LIMIT, NO_CACHE, Capacity, CapacityCache
 from bridge.box.state.fleet_index import FleetIndex
 from bridge.box.state.records import HostOrder, HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.protocol import InstanceInfo, InstanceState, ScaleConfig, ScaleRequest, now
@@ -46,7 +46,7 @@ def asked(service: str, replicas: int, config: ScaleConfig | None = None) -> Adm
 def verdicts(fleet: FleetIndex, question: AdmissionRequest) -> tuple[Admission, Admission]:
     """What is decided with what was found out before, and without."""
     return decide(question, fleet.state), decide(
-        question, replace(fleet.state, capacity_cache=None)
+        question, replace(fleet.state, capacity_cache=NO_CACHE)
     )
 
 
@@ -123,14 +123,14 @@ def test_requests_do_not_look_at_each_host() -> None:
 
 
 def test_what_is_kept_is_bounded() -> None:
-    standings = CapacityCache()
-    standing = Capacity(
-        config=ScaleConfig(), on_request=False, able={}, why_not={}, total=0, places=None
+    cache = CapacityCache()
+    capacity = Capacity(
+        config=ScaleConfig(), on_request=False, able={}, blockers={}, total=0, places=None
     )
     for number in range(3 * LIMIT):
-        standings.keep(f"service-{number}", standing)
-    assert len(standings._found) <= LIMIT
+        cache.keep_capacity(f"service-{number}", capacity)
+    assert len(cache._capacities) <= LIMIT
     last, plain = f"service-{3 * LIMIT - 1}", ServiceRecord()
-    assert standings.get(last, plain) is standing
-    assert standings.get(last, replace(plain, config=ScaleConfig(vcpus=1))) is None
-    assert standings.get(last, replace(plain, on_request=True)) is None
+    assert cache.capacity(last, plain) is capacity
+    assert cache.capacity(last, replace(plain, config=ScaleConfig(vcpus=1))) is None
+    assert cache.capacity(last, replace(plain, on_request=True)) is None
