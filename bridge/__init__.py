@@ -25,12 +25,11 @@ if TYPE_CHECKING:
     from bridge.admin_protocol import Service as Service
     from bridge.admin_protocol import ServicesResponse as ServicesResponse
     from bridge.bus.core.connection import Connection as Connection
-    from bridge.bus.core.connection import Listener as Listener
     from bridge.bus.core.connection import Watcher as Watcher
+    from bridge.bus.core.listener import Listener as Listener
     from bridge.bus.core.message import Handler as Handler
     from bridge.bus.core.message import Message as Message
     from bridge.bus.core.pending_request import PendingRequest as PendingRequest
-    from bridge.bus.core.pending_request import RepeatedRequest as RepeatedRequest
     from bridge.bus.jetstream.follower import Begin as Begin
     from bridge.bus.jetstream.follower import Checkpoint as Checkpoint
     from bridge.bus.jetstream.follower import Reset as Reset
@@ -97,7 +96,6 @@ if TYPE_CHECKING:
     from bridge.protocol import ScaleResponse as ScaleResponse
     from bridge.protocol import decode as decode
     from bridge.protocol import encode as encode
-    from bridge.reply_codes import ReplyCode as ReplyCode
     from bridge.settings import NatsConfig as NatsConfig
     from bridge.settings import Timing as Timing
     from bridge.subjects import Subjects as Subjects
@@ -141,7 +139,7 @@ _MODULE_OF: Final = {
     "InstanceRegistration": "bridge.protocol",
     "InstanceState": "bridge.protocol",
     "InstancesResponse": "bridge.protocol",
-    "Listener": "bridge.bus.core.connection",
+    "Listener": "bridge.bus.core.listener",
     "Message": "bridge.bus.core.message",
     "Metrics": "bridge.observe",
     "Move": "bridge.admin_protocol",
@@ -164,8 +162,6 @@ _MODULE_OF: Final = {
     "Registration": "bridge.instance.registration",
     "Relay": "bridge.gateway.relay.relay",
     "RelayConfig": "bridge.gateway.relay.relay",
-    "RepeatedRequest": "bridge.bus.core.pending_request",
-    "ReplyCode": "bridge.reply_codes",
     "RequestTimeout": "bridge.gateway.errors",
     "Reset": "bridge.bus.jetstream.follower",
     "Resync": "bridge.gateway.routes.index",

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.bus.core.pending_request import RepeatedRequest
+from bridge.bus.core.pending_request import PendingRequest
 from bridge.errors import BusError, CutOff, NoReply, NoResponders
 from bridge.gateway.errors import NoBoxError, RequestTimeout, ScaleError
 from bridge.protocol import decode
@@ -74,7 +74,7 @@ class RetriedRequest:
         finally:
             inquiry.drop()
 
-    async def _answered(self, connection: Connection, inquiry: RepeatedRequest, cls: type[T]) -> T:
+    async def _answered(self, connection: Connection, inquiry: PendingRequest, cls: type[T]) -> T:
         refusal: T | None = None
         while True:
             try:
@@ -93,7 +93,7 @@ class RetriedRequest:
                     raise self.timed_out()  # no Box looked whether the first had an effect
                 return response
 
-    async def _ask(self, connection: Connection, inquiry: RepeatedRequest) -> Message:
+    async def _ask(self, connection: Connection, inquiry: PendingRequest) -> Message:
         """The next answer, asked for every second until the deadline."""
         loop = asyncio.get_running_loop()
         while (left := self.deadline - loop.time()) > 0:

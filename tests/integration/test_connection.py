@@ -72,7 +72,7 @@ async def test_a_request_ends_in_an_answer_or_says_what_became_of_it(
             await connection.request("nobody")
         with pytest.raises(NoReply, match="outcome is unknown"):
             await connection.request("silent", timeout=0.05)
-        assert not connection._replies
+        assert not connection._requests
 
 
 async def test_many_requests_at_once_are_each_given_their_own_answer(

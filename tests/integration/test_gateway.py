@@ -21,9 +21,10 @@ from bridge import (
     WaitTimeout,
 )
 from bridge.box.daemon import Box
-from bridge.bus.core.connection import Connection, Listener
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.listener import Listener
 from bridge.bus.core.message import Message
-from bridge.bus.core.pending_request import RepeatedRequest
+from bridge.bus.core.pending_request import PendingRequest
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import NameRefused
 from bridge.gateway import requests
@@ -249,20 +250,20 @@ async def test_a_late_answer_to_an_earlier_copy_counts(server: EmbeddedServer) -
         await eventually(lambda: len(box.requests) == 3)
         box.answer(box.requests[0], answered())
         assert (await asked).accepted
-        assert client.connection._replies == {}, "nobody waits any more for the other copies"
+        assert client.connection._requests == {}, "nobody waits any more for the other copies"
 
 
 async def test_a_late_answer_counts_though_nobody_is_there_for_a_later_copy(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []
-    take = RepeatedRequest.take
+    take = PendingRequest.take
 
-    def taken(inquiry: RepeatedRequest, message: Message) -> None:
+    def taken(inquiry: PendingRequest, message: Message) -> None:
         told.append(message.status)
         take(inquiry, message)
 
-    monkeypatch.setattr(RepeatedRequest, "take", taken)
+    monkeypatch.setattr(PendingRequest, "take", taken)
     async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
         box = await FakeBox.listening(connection)
         asked = asyncio.ensure_future(client.scale("web", 3, timeout=30))

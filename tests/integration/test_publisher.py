@@ -184,8 +184,8 @@ class Unheard(PendingRequest):
         self._asked = asked
         self._lost = lost
 
-    async def answer(self) -> Message:
-        self._lost.append(await self._asked.answer())
+    async def answer(self, within: float | None = None) -> Message:
+        self._lost.append(await self._asked.answer(within))
         raise NoReply(self.subject, 0.0)
 
     def drop(self) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from bridge import Operator, RequestTimeout, ScaleClient
 from bridge.admin_protocol import AdminResponse, Host, HostsResponse, Move
-from bridge.bus.core.connection import Connection, Listener
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.listener import Listener
 from bridge.bus.core.message import Message
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import BusError, CutOff

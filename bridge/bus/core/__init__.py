@@ -1,8 +1,9 @@
 """One connection to NATS: it reconnects, sends requests and hands messages to handlers."""
 
-from bridge.bus.core.connection import Connection, Listener, Watcher
+from bridge.bus.core.connection import Connection, Watcher
+from bridge.bus.core.listener import Listener
 from bridge.bus.core.message import Handler, Message
-from bridge.bus.core.pending_request import PendingRequest, RepeatedRequest
+from bridge.bus.core.pending_request import PendingRequest
 
 __all__ = [
     "Connection",
@@ -10,6 +11,5 @@ __all__ = [
     "Listener",
     "Message",
     "PendingRequest",
-    "RepeatedRequest",
     "Watcher",
 ]

@@ -1,4 +1,4 @@
-"""Why a connection could not be made or has ended: for people, and for who would try again."""
+"""Why a connection was not made or has ended: a short message, and whether a retry can help."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import socket
 import ssl
 
 
-def told(exc: Exception) -> str:
-    """What went wrong, in as few words as tell it."""
+def describe(exc: Exception) -> str:
+    """A short message for `exc`, without nats-py's prefix."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"the server's certificate is refused: {exc.verify_message}"
     if (
@@ -21,7 +21,7 @@ def told(exc: Exception) -> str:
 
 
 def is_refusal(exc: Exception) -> bool:
-    """Whether a server was there and said no, so that asking again is of no use."""
+    """Whether a server answered and refused: a retry cannot help."""
     if isinstance(exc, OSError):
         return isinstance(exc, ssl.SSLError)
     return "empty response" not in str(exc)  # it hung up: it may be starting or stopping

@@ -1,14 +1,15 @@
-"""One connection to NATS that outlives its servers, its client and its peers.
+"""One connection to NATS that survives outages of servers, clients and peers.
 
 What it promises:
 
-- A subscription made with `listen` lasts until it is closed. Each connection is a new client, with
-  the credentials and certificates that are in their files by then.
-- Nothing is sent while there is no connection. nats-py would buffer a request and send it after
-  reconnecting, long after its caller gave up; here the caller gets CutOff at once.
+- A subscription made with `listen` lasts until it is closed. Each reconnect makes a new client and
+  reads the files of credentials and certificates again.
+- Nothing is sent while there is no connection: the caller gets CutOff at once. nats-py would buffer
+  a request and send it after the reconnect, long after its caller gave up.
 - A request that was sent ends in an answer, NoResponders, or NoReply (the outcome is unknown),
   within its timeout, and at once when the connection breaks.
-- A dead peer is noticed within 6 s (a ping every 2 s, two may be missing).
+- A dead peer is detected within 6 s (a ping every 2 s, two may be missing).
+- Every error of nats-py and of the socket becomes a BusError.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from typing import Any, Final
 
 import nats.errors
 import stamina
-from nats.aio.client import ServerVersion
 from nats.nuid import NUID
 
-from bridge.bus.core.connect_errors import is_refusal, told
+from bridge.bus.core.connect_errors import describe, is_refusal
 from bridge.bus.core.credentials import credentials
+from bridge.bus.core.listener import Listener
 from bridge.bus.core.message import Handler, Message
-from bridge.bus.core.nats_client import FrameRefused, FrameTooLarge, GuardedClient
-from bridge.bus.core.pending_request import PendingRequest, RepeatedRequest
+from bridge.bus.core.nats_client import FrameTooLarge, GuardedClient
+from bridge.bus.core.pending_request import PendingRequest
 from bridge.errors import (
     BusError,
     ConfigError,
@@ -47,41 +48,26 @@ from bridge.tasks import raise_if_cancelled, task_scope
 
 _log = logging.getLogger(__name__)
 
-_PING_INTERVAL: Final = 2  # seconds; with two outstanding, a dead peer is noticed within 6 s
+_PING_INTERVAL: Final = 2  # seconds; with two outstanding, a dead peer is detected within 6 s
 _RECONNECT_WAIT: Final = 0.25  # seconds between attempts at one server
-_ATTEMPT: Final = 10.0  # seconds of them with one client; then credentials are read anew
-_LAST_FLUSH: Final = 2.0  # seconds for what is still queued when the connection is closed
-_STEADY: Final = 1.0  # seconds after which a connection was worth making
-_RECONNECT_MAX: Final = 2.0  # seconds, at most, between clients when none proves worth it
-_WATCH_INTERVAL: Final = 1.0  # seconds between looks for a zombie client
+_ATTEMPT: Final = 10.0  # seconds of attempts with one client; then credentials are read again
+_LAST_FLUSH: Final = 2.0  # seconds to send what is still queued when the connection is closed
+_STEADY: Final = 1.0  # seconds that a connection must last to count as made
+_RECONNECT_MAX: Final = 2.0  # seconds between clients, at most
+_WATCH_INTERVAL: Final = 1.0  # seconds between checks for a zombie client
+_FOREIGN: Final = (nats.errors.Error, OSError, UnicodeError)  # what nats-py and the socket raise
 _DENIED: Final = re.compile(
     r'permissions violation for (publish|subscription) to "(.+?)"', re.IGNORECASE
 )
 
 Watcher = Callable[[bool], None]
-"""Told True after each (re)connect, False when the connection is lost. Must not block."""
-
-
-class Listener:
-    """A subscription; `await close()` ends it. `denied` says that the server refused it."""
-
-    __slots__ = ("_connection", "denied", "handler", "queue", "sid", "subject")
-
-    def __init__(self, connection: Connection, subject: str, queue: str, handler: Handler) -> None:
-        self._connection = connection
-        self.subject = subject
-        self.queue = queue
-        self.handler = handler
-        self.sid = 0
-        self.denied = False
-
-    async def close(self) -> None:
-        """End the subscription; messages on their way are dropped."""
-        await self._connection._forget(self)
+"""Called with True after each (re)connect, with False when the connection is lost. It must not
+block.
+"""
 
 
 class Connection:
-    """See the module. Made by `Connection.open`, never directly."""
+    """See the module. Use `Connection.open`."""
 
     def __init__(self, settings: NatsConfig, name: str, metrics: Metrics) -> None:
         self.settings = settings
@@ -92,7 +78,7 @@ class Connection:
         self._client._status = GuardedClient.CLOSED  # until `_connect` puts a live one here
         self._listeners: set[Listener] = set()
         self._watchers: list[Watcher] = []
-        self._replies: dict[str, PendingRequest | RepeatedRequest] = {}
+        self._requests: dict[str, PendingRequest] = {}
         self._tokens = itertools.count(1)
         self._inbox = f"{settings.inbox_prefix}.{NUID().next().decode()}."
         self._up = asyncio.Event()
@@ -111,18 +97,18 @@ class Connection:
         metrics: Metrics | None = None,
         patience: float = 2.0,
     ) -> AsyncIterator[Connection]:
-        """Connect, and stay connected until the block ends.
+        """Connect, and reconnect until the block ends.
 
-        `name` is what `nats server report connections` shows. A first connection that cannot be
-        had within `patience` seconds raises ConnectFailed, a wrong setting ConfigError. If
-        staying connected fails in a way that is a bug, the block is cancelled and it raises.
+        `name` is shown by `nats server report connections`. Raises ConnectFailed if the first
+        connection takes longer than `patience` seconds, ConfigError for an invalid setting. A bug
+        in the reconnecting task cancels the block and is raised.
         """
         connection = cls(settings, name, metrics or Metrics())
         try:
             await connection._connect(patience)
             await connection.listen(f"{connection._inbox}*", connection._take_reply)
             async with task_scope() as tasks:
-                tasks.create_task(connection._keep(), name="nats-keeper")
+                tasks.create_task(connection._reconnect(), name="nats-reconnect")
                 yield connection
         finally:
             await connection._close()
@@ -135,12 +121,12 @@ class Connection:
         return self._up.is_set()
 
     def cut_off_for(self) -> float:
-        """For how many seconds there has been no connection; 0 while there is one."""
+        """Seconds since the connection was lost; 0 while there is one."""
         return 0.0 if self.connected else time.monotonic() - self._down_since
 
     def back_for(self) -> float:
-        """For how many seconds the connection has been back after an outage; infinite if there
-        was none. Others may take a little longer to come back.
+        """Seconds since the reconnect after the last outage; infinite without an outage. Other
+        clients may reconnect a little later.
         """
         return time.monotonic() - self._back_since
 
@@ -149,23 +135,23 @@ class Connection:
         await self._up.wait()
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
-        """Tell `watcher` of each change; call the result to stop that."""
+        """Call `watcher` on each connect and disconnect; call the result to stop that."""
         self._watchers.append(watcher)
         return lambda: self._watchers.remove(watcher)
 
     @property
     def max_payload(self) -> int:
-        """The bytes that headers and payload of one message may have, as the server says."""
+        """The server's limit for headers and payload of one message, in bytes."""
         return self._client.max_payload
 
     @property
     def server_info(self) -> Mapping[str, Any]:
-        """What the server said of itself when this connection was made."""
+        """The server's INFO of this connection."""
         return self._client._server_info
 
     @property
     def is_local(self) -> bool:
-        """Whether the server is on this machine, as far as its address tells."""
+        """Whether the server's address is of this machine."""
         url = self._client.connected_url
         host = url.hostname if url else None
         return host in ("localhost", "::1") or str(host).startswith("127.")
@@ -173,11 +159,18 @@ class Connection:
     # ── sending and receiving ────────────────────────────────────────────────────────────
 
     async def listen(self, subject: str, handler: Handler, *, queue: str = "") -> Listener:
-        """Give each message on `subject` to `handler` until the Listener is closed."""
-        listener = Listener(self, subject, queue, handler)
-        self._listeners.add(listener)
+        """Give each message on `subject` to `handler` until the Listener is closed.
+
+        While there is no connection the subscription begins with the next one. Raises BusError for
+        a subject that cannot be sent.
+        """
+        listener = Listener(subject, queue, handler, self._unlisten)
         if not self._client.is_closed:
-            listener.sid = self._client.listen(subject, handler, queue)
+            try:
+                listener.sid = self._client.listen(subject, handler, queue)
+            except _FOREIGN as exc:
+                raise BusError(f"cannot listen on {subject!r}: {describe(exc)}") from exc
+        self._listeners.add(listener)
         return listener
 
     def publish(
@@ -188,8 +181,8 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         reply: str = "",
     ) -> None:
-        """Send at most once, without an answer. Raises CutOff, TooLarge, or BusError for what else
-        cannot be sent at all (the server takes nothing any more).
+        """Send at most once, without an answer. Raises CutOff, TooLarge, and BusError for a message
+        that cannot be sent (an invalid header, or a server that reads too slowly).
         """
         if not self._up.is_set():
             raise CutOff(self.cut_off_for())
@@ -197,11 +190,11 @@ class Connection:
             self._client.publish_now(subject, data, reply, headers)
         except FrameTooLarge as exc:
             raise TooLarge(subject, str(exc)) from exc
-        except (FrameRefused, nats.errors.Error) as exc:
-            raise BusError(f"cannot send on {subject}: {exc}") from exc
+        except _FOREIGN as exc:
+            raise BusError(f"cannot send on {subject!r}: {describe(exc)}") from exc
 
     def new_inbox(self) -> str:
-        """A subject that nobody else knows, beneath this connection's inbox prefix."""
+        """A unique subject under this connection's inbox prefix."""
         return f"{self.settings.inbox_prefix}.{NUID().next().decode()}"
 
     async def request(
@@ -212,12 +205,16 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         timeout: float = 5.0,
     ) -> Message:
-        """Ask, and return the one answer.
+        """Send a request and return the first answer.
 
         Raises CutOff, NoResponders and NotPermitted (nothing was done), NoReply (the outcome is
         unknown).
         """
-        return await self.ask(subject, data, headers=headers, timeout=timeout).answer()
+        request = self.ask(subject, data, headers=headers, timeout=timeout)
+        try:
+            return await request.answer()
+        finally:
+            request.drop()
 
     def ask(
         self,
@@ -227,62 +224,66 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         timeout: float = 5.0,
     ) -> PendingRequest:
-        """Send a request now and await its `answer` later: many can be under way without a task
-        for each. Each must be awaited, or dropped. Raises CutOff and BusError, as `publish` does.
+        """Send a request now, to await its `answer` later: many can be open without a task for
+        each. The caller must `drop` it. Raises CutOff and BusError, as `publish` does.
         """
-        token = str(next(self._tokens))
-        self.publish(subject, data, headers=headers, reply=self._inbox + token)
-        return PendingRequest(self._replies, token, subject, timeout)
+        request = self.inquire(subject, data, headers=headers, timeout=timeout)
+        try:
+            request.send()
+        except BusError:
+            request.drop()
+            raise
+        return request
 
     def inquire(
-        self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None
-    ) -> RepeatedRequest:
-        """A request to be sent again until it is answered: nothing is sent yet, and it must be
-        dropped. Its `send` raises CutOff and BusError, as `publish` does.
+        self,
+        subject: str,
+        data: bytes = b"",
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 5.0,
+    ) -> PendingRequest:
+        """A request that is not sent yet: each `send` sends a copy, until one is answered. The
+        caller must `drop` it.
         """
         token = str(next(self._tokens))
 
-        def send() -> None:
+        def publish() -> None:
             self.publish(subject, data, headers=headers, reply=self._inbox + token)
 
-        return RepeatedRequest(self._replies, token, subject, send)
+        return PendingRequest(self._requests, token, subject, publish, timeout)
 
     async def flush(self, timeout: float = 5.0) -> None:
-        """Return when the server has seen all that was sent. Raises CutOff, NoReply."""
+        """Return when the server has read everything that was sent. Raises CutOff, NoReply."""
         if not self._up.is_set():
             raise CutOff(self.cut_off_for())
         try:
             await self._client.flush(timeout)
-        except nats.errors.Error as exc:
+        except _FOREIGN as exc:
             raise NoReply("PING", timeout) from exc
 
-    @property
-    def server_version(self) -> ServerVersion:
-        """The version of the server it is connected to."""
-        return self._client.connected_server_version
-
     def _take_reply(self, message: Message) -> None:
-        asked = self._replies.get(message.subject.rpartition(".")[2])
-        if asked is not None:
-            asked.take(message)
+        request = self._requests.get(message.subject.rpartition(".")[2])
+        if request is not None:
+            request.take(message)
 
     # ── staying connected ────────────────────────────────────────────────────────────────
 
     async def _connect(self, patience: float) -> None:
-        """Connect a new client; raises ConnectFailed after `patience` seconds, or when each server
+        """Connect a new client. Raises ConnectFailed after `patience` seconds, or when each server
         has refused, and ConfigError.
         """
         urls = self.settings.urls
-        proofs = credentials(self.settings)
-        complaints: list[Exception] = []
+        login = credentials(self.settings)
+        errors: list[Exception] = []
         client = GuardedClient(self.metrics.count, self._on_end, self._client.discovered)
 
-        async def complain(exc: Exception) -> None:
+        async def take_error(exc: Exception) -> None:
             if client is self._client:
                 self._on_error(exc)
                 return
-            complaints.append(exc)
-            if sum(map(is_refusal, complaints)) > len(urls):
+            errors.append(exc)
+            if sum(map(is_refusal, errors)) > len(urls):
                 raise exc
 
         try:
@@ -290,20 +291,20 @@ class Connection:
                 await client.connect(
                     urls,
                     name=self._name,
-                    error_cb=complain,
+                    error_cb=take_error,
                     ping_interval=_PING_INTERVAL,
                     max_outstanding_pings=2,
                     reconnect_time_wait=_RECONNECT_WAIT,  # type: ignore[arg-type]
                     max_reconnect_attempts=-1,
                     inbox_prefix=self.settings.inbox_prefix,
-                    **proofs,
+                    **login,
                 )
             client.on_error = self._on_error
             self._client = client
-        except Exception as exc:  # nats-py lets through what a peer can provoke
-            # What the server said ("Authorization Violation") tells more than that it hung up.
-            reasons = [*filter(is_refusal, complaints), *complaints, exc]
-            raise ConnectFailed(urls, told(reasons[0])) from exc
+        except Exception as exc:  # nats-py raises whatever a peer can provoke
+            # The server's own message ("Authorization Violation") comes before its hang-up.
+            reasons = [*filter(is_refusal, errors), *errors, exc]
+            raise ConnectFailed(urls, describe(reasons[0])) from exc
         finally:
             if client is not self._client:
                 await client.close()
@@ -311,8 +312,8 @@ class Connection:
             listener.sid = client.listen(listener.subject, listener.handler, listener.queue)
         self._on_up()
 
-    async def _keep(self) -> None:
-        """Make a new client whenever the connection is gone, or only looks alive."""
+    async def _reconnect(self) -> None:
+        """Make a new client whenever the connection is lost, or a zombie."""
         while True:
             await self._end_of_client()
             async for attempt in stamina.retry_context(
@@ -328,11 +329,11 @@ class Connection:
                     await self._lost.wait()
             if self._client.is_zombie:
                 self.metrics.count("zombie")
-                self._client.end(BusError("nobody reads from it"))
+                self._client.end(BusError("its read task has ended"))
 
     async def _renew(self) -> None:
-        """Connect again; raises when that fails, be it a moment later: a server that hangs up on
-        what it is sent would else be asked again without a pause.
+        """Connect again. Raises also if the connection ends within a second: otherwise a server
+        that hangs up on what this client sends would be retried without a pause.
         """
         await self._client.close()
         try:
@@ -354,47 +355,46 @@ class Connection:
         if self._back_since == float("inf"):
             self._back_since = time.monotonic()
         self.metrics.count("connected")
-        self._tell(True)
+        self._notify(up=True)
 
     def _on_end(self, client: GuardedClient) -> None:
         if client is not self._client or not self._up.is_set():
-            return  # one that was still connecting, or is being replaced
+            return  # the client was still connecting, or is being replaced
         self._up.clear()
         self._lost.set()
         self._down_since = time.monotonic()
-        self._back_since = float("inf")  # set when it is
-        for asked in self._replies.values():
-            asked.fail(
-                TimeoutError()
-            )  # an answer published meanwhile is lost: the outcome is unknown
+        self._back_since = float("inf")  # until the reconnect
+        for request in self._requests.values():
+            request.fail(TimeoutError())  # its answer may be lost: the outcome is unknown
         if not self._closing:
             self.metrics.count("disconnected")
-            reason = told(client.last_error) if client.last_error else "no reason given"
+            reason = describe(client.last_error) if client.last_error else "no reason given"
             _log.warning("cut off from NATS (%s); reconnecting", reason)
-            self._tell(False)
+            self._notify(up=False)
 
     def _on_error(self, exc: Exception) -> None:
-        said = told(exc)
+        text = describe(exc)
         self.metrics.count("error")
-        denied = _DENIED.search(said)
+        denied = _DENIED.search(text)
         if denied is None:
-            _log.debug("nats: %s", said)
+            _log.debug("nats: %s", text)
             return
-        _log.warning("nats: %s", said)
+        _log.warning("nats: %s", text)
         if denied[1].lower() == "publish":
-            domain = f"$JS.{self.settings.domain}.API."  # the domain's own server knows none
-            for asked in self._replies.values():
-                if denied[2] in (asked.subject, asked.subject.replace(domain, "$JS.API.", 1)):
-                    asked.fail(NotPermitted(asked.subject))
+            domain = f"$JS.{self.settings.domain}.API."  # a server names its own domain's API so
+            for request in self._requests.values():
+                subject = request.subject
+                if denied[2] in (subject, subject.replace(domain, "$JS.API.", 1)):
+                    request.fail(NotPermitted(subject))
         else:
             for listener in self._listeners:
                 listener.denied |= listener.subject == denied[2]
 
-    def _tell(self, up: bool) -> None:
+    def _notify(self, *, up: bool) -> None:
         for watcher in list(self._watchers):
             watcher(up)
 
-    async def _forget(self, listener: Listener) -> None:
+    def _unlisten(self, listener: Listener) -> None:
         if listener in self._listeners:
             self._listeners.discard(listener)
             if not self._client.is_closed:
@@ -403,7 +403,7 @@ class Connection:
     async def _close(self) -> None:
         self._closing = True
         if self.connected:
-            with contextlib.suppress(nats.errors.Error):
-                await self._client.flush(_LAST_FLUSH)  # what was queued is to arrive
+            with contextlib.suppress(*_FOREIGN):
+                await self._client.flush(_LAST_FLUSH)  # the queued messages are to arrive
         self._client.end()
         await self._client.close()

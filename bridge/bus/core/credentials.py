@@ -1,8 +1,8 @@
-"""How a connection proves who it is and checks who it talks to, in nats-py's names.
+"""The credentials and certificates of a connection, as arguments of nats-py's `connect`.
 
-Files are read here, once for each connection, and checked: nats-py reads them while it connects,
-loops for ever over a credentials file that holds no JWT, and gives up reconnecting for good when a
-file is broken, as one that is being replaced is for a moment.
+Files are read and checked here, once for each connection. nats-py would read them while it
+connects: it loops forever over a credentials file without a JWT, and stops reconnecting for good
+when a file is invalid, as a file is for a moment while it is replaced.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SEED: Final = re.compile(r"BEGIN USER NKEY SEED-+\n(\w+)\n")
 
 
 def credentials(settings: NatsConfig) -> dict[str, Any]:
-    """The arguments for nats-py's `connect`; raises ConfigError for a file that is of no use."""
+    """The arguments for nats-py's `connect`. Raises ConfigError for an unusable file."""
     given: dict[str, Any] = {
         "user": settings.user,
         "password": settings.password,
@@ -38,7 +38,7 @@ def credentials(settings: NatsConfig) -> dict[str, Any]:
             context = ssl.create_default_context(cafile=settings.ca or None)
             if settings.cert:
                 context.load_cert_chain(settings.cert, settings.key or None)
-        except OSError as exc:
+        except (OSError, ValueError) as exc:  # SSLError is an OSError
             raise ConfigError("[nats] ca, cert, key", f"cannot be loaded: {exc}") from exc
         given["tls"] = context
     return {key: value for key, value in given.items() if value}
@@ -47,7 +47,7 @@ def credentials(settings: NatsConfig) -> dict[str, Any]:
 def _read(key: str, file: str) -> str:
     try:
         return Path(file).read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as exc:
+    except (OSError, ValueError) as exc:  # UnicodeDecodeError is a ValueError
         raise ConfigError(f"[nats] {key}", f"cannot be read: {exc}") from exc
 
 
@@ -64,13 +64,13 @@ def _creds(key: str, text: str) -> RawCredentials:
 
 
 def _seed(key: str, seed: str) -> str:
-    """`seed`, if it is one."""
+    """`seed`, if it is valid."""
     try:
         import nkeys  # type: ignore[import-untyped]
     except ImportError as exc:
         raise ConfigError(key, "needs nkeys: pip install 'box-bridge[nkeys]'") from exc
     try:
         nkeys.from_seed(bytearray(seed.encode())).wipe()
-    except Exception as exc:  # binascii's and others besides its own
+    except Exception as exc:  # nkeys raises errors of binascii and others, too
         raise ConfigError(f"[nats] {key}", "the seed in the file is not a valid one") from exc
     return seed

@@ -1,4 +1,4 @@
-"""A message as it came off the wire: nothing decoded that a hostile peer could break."""
+"""A message as it arrived: nothing is decoded that a hostile peer could break."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _BLANK: Final = " \t\n\r\x0b\x0c"  # what bytes.strip takes away
 
 
 class Message(Struct, eq=False, gc=False):
-    """One message. `subject` and `reply` are always text: bytes that are not UTF-8 come as
-    ``\\xNN``, which no valid subject contains. `raw_headers` are the headers as they came: what
-    many messages have in common need be parsed but once. They are parsed when first asked for.
+    """One message. `subject` and `reply` are always text: a byte that is not UTF-8 becomes
+    ``\\xNN``, which no valid subject contains. `raw_headers` are the header bytes, which a reader
+    can compare to avoid parsing them again. `headers` are parsed on first use.
     """
 
     subject: str
@@ -31,17 +31,17 @@ class Message(Struct, eq=False, gc=False):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers; of a name given twice, the last value. See `malformed`."""
+        """The headers; a repeated name has its last value. See `malformed`."""
         if self._headers is None:
             self._headers = self._parse() if self.raw_headers else {}
         return self._headers
 
     @property
     def status(self) -> int:
-        """The server's inline status (503 no responders, 100 idle heartbeat), 0 if none.
+        """The server's inline status (503 no responders, 100 idle heartbeat); 0 without one.
 
-        Read from the first line alone: the headers of an event are nobody's business until asked
-        for, and parsing them took a third of the time that reading an event takes.
+        Only the first line is read: parsing all headers took a third of the time of reading an
+        event.
         """
         raw = self.raw_headers
         if raw[8:10] == b"\r\n" or not raw.startswith(_LINE):
@@ -51,7 +51,7 @@ class Message(Struct, eq=False, gc=False):
 
     @property
     def malformed(self) -> bool:
-        """Whether the header block breaks its own format; what could be read is in `headers`."""
+        """Whether the header block is invalid; `headers` has the lines that could be read."""
         _ = self.headers  # parsed now, if not before
         return self._malformed
 
@@ -73,9 +73,7 @@ class Message(Struct, eq=False, gc=False):
         return headers
 
     def _parse_lines(self, rest: bytes) -> dict[str, str]:
-        """The same for any bytes: lines that are no text are left out. ASCII need not be tried line
-        by line.
-        """
+        """As `_parse`, for bytes that are not ASCII: lines that are not UTF-8 are left out."""
         headers: dict[str, str] = {}
         for line in rest.split(b"\r\n"):
             if not line:

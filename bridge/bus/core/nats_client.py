@@ -1,21 +1,21 @@
-"""nats-py's client, guarded against what kills or silences it.
+"""nats-py's client, guarded against the inputs that stop or silence it.
 
-nats-py 2.16 ends its read loop on any unexpected exception and stays "connected" for ever
-after: one message with a non-UTF-8 subject, a malformed header block or a late PONG is enough,
-and JetStream stores such messages, so they come back. `GuardedClient` therefore
+nats-py 2.16 ends its read loop on any unexpected exception and stays "connected" forever: one
+message with a non-UTF-8 subject, a malformed header block or a late PONG is enough. JetStream
+stores such messages, so they come again. `GuardedClient` therefore
 
 - parses frames strictly (split on a space, as the server writes them) and decodes nothing
-  that can fail (frames.py), as the socket gives them (feed.py);
-- hands each message to its handler in the read loop: no queue, no task and no silent drop
-  behind it. A handler's exception is counted, and the next message is read. (nats-py's own
-  `subscribe` and `request` are not for use on it: see `listen`, and `Connection.request`);
-- ends with its connection, at once and for good, whatever goes wrong. nats-py would flush to the
-  peer and wait for its goodbye, for ever if that is frozen; its reconnecting dies of an exception
-  that it does not expect, and never reads a renewed credential. `Connection` makes the next client;
-- sends what is queued in order (nats-py's PING overtakes it), so that one `flush` is a barrier;
-- refuses to send what makes the server hang up: payload plus headers over ``max_payload``, or
-  a control line over the server's bound;
-- refuses a server that does not require TLS when the URL says ``tls://`` or TLS is set up (nats-py
+  that can fail (`parser`), as the socket delivers them (`transport`);
+- passes each message to its handler in the read loop, without a queue, a task or a silent drop. A
+  handler's exception is counted, and the next message is read. (Do not use nats-py's own
+  `subscribe` and `request` on it: see `listen`, and `Connection.request`);
+- ends with its connection, at once and for good, after any failure. nats-py would flush to the peer
+  and wait for its goodbye, forever if the peer is frozen; its reconnecting ends with an unexpected
+  exception, and never reads a renewed credential. `Connection` makes the next client;
+- sends queued frames in order (nats-py's PING overtakes them), so that one `flush` is a barrier;
+- refuses to send a message on which the server hangs up: payload plus headers over
+  ``max_payload``, or a control line over the server's limit;
+- refuses a server that does not require TLS if the URL is ``tls://`` or TLS is configured (nats-py
   would send the credentials in plaintext).
 
 It relies on nats-py's internals, so that dependency is pinned to one minor version.
@@ -41,7 +41,7 @@ from bridge.bus.core.transport import Transport
 _log = logging.getLogger(__name__)
 
 _MAX_CONTROL: Final = 3900  # bytes of a PUB line; the server's max_control_line is 4096
-_MAX_PENDING: Final = 16 * 1024 * 1024  # bytes that a server which reads slowly may owe us
+_MAX_PENDING: Final = 16 * 1024 * 1024  # queued bytes that a slow server has not read
 
 _GOODBYE: Final = 1.0  # seconds that a WebSocket may take to close
 
@@ -53,14 +53,14 @@ class FrameRefused(nats.errors.Error):
 
 
 class FrameTooLarge(FrameRefused):
-    """Likewise, for its size."""
+    """A FrameRefused for its size."""
 
 
 class GuardedClient(Client):
     """A nats-py client for one connection; see the module.
 
-    `count` is told what went wrong, and `on_end` that the connection is gone. `known` are servers
-    of the cluster to try beside those of the URLs.
+    `count` counts failures by kind, `on_end` is called when the connection is lost. `known` are
+    servers of the cluster to try beside those of the URLs.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class GuardedClient(Client):
         self._queue(b"UNSUB %d\r\n" % sid)
 
     async def flush(self, timeout: float = 5.0) -> None:
-        """Return when the server has read all that was queued.
+        """Return when the server has read everything that was queued.
 
         Raises nats' FlushTimeoutError, and ConnectionClosedError when the connection ends first.
         """
@@ -114,8 +114,8 @@ class GuardedClient(Client):
     ) -> None:
         """Queue a message for sending, without a task or a wait.
 
-        Raises FrameRefused for what the server would hang up on, and nats'
-        OutboundBufferLimitError when 16 MiB are queued already.
+        Raises FrameRefused for a message that the server would hang up on, and nats'
+        OutboundBufferLimitError if 16 MiB are queued already.
         """
         block = _header_block(headers) if headers else b""
         size = len(block) + len(data)
@@ -126,15 +126,15 @@ class GuardedClient(Client):
             line = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode()
         else:
             line = f"PUB {subject} {reply} {size}\r\n".encode()
-        if len(line) > _MAX_CONTROL:  # bytes: a peer's reply subject may hold any
+        if len(line) > _MAX_CONTROL:  # in bytes: a peer's reply subject may be any text
             raise FrameRefused(f"subjects of {len(subject) + len(reply)} letters are too long")
         if self._pending_data_size + size > _MAX_PENDING:
             raise nats.errors.OutboundBufferLimitError
         self._queue(b"".join((line, block, data, b"\r\n")))
 
     def _queue(self, frame: bytes) -> None:
-        """Have `frame` sent after all that was queued before: now if it is the first in this turn
-        of the loop, else with the others of this turn.
+        """Send `frame` after the queued ones: now if it is the first in this turn of the loop, else
+        with the others at the end of this turn.
         """
         self._pending.append(frame)
         self._pending_data_size += len(frame)
@@ -151,7 +151,7 @@ class GuardedClient(Client):
         self._write()
 
     def _write(self) -> None:
-        """Give the socket what is queued, unless it is full."""
+        """Write the queued frames to the socket, unless it is full."""
         if self._pending and self._feed is not None and not self._feed.full:
             frames, self._pending = self._pending, []
             self._pending_data_size = 0
@@ -164,7 +164,7 @@ class GuardedClient(Client):
     # ── receiving ────────────────────────────────────────────────────────────────────────
 
     def take_failure(self, subject: str) -> None:
-        """The handler of a message on `subject` has just raised an exception."""
+        """Count and log the exception that the handler of a message on `subject` raised."""
         self.count("handler_error")
         _log.exception("handling a message on %s failed", subject)
 
@@ -181,20 +181,20 @@ class GuardedClient(Client):
             self.end(exc)
 
     async def take_info(self, info: bytes) -> None:
-        """What the server says of itself and of its cluster."""
+        """Take the server's INFO: about itself and its cluster."""
         await self._process_info(json.loads(info))
 
-    def take_error(self, said: str) -> None:
-        """What the server says that we did wrong. It goes on after one kind alone."""
-        error = nats.errors.Error(f"nats: {said.strip(chr(39))}")
-        if "permissions violation" in said.lower():
+    def take_error(self, text: str) -> None:
+        """Take the server's error. Only after a permissions violation the connection continues."""
+        error = nats.errors.Error(f"nats: {text.strip(chr(39))}")
+        if "permissions violation" in text.lower():
             self.on_error(error)
         else:
             self.end(error)
 
     @property
     def is_zombie(self) -> bool:
-        """Whether nobody reads or writes although the client says that it is connected."""
+        """Whether the client counts as connected although its read or write task has ended."""
         tasks = (self._reading_task, self._flusher_task)
         return self._status == Client.CONNECTED and any(t is None or t.done() for t in tasks)
 
@@ -202,7 +202,7 @@ class GuardedClient(Client):
 
     @property
     def discovered(self) -> list[Srv]:
-        """The cluster's servers that this client was told of, for the next one to know."""
+        """The cluster's servers that the server reported, for the next client."""
         return [
             Srv(server.uri, discovered=True, tls_name=server.tls_name)
             for server in self._server_pool
@@ -210,7 +210,7 @@ class GuardedClient(Client):
         ]
 
     def end(self, reason: Exception | None = None) -> None:
-        """Drop the connection for good, and tell so. What is still queued is not sent."""
+        """Drop the connection for good and call `on_end`. Queued frames are not sent."""
         if not self.is_closed:
             self._status = Client.CLOSED
             self._err = reason
@@ -228,7 +228,7 @@ class GuardedClient(Client):
         await asyncio.sleep(0)  # the loop closes an aborted socket in its next round
 
     def _hang_up(self) -> None:
-        """Stop, without a wait for the peer: it may be frozen."""
+        """Stop without waiting for the peer, which may be frozen."""
         for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
@@ -259,11 +259,11 @@ class GuardedClient(Client):
         self._queue(b"PING\r\n")
 
     def take_ping(self) -> None:
-        """The server wants to know whether we live."""
+        """Answer the server's PING."""
         self._queue(b"PONG\r\n")
 
     def take_pong(self) -> None:
-        """The server has read all up to one of our PINGs, maybe one that is given up on."""
+        """The server has read everything up to one of our PINGs, which may have timed out."""
         if self._pongs and (future := self._pongs.pop(0)) and not future.done():
             future.set_result(True)
         self._pongs_received += 1
@@ -274,7 +274,7 @@ class GuardedClient(Client):
             scheme = self._current_server.uri.scheme
             wants_tls = scheme == "tls" or (scheme != "wss" and self.options.get("tls"))
             if wants_tls and not (info.get("tls_required") or self.options["tls_handshake_first"]):
-                raise nats.errors.Error("TLS is asked for, but the server does not require TLS")
+                raise nats.errors.Error("TLS is configured, but the server does not require TLS")
         await super()._process_info(info, initial_connection)
 
     def _setup_server_pool(self, connect_url: list[str]) -> None:

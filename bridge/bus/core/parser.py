@@ -1,7 +1,7 @@
-"""The NATS client protocol, server side: strict, and nothing in it waits.
+"""A strict parser of what a NATS server sends; it never waits.
 
-It replaces nats-py's regular expressions. Bytes go in as the socket gives them, whole messages go
-out to the client at once; only what must be awaited, and is rare, comes back.
+It replaces nats-py's regular expressions. It takes bytes as the socket delivers them, and passes
+whole messages to the client at once; it returns only the rare INFOs, which the caller awaits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Frame = tuple[int, str, str, int, int]
 
 
 class FrameHandler(Protocol):
-    """Who is given what was read."""
+    """The client that gets the frames."""
 
     handlers: dict[int, Handler]
     count: Callable[[str], None]
@@ -35,38 +35,38 @@ class FrameHandler(Protocol):
 
     def take_pong(self) -> None: ...
 
-    def take_error(self, said: str) -> None: ...
+    def take_error(self, text: str) -> None: ...
 
     async def take_info(self, info: bytes) -> None: ...
 
 
 class FrameParser:
-    """See the module."""
+    """Parses the bytes of one connection after another; see the module."""
 
     def __init__(self, client: FrameHandler) -> None:
         self._client = client
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was read: the next bytes are those of a new connection."""
+        """Drop a partial frame: the next bytes are those of a new connection."""
         self._rest = b""
         self._frame: Frame | None = None
         self._epoch = object()
 
     async def parse(self, data: bytes = b"") -> None:
-        """Feed `data`, and await what must be: for nats-py's own read loop."""
+        """Feed `data`, and have the client take its INFOs: for nats-py's own read loop."""
         for info in self.feed(data):
             await self.inform(info)
 
     async def inform(self, info: bytes) -> None:
-        """Have the client take an INFO; raises nats' ProtocolError for one that is none."""
+        """Have the client take an INFO. Raises nats' ProtocolError if it is invalid."""
         try:
             await self._client.take_info(info)
         except Exception as exc:
             raise self._unreadable() from exc
 
     def feed(self, data: bytes) -> Sequence[bytes]:
-        """Take in `data`; returns the INFOs in it, for `inform`.
+        """Parse `data`; returns the INFOs in it, for `inform`.
 
         Raises nats' ProtocolError (a reconnect) for anything unexpected.
         """
@@ -87,9 +87,9 @@ class FrameParser:
         return nats.errors.ProtocolError()
 
     def _consume(self, data: bytes, infos: list[bytes]) -> bytes:
-        """Take all whole frames in `data`; returns what is left of it.
+        """Parse all whole frames in `data`; returns the rest of it.
 
-        A frame is parsed where it lies and given away at once; only one that is cut is remembered.
+        Each message is passed on as soon as it is parsed; only a partial frame is remembered.
         """
         client, epoch, pos, end_of_data = self._client, self._epoch, 0, len(data)
         handlers, frame = client.handlers, self._frame
@@ -112,10 +112,10 @@ class FrameParser:
                 return data[pos:]
             self._frame = frame = None
             handler = handlers.get(sid)
-            if handler is not None:  # else it was on its way when the subscription ended
+            if handler is not None:  # else the subscription ended while the message was on its way
                 try:
                     handler(Message(subject, reply, data[body:end], data[pos:body]))
-                except Exception:  # it ends here, and the next message is read
+                except Exception:  # count it, and read the next message
                     client.take_failure(subject)
             pos = end + 2
         return b""

@@ -1,4 +1,4 @@
-"""A request that was sent, and its one answer; and one that is sent again and again."""
+"""A request that is sent once or in several copies, and the answers to it."""
 
 from __future__ import annotations
 
@@ -14,112 +14,87 @@ _NO_RESPONDERS: Final = 503
 
 
 class PendingRequest:
-    """Waits in `waiting` under its `token` until it was answered, or `timeout` seconds are over."""
+    """Collects the answers in `waiting` under its `token` until it is dropped.
 
-    __slots__ = ("_expiry", "_future", "_timeout", "_token", "_waiting", "subject")
-
-    def __init__(
-        self,
-        waiting: dict[str, PendingRequest | RepeatedRequest],
-        token: str,
-        subject: str,
-        timeout: float,
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        self.subject = subject
-        self._waiting = waiting
-        self._token = token
-        self._timeout = timeout
-        self._future: asyncio.Future[Message] = loop.create_future()
-        self._expiry = loop.call_later(timeout, self.fail, TimeoutError())
-        waiting[token] = self
-
-    async def answer(self) -> Message:
-        """The answer. Raises NoResponders and NotPermitted (nothing was done), NoReply (the outcome
-        is unknown).
-        """
-        try:
-            message = await self._future
-        except TimeoutError as exc:
-            raise NoReply(self.subject, self._timeout) from exc
-        finally:
-            self.drop()
-        return _heeded(self.subject, message)
-
-    def drop(self) -> None:
-        """Nobody waits any more."""
-        self._expiry.cancel()
-        self._waiting.pop(self._token, None)
-        self._future.cancel()
-
-    def take(self, message: Message) -> None:
-        """The answer is there; what comes after the first is nobody's."""
-        if not self._future.done():
-            self._future.set_result(message)
-
-    def fail(self, error: Exception) -> None:
-        """There will be none."""
-        if not self._future.done():
-            self._future.set_exception(error)
-
-
-class RepeatedRequest:
-    """A request that is sent in several copies, and the answers to any of them, in `waiting` under
-    its `token` until it is dropped. `send` publishes one more copy.
+    `publish` sends one copy; `timeout` is the default for an answer, in seconds after `send`.
     """
 
-    __slots__ = ("_answers", "_token", "_waiter", "_waiting", "send", "subject")
+    __slots__ = (
+        "_answers",
+        "_deadline",
+        "_error",
+        "_publish",
+        "_timeout",
+        "_token",
+        "_waiter",
+        "_waiting",
+        "subject",
+    )
 
     def __init__(
         self,
-        waiting: dict[str, PendingRequest | RepeatedRequest],
+        waiting: dict[str, PendingRequest],
         token: str,
         subject: str,
-        send: Callable[[], None],
+        publish: Callable[[], None],
+        timeout: float,
     ) -> None:
         self.subject = subject
-        self.send = send
         self._waiting = waiting
         self._token = token
+        self._publish = publish
+        self._timeout = timeout
+        self._deadline = 0.0
         self._answers: deque[Message] = deque()
+        self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         waiting[token] = self
 
-    async def answer(self, within: float) -> Message:
-        """The next answer to any copy. Raises NoReply when there is none `within` so many seconds,
-        NoResponders when nobody was there for a copy, NotPermitted.
+    def send(self) -> None:
+        """Send one copy. Raises CutOff and BusError, as `Connection.publish` does."""
+        self._error = None
+        self._deadline = asyncio.get_running_loop().time() + self._timeout
+        self._publish()
+
+    async def answer(self, within: float | None = None) -> Message:
+        """The next answer to any copy, `within` seconds from now.
+
+        Raises NoReply (the outcome is unknown), NoResponders and NotPermitted (nothing was done).
         """
-        if not self._answers:
+        if not self._answers and self._error is None:
             loop = asyncio.get_running_loop()
+            left = self._deadline - loop.time() if within is None else within
             self._waiter = loop.create_future()
-            expiry = loop.call_later(within, self.fail, TimeoutError())
+            expiry = loop.call_later(left, self.fail, TimeoutError())
             try:
                 await self._waiter
-            except TimeoutError as exc:
-                if not self._answers:
-                    raise NoReply(self.subject, within) from exc
             finally:
                 expiry.cancel()
-        return _heeded(self.subject, self._answers.popleft())
+        if not self._answers:
+            assert self._error is not None
+            if isinstance(self._error, TimeoutError):
+                seconds = self._timeout if within is None else within
+                raise NoReply(self.subject, seconds) from self._error
+            raise self._error
+        message = self._answers.popleft()
+        if not message.data and message.status == _NO_RESPONDERS:
+            raise NoResponders(self.subject)
+        return message
 
     def drop(self) -> None:
-        """Nobody waits any more."""
+        """Take no more answers."""
         self._waiting.pop(self._token, None)
 
     def take(self, message: Message) -> None:
-        """One more answer is there."""
+        """Take an answer."""
         self._answers.append(message)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._wake()
 
     def fail(self, error: Exception) -> None:
-        """Whoever waits now waits in vain."""
+        """End the wait for an answer to what was sent so far. A TimeoutError becomes NoReply."""
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(error)
-
-
-def _heeded(subject: str, message: Message) -> Message:
-    """The message, unless it is the server's that nobody was there."""
-    if not message.data and message.status == _NO_RESPONDERS:
-        raise NoResponders(subject)
-    return message
+            self._waiter.set_result(None)

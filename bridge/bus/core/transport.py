@@ -1,10 +1,10 @@
-"""A socket's bytes to their parser, and frames to the socket, without a task between.
+"""The socket: passes bytes to the parser and writes frames, without a task in between.
 
 nats-py reads through a StreamReader and writes through a task that waits for work: a request and
-its reply take nine turns of the event loops at both ends. Here what the socket gives is parsed in
-the turn in which it comes, and the first frame of a turn is written in that turn: three are left,
-and a third of the time (docs/performance.md). What else is written in the same turn follows in one
-piece at its end: Python 3.12 and newer would send many small ones, at half the rate.
+its reply take nine turns of the event loops at both ends. Here bytes are parsed in the turn in
+which they arrive, and the first frame of a turn is written in that turn. That leaves three turns
+and a third of the time (docs/performance.md). The other frames of a turn are written in one piece
+at its end: Python 3.12 and newer would send many small pieces, at half the rate.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import Any, Final
 import nats.errors
 from nats.aio.transport import TcpTransport
 
-_MAX_INFOS: Final = 1000  # that nobody has looked at: no server sends so many
+_MAX_INFOS: Final = 1000  # INFOs that wait to be processed: no server sends that many
 
 
 class Transport(asyncio.Protocol):
-    """Takes over the socket of `transport`. `parse` gets the bytes, `end` why there are no more,
-    and `drain` is called when the socket takes frames again. Belongs to one connection.
+    """Takes over the socket of `transport`, for one connection.
+
+    `parse` gets the bytes, `end` the reason when the socket fails or ends, and `drain` is called
+    when the socket accepts frames again.
     """
 
     def __init__(
@@ -43,13 +45,13 @@ class Transport(asyncio.Protocol):
         self.full = False
 
     def start(self) -> None:
-        """Take over from the StreamReader, with what it has read already."""
+        """Take over from the StreamReader, with the bytes that it has read already."""
         reader: Any = self._reader
         self._socket.set_protocol(self)
         if reader._buffer:
             self.data_received(bytes(reader._buffer))
             reader._buffer.clear()
-        if reader._paused:  # it had as much as it takes
+        if reader._paused:  # its buffer was full
             self._socket.resume_reading()
         if reader.at_eof() or self._socket.is_closing():
             self._end(nats.errors.UnexpectedEOF())
@@ -59,10 +61,13 @@ class Transport(asyncio.Protocol):
         return await self._infos.get()
 
     def write(self, frames: Sequence[bytes]) -> None:
-        """Send `frames`, in one piece. Not to be called while `full`."""
-        self._socket.write(frames[0] if len(frames) == 1 else b"".join(frames))
+        """Send `frames` in one piece. Not to be called while `full`."""
+        try:
+            self._socket.write(frames[0] if len(frames) == 1 else b"".join(frames))
+        except (OSError, RuntimeError) as exc:  # uvloop raises where asyncio drops the bytes
+            self._end(exc)
 
-    # ── asyncio's side ───────────────────────────────────────────────────────────────────
+    # ── called by asyncio ───────────────────────────────────────────────────────────────────
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -76,7 +81,7 @@ class Transport(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._before.connection_lost(exc)  # whoever waits for the socket's end waits there
+        self._before.connection_lost(exc)  # nats-py waits there for the end of the socket
         self._end(exc or nats.errors.UnexpectedEOF())
 
     def pause_writing(self) -> None:

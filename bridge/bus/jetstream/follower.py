@@ -21,7 +21,8 @@ from msgspec import Struct
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamInfo
 from nats.nuid import NUID
 
-from bridge.bus.core.connection import Connection, Listener
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.listener import Listener
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream.ack_subject import parse_position
 from bridge.bus.jetstream.api import jetstream, jetstream_errors

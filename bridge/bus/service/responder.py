@@ -17,7 +17,8 @@ from typing import Final
 
 from msgspec import Struct, field
 
-from bridge.bus.core.connection import Connection, Listener
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.listener import Listener
 from bridge.bus.core.message import Message
 from bridge.bus.service.discovery import Description, EndpointInfo, EndpointStats
 from bridge.errors import BusError, NotPermitted

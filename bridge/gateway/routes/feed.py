@@ -14,7 +14,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from bridge.bus.core.connection import Connection, Listener
+from bridge.bus.core.connection import Connection
+from bridge.bus.core.listener import Listener
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream.follower import Follower, Start
 from bridge.errors import NameRefused, ProtocolError

@@ -8,7 +8,7 @@ import ssl
 import nats.errors
 import pytest
 
-from bridge.bus.core.connect_errors import is_refusal, told
+from bridge.bus.core.connect_errors import describe, is_refusal
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,6 @@ from bridge.bus.core.connect_errors import is_refusal, told
          "empty response", False),
     ],
 )  # fmt: skip
-def test_a_reason_is_told_and_judged(exc: Exception, words: str, refusal: bool) -> None:
-    assert words in told(exc)
+def test_a_reason_is_describe_and_judged(exc: Exception, words: str, refusal: bool) -> None:
+    assert words in describe(exc)
     assert is_refusal(exc) is refusal
