@@ -1,7 +1,7 @@
-"""Is this host fit for a Box? One check each for the disk, the journal, the runtime and the ports.
+"""Checks whether this host is fit for a Box: configuration, disk, journal, runtime and ports.
 
-They may be asked while a Box is at work here, and leave nothing behind. They block: whoever asks
-sees to a deadline.
+The checks may run beside a Box, and leave nothing behind. They block, so the caller needs a
+deadline.
 """
 
 from __future__ import annotations
@@ -30,58 +30,58 @@ from bridge.errors import BoxError, ConfigError, ForeignJournal, JournalError
 from bridge.protocol import now
 from bridge.settings import BoxConfig, Config
 
-_LEAST: Final = 64 * 2**20  # bytes; below, the next log or journal write may be the last
-_LOW: Final = 2**30
-_SLOW: Final = 0.1  # seconds to get a page on disk: each change of an instance waits for that
-_ENGINE: Final = 4.0  # seconds for the engine to answer
-_SHOWN: Final = 3  # ports, so that a finding stays a line
+_MIN_FREE: Final = 64 * 2**20  # bytes; below, the next log or journal write may fill the disk
+_LOW_FREE: Final = 2**30  # bytes
+_SLOW_WRITE: Final = 0.1  # seconds for one page: each change of an instance waits for one
+_ENGINE_TIMEOUT: Final = 4.0  # seconds
+_LISTED_PORTS: Final = 3  # so that a finding stays one line
 _EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def configuration(config: Config) -> Finding:
-    """Whether what is configured can be offered."""
+    """Whether this host can offer the configured services."""
     try:
         offers(config)
     except ConfigError as exc:
-        return fail(str(exc), "mend the file; `box-bridge config check` shows what it comes to")
+        return fail(str(exc), "fix the file; `box-bridge config check` shows the result")
     if not (config.services or config.box.allow_images):
         return warn("it lists no service", "add [services.NAME] with a command, or an image")
-    named = ", ".join(config.services) or "what requests ask for"
+    named = ", ".join(config.services) or "services on request"
     return ok(f"host {config.box.name}, {config.box.runtime} runtime, runs {named}")
 
 
 def disk(directory: Path) -> Finding:
-    """Whether data_dir, or where it would be made, takes what is to outlive a loss of power."""
-    there = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
-    where = str(directory) if there == directory else f"{there}, where {directory} would be made,"
+    """Whether data_dir, or its nearest existing parent, can be written, and how fast."""
+    parent = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
+    where = str(directory) if parent == directory else f"{parent}, where {directory} will be,"
     other = "choose another [box] data_dir"
-    if not there.is_dir():
-        return fail(f"{there} is no directory", f"move it away, or {other}")
+    if not parent.is_dir():
+        return fail(f"{parent} is not a directory", f"move it away, or {other}")
     try:
-        took = _write(there)
-        usage = shutil.disk_usage(there)
+        took = _write(parent)
+        usage = shutil.disk_usage(parent)
     except OSError as exc:
-        return fail(f"{where} cannot be written: {exc.strerror}", f"mend that, or {other}")
+        return fail(f"{where} cannot be written: {exc.strerror}", f"fix that, or {other}")
     says = f"{where} has {usage.free / 2**30:.1f} GiB free, a write takes {took * 1000:.1f} ms"
-    if usage.free < _LEAST:
-        return fail(says, f"make room: {_LEAST // 2**20} MiB at the very least; or {other}")
-    if usage.free < _LOW:
-        return warn(says, "make room: logs and the journal need it")
-    if took > _SLOW:
-        return warn(says, f"{other}: each change of an instance waits for it")
+    if usage.free < _MIN_FREE:
+        return fail(says, f"free at least {_MIN_FREE // 2**20} MiB, or {other}")
+    if usage.free < _LOW_FREE:
+        return warn(says, "free some space for logs and the journal")
+    if took > _SLOW_WRITE:
+        return warn(says, f"{other}: each change of an instance waits for a write")
     return ok(says)
 
 
 def journal(directory: Path) -> Finding:
-    """Whether the journal can be read and is whole, and whether a Box has it."""
-    path, holder = directory / JOURNAL, _lock_holder(directory)
-    if holder is None:
-        return fail(f"{directory / 'lock'} cannot be opened", "give it to the Box's user")
-    state = "a Box is at work on it" if holder else "no Box is at work on it"
+    """Whether the journal can be read and is undamaged, and whether a Box uses it."""
+    path, locked = directory / JOURNAL, _is_locked(directory)
+    if locked is None:
+        return fail(f"{directory / 'lock'} cannot be opened", "make it readable for the Box's user")
+    state = "a Box uses it" if locked else "no Box uses it"
     try:
         if not path.exists():
-            return ok(f"there is none yet; {state}")
-        _check_whole(path)
+            return ok(f"there is no journal yet; {state}")
+        _check_undamaged(path)
         snapshot = read_snapshot(path)
     except ForeignJournal as exc:
         says, _, cure = str(exc).rpartition(": ")
@@ -89,16 +89,17 @@ def journal(directory: Path) -> Finding:
     except (JournalError, OSError) as exc:
         return fail(
             str(exc),
-            "start the Box: it keeps a damaged one, and builds another from what the fleet knows",
+            "start the Box: it sets a damaged file aside, and rebuilds from the fleet's records",
         )
-    if told := list_alerts(snapshot, alive_at=now() if holder else None):
-        return warn("; ".join(told), "the Box tells them once NATS answers; see docs/faults.md")
+    if alerts := list_alerts(snapshot, alive_at=now() if locked else None):
+        cure = "the Box publishes the events once NATS answers; see docs/faults.md"
+        return warn("; ".join(alerts), cure)
     living = sum(entry.life.info.state not in ENDED for entry in snapshot.entries)
-    return ok(f"it is whole and knows {living} instances; {state}")
+    return ok(f"it is undamaged and lists {living} instances; {state}")
 
 
 def runtime(config: Config) -> Finding:
-    """Whether what makes the instances is there, and what they are made from."""
+    """Whether the engine, or the programs of the services, can be used."""
     if config.box.runtime == "process":
         return _programs(config)
     box = config.box
@@ -107,38 +108,39 @@ def runtime(config: Config) -> Finding:
     except BoxError as exc:
         says, _, cure = str(exc).partition(": ")
         return fail(says, cure)
-    problem = _unanswered([engine.path, "ps", "-q"], config)
+    problem = _engine_problem([engine.path, "ps", "-q"], config)
     if problem:
         return fail(
             f"{engine.name} ({engine.path}) does not answer: {problem}",
-            f"start its service, or see what `{engine.path} ps` says",
+            f"start its service, or run `{engine.path} ps` to see the reason",
         )
     if engine.lacks:
         return warn(
             f"{engine.name} ({engine.path}) answers, but: {'; '.join(set(engine.lacks.values()))}",
-            "a request that needs it is refused",
+            "requests that need it are refused",
         )
     return ok(f"{engine.name} ({engine.path}) answers")
 
 
 def ports(config: Config) -> Finding:
-    """Whether fixed ports are free, and the range has one for each instance, where the runtime
-    takes them from it. Those that this host's own instances have are theirs.
+    """Whether the fixed ports are free, and whether the range has a port for each instance.
+
+    The ports of this host's own instances count as free. The oci runtime does not use the range.
     """
     box, own = config.box, _own_ports(config.data_dir)
     fixed = {fixed_port(service.port_map) for service in config.services.values()} - {0}
-    if held := _taken(sorted(fixed), own):
+    if taken := _taken(sorted(fixed), own):
         return fail(
-            f"fixed by port_map, and taken: {_holders(held)}",
-            "end that program, or choose another host port in port_map",
+            f"fixed by port_map, and taken: {_holders(taken)}",
+            "stop that program, or choose another host port in port_map",
         )
     if box.runtime != "process":
-        return ok(f"the engine chooses them; {len(fixed)} fixed ones are free or this Box's own")
+        return ok(f"the engine chooses them; {len(fixed)} fixed ports are free or this Box's own")
     return _range(box, _taken(box.port_range, own))
 
 
 def _range(box: BoxConfig, taken: Sequence[int]) -> Finding:
-    """What there is to say of the range of which these are taken."""
+    """The finding about the range, of which these ports are taken."""
     free = len(box.port_range) - len(taken)
     says = f"{free} of {box.ports} are free or this Box's own"
     if taken:
@@ -148,17 +150,17 @@ def _range(box: BoxConfig, taken: Sequence[int]) -> Finding:
             says, f"choose another [box] ports: {box.max_instances} instances need one each"
         )
     if taken:
-        return warn(says, "choose a range of [box] ports that nobody else uses")
+        return warn(says, "choose a range of [box] ports that no other program uses")
     if overlap := _ephemeral(box.port_range):
         return warn(
             f"{says}; {overlap}",
-            "choose [box] ports outside of it, so that no connection takes one first",
+            "choose [box] ports outside of that range, so that no connection takes one first",
         )
     return ok(says)
 
 
 def _write(directory: Path) -> float:
-    """Put a page on the disk beneath `directory`; seconds that it took. Raises OSError."""
+    """Write a page to the disk of `directory`; returns the seconds it took. Raises OSError."""
     with tempfile.TemporaryFile(dir=directory) as file:
         started = time.monotonic()
         file.write(b"\0" * 4096)
@@ -167,11 +169,11 @@ def _write(directory: Path) -> float:
         return time.monotonic() - started
 
 
-def _lock_holder(directory: Path) -> bool | None:
-    """Whether a Box holds `directory`; None if that cannot be found out."""
+def _is_locked(directory: Path) -> bool | None:
+    """Whether a Box has locked `directory`; None if the lock cannot be opened."""
     try:
         with (directory / "lock").open("r") as lock:
-            # For a moment: a Box that starts just now asks again for a second.
+            # For a moment only: a Box that starts now retries for a second.
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -183,7 +185,7 @@ def _lock_holder(directory: Path) -> bool | None:
         return None
 
 
-def _check_whole(path: Path) -> None:
+def _check_undamaged(path: Path) -> None:
     """Raise JournalError if the file at `path` is damaged."""
     try:
         store = JournalStore(path, readonly=True)
@@ -196,7 +198,7 @@ def _check_whole(path: Path) -> None:
 
 
 def _programs(config: Config) -> Finding:
-    """Whether the programs of the services are there."""
+    """Whether the programs of the services can be run."""
     missing = []
     for name, service in config.services.items():
         program = next(iter(service.command), "")
@@ -206,35 +208,35 @@ def _programs(config: Config) -> Finding:
             missing.append(f"{program} of service {name}")
     if missing:
         return fail(
-            f"not to be found, or not to be run: {', '.join(missing)}",
-            "install it, or name it with its full path in command",
+            f"missing, or not executable: {', '.join(missing)}",
+            "install it, or give its full path in command",
         )
-    return ok(f"process: {len(config.services)} services, their programs are there")
+    return ok(f"process: the programs of {len(config.services)} services are there")
 
 
-def _unanswered(command: Sequence[str], config: Config) -> str:
-    """Why the engine gives no answer; empty if it does."""
+def _engine_problem(command: Sequence[str], config: Config) -> str | None:
+    """Why the engine does not answer."""
     try:
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=_ENGINE,
+            timeout=_ENGINE_TIMEOUT,
             env=config.environ,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"not within {_ENGINE:g} s"
+        return f"timeout after {_ENGINE_TIMEOUT:g} s"
     except OSError as exc:
         return str(exc.strerror)
     if done.returncode == 0:
-        return ""
-    said = done.stderr.decode(errors="replace").strip().splitlines()
-    return said[-1][:200] if said else f"exit code {done.returncode}"
+        return None
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return lines[-1][:200] if lines else f"exit code {done.returncode}"
 
 
 def _own_ports(directory: Path) -> set[int]:
-    """The ports of the instances that the journal knows here."""
+    """The ports of the instances in the journal."""
     with contextlib.suppress(JournalError, OSError):
         entries = read_snapshot(directory / JOURNAL).entries
         return {entry.port for entry in entries if entry.life.info.state not in ENDED}
@@ -246,17 +248,19 @@ def _taken(ports: Iterable[int], own: Container[int]) -> list[int]:
 
 
 def _holders(ports: Sequence[int]) -> str:
-    """Who has the first few of `ports`."""
-    shown = [f"{port} is {sockets.holder(port)}'s" for port in ports[:_SHOWN]]
-    return ", ".join(shown) + (f" and {len(ports) - _SHOWN} more" * (len(ports) > _SHOWN))
+    """The programs that have the first few of `ports`."""
+    listed = [f"{port} is {sockets.holder(port)}'s" for port in ports[:_LISTED_PORTS]]
+    return ", ".join(listed) + (
+        f" and {len(ports) - _LISTED_PORTS} more" * (len(ports) > _LISTED_PORTS)
+    )
 
 
-def _ephemeral(ports: range) -> str:
-    """What to say of a range from which the kernel takes ports for connections; "" if of none."""
+def _ephemeral(ports: range) -> str | None:
+    """The overlap of `ports` with the range from which the kernel takes ports for connections."""
     try:
         first, last = map(int, _EPHEMERAL.read_text().split())
     except (OSError, ValueError):
-        return ""
+        return None
     if ports[-1] < first or ports[0] > last:
-        return ""
-    return f"connections get theirs from {first}-{last}, which overlaps"
+        return None
+    return f"the kernel takes ports for connections from {first}-{last}, which overlaps"

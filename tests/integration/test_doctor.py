@@ -77,7 +77,7 @@ async def test_a_box_at_work_is_found_well_and_is_not_disturbed(
         # How fast the machine is, and what else listens on it, is not this Box's doing.
         quick = [told for told in report.checks if told.check not in ("nats", "disk", "ports")]
         assert [told.status for told in quick] == [OK] * len(quick), quick
-        journal = "it is whole and knows 2 instances; a Box is at work on it"
+        journal = "it is undamaged and lists 2 instances; a Box uses it"
         assert found(report, "journal").says == journal
         assert "all as they must be" in found(report, "topology").says
         assert not any(told.cure for told in quick)

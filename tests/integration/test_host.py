@@ -54,7 +54,7 @@ async def start(box: Box) -> None:
 def test_a_directory_has_one_box_and_keeps_its_id(tmp_path: Path) -> None:
     with (
         own_directory(tmp_path / "data") as first,
-        pytest.raises(HostTaken, match="another Box works in"),
+        pytest.raises(HostTaken, match="another Box uses"),
         own_directory(tmp_path / "data"),
     ):
         raise AssertionError("two Boxes in one directory")

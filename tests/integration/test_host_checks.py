@@ -43,20 +43,20 @@ def test_a_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     for directory in (tmp_path / "data", tmp_path / "data" / "deeper"):
         told = diagnostics.disk(directory)
-        assert (told.status, told.says) == (FAIL, f"{tmp_path / 'data'} is no directory")
+        assert (told.status, told.says) == (FAIL, f"{tmp_path / 'data'} is not a directory")
 
 
 def test_a_directory_that_is_yet_to_be_made_is_looked_at_where_it_would_be(tmp_path: Path) -> None:
     told = diagnostics.disk(tmp_path / "a" / "b")
     assert told.status is not FAIL
-    assert told.says.startswith(f"{tmp_path}, where {tmp_path / 'a' / 'b'} would be made")
+    assert told.says.startswith(f"{tmp_path}, where {tmp_path / 'a' / 'b'} will be")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "small") as directory:
         told = diagnostics.disk(directory)
-        assert (told.status, "make room" in told.cure) == (FAIL, True)
+        assert (told.status, "free at least 64 MiB" in told.cure) == (FAIL, True)
         (directory / "filler").write_bytes(b"\0" * 240 * 1024)
         with pytest.raises(OSError, match="No space"):
             (directory / "more").write_bytes(b"\0" * 64 * 1024)
@@ -77,7 +77,7 @@ async def test_a_damaged_journal_is_told_and_left_as_it_is(
     config = box_config(tmp_path, server.url)
     async with Box.running(config):
         pass
-    assert "no Box is at work on it" in diagnostics.journal(config.data_dir).says
+    assert "no Box uses it" in diagnostics.journal(config.data_dir).says
     path = config.data_dir / "journal.db"
     data = bytearray(path.read_bytes())
     data[100:4000] = b"\xff" * 3900
@@ -89,9 +89,9 @@ async def test_a_damaged_journal_is_told_and_left_as_it_is(
 
 
 def test_whether_a_box_is_at_work_is_told(tmp_path: Path) -> None:
-    assert diagnostics.journal(tmp_path).says == "there is none yet; no Box is at work on it"
+    assert diagnostics.journal(tmp_path).says == "there is no journal yet; no Box uses it"
     with own_directory(tmp_path):
-        assert diagnostics.journal(tmp_path).says == "there is none yet; a Box is at work on it"
+        assert diagnostics.journal(tmp_path).says == "there is no journal yet; a Box uses it"
     with own_directory(tmp_path):
         pass  # what looked at the lock keeps nobody out
 
@@ -126,7 +126,7 @@ def engine(directory: Path, script: str) -> Path:
     [
         ("exit 0", OK, "podman 4.3.1"),
         ("echo no daemon >&2; exit 1", FAIL, "does not answer: no daemon"),
-        ("exec sleep 60", FAIL, "not within 0.2 s"),
+        ("exec sleep 60", FAIL, "timeout after 0.2 s"),
         (None, FAIL, "there is no such program"),
     ],
 )
@@ -138,7 +138,7 @@ def test_an_engine_that_is_missing_or_does_not_answer_is_told(
     says: str,
 ) -> None:
     if script and "sleep" in script:
-        monkeypatch.setattr(diagnostics, "_ENGINE", 0.2)
+        monkeypatch.setattr(diagnostics, "_ENGINE_TIMEOUT", 0.2)
     path = engine(tmp_path, script) if script else tmp_path / "nowhere"
     config = box_config(
         tmp_path,

@@ -137,7 +137,7 @@ class AdminApi:
         return self._reply(first, len(services))
 
     async def _admin(self, message: Message) -> Reply:
-        return Reply(data=encode(await self._orders.obey(decode(AdminRequest, message.data))))
+        return Reply(data=encode(await self._orders.carry_out(decode(AdminRequest, message.data))))
 
     async def _history(self, message: Message) -> Reply:
         service = decode(HistoryRequest, message.data).service

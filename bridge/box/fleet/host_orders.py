@@ -1,7 +1,7 @@
-"""Carrying out what an operator orders: cordon, drain, uncordon, rebalance.
+"""Storing the orders of operators: cordon, drain, uncordon, rebalance.
 
-An order that stands already is fine; a refusal changes nothing. What an order sets going is done
-by every Box's planner and by the rollout, from the records alone.
+An order that is in force already is accepted again; a refusal changes nothing. The planner and the
+rollout of every Box act on orders, from the records alone.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from bridge.errors import Conflict
 from bridge.reply_codes import Refusal, ReplyCode
 from bridge.subjects import check_name, cordon_key
 
-_PATIENCE: Final = 2.0  # seconds for which an order may lose races
+_PATIENCE: Final = 2.0  # seconds for which an order may lose write conflicts
 
 _Decide = Callable[[FleetState], HostOrder | None]
-"""The order that a host should have; None to leave it. Raises Refusal. Pure."""
+"""The order that a host should have, None to leave the current one. Raises Refusal. Pure."""
 
 
 class HostOrders:
-    """See the module. `host` is the one that decides."""
+    """See the module. `host` is this host, which decides."""
 
     def __init__(
         self, fleet: FleetView, decisions: Decisions, host: str, clock: Callable[[], datetime]
@@ -45,38 +45,40 @@ class HostOrders:
         self._clock = clock
         self._turn = asyncio.Lock()
 
-    async def obey(self, asked: AdminRequest) -> AdminResponse:
-        """Carry out an order as far as records go. Raises Refusal, NameRefused, NoReply if
-        it is unknown whether the order was stored, and other BusErrors.
+    async def carry_out(self, request: AdminRequest) -> AdminResponse:
+        """Write the records that an order needs.
+
+        Raises Refusal, NameRefused, NoReply if it is unknown whether the order was stored, and
+        other BusErrors.
         """
-        if asked.verb is Verb.REBALANCE:
-            return await self._rebalance(asked)
-        check_name("host", asked.host)
+        if request.verb is Verb.REBALANCE:
+            return await self._rebalance(request)
+        check_name("host", request.host)
         state = self._fleet.state
-        kept_away = asked.verb is Verb.CORDON and asked.force
-        if not kept_away and asked.host not in (known := names(state)):
+        in_advance = request.verb is Verb.CORDON and request.force
+        if not in_advance and request.host not in (known := names(state)):
             listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
             why = (
-                f"unknown host {asked.host!r}: known are {listed or 'none'}; cordon with force "
-                "(--force) keeps instances off one that is yet to come"
+                f"unknown host {request.host!r}: known are {listed or 'none'}; cordon with force "
+                "(--force) keeps instances off a host before it joins"
             )
             raise Refusal(ReplyCode.UNKNOWN_HOST, why)
-        if asked.verb is Verb.UNCORDON:
-            return await self._uncordon(asked.host)
-        return await self._order(asked)
+        if request.verb is Verb.UNCORDON:
+            return await self._uncordon(request.host)
+        return await self._order(request)
 
-    async def _order(self, asked: AdminRequest) -> AdminResponse:
+    async def _order(self, request: AdminRequest) -> AdminResponse:
         """Cordon or drain."""
-        at, host, drains = self._clock(), asked.host, asked.verb is Verb.DRAIN
+        at, host, drain = self._clock(), request.host, request.verb is Verb.DRAIN
         affected = self._fleet.state.used.get(host, 0)
-        await self._put(host, lambda fleet: _ordered(asked, fleet, at))
-        if drains and not await self._resume(host):
+        await self._put(host, lambda fleet: _next_order(request, fleet, at))
+        if drain and not await self._resume_rollouts(host):
             why = f"{host} is being drained, but a stopped rollout could not be resumed"
             raise Refusal(ReplyCode.BUSY, why)
         return AdminResponse(done=True, affected=affected)
 
     async def _put(self, host: str, decide: _Decide) -> None:
-        """Store the order that `decide` names. Raises Refusal."""
+        """Store the order that `decide` gives, if it gives one. Raises Refusal."""
         orders, key = self._fleet.orders, cordon_key(host)
         loop = asyncio.get_running_loop()
         async with self._turn:
@@ -88,7 +90,7 @@ class HostOrders:
                 if order is None:
                     return
                 try:
-                    await orders.compare_and_set(key, self._next(key, order), seq)
+                    await orders.compare_and_set(key, self._with_version(key, order), seq)
                 except Conflict as exc:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout_at(deadline):
@@ -103,7 +105,7 @@ class HostOrders:
         if host in self._fleet.state.orders:
             lifted = HostOrder(lifted=True, at=self._clock())
             try:
-                await orders.update(key, self._next(key, lifted), orders.revision(key))
+                await orders.update(key, self._with_version(key, lifted), orders.revision(key))
             except Conflict as exc:
                 why = f"another order for {host} came first; ask again"
                 raise Refusal(ReplyCode.BUSY, why) from exc
@@ -121,96 +123,90 @@ class HostOrders:
         )
         raise Refusal(ReplyCode.UNREADABLE_RECORD, why)
 
-    def _next(self, key: str, order: HostOrder) -> HostOrder:
-        """The order, as the next one for its host."""
-        there = self._fleet.orders.get(key)
-        return replace(order, version=there.value.version + 1 if there else 1)
+    def _with_version(self, key: str, order: HostOrder) -> HostOrder:
+        """The order with the version that follows the stored one."""
+        stored = self._fleet.orders.get(key)
+        return replace(order, version=stored.value.version + 1 if stored else 1)
 
-    async def _resume(self, host: str) -> bool:
-        """Have rollouts that stopped go on, of the services that have slots on `host`; whether all
-        do that could be written.
-        """
+    async def _resume_rollouts(self, host: str) -> bool:
+        """Resume the stopped rollouts of services with slots on `host`; whether none is left."""
         state = self._fleet.state
         services = list(state.slot_counts(host))
 
-        def stopped(service: str) -> Callable[[FleetState], ServiceRecord | None]:
+        def resume(service: str) -> Callable[[FleetState], ServiceRecord | None]:
             why = f"the drain of {host}"
             return lambda fleet: rollout.resumed(
                 service, fleet, why, at=self._clock(), host=self._host
             )
 
         for service in services:
-            if stopped(service)(state) is not None:
-                await self._decisions.amend(service, stopped(service))
-        return not any(stopped(service)(state) for service in services)
+            if resume(service)(state) is not None:
+                await self._decisions.amend(service, resume(service))
+        return not any(resume(service)(state) for service in services)
 
-    async def _rebalance(self, asked: AdminRequest) -> AdminResponse:
+    async def _rebalance(self, request: AdminRequest) -> AdminResponse:
         state = self._fleet.state
-        if asked.service and asked.service not in state.services:
-            check_name("service", asked.service)
-            why = f"nothing was ever asked for {asked.service!r}: see `box-bridge ps`"
+        if request.service and request.service not in state.services:
+            check_name("service", request.service)
+            why = f"nothing was ever asked for {request.service!r}: see `box-bridge ps`"
             raise Refusal(ReplyCode.UNKNOWN_SERVICE, why)
-        found = balance(state, only=asked.service)
-        response = AdminResponse(
-            done=True, moves=found.moves, waiting=found.waiting, more=found.more
-        )
-        if asked.dry_run:
+        plan = balance(state, only=request.service)
+        response = AdminResponse(done=True, moves=plan.moves, waiting=plan.waiting, more=plan.more)
+        if request.dry_run:
             return response
-        missed = await self._mark(found.moves, asked.request_id)
-        kept = [move for move in found.moves if move.service not in missed]
-        waiting = {**found.waiting, **missed}
-        return replace(response, moves=kept, waiting=waiting)
+        failed = await self._write_moves(plan.moves, request.request_id)
+        moves = [move for move in plan.moves if move.service not in failed]
+        return replace(response, moves=moves, waiting={**plan.waiting, **failed})
 
-    async def _mark(self, moves: list[Move], request_id: str) -> Mapping[str, str]:
-        """Write the moves into their services' records; why not, for those that could not be."""
+    async def _write_moves(self, moves: list[Move], request_id: str) -> Mapping[str, str]:
+        """Write the moves into the service records; the reason for each service that failed."""
         decision = Decision(at=self._clock(), host=self._host, replicas=0, request_id=request_id)
-        missed = {}
+        failed = {}
         for service, own in _by_service(moves).items():
-            change = _marking(service, own, decision)
-            if not await self._decisions.amend(service, change):
-                missed[service] = (
-                    "it changed meanwhile, or was not stored, as the log of "
-                    f"{self._host} says then: ask again"
+            if not await self._decisions.amend(service, _move_change(service, own, decision)):
+                failed[service] = (
+                    "its record changed in between, or could not be stored (then the log of "
+                    f"{self._host} has the reason): ask again"
                 )
-        return missed
+        return failed
 
 
-def _ordered(asked: AdminRequest, fleet: FleetState, at: datetime) -> HostOrder | None:
+def _next_order(request: AdminRequest, fleet: FleetState, at: datetime) -> HostOrder | None:
     """The order that a host should have after a cordon or a drain; None if it has it already.
-    Raises Refusal if the other hosts have no room for what must move.
 
-    A host that is being drained is cordoned, and stays so; a new reason takes the place of the old.
+    A host that is being drained is cordoned too, and stays cordoned. A new reason replaces the old
+    one. Raises Refusal if the other hosts have no room for the instances that must move.
     """
-    before = fleet.orders.get(asked.host)
-    cordon = asked.verb is Verb.CORDON
-    if before is not None and (cordon or _drains_as(before, asked)):
-        new_reason = asked.reason not in ("", before.reason)
-        return replace(before, reason=asked.reason, at=at) if new_reason else None
+    before = fleet.orders.get(request.host)
+    cordon = request.verb is Verb.CORDON
+    if before is not None and (cordon or _covers(before, request)):
+        new_reason = request.reason not in ("", before.reason)
+        return replace(before, reason=request.reason, at=at) if new_reason else None
     if cordon:
-        return HostOrder(reason=asked.reason, at=at)
-    if not asked.force and (short := lacking(asked.host, fleet, at=at)):
+        return HostOrder(reason=request.reason, at=at)
+    if not request.force and (short := lacking(request.host, fleet, at=at)):
         listed = ", ".join(f"{count} of {service}" for service, count in sorted(short.items()))
         why = (
-            f"the other hosts have no room for what {asked.host} runs ({listed}): add a host, "
-            "scale down, or drain with force (--force), which ends what has nowhere to go"
+            f"the other hosts have no room for what {request.host} runs ({listed}): add a host, "
+            "scale down, or drain with force (--force), which ends instances that find no room"
         )
         raise Refusal(ReplyCode.CAPACITY_EXCEEDED, why)
-    reason = asked.reason or (before.reason if before else "")
-    return HostOrder(draining=True, forced=asked.force, reason=reason, at=at)
+    reason = request.reason or (before.reason if before else "")
+    return HostOrder(draining=True, forced=request.force, reason=reason, at=at)
 
 
-def _drains_as(order: HostOrder, asked: AdminRequest) -> bool:
-    return order.draining and (order.forced or not asked.force)
+def _covers(order: HostOrder, request: AdminRequest) -> bool:
+    return order.draining and (order.forced or not request.force)
 
 
-def _marking(
+def _move_change(
     service: str, moves: list[Move], decision: Decision
 ) -> Callable[[FleetState], ServiceRecord | None]:
     return lambda fleet: marked(service, fleet, moves, decision)
 
 
 def _by_service(moves: Iterable[Move]) -> dict[str, list[Move]]:
-    found: dict[str, list[Move]] = {}
+    by_service: dict[str, list[Move]] = {}
     for move in moves:
-        found.setdefault(move.service, []).append(move)
-    return found
+        by_service.setdefault(move.service, []).append(move)
+    return by_service

@@ -1,4 +1,4 @@
-"""What this host tells the fleet of itself: what it can run, and how much of it."""
+"""The record of this host: what it can run, and how much of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def host_record(
     lacks: Mapping[str, str],
     place: str,
 ) -> HostRecord:
-    """The host's record; `offered` is what `offers` found, `lacks` what its runtime lacks here."""
+    """The host's record. `offered` is from `offers`; `lacks` is what its runtime cannot honour."""
     box = config.box
     return HostRecord(
         host_id=host_id,
@@ -39,10 +39,11 @@ def host_record(
 
 
 def offers(config: Config, lacks: Mapping[str, str] = NO_LACKS) -> dict[str, Offer]:
-    """What this host offers to run. Raises ConfigError for what its runtime cannot honour, or lacks
-    here.
+    """The services that this host offers.
+
+    Raises ConfigError for a setting that its runtime cannot honour in general, or on this host.
     """
-    found = {}
+    by_service = {}
     for name, service in config.services.items():
         defaults = ScaleConfig(
             image=service.image or None,
@@ -52,38 +53,42 @@ def offers(config: Config, lacks: Mapping[str, str] = NO_LACKS) -> dict[str, Off
             port_map=service.port_map,
         )
         runtime = config.box.runtime
-        why = refusal(runtime, defaults, cpus=cpus(), lacks=lacks) or _misfit(runtime, service)
-        why = why or (fence.unfit(config.timing) if service.fence else "")
-        if why:
-            raise ConfigError(f"[services.{name}]", why)
-        found[name] = Offer(
+        problem = (
+            refusal(runtime, defaults, cpus=cpus(), lacks=lacks)
+            or _misfit(runtime, service)
+            or (fence.blocker(config.timing) if service.fence else None)
+        )
+        if problem:
+            raise ConfigError(f"[services.{name}]", problem)
+        by_service[name] = Offer(
             fixed_port=fixed_port(service.port_map),
             needs=service.needs,
             demand=Demand.of(service.vcpus, service.memory_mib),
             max_surge=service.max_surge,
             image=service.image,
         )
-    return found
+    return by_service
 
 
-def _misfit(runtime: str, service: ServiceConfig) -> str:
-    """What is configured for a service that its runtime has no meaning for."""
+def _misfit(runtime: str, service: ServiceConfig) -> str | None:
+    """Why the service's configuration is not for this runtime."""
     if runtime == "process":
-        return "entrypoint is for the oci runtime: put it into command" * bool(service.entrypoint)
-    if not service.image:
-        return "`image` is missing: the oci runtime makes instances from images"
-    if service.cwd:
-        return "cwd is for the process runtime: a container starts where its image says"
-    if service.fence:
-        return "fence = true is for the process runtime: no shim can watch over a container"
-    return ""
+        if service.entrypoint:
+            return "entrypoint is for the oci runtime: add it to the front of command"
+    elif not service.image:
+        return "`image` is missing: the oci runtime creates instances from images"
+    elif service.cwd:
+        return "cwd is for the process runtime: a container starts in its image's directory"
+    elif service.fence:
+        return "fence = true is for the process runtime: no shim can end a container"
+    return None
 
 
 def memory_mib() -> int:
-    """The memory of this host."""
+    """The memory of this host, in MiB."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 def cpus() -> int:
-    """The processors that this host's instances may use."""
+    """The number of processors that instances may use."""
     return len(os.sched_getaffinity(0))
