@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from msgspec import Meta, Struct, field
 
 from bridge.errors import ProtocolError, without_secret
+from bridge.http_exchange import HEADER_NAME
 from bridge.images import MAX_PATTERNS, check_pattern
 from bridge.protocol import U8, U32
 from bridge.subjects import DEFAULT_PREFIX, Subjects, is_name
@@ -22,6 +23,10 @@ from bridge.validation import check_metadata
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 ENGINES: Final = ("podman", "docker", "nerdctl", "a3s-box")
 _SUBJECT: Final = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
+
+_TARGET: Final = re.compile(r"/[!-~]*")
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?")
+_PROBE_HEADERS: Final = ("host", "connection", "content-length", "transfer-encoding")
 
 Seconds = Annotated[float, Meta(ge=0)]
 Interval = Annotated[float, Meta(gt=0)]
@@ -36,7 +41,17 @@ class Probe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     http: str | None = None
-    """A path. The probe passes if the answer's status is below 400."""
+    """A path, sent as it is given. The probe passes if the response's status is below 400."""
+    https: str | None = None
+    """The same over TLS. The certificate is not checked, unless `verify` is set."""
+    host: str = ""
+    """The `Host` header of an HTTP probe, and the server name for TLS. The default is the address
+    that the probe connects to.
+    """
+    headers: dict[str, str] = field(default_factory=dict)
+    """More headers of an HTTP probe."""
+    verify: bool = False
+    """Check the certificate of an `https` probe against the system's authorities and `host`."""
     tcp: bool = False
     """The probe passes if a TCP connection is accepted. This is the default without `http`."""
     interval: Interval = 5.0
@@ -47,10 +62,30 @@ class Probe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Consecutive failures that make the instance unhealthy. One pass makes it healthy again."""
 
     def __post_init__(self) -> None:
-        if self.http is not None and self.tcp:
-            raise ValueError('choose one of http = "/path" and tcp = true')
-        if self.http is not None and not self.http.startswith("/"):
-            raise ValueError(f"http = {self.http!r} must be a path that starts with '/'")
+        if (self.http is not None) + (self.https is not None) + self.tcp > 1:
+            raise ValueError('choose one of http = "/path", https = "/path" and tcp = true')
+        for key, path in (("http", self.http), ("https", self.https)):
+            if path is not None and _TARGET.fullmatch(path) is None:
+                raise ValueError(
+                    f"{key} = {path!r} must be a path that starts with '/'; "
+                    "percent-encode spaces and letters beyond ASCII"
+                )
+        if self.path is None and (self.host or self.headers):
+            raise ValueError('host and headers need http = "/path" or https = "/path"')
+        if self.verify and self.https is None:
+            raise ValueError('verify needs https = "/path"')
+        if self.host and _HOST.fullmatch(self.host) is None:
+            raise ValueError(f'host = {self.host!r} must be a name like "shop.example.com"')
+        for name, value in self.headers.items():
+            if HEADER_NAME.fullmatch(name) is None or name.lower() in _PROBE_HEADERS:
+                raise ValueError(f"headers: {name!r} cannot be set; use `host` for Host")
+            if not (value.isascii() and value.isprintable()):
+                raise ValueError(f"headers: the value of {name} is not printable ASCII")
+
+    @property
+    def path(self) -> str | None:
+        """The path of an HTTP probe, None for a TCP probe."""
+        return self.http if self.https is None else self.https
 
 
 class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

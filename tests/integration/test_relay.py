@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -380,11 +379,3 @@ async def test_what_cannot_be_is_refused_before_anything_is_sent(bus: Connection
         Relay(bus, RelayConfig(url="http://127.0.0.1/", durable="a.b"))
     with pytest.raises(ConfigError, match="not a URL"):
         await Relay(bus, RelayConfig(url="127.0.0.1")).run()
-
-
-async def test_without_aiohttp_the_extra_is_named(
-    bus: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "aiohttp", None)
-    with pytest.raises(ConfigError, match=r"pip install 'box-bridge\[relay\]'"):
-        await Relay(bus, RelayConfig(url="http://127.0.0.1/")).run()

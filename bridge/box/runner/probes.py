@@ -11,13 +11,14 @@ import contextlib
 import ipaddress
 import math
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from collections.abc import Set as AbstractSet
-from typing import Any, Final
+from typing import Final
 
-import aiohttp
-
+from bridge.http_exchange import Channel, failure
 from bridge.settings import Probe
+from bridge.version import VERSION
 
 _LOOPBACKS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 _GOOD_BELOW: Final = 400
@@ -52,19 +53,13 @@ class Prober:
         self._host = _LOOPBACKS.get(address, address)
         self._numeric = _is_numeric(self._host)  # else its address must be resolved first
         self._sockets: dict[int, socket.socket] = {}
-        self._session: aiohttp.ClientSession | None = None
+        self._contexts: dict[bool, ssl.SSLContext] = {}
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, address: str) -> AsyncIterator[Prober]:
         """A Prober for instances that serve at `address`."""
-        prober = cls(address)
-        connector = aiohttp.TCPConnector(
-            force_close=True, limit=0, socket_factory=prober._socket, happy_eyeballs_delay=None
-        )
-        async with aiohttp.ClientSession(connector=connector) as session:
-            prober._session = session
-            yield prober
+        yield cls(address)
 
     @property
     def ports(self) -> AbstractSet[int]:
@@ -77,29 +72,53 @@ class Prober:
         }
 
     async def probe(self, probe: Probe, port: int) -> str | None:
-        """Why the probe of `port` fails, None if it passes. Takes `probe.timeout` at most."""
+        """None if the instance on `port` passes, else the reason. Takes `probe.timeout` at most,
+        and raises nothing for what an instance can do.
+        """
         try:
-            if probe.http is None:
+            if probe.path is None:
                 return await self._tcp(port, probe.timeout)
-            async with asyncio.timeout(probe.timeout):
-                return await self._http(probe.http, port)
+            return await self._http(probe, port)
         except TimeoutError:
             return f"no answer within {probe.timeout:g} s"
-        except (OSError, aiohttp.ClientError) as exc:
-            return f"{type(exc).__name__}: {exc}"
+        except Exception as exc:  # TLS and the resolver have many kinds
+            return failure(exc, self._authority(port))
 
-    async def _http(self, path: str, port: int) -> str | None:
-        assert self._session is not None, "use Prober.open"
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        url = f"http://{host}:{port}{path}"
-        async with self._session.get(url, allow_redirects=False) as response:
-            if response.status < _GOOD_BELOW:
-                return None
-            return f"HTTP {response.status} on {path}"
+    def _authority(self, port: int) -> str:
+        return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
+
+    async def _http(self, probe: Probe, port: int) -> str | None:
+        """Send one request; the status decides, and the rest of the response is not read."""
+        deadline = asyncio.get_running_loop().time() + probe.timeout
+        channel = await Channel.open(
+            self._host,
+            port,
+            deadline=deadline,
+            tls=None if probe.https is None else self._tls(verify=probe.verify),
+            server_name=probe.host.partition(":")[0],
+            make_socket=self._socket,
+        )
+        try:
+            response = await channel.send(
+                probe_request(probe, self._authority(port)), deadline=deadline
+            )
+        finally:
+            channel.close()
+        return None if response.status < _GOOD_BELOW else f"HTTP {response.status} on {probe.path}"
+
+    def _tls(self, *, verify: bool) -> ssl.SSLContext:
+        """A context, made once: it loads the system's authorities."""
+        if verify not in self._contexts:
+            context = ssl.create_default_context()
+            if not verify:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            self._contexts[verify] = context
+        return self._contexts[verify]
 
     async def _tcp(self, port: int, timeout: float) -> str | None:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        with self._socket((family, socket.SOCK_STREAM, 0, "", (self._host, port))) as probe:
+        with self._socket(family, socket.SOCK_STREAM, 0) as probe:
             # On one host this connects at once, without a timer: it takes a third of the time.
             if self._numeric and probe.connect_ex((self._host, port)) == 0:
                 return None
@@ -107,11 +126,25 @@ class Prober:
                 await asyncio.get_running_loop().sock_connect(probe, (self._host, port))
         return None
 
-    def _socket(self, info: Any) -> socket.socket:
+    def _socket(self, family: int, kind: int, protocol: int) -> socket.socket:
         """A socket whose local port is known before it connects."""
-        family, kind, protocol, _, _ = info
         probe = socket.socket(family, kind, protocol)
         probe.setblocking(False)
         probe.bind(("", 0))
         self._sockets[probe.getsockname()[1]] = probe
         return probe
+
+
+def probe_request(probe: Probe, authority: str) -> bytes:
+    """The bytes of an HTTP probe. The path is sent as it was given."""
+    headers = {
+        "Host": probe.host or authority,
+        "User-Agent": f"box-bridge/{VERSION}",
+        "Accept": "*/*",
+        "Connection": "close",
+    }
+    given = {name.lower() for name in probe.headers}
+    lines = [f"GET {probe.path} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in headers.items() if name.lower() not in given]
+    lines += [f"{name}: {value}" for name, value in probe.headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()

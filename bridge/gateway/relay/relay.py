@@ -129,7 +129,6 @@ class Relay:
             config.url,
             headers=config.headers,
             timeout=config.timeout,
-            connections=_AT_ONCE,
         ) as webhook:
             await ensure_dead_stream(self._connection)
             await self._settle()

@@ -6,29 +6,30 @@ of the headers that the user gave, a password or a query in the URL.
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import contextlib
 import enum
-import re
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+from typing import Final
+from urllib.parse import quote, unquote, urlsplit
 
 from msgspec import Struct
 
 from bridge.errors import ConfigError
-
-if TYPE_CHECKING:
-    import aiohttp
+from bridge.http_exchange import HEADER_NAME, BadResponse, Channel, Response, failure
+from bridge.version import VERSION
 
 _TRANSIENT_4XX: Final = (408, 425, 429)  # timeout, too early, too many: the request may be right
 _MOST_WAIT: Final = 3600.0  # seconds of a Retry-After that are heeded
-_READ: Final = 64 * 1024  # bytes of an answer that are read, so that its connection can be kept
-_START: Final = 4096  # bytes of it that are looked at
-_SAID: Final = 200  # letters of it that are told
+_START: Final = 4096  # bytes of a response's body that are looked at
+_SAID: Final = 200  # letters of it that are shown
+_IDLE: Final = 15.0  # seconds after which an unused connection is not used again
 
-_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
+_IN_TARGET: Final = "".join(map(chr, range(0x21, 0x7F)))  # what a request line can hold
 _OURS: Final = ("content-type", "content-length", "transfer-encoding", "host", "connection")
 
 
@@ -53,53 +54,85 @@ class WebhookResponse(Struct, frozen=True, kw_only=True):
 class Webhook:
     """Posts to one URL. Made by `Webhook.open`."""
 
-    def __init__(
-        self, session: aiohttp.ClientSession, url: str, headers: Mapping[str, str]
-    ) -> None:
-        self._session = session
-        self._url = url
-        self._secrets = sorted(filter(None, headers.values()), key=len, reverse=True)
+    def __init__(self, url: str, headers: Mapping[str, str], timeout: float) -> None:
+        parts = urlsplit(url)
+        self._host = parts.hostname or ""
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._port = parts.port or (443 if self._tls else 80)
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        self._where = f"{host}:{self._port}"
+        self._timeout = timeout
+        self._start = _request_start(url, headers)
+        hidden = {*headers.values(), parts.query, *_passwords(parts.netloc)} - {""}
+        self._secrets = sorted(hidden, key=len, reverse=True)
+        self._idle: list[tuple[Channel, float]] = []
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, url: str, *, headers: Mapping[str, str], timeout: float, connections: int
+        cls, url: str, *, headers: Mapping[str, str], timeout: float
     ) -> AsyncIterator[Webhook]:
         """Be able to post to `url` with these `headers`, `timeout` seconds for each request.
 
-        Raises ConfigError for a URL or header that cannot be, and where aiohttp is not installed.
+        Raises ConfigError for a URL or header that cannot be.
         """
         check(url, headers)
+        webhook = cls(url, headers, timeout)
         try:
-            import aiohttp
-        except ImportError as exc:
-            raise ConfigError("relay", "it needs aiohttp: pip install 'box-bridge[relay]'") from exc
-        async with aiohttp.ClientSession(
-            headers=dict(headers),
-            timeout=aiohttp.ClientTimeout(total=timeout),
-            connector=aiohttp.TCPConnector(limit=connections),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        ) as session:
-            yield cls(session, url, headers)
+            yield webhook
+        finally:
+            for channel, _ in webhook._idle:
+                channel.close()
 
     async def post(self, body: bytes, headers: Mapping[str, str]) -> WebhookResponse:
         """Post once. Never raises for what a receiver or the network can do."""
-        import aiohttp
-
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        length = f"Content-Length: {len(body)}\r\n\r\n"
         try:
-            async with self._session.post(
-                self._url, data=body, headers=headers, allow_redirects=False
-            ) as response:
-                said = ""
-                # Whatever becomes of the body, the receiver has spoken.
-                with contextlib.suppress(TimeoutError, aiohttp.ClientError):
-                    said = self._without_secrets(await _said(response))[:_SAID]
-                wait = retry_after(response.headers.get("Retry-After", ""), datetime.now(UTC))
-                return judge(response.status, said, wait)
+            response = await self._exchange(
+                self._start + lines.encode() + length.encode() + body,
+                asyncio.get_running_loop().time() + self._timeout,
+            )
+            said = self._without_secrets(_said(response))[:_SAID]
+            wait = retry_after(response.headers.get("retry-after", ""), datetime.now(UTC))
+            return judge(response.status, said, wait)
         except TimeoutError:
-            return WebhookResponse(verdict=Outcome.AGAIN, reason="no answer in time")
-        except (aiohttp.ClientError, OSError, ValueError) as exc:
-            return WebhookResponse(verdict=Outcome.AGAIN, reason=_told(exc))
+            return WebhookResponse(
+                verdict=Outcome.AGAIN, reason=f"no answer within {self._timeout:g} s"
+            )
+        except Exception as exc:  # TLS and the resolver have many kinds
+            reason = self._without_secrets(failure(exc, self._where))
+            return WebhookResponse(verdict=Outcome.AGAIN, reason=reason)
+
+    async def _exchange(self, request: bytes, deadline: float) -> Response:
+        """Send on an idle connection or on a new one. The receiver may have closed an idle one
+        meanwhile; the request is then sent once more.
+        """
+        loop = asyncio.get_running_loop()
+        while self._idle:
+            channel, since = self._idle.pop()
+            if not channel.reusable or loop.time() - since > _IDLE:
+                channel.close()
+                continue
+            try:
+                return await self._send(channel, request, deadline)
+            except (ConnectionError, BadResponse):
+                if not channel.silent:
+                    raise
+        channel = await Channel.open(self._host, self._port, deadline=deadline, tls=self._tls)
+        return await self._send(channel, request, deadline)
+
+    async def _send(self, channel: Channel, request: bytes, deadline: float) -> Response:
+        try:
+            response = await channel.send(request, deadline=deadline, body=_START)
+        except BaseException:
+            channel.close()
+            raise
+        if channel.reusable:
+            self._idle.append((channel, asyncio.get_running_loop().time()))
+        else:
+            channel.close()
+        return response
 
     def _without_secrets(self, said: str) -> str:
         """A receiver may repeat what it was sent."""
@@ -130,13 +163,13 @@ def retry_after(value: str, now: datetime) -> float | None:
     """
     value = value.strip()
     if value.isascii() and value.isdigit():
-        return min(float(value[:9]), _MOST_WAIT)
+        return min(float(value.lstrip("0")[:9] or 0), _MOST_WAIT)
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        return min(max((at - now).total_seconds(), 0.0), _MOST_WAIT)
+    except Exception:  # no date, or one that no clock can hold: the parser fails in many ways
         return None
-    at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return min(max((at - now).total_seconds(), 0.0), _MOST_WAIT)
 
 
 def check(url: str, headers: Mapping[str, str]) -> None:
@@ -144,14 +177,15 @@ def check(url: str, headers: Mapping[str, str]) -> None:
     try:
         parts = urlsplit(url)
         right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
+        _ascii_host(parts.netloc.rpartition("@")[2])
+    except ValueError:  # UnicodeError is one
         right = False
     if not right or not url.isprintable() or " " in url:
         raise ConfigError("--to", "that is not a URL such as https://example.com/events")
     if "@" in urlsplit(url).netloc and "authorization" in map(str.lower, headers):
         raise ConfigError("--to", "it has a user already: leave out the Authorization header")
     for name, value in headers.items():
-        if _TOKEN.fullmatch(name) is None:
+        if HEADER_NAME.fullmatch(name) is None:
             raise ConfigError("--header", f"{name!r} is not a header's name")
         if name.lower().startswith("ce-") or name.lower() in _OURS:
             raise ConfigError("--header", f"{name} is what the relay says itself")
@@ -165,19 +199,44 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-async def _said(response: aiohttp.ClientResponse) -> str:
-    """The start of the body. Read to its end, where that is near, so that the connection lasts."""
-    start = await response.content.read(_START)
-    rest = 0
-    while rest < _READ and (more := await response.content.read(_READ)):
-        rest += len(more)
-    text = start.decode(errors="replace")
+def _request_start(url: str, headers: Mapping[str, str]) -> bytes:
+    """The request line and the headers that each request has. The target is sent as it was given;
+    only letters that cannot stand in a URL are encoded.
+    """
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    after = url.partition("//")[2].partition("#")[0].removeprefix(parts.netloc)
+    target = after if after.startswith("/") else f"/{after}"
+    lines = [f"POST {quote(target, safe=_IN_TARGET)} HTTP/1.1", f"Host: {_ascii_host(host)}"]
+    defaults = {"User-Agent": f"box-bridge/{VERSION}", "Accept-Encoding": "identity"}
+    if at:
+        defaults["Authorization"] = f"Basic {_basic(user)}"
+    given = {name.lower() for name in headers}
+    both = {name: value for name, value in defaults.items() if name.lower() not in given}
+    lines += [f"{name}: {value}" for name, value in (both | dict(headers)).items()]
+    return ("\r\n".join(lines) + "\r\n").encode()
+
+
+def _basic(user: str) -> str:
+    """The token of HTTP Basic for ``user:password`` as a URL has it."""
+    name, _, password = user.partition(":")
+    return base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+
+
+def _passwords(netloc: str) -> set[str]:
+    """The password in a URL, in each form that a receiver may repeat."""
+    user, at, _ = netloc.rpartition("@")
+    password = user.partition(":")[2]
+    return {password, unquote(password), _basic(user)} if at else set()
+
+
+def _ascii_host(host: str) -> str:
+    return host if host.isascii() else host.encode("idna").decode()
+
+
+def _said(response: Response) -> str:
+    """The start of the body as one line; nothing of a body that is compressed."""
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        return ""
+    text = response.body.decode(errors="replace")
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def _told(exc: Exception) -> str:
-    """What went wrong, in words that hold no URL and no header."""
-    cause = exc.os_error if hasattr(exc, "os_error") else exc
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror.lower()
-    return type(exc).__name__

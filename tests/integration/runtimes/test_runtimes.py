@@ -212,7 +212,7 @@ async def test_requests_in_flight_are_counted_but_for_the_boxes_probes(bench: Be
 
         await eventually(none)
         where = ("127.0.0.1", handle.port)
-        with prober._socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", where)) as probe:
+        with prober._socket(socket.AF_INET, socket.SOCK_STREAM, 0) as probe:
             await asyncio.get_running_loop().sock_connect(probe, where)
             _, writer = await asyncio.open_connection(*where)
             await eventually(one)
