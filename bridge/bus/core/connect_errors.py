@@ -10,14 +10,17 @@ import ssl
 def describe(exc: Exception) -> str:
     """A short message for `exc`, without nats-py's prefix."""
     if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"the server's certificate is refused: {exc.verify_message}"
+        return f"the server's certificate is refused: {getattr(exc, 'verify_message', exc)}"
     if (
         isinstance(exc, OSError)
         and exc.errno
         and not isinstance(exc, (socket.gaierror, ssl.SSLError))
     ):
         return os.strerror(exc.errno).lower()
-    return str(exc).removeprefix("nats: ") or type(exc).__name__
+    try:
+        return str(exc).removeprefix("nats: ") or type(exc).__name__
+    except (AttributeError, TypeError):  # some of nats-py's errors lack what their text needs
+        return type(exc).__name__
 
 
 def is_refusal(exc: Exception) -> bool:

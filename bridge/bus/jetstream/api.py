@@ -18,6 +18,7 @@ import nats.js.errors
 from nats.aio.client import ServerVersion
 from nats.js import JetStreamContext
 
+from bridge.bus.core.connect_errors import describe
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.errors import (
@@ -75,12 +76,13 @@ def bus_error(what: str, exc: Exception) -> BusError:
     NoReply: the outcome is unknown. StoreRefused: JetStream refused, nothing was stored.
     """
     if isinstance(exc, nats.js.errors.APIError):
-        return StoreRefused(what, exc.err_code or 0, exc.description or str(exc))
+        code: int | None = getattr(exc, "err_code", None)  # not every subclass sets it
+        return StoreRefused(what, code or 0, getattr(exc, "description", None) or describe(exc))
     if isinstance(exc, TimeoutError):  # nats-py's are, too
         return NoReply(what, _TIMEOUT)
     if isinstance(exc, _UNREADABLE):
         return BusError(f"{what}: JetStream's answer cannot be read: {exc!r}")
-    return BusError(f"{what}: {str(exc) or type(exc).__name__}")
+    return BusError(f"{what}: {describe(exc)}")
 
 
 class RequestAdapter:
