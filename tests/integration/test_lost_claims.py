@@ -108,7 +108,7 @@ async def test_an_instance_that_ended_is_remembered_while_its_record_says_that_i
         assert not fleet.state.lives
 
 
-async def test_an_older_record_at_the_same_revision_is_not_as_it_wis_as_written(
+async def test_an_older_record_at_the_same_revision_is_not_as_it_was_written(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection, watching(connection, 10) as fleet:

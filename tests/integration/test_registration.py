@@ -83,8 +83,8 @@ async def test_what_happens_while_the_slot_is_written_is_told_in_order(
             await told.wait()  # the instance is Ready, and wants to be registered
         return await update(self, key, value, revision)
 
-    def register_and_say(self: InstancePublication, registration: InstanceRegistration) -> None:
-        register(self, registration)
+    def register_and_say(self: InstancePublication, metadata: dict[str, str]) -> None:
+        register(self, metadata)
         told.set()
 
     monkeypatch.setattr(KeyValueView, "update", update_late)

@@ -28,13 +28,7 @@ from bridge.box.state.lifecycle import Life
 from bridge.box.state.records import SlotRecord
 from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import InstanceError, PortTaken
-from bridge.protocol import (
-    InstanceDeregistration,
-    InstanceEvent,
-    InstanceHealth,
-    InstanceRegistration,
-    InstanceState,
-)
+from bridge.protocol import InstanceEvent, InstanceHealth, InstanceState
 from bridge.tasks import run_unless, task_scope
 from bridge.validation import HEALTHY_KEY, endpoint_of
 
@@ -159,11 +153,10 @@ class Instance:
             self._step(_S.STOPPING, self._reason)
             self._step(_S.STOPPED)
             return
-        assert self._handle is not None
         if self.state is _S.CREATING:
             self._step(_S.BOOTING)
         if self.state is _S.BOOTING and await self._boot():
-            self._become_ready()
+            self._publish(lifecycle.step(self._with_endpoint(), _S.READY, self._now()))
         if self.state in lifecycle.SERVING:
             await self._serve()
             self.publication.set_leaving(self._reason)
@@ -176,7 +169,7 @@ class Instance:
             if not drained:
                 self._withdraw(self._reason)  # it may have registered itself before it was Ready
         await self.publication.wait_written()
-        end = await self._context.runtime.stop(self._handle, self._config.stop_grace)
+        end = await self._context.runtime.stop(self._created, self._config.stop_grace)
         self._step(_S.STOPPED, _stop_message(end, self._config.stop_grace))
 
     async def _create(self) -> bool:
@@ -187,20 +180,19 @@ class Instance:
 
     async def _boot(self) -> bool:
         """Whether it became ready; False if `leave` came first."""
-        runtime, spec = self._context.runtime, self._spec
-        assert self._handle is not None
+        runtime, handle = self._context.runtime, self._created
         deadline = asyncio.get_running_loop().time() + self._config.start_timeout
         await self.publication.wait_written()
         for _ in range(_PORT_TRIES):
             if not self._adopted:
-                await runtime.start(self._handle, self.publication.record_process)
+                await runtime.start(handle, self.publication.record_process)
             self._adopted = False
             try:
                 ready = await self._wait_ready(deadline)
             except PortTaken as exc:
-                if spec.port:
+                if self._spec.port:
                     raise
-                await runtime.stop(self._handle, 0)
+                await runtime.stop(handle, 0)
                 self._note(f"{exc}; trying another port")
             else:
                 if ready is not None:
@@ -212,8 +204,7 @@ class Instance:
 
         None if it must be started again, because its Box was killed in the middle of the start.
         """
-        runtime, handle = self._context.runtime, self._handle
-        assert handle is not None
+        runtime, handle = self._context.runtime, self._created
         loop = asyncio.get_running_loop()
         pause, listening = _FIRST_PROBE, False
         problem: str | None = "nothing listens on its port"
@@ -236,13 +227,15 @@ class Instance:
                 raise InstanceError(f"not ready within {limit:g} s: {problem}")
             pause = min(pause * 1.5, _SLOWEST_PROBE)
 
-    def _become_ready(self) -> None:
-        self._publish(lifecycle.step(self._with_endpoint(), _S.READY, self._now()))
+    @property
+    def _created(self) -> Handle:
+        """The runtime's handle, for states after Creating."""
+        assert self._handle is not None
+        return self._handle
 
     def _with_endpoint(self) -> Life:
-        assert self._handle is not None
-        at = endpoint_of(self._context.address, self._handle.port)
-        return lifecycle.serve_at(self.life, at)
+        endpoint = endpoint_of(self._context.address, self._created.port)
+        return lifecycle.serve_at(self.life, endpoint)
 
     async def _serve(self) -> None:
         """Return once `leave` is called. Raises InstanceError when the instance ends by itself."""
@@ -256,11 +249,10 @@ class Instance:
             raise InstanceError(self._describe(end))
 
     async def _check_health(self) -> None:
-        assert self._handle is not None
         loop, probe, failures = asyncio.get_running_loop(), self._config.probe, 0
         while True:
             await asyncio.sleep(until_next(loop.time(), probe.interval))
-            problem = await self._context.prober.probe(probe, self._handle.port)
+            problem = await self._context.prober.probe(probe, self._created.port)
             failures = failures + 1 if problem else 0
             if failures in (0, probe.failures):
                 self._passes, self._why = not failures, problem or _PASSES
@@ -273,8 +265,8 @@ class Instance:
         healthy, why = self._passes, self._why
         if report := self._context.reports.of(self.id):
             healthy, why = report.health.healthy, "the instance reports it"
-        if judged := lifecycle.judge(self.life, healthy, self._now(), why):
-            self._publish(judged)
+        if change := lifecycle.judge(self.life, healthy, self._now(), why):
+            self._publish(change)
             self._register()
 
     async def _drain(self) -> None:
@@ -282,7 +274,6 @@ class Instance:
 
         Requests have `drain_timeout` seconds.
         """
-        assert self._handle is not None
         self._withdraw(self.publication.entry.leaving)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PUBLISH_TIMEOUT):
@@ -303,8 +294,7 @@ class Instance:
         A report of zero requests counts only if it was made after `since`, when gateways had
         stopped routing: an earlier one may have come before the last request.
         """
-        assert self._handle is not None
-        connections = (await self._context.inflight.counts())[self._handle.port]
+        connections = (await self._context.inflight.counts())[self._created.port]
         report = self._context.reports.of(self.id)
         if report is None:
             return connections > 0
@@ -312,10 +302,9 @@ class Instance:
 
     async def _ended_within(self, seconds: float) -> bool:
         """Whether the instance ended by itself in time. Raises InstanceError if it failed."""
-        assert self._handle is not None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                end = await self._context.runtime.watch(self._handle)
+                end = await self._context.runtime.watch(self._created)
                 if end != Exit():
                     raise InstanceError(self._describe(end))
                 return True
@@ -323,9 +312,8 @@ class Instance:
 
     async def _until_exit_or_leave(self, timeout: float | None) -> Exit | None:
         """How the instance ended; None if `leave` was called or `timeout` seconds passed first."""
-        assert self._handle is not None
         async with task_scope() as tasks:
-            exiting = tasks.create_task(self._context.runtime.watch(self._handle))
+            exiting = tasks.create_task(self._context.runtime.watch(self._created))
             leaving = tasks.create_task(self._leave.wait())
             await asyncio.wait(
                 (exiting, leaving), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
@@ -366,37 +354,17 @@ class Instance:
         self._context.on_change(life.info)
 
     def _register(self) -> None:
-        if self._registers_itself:
-            return
-        info = self.life.info
-        assert info.endpoint is not None
-        metadata = dict(self._config.metadata)
-        if not info.health.healthy:
-            metadata[HEALTHY_KEY] = "false"
-        self.publication.register(
-            InstanceRegistration(
-                instance_id=info.id,
-                service=info.service,
-                endpoint=info.endpoint,
-                metadata=metadata,
-                started_at=info.created_at,
-            )
-        )
+        if not self._registers_itself:
+            health = {} if self.life.info.health.healthy else {HEALTHY_KEY: "false"}
+            self.publication.register(self._config.metadata | health)
 
     def _withdraw(self, reason: str) -> None:
         """Make gateways stop routing to it, if they may know it."""
-        if not (self.publication.entry.registered or self._registers_itself):
-            return
-        info = self.life.info
-        self.publication.register(
-            InstanceDeregistration(
-                instance_id=info.id, service=info.service, reason=reason[: lifecycle.MAX_MESSAGE]
-            )
-        )
+        if self.publication.entry.registered or self._registers_itself:
+            self.publication.withdraw(reason)
 
     def _describe(self, end: Exit) -> str:
-        assert self._handle is not None
-        last = self._context.runtime.last_line(self._handle)
+        last = self._context.runtime.last_line(self._created)
         return f"{end}: {last}" if last else str(end)
 
 

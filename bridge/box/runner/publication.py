@@ -21,7 +21,7 @@ from bridge.box.journal.entry import JournalEntry
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.outbox import Outbox
 from bridge.box.runtimes.process_identity import ProcessIdentity
-from bridge.box.state.lifecycle import ENDED, Life
+from bridge.box.state.lifecycle import ENDED, MAX_MESSAGE, Life
 from bridge.box.state.records import HostIdentity, SlotRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream.kv_view import KeyValueView, Record
@@ -123,8 +123,30 @@ class InstancePublication:
         """Return when every update so far is on this host's disk."""
         await self._context.journal.wait_written()
 
-    def register(self, registration: InstanceRegistration | InstanceDeregistration) -> None:
-        """Send this to gateways once every update so far is stored."""
+    def register(self, metadata: dict[str, str]) -> None:
+        """Register the instance with gateways once every update so far is stored."""
+        info = self.life.info
+        assert info.endpoint is not None
+        self._set_registration(
+            InstanceRegistration(
+                instance_id=info.id,
+                service=info.service,
+                endpoint=info.endpoint,
+                metadata=metadata,
+                started_at=info.created_at,
+            )
+        )
+
+    def withdraw(self, reason: str) -> None:
+        """Make gateways stop routing to the instance once every update so far is stored."""
+        info, reason = self.life.info, reason[:MAX_MESSAGE]
+        self._set_registration(
+            InstanceDeregistration(instance_id=info.id, service=info.service, reason=reason)
+        )
+
+    def _set_registration(
+        self, registration: InstanceRegistration | InstanceDeregistration
+    ) -> None:
         self.entry = replace(self.entry, registered=True)
         self._registration = registration
         self._context.journal.put(self.entry)
