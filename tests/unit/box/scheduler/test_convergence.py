@@ -157,7 +157,20 @@ class Rounds:
         raise AssertionError(f"not settled after {bound} rounds: {self.services} {self.slots}")
 
     def to_replace(self) -> int:
-        return sum(len(outdated(service, self.state)) for service in self.services)
+        """How many instances are replaced at most: those that are outdated, and those that are made
+        again on a host that is being drained, as no other has room yet, and then leave it.
+        """
+        state = self.state
+        draining = set(state.draining())
+        return sum(
+            len(outdated(service, state))
+            + sum(
+                claim.info.state in ENDED and claim.host in draining
+                for number, claim in self.slots.get(service, {}).items()
+                if number in record.slots
+            )
+            for service, record in self.services.items()
+        )
 
     def wanted(self) -> Iterator[tuple[str, int, SlotRecord]]:
         """The slots that nothing is wrong with, and their claims."""
