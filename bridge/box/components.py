@@ -187,7 +187,10 @@ def _runner(resources: Resources, fleet: FleetComponents) -> RunnerComponents:
     config, connection, view = resources.config, resources.connection, fleet.view
     timing, runtime, prober = config.timing, resources.runtime, resources.prober
     self_reports = SelfReports(
-        connection.metrics, view.state.lives, view.state.loads, FRESH_SAMPLES * timing.sample
+        connection.metrics,
+        view.state.own_instances,
+        view.state.loads,
+        FRESH_SAMPLES * timing.sample,
     )
     context = InstanceContext(
         runtime=runtime,

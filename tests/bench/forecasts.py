@@ -28,7 +28,6 @@ from bridge.box.state.records import (
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.state.slot_index import SlotIndex
 from bridge.protocol import InstanceInfo, InstanceState, ScaleRequest, now
 
 _A_HOST: Final = 100  # instances of the service, on average
@@ -67,19 +66,12 @@ def fleet_of(size: int) -> FleetState:
             demand=_DEMAND,
         )
     used = Counter(claim.host for claim in claims.values())
-    services, slots, dead = {"web": record}, {"web": claims}, frozenset[str]()
-    census = SlotIndex(services, slots, hosts, dead)
-    census.service_changed("web")
-    for slot, claim in claims.items():
-        census.slot_changed("web", slot, None, claim)
     return FleetState(
         hosts=hosts,
-        services=services,
-        slots=slots,
-        dead=dead,
+        services={"web": record},
+        slots={"web": claims},
         used=used,
         reserved={name: Demand().plus(_DEMAND, count) for name, count in used.items()},
-        slot_index=census,
     )
 
 

@@ -105,7 +105,7 @@ async def test_an_instance_that_ended_is_remembered_while_its_record_says_that_i
         assert fleet.state.latest(record) == ended.info
         revision = fleet.slots.revision("web.0")
         await fleet.slots.update("web.0", claim("box-b", "web-2"), revision)
-        assert not fleet.state.lives
+        assert not fleet.state.own_instances
 
 
 async def test_an_older_record_at_the_same_revision_is_not_as_it_was_written(

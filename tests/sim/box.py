@@ -155,7 +155,7 @@ class BoxLife(FleetListener):
         if claim is not None:
             if not self.me.holds(claim):
                 self.leave(held, f"slot taken by {claim.host}")
-        elif self.fleet.state.is_to_be_held(service, slot):
+        elif self.fleet.state.may_be_held(service, slot):
             held.reassert(self)
 
     def on_loss(self) -> None:

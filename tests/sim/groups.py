@@ -134,7 +134,9 @@ class Group(FleetListener):
         state = self.view.fleet.state
         tally = state.service_slots(service)
         outside = tally.outside
-        found = {host for (host, _), held in tally.held.items() if not outside.isdisjoint(held)}
+        found = {
+            host for (host, _), held in tally.by_holder.items() if not outside.isdisjoint(held)
+        }
         if found:
             found.add(min(state.hosts, default=""))
         if rollout.is_open(service, state):

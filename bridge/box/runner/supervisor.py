@@ -131,7 +131,7 @@ class Supervisor(FleetListener):
         if claim is not None:
             if not self._me.holds(claim):
                 local.instance.leave(f"slot taken by {claim.host}")
-        elif self._fleet.state.is_to_be_held(service, slot):
+        elif self._fleet.state.may_be_held(service, slot):
             local.instance.publication.reassert()
 
     async def close(self, reason: str) -> None:

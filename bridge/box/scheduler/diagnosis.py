@@ -160,7 +160,7 @@ def _dead(service: str, fleet: FleetState) -> dict[str, set[int]]:
     may be taken over yet.
     """
     tally, found = fleet.service_slots(service), dict[str, set[int]]()
-    for (name, host_id), slots in tally.held.items():
+    for (name, host_id), slots in tally.by_holder.items():
         if is_alive(name, host_id, fleet) or not (wanted := slots & tally.wanted):
             continue
         told = f"an earlier {name}" if name in fleet.hosts else name

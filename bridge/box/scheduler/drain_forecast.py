@@ -72,16 +72,13 @@ class DrainForecast:
         """The slots that are to be placed: those that are nowhere, a dead host's among them, and
         those that leave, but for as many as have a replacement already.
         """
-        fleet, tally, record = (
-            self._fleet,
-            self._fleet.service_slots(service),
-            self._fleet.services[service],
-        )
-        orphans, leaving = fleet.orphans(service), set[int]()
-        for (host, _), slots in tally.held.items() if self._draining & tally.hosts.keys() else ():
-            if host in self._draining and (there := slots & tally.wanted):
-                self._leaving[host][service] += len(there)
-                leaving |= there - orphans
+        fleet, record = self._fleet, self._fleet.services[service]
+        slots, orphans = fleet.service_slots(service), fleet.orphans(service)
+        leaving = set[int]()
+        for host in self._draining & slots.hosts.keys():
+            if members := slots.on(host) & slots.wanted:
+                self._leaving[host][service] += len(members)
+                leaving |= members - orphans
         replaced = max(0, len(record.slots) - record.target)
         return sorted(fleet.vacant(service)), sorted(leaving)[replaced:]
 

@@ -110,7 +110,7 @@ def plan(
 def _own(service: str, fleet: FleetState, me: HostIdentity) -> list[int]:
     """The slots of the set that `me` holds, in order."""
     tally = fleet.service_slots(service)
-    return sorted(tally.held.get((me.host, me.host_id), set()) & tally.wanted)
+    return sorted(tally.by_holder.get((me.host, me.host_id), set()) & tally.wanted)
 
 
 def _again(
@@ -239,7 +239,7 @@ def _unwanted(
                 actions.append(Drain(slot=slot, reason=f"slot taken by {claim.host}"))
         elif slot not in tally.wanted and not (mine.ended or mine.leaving):
             actions.append(Drain(slot=slot, reason=_why_gone(record, fleet, claim, me)))
-    for slot in sorted(tally.outside & tally.held.get((me.host, me.host_id), set())):
+    for slot in sorted(tally.outside & tally.by_holder.get((me.host, me.host_id), set())):
         there = local.get(slot)
         if there is None or (there.ended and there.settled):
             actions.append(Release(slot=slot))

@@ -140,9 +140,7 @@ def _stuck(fleet: FleetState, held: Iterable[str]) -> dict[str, str]:
 
 def service_names(fleet: FleetState) -> list[str]:
     """The services of which there is a record, that hold slots, or that a live host offers."""
-    offered = fleet.offers
-    if offered is None:
-        offered = {name: {} for host in fleet.hosts.values() for name in host.services}
+    offered = fleet.slot_index.offers
     held = (name for name, claims in fleet.slots.items() if claims)
     return sorted({*fleet.services, *fleet.unreadable_services, *held, *offered})
 
@@ -248,8 +246,10 @@ def plan(asked: AdmissionRequest, admission: Admission, fleet: FleetState) -> Pl
     after, response = admission.record or before, admission.response
     board = Placement(service, fleet, after, HostRoom(fleet))
     off = {item.host: item for item in diagnosis.kept_off(after, asked.at)}
-    told = replace(fleet, services={**fleet.services, service: after}, slot_index=None)
-    moving = set(rollout.outdated(service, told))
+    services = {**fleet.services, service: after}
+    index = fleet.slot_index.with_services(services, service)
+    planned = replace(fleet, services=services, slot_index=index)
+    moving = set(rollout.outdated(service, planned))
     return PlanResponse(
         service=service,
         replicas=asked.request.replicas,
@@ -264,7 +264,7 @@ def plan(asked: AdmissionRequest, admission: Admission, fleet: FleetState) -> Pl
                 {*fleet.hosts, *fleet.unreadable_hosts, *fleet.service_slots(service).hosts}
             )
         ],
-        stuck=_why_stuck(service, told, moving, asked) if moving else "",
+        stuck=_why_stuck(service, planned, moving, asked) if moving else "",
     )
 
 

@@ -53,7 +53,6 @@ class FleetIndex:
     def __init__(self) -> None:
         self._services: dict[str, ServiceRecord] = {}
         self._hosts: dict[str, HostRecord] = {}
-        self._offers: dict[str, dict[str, HostRecord]] = {}
         self._slots: dict[str, dict[int, SlotRecord]] = {}
         self._unreadable: dict[str, set[int]] = {}
         self._unreadable_services: set[str] = set()
@@ -72,7 +71,6 @@ class FleetIndex:
         self.state = FleetState(
             services=self._services,
             hosts=self._hosts,
-            offers=self._offers,
             slots=self._slots,
             unreadable=self._unreadable,
             unreadable_services=self._unreadable_services,
@@ -83,7 +81,7 @@ class FleetIndex:
             used=self._used,
             reserved=self._reserved,
             loads=self._loads,
-            lives=self._own_instances,
+            own_instances=self._own_instances,
             slot_index=self._slot_index,
             capacity_cache=self._capacity_cache,
         )
@@ -177,22 +175,16 @@ class FleetIndex:
         """The live host's record is `record` now; None if it is not live, or `unreadable`."""
         _mark(self._unreadable_hosts, name, unreadable)
         before = self._hosts.pop(name, None)
-        for service in before.services if before and not before.closing else ():
-            del self._offers[service][name]
-            if not self._offers[service]:
-                del self._offers[service]
         if record is not None:
             self._hosts[name] = record
-            for service in record.services if not record.closing else ():
-                self._offers.setdefault(service, {})[name] = record
         self._capacity_cache.hosts_changed()
-        self._slot_index.hosts_changed([name])
+        self._slot_index.host_changed(name, before, record)
 
     def set_dead(self, hosts: AbstractSet[str]) -> bool:
         """Exactly these hosts are dead; whether that is a change."""
         changed = hosts ^ self._dead
         self._dead.symmetric_difference_update(changed)
-        self._slot_index.hosts_changed(changed)
+        self._slot_index.deaths_changed(changed)
         return bool(changed)
 
     def set_order(self, host: str, order: HostOrder | None) -> None:

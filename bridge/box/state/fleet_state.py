@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from typing import Final
 
 from msgspec import Struct, field
-from msgspec.structs import replace
+from msgspec.structs import force_setattr, replace
 
 from bridge.box.state.capacity_cache import NO_CACHE, CapacityCache
 from bridge.box.state.records import (
@@ -21,27 +21,27 @@ from bridge.box.state.records import (
 from bridge.box.state.slot_index import ServiceSlots, SlotIndex, is_gone
 from bridge.protocol import InstanceHealth, InstanceInfo
 
+_NO_INDEX: Final = SlotIndex({}, {}, {}, frozenset())
+
 
 class FleetState(Struct, frozen=True, kw_only=True):
-    """All that a decision may look at. The mappings are read, never written, by deciders.
+    """All facts that a decision may use. Decisions read the mappings and never write to them.
 
-    `hosts` are the live ones, `offers` those of them that are not about to leave, by the services
-    that they list; None means that nobody has sorted them. `slots` has the claimed slots of each
-    service, in its set or not; `unreadable` those whose record cannot be read,
-    `unreadable_services` the services of which that is so: neither is there, but nor is it free.
-    `unreadable_hosts` live, as their leases say, but not for what others may place on them.
-    `lost` names the host that held a slot whose record the store has lost: it is that host's to
-    claim again, and counts as held until then. `dead` are the hosts whose slots may be taken over,
-    `orders` what operators have ordered, by host. `used` counts the slots that a host holds,
-    `reserved` sums what their instances are to have. `loads` are the newest health reports of all
-    hosts, `lives` this host's own instances as they are, a moment ahead of their records; both by
-    instance id. `slot_index` has the slots sorted; without one each query sorts them again.
-    `capacity_cache` keeps the capacity of hosts for services until something changes it.
+    - `services`: the records of the services; `unreadable_services` have one that cannot be read.
+    - `hosts`: the live hosts; `unreadable_hosts` are live too, but nothing is placed on them;
+      `dead` are those whose slots may be taken over; `orders` are those of operators, by host.
+    - `slots`: the claimed slots of each service, whether or not they are in its set; `unreadable`
+      are slots whose record cannot be read: they are neither claimed nor free.
+    - `lost`: the host of each slot whose record the store has lost. The host may claim the slot
+      again, and the slot counts as held until then.
+    - `used`: how many slots each host has; `reserved`: the sum of what their instances demand.
+    - `loads`: the newest health reports of all hosts; `own_instances`: this host's own instances, a
+      moment ahead of their records; both by instance id.
+    - `slot_index`: the slots and offers, sorted; `capacity_cache`: the cached capacity of hosts.
     """
 
     services: Mapping[str, ServiceRecord] = field(default_factory=dict)
     hosts: Mapping[str, HostRecord] = field(default_factory=dict)
-    offers: Mapping[str, Mapping[str, HostRecord]] | None = None
     slots: Mapping[str, Mapping[int, SlotRecord]] = field(default_factory=dict)
     unreadable: Mapping[str, AbstractSet[int]] = field(default_factory=dict)
     unreadable_services: AbstractSet[str] = frozenset()
@@ -52,9 +52,15 @@ class FleetState(Struct, frozen=True, kw_only=True):
     used: Mapping[str, int] = field(default_factory=dict)
     reserved: Mapping[str, Demand] = field(default_factory=dict)
     loads: Mapping[str, InstanceHealth] = field(default_factory=dict)
-    lives: Mapping[str, InstanceInfo] = field(default_factory=dict)
-    slot_index: SlotIndex | None = None
+    own_instances: Mapping[str, InstanceInfo] = field(default_factory=dict)
+    slot_index: SlotIndex = _NO_INDEX
     capacity_cache: CapacityCache = NO_CACHE
+
+    def __post_init__(self) -> None:
+        """Make an index where the one given does not index these very mappings."""
+        mappings = self.services, self.slots, self.hosts, self.dead
+        if not self.slot_index.is_of(*mappings):
+            force_setattr(self, "slot_index", SlotIndex(*mappings))
 
     def slots_of(self, service: str) -> Mapping[int, SlotRecord]:
         """The claimed slots of `service`."""
@@ -62,9 +68,7 @@ class FleetState(Struct, frozen=True, kw_only=True):
 
     def service_slots(self, service: str) -> ServiceSlots:
         """The slots of `service`, sorted; to be read before anything changes."""
-        if self.slot_index is not None:
-            return self.slot_index.services.get(service) or ServiceSlots()
-        return ServiceSlots.of(self.services.get(service), self.slots_of(service))
+        return self.slot_index.services.get(service) or ServiceSlots()
 
     def is_listed(self, service: str) -> bool:
         """Whether a live host lists `service`."""
@@ -73,71 +77,51 @@ class FleetState(Struct, frozen=True, kw_only=True):
         )
 
     def offering(self, service: str, *, on_request: bool = False) -> Mapping[str, HostRecord]:
-        """The live hosts that list `service` and are not about to leave; of one that a request has
-        made, those as well that admit images.
+        """The live hosts that list `service` and are not about to leave. With `on_request` also
+        those that admit images.
         """
-        hosts = self._offering(service)
+        hosts = self.slot_index.offers.get(service, {})
         if not on_request:
             return hosts
         admitting = {n: host for n, host in self.hosts.items() if host.images and not host.closing}
         return {**hosts, **admitting}
 
-    def _offering(self, service: str) -> Mapping[str, HostRecord]:
-        if self.offers is not None:
-            return self.offers.get(service, {})
-        return {
-            name: host
-            for name, host in self.hosts.items()
-            if service in host.services and not host.closing
-        }
-
     def is_orphan(self, record: SlotRecord) -> bool:
-        """Whether who holds the slot is dead: its host, or that host's earlier self, whose data
-        directory is gone.
+        """Whether the holder of the slot is dead: its host, or an earlier host of that name, whose
+        data directory is gone.
         """
         return is_gone(record.host, record.host_id, self.hosts, self.dead)
 
     def orphans(self, service: str) -> set[int]:
         """The claimed slots of `service` whose holders are dead."""
-        held = self.service_slots(service).held
-        if self.slot_index is not None:
-            gone = self.slot_index.dead_holders & held.keys()
-        else:
-            gone = {holder for holder in held if is_gone(*holder, self.hosts, self.dead)}
-        return set[int]().union(*(held[holder] for holder in gone))
+        by_holder = self.service_slots(service).by_holder
+        dead = self.slot_index.dead_holders & by_holder.keys()
+        return set[int]().union(*(by_holder[holder] for holder in dead))
 
-    def is_to_be_held(self, service: str, slot: int) -> bool:
-        """Whether who lives in the slot is to claim it: it is in the set, or the store has lost its
-        claim, and maybe the set as well.
+    def may_be_held(self, service: str, slot: int) -> bool:
+        """Whether the host of the instance in the slot should claim it: the slot is in the set, or
+        the store has lost its claim, and maybe the set as well.
         """
         return slot in self.service_slots(service).wanted or slot in self.lost.get(service, {})
 
     def vacant(self, service: str) -> set[int]:
-        """The slots of the set that somebody should claim: free ones, and those of the dead."""
-        tally = self.service_slots(service)
-        free = tally.free | (self.orphans(service) & tally.wanted)
+        """The slots of the set that a host should claim: the free ones, and those of dead hosts."""
+        slots = self.service_slots(service)
+        free = slots.free | (self.orphans(service) & slots.wanted)
         return free - self.unreadable.get(service, frozenset())
 
     def slot_counts(self, host: str) -> Mapping[str, int]:
-        """How many slots of which services `host` holds, or a dead one of its name."""
-        if self.slot_index is not None:
-            return self.slot_index.slot_counts.get(host, {})
-        claims = (
-            service
-            for service, found in self.slots.items()
-            for claim in found.values()
-            if claim.host == host
-        )
-        return Counter(claims)
+        """How many slots of which services `host` has, or a dead host of that name."""
+        return self.slot_index.slot_counts.get(host, {})
 
     def draining(self) -> list[str]:
         """The hosts that are being drained."""
         return [name for name, order in self.orders.items() if order.draining]
 
     def latest(self, record: SlotRecord) -> InstanceInfo:
-        """The instance of a slot as it is now, as far as anybody here knows."""
+        """The instance of a slot in its newest known state."""
         info = record.info
-        if (own := self.lives.get(info.id)) is not None:
+        if (own := self.own_instances.get(info.id)) is not None:
             return own
         load = self.loads.get(info.id)
         if load is None:
@@ -145,7 +129,7 @@ class FleetState(Struct, frozen=True, kw_only=True):
         return replace(info, health=replace(load, healthy=info.health.healthy))
 
     def free_slots(self, service: str, count: int, *, beside: AbstractSet[int]) -> list[int]:
-        """The `count` lowest slots that are in no set, claimed by nobody and not `beside`."""
+        """The `count` lowest slots that are neither claimed nor in `beside`."""
         taken = beside | self.slots_of(service).keys() | self.unreadable.get(service, frozenset())
         numbers = (number for number in itertools.count() if number not in taken)
         return list(itertools.islice(numbers, count))

@@ -1,13 +1,13 @@
-"""What there is of each service, sorted as deciders ask for it: free slots, those outside the set,
-by host, by config. Pure.
+"""The slots and offers of a fleet, sorted for decisions: free slots, slots outside the set, by
+holder, by config. Pure.
 
-A fleet is large and a change is small. Each change is sorted in once, so that what a Box does about
-it grows with what changed, not with what is there. `ServiceSlots.of` says the same from records
-alone.
+A fleet is large and a change is small. Each change is sorted in once, so that the work of a Box
+grows with what changed and not with the size of the fleet.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
@@ -19,16 +19,17 @@ from bridge.box.state.records import HostRecord, ServiceRecord, SlotRecord
 K = TypeVar("K")
 
 Holder = tuple[str, str]
-"""A host and the id of its data directory: who claims slots."""
+"""A host and the id of its data directory: the owner of a claim."""
 
 
 class ServiceSlots:
     """The slots of one service.
 
-    `wanted` is its set; `free` are those of it that nobody claims, `outside` the claims that are
-    not in it, `unready` those of it in which nothing serves. `held` has the claims of each holder,
-    `hosts` counts them by host, `made` has those in which an instance lives, by its config.
-    `config` names what the record has now.
+    - `wanted`: its set; `free`: those of the set without a claim; `unready`: those of the set
+      without a serving instance; `outside`: claimed slots that are not in the set.
+    - `by_holder`: the claimed slots of each holder; `hosts` counts them by host.
+    - `by_config`: the slots with a living instance, by the config it was made with.
+    - `config`: the name of the record's config.
     """
 
     def __init__(self) -> None:
@@ -36,58 +37,58 @@ class ServiceSlots:
         self.free: set[int] = set()
         self.outside: set[int] = set()
         self.unready: set[int] = set()
-        self.held: defaultdict[Holder, set[int]] = defaultdict(set)
-        self.made: defaultdict[str, set[int]] = defaultdict(set)
+        self.by_holder: defaultdict[Holder, set[int]] = defaultdict(set)
+        self.by_config: defaultdict[str, set[int]] = defaultdict(set)
         self.hosts: Counter[str] = Counter()
         self.config = ""
 
     @classmethod
     def of(cls, record: ServiceRecord | None, claims: Mapping[int, SlotRecord]) -> ServiceSlots:
-        """The tally of a service that is as the records say."""
-        tally = cls()
-        tally.want(record, {})
+        """The slots of a service with this record and these claims."""
+        slots = cls()
+        slots.set_record(record, {})
         for slot, claim in claims.items():
-            tally.change(slot, None, claim)
-        return tally
+            slots.set_claim(slot, None, claim)
+        return slots
 
-    def want(self, record: ServiceRecord | None, claims: Mapping[int, SlotRecord]) -> None:
-        """The service's record is this now; `claims` are those that were told already."""
+    def set_record(self, record: ServiceRecord | None, claims: Mapping[int, SlotRecord]) -> None:
+        """Take over a new record of the service, whose `claims` are already sorted in."""
         before, self.wanted = self.wanted, set(record.slots) if record else set()
         self.config = record.config_id if record else ""
         for slot in before ^ self.wanted:
             self._sort(slot, claims.get(slot))
 
-    def change(self, slot: int, old: SlotRecord | None, new: SlotRecord | None) -> None:
-        """The claim of `slot` was `old`, and is `new`."""
-        if old is not None:
-            _take_out(self.held, (old.host, old.host_id), slot)
-            _take_out(self.made, old.config, slot)
-            self.hosts[old.host] -= 1
-            if not self.hosts[old.host]:
-                del self.hosts[old.host]
-        if new is not None:
-            self.held[new.host, new.host_id].add(slot)
-            self.hosts[new.host] += 1
-            if new.info.state not in ENDED:
-                self.made[new.config].add(slot)
-        self._sort(slot, new)
+    def set_claim(self, slot: int, before: SlotRecord | None, after: SlotRecord | None) -> None:
+        """Take over a change of the claim of `slot`."""
+        if before is not None:
+            _remove(self.by_holder, (before.host, before.host_id), slot)
+            _remove(self.by_config, before.config, slot)
+            self.hosts[before.host] -= 1
+            if not self.hosts[before.host]:
+                del self.hosts[before.host]
+        if after is not None:
+            self.by_holder[after.host, after.host_id].add(slot)
+            self.hosts[after.host] += 1
+            if after.info.state not in ENDED:
+                self.by_config[after.config].add(slot)
+        self._sort(slot, after)
 
     def outdated_config(self) -> set[int]:
-        """The claims in which an instance lives that the record's config did not make."""
-        others = (slots for name, slots in self.made.items() if name != self.config)
+        """The slots whose living instance was made with another config than the record's."""
+        others = (slots for name, slots in self.by_config.items() if name != self.config)
         return set[int]().union(*others)
 
     def on(self, host: str) -> set[int]:
-        """The claims of `host`, and of dead ones of its name."""
+        """The claimed slots of `host`, and of dead hosts with its name."""
         if host not in self.hosts:
             return set()
-        there = (slots for (name, _), slots in self.held.items() if name == host)
-        return set[int]().union(*there)
+        claimed = (slots for (name, _), slots in self.by_holder.items() if name == host)
+        return set[int]().union(*claimed)
 
     @property
     def settled(self) -> bool:
-        """Whether every slot of the set is claimed, nothing else is, and all are of one config."""
-        return not (self.free or self.outside or self.made.keys() - {self.config})
+        """Whether all slots of the set, and no others, are claimed, and all are of one config."""
+        return not (self.free or self.outside or self.by_config.keys() - {self.config})
 
     def _sort(self, slot: int, claim: SlotRecord | None) -> None:
         wanted = slot in self.wanted
@@ -103,11 +104,15 @@ class ServiceSlots:
 
 
 class SlotIndex:
-    """The tallies of a fleet, kept current: whoever changes one of the mappings it was made with
-    tells it. Nothing else may change them.
+    """The slots of each service and the hosts that offer it.
 
-    `ghosts` are the dead who hold slots, `housed` counts the claims of each host by service,
-    `restless` are the services for which it matters where room is.
+    Code that changes one of the mappings reports each change here.
+
+    - `services`: the slots of each service; `unsettled`: the services whose plans depend on where
+      there is room.
+    - `offers`: by service, the live hosts that list it and are not about to leave.
+    - `slot_counts`: by host, how many slots of which services it has.
+    - `dead_holders`: the holders of claims that are dead.
     """
 
     def __init__(
@@ -121,51 +126,97 @@ class SlotIndex:
         self._slots = slots
         self._hosts = hosts
         self._dead = dead
-        self._ids: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._host_ids: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.services: defaultdict[str, ServiceSlots] = defaultdict(ServiceSlots)
+        self.offers: dict[str, dict[str, HostRecord]] = {}
         self.dead_holders: set[Holder] = set()
         self.slot_counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.unsettled: set[str] = set()
+        for host, record in hosts.items():
+            self.host_changed(host, None, record)
+        for service in services:
+            self.service_changed(service)
+        for service, claims in slots.items():
+            for slot, claim in claims.items():
+                self.slot_changed(service, slot, None, claim)
+
+    def is_of(
+        self,
+        services: Mapping[str, ServiceRecord],
+        slots: Mapping[str, Mapping[int, SlotRecord]],
+        hosts: Mapping[str, HostRecord],
+        dead: AbstractSet[str],
+    ) -> bool:
+        """Whether it indexes these very mappings."""
+        return (
+            services is self._services
+            and slots is self._slots
+            and hosts is self._hosts
+            and dead is self._dead
+        )
+
+    def with_services(self, services: Mapping[str, ServiceRecord], changed: str) -> SlotIndex:
+        """An index of `services`, in which one record has changed. This one must not change while
+        the other is in use.
+        """
+        index = copy.copy(self)
+        index._services = services  # noqa: SLF001
+        slots = ServiceSlots.of(services.get(changed), self._slots.get(changed, {}))
+        index.services = defaultdict(ServiceSlots, {**self.services, changed: slots})
+        return index
 
     def service_changed(self, service: str) -> None:
-        """The service's record is another."""
-        self.services[service].want(self._services.get(service), self._slots.get(service, {}))
-        self._weigh(service)
+        """The service's record has changed."""
+        claims = self._slots.get(service, {})
+        self.services[service].set_record(self._services.get(service), claims)
+        self._mark_settled(service)
 
     def slot_changed(
-        self, service: str, slot: int, old: SlotRecord | None, new: SlotRecord | None
+        self, service: str, slot: int, before: SlotRecord | None, after: SlotRecord | None
     ) -> None:
-        """A claim came, changed, or went."""
-        self.services[service].change(slot, old, new)
-        for claim, times in ((old, -1), (new, 1)):
+        """The claim of a slot has come, changed or gone."""
+        self.services[service].set_claim(slot, before, after)
+        for claim, times in ((before, -1), (after, 1)):
             if claim is not None:
                 _count(self.slot_counts, claim.host, service, times)
-                _count(self._ids, claim.host, claim.host_id, times)
-                self._judge(claim.host, claim.host_id)
-        self._weigh(service)
+                _count(self._host_ids, claim.host, claim.host_id, times)
+                self._mark_dead(claim.host, claim.host_id)
+        self._mark_settled(service)
 
-    def hosts_changed(self, names: Iterable[str]) -> None:
-        """These hosts live, live no more, are dead or are so no more, or have another id."""
-        for name in names:
-            for host_id in self._ids.get(name, ()):
-                self._judge(name, host_id)
+    def host_changed(self, name: str, before: HostRecord | None, after: HostRecord | None) -> None:
+        """The record of a live host has come, changed or gone."""
+        for service in before.services if before and not before.closing else ():
+            del self.offers[service][name]
+            if not self.offers[service]:
+                del self.offers[service]
+        if after is not None and not after.closing:
+            for service in after.services:
+                self.offers.setdefault(service, {})[name] = after
+        self.deaths_changed([name])
+
+    def deaths_changed(self, hosts: Iterable[str]) -> None:
+        """These hosts are dead now, or are not any more."""
+        for host in hosts:
+            for host_id in self._host_ids.get(host, ()):
+                self._mark_dead(host, host_id)
 
     def affected_by_room(self, draining: Iterable[str]) -> set[str]:
-        """The services whose plans may change because room came or went somewhere, while these
+        """The services whose plans may change when room is taken or freed somewhere, while these
         hosts are being drained.
         """
         leaving = {*draining, *(host for host, _ in self.dead_holders)}
         return self.unsettled.union(*(self.slot_counts.get(host, ()) for host in leaving))
 
-    def _judge(self, host: str, host_id: str) -> None:
-        if host_id in self._ids.get(host, ()) and is_gone(host, host_id, self._hosts, self._dead):
+    def _mark_dead(self, host: str, host_id: str) -> None:
+        holds = host_id in self._host_ids.get(host, ())
+        if holds and is_gone(host, host_id, self._hosts, self._dead):
             self.dead_holders.add((host, host_id))
         else:
             self.dead_holders.discard((host, host_id))
 
-    def _weigh(self, service: str) -> None:
-        record, tally = self._services.get(service), self.services[service]
-        if record is not None and not (tally.settled and record.settled):
+    def _mark_settled(self, service: str) -> None:
+        record, slots = self._services.get(service), self.services[service]
+        if record is not None and not (slots.settled and record.settled):
             self.unsettled.add(service)
         else:
             self.unsettled.discard(service)
@@ -174,23 +225,25 @@ class SlotIndex:
 def is_gone(
     host: str, host_id: str, hosts: Mapping[str, HostRecord], dead: AbstractSet[str]
 ) -> bool:
-    """Whether a holder is dead: the host, or its earlier self, whose data directory is gone."""
-    if (there := hosts.get(host)) is not None:
-        return there.host_id != host_id
+    """Whether a holder is dead: its host, or an earlier one of that name, whose data directory is
+    gone.
+    """
+    if (live := hosts.get(host)) is not None:
+        return live.host_id != host_id
     return host in dead
 
 
-def _take_out(groups: dict[K, set[int]], name: K, slot: int) -> None:
-    if (found := groups.get(name)) is not None:
-        found.discard(slot)
-        if not found:
+def _remove(groups: dict[K, set[int]], name: K, slot: int) -> None:
+    if (slots := groups.get(name)) is not None:
+        slots.discard(slot)
+        if not slots:
             del groups[name]
 
 
 def _count(counts: defaultdict[str, Counter[str]], outer: str, inner: str, times: int) -> None:
-    found = counts[outer]
-    found[inner] += times
-    if not found[inner]:
-        del found[inner]
-        if not found:
+    counter = counts[outer]
+    counter[inner] += times
+    if not counter[inner]:
+        del counter[inner]
+        if not counter:
             del counts[outer]

@@ -334,7 +334,7 @@ def test_reported_loads_beat_the_records() -> None:
 def test_this_hosts_own_instances_are_known_ahead_of_their_records() -> None:
     claims = {0: slot("web", 0), 1: slot("web", 1, age=9)}
     own = replace(claims[1].info, state=S.FAILED)
-    state = replace(fleet(slots={"web": claims}), lives={own.id: own})
+    state = replace(fleet(slots={"web": claims}), own_instances={own.id: own})
     assert idlest(state, "web", [0, 1], 1) == [1]
     response = decide(asked(replicas=1), state).response
     assert [info.id for info in response.instances] == ["web-0-box-a"]

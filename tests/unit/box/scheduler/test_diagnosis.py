@@ -15,13 +15,11 @@ from bridge.box.state.lifecycle import SERVING
 from bridge.box.state.records import (
     Avoidance,
     HostOrder,
-    HostRecord,
     Offer,
     Rollout,
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.state.slot_index import SlotIndex
 from bridge.protocol import InstanceState
 from tests.support import calls
 from tests.unit.fleets import AT, fleet, fleets, host, slot
@@ -173,35 +171,14 @@ def test_what_serves_and_what_is_told_are_counted_from_the_same_slots(state: Fle
         assert sum(found.dead.values()) == gone
 
 
-def _sorted(state: FleetState) -> FleetState:
-    """The same fleet as a Box has it: sorted."""
-    services, slots = dict(state.services), {k: dict(v) for k, v in state.slots.items()}
-    hosts: dict[str, HostRecord] = dict(state.hosts)
-    offers: dict[str, dict[str, HostRecord]] = {}
-    for name, record in hosts.items():
-        for service in record.services:
-            offers.setdefault(service, {})[name] = record
-    census = SlotIndex(services, slots, hosts, frozenset())
-    for service in services:
-        census.service_changed(service)
-    for service, found in slots.items():
-        for number, claim in found.items():
-            census.slot_changed(service, number, None, claim)
-    return replace(
-        state, services=services, slots=slots, hosts=hosts, offers=offers, slot_index=census
-    )
-
-
 def _among(others: int, claims: dict[int, SlotRecord]) -> FleetState:
     """`web` of four instances on a full host, among so many other services on as many hosts."""
     names = [f"other-{number}" for number in range(others)]
     hosts = {f"host-{name}": host(name) for name in names} | {"box-a": host("web", room=3)}
-    return _sorted(
-        fleet(
-            hosts=hosts,
-            services={"web": wanting(4)} | {name: wanting(1) for name in names},
-            slots={"web": claims} | {name: {0: slot(name, 0, on=f"host-{name}")} for name in names},
-        )
+    return fleet(
+        hosts=hosts,
+        services={"web": wanting(4)} | {name: wanting(1) for name in names},
+        slots={"web": claims} | {name: {0: slot(name, 0, on=f"host-{name}")} for name in names},
     )
 
 
@@ -218,7 +195,7 @@ def test_a_service_that_is_whole_costs_the_same_however_large_it_is() -> None:
     def whole(count: int) -> FleetState:
         claims = {number: slot("web", number) for number in range(count)}
         hosts = {"box-a": host("web", room=count)}
-        return _sorted(fleet(hosts=hosts, services={"web": wanting(count)}, slots={"web": claims}))
+        return fleet(hosts=hosts, services={"web": wanting(count)}, slots={"web": claims})
 
     few, many = whole(3), whole(3000)
     assert lacks(few) == lacks(many) == ""

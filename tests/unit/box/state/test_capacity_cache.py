@@ -110,7 +110,8 @@ def test_requests_do_not_look_at_each_host() -> None:
     for number in range(50):
         fleet.set_host(f"box-{number}", host("web", "api"))
     fleet.set_service("web", ServiceRecord(target=2, slots=[0, 1]))
-    fleet._offers["web"] = hosts = Counted(fleet._offers["web"])
+    offers = fleet.state.slot_index.offers
+    offers["web"] = hosts = Counted(offers["web"])
     for _ in range(100):
         assert decide(asked("web", 2), fleet.state).record is None
     assert hosts.looks == 1

@@ -1,8 +1,9 @@
-"""What is kept sorted is what sorting it anew would give, whatever changed and in which order."""
+"""An index that takes over each change equals a new one, whatever changed in which order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,9 +11,9 @@ from msgspec.structs import replace
 
 from bridge.box.scheduler.planner import plan
 from bridge.box.scheduler.rollout import next_step, outdated
+from bridge.box.state.fleet_index import FleetIndex
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import HostIdentity, HostOrder, HostRecord, ServiceRecord, SlotRecord
-from bridge.box.state.slot_index import ServiceSlots, SlotIndex
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.unit.fleets import AT, SERVICES, fleets, host, slot
 
@@ -58,146 +59,143 @@ changes = st.one_of(
 )
 
 
-class Ledger:
-    """A fleet that changes, with a census kept beside it."""
+class ChangingFleet:
+    """A fleet that changes, whose index takes over each change."""
 
-    def __init__(self) -> None:
-        self.services: dict[str, ServiceRecord] = {}
-        self.slots: dict[str, dict[int, SlotRecord]] = {}
-        self.hosts: dict[str, HostRecord] = {}
+    def __init__(self, *, draining: bool = True) -> None:
+        self.index = FleetIndex()
+        self.index.set_order("box-b", HostOrder(draining=True) if draining else None)
         self.dead: set[str] = set()
-        self.slot_index = SlotIndex(self.services, self.slots, self.hosts, self.dead)
-        self.state = FleetState(
-            services=self.services,
-            slots=self.slots,
-            hosts=self.hosts,
-            dead=self.dead,
-            orders={"box-b": HostOrder(draining=True)},
-            slot_index=self.slot_index,
-        )
+
+    @property
+    def state(self) -> FleetState:
+        return self.index.state
+
+    def unindexed(self) -> FleetState:
+        """The same fleet in other mappings: it makes an index of its own."""
+        return replace(self.state, services=dict(self.state.services))
 
     def apply(self, kind: str, name: str, value: object) -> None:
         match kind, value:
             case "service", ServiceRecord() | None as record:
-                _put(self.services, name, record)
-                self.slot_index.service_changed(name)
+                self.index.set_service(name, record)
             case "slot", (int() as number, SlotRecord() | None as claim):
-                there = self.slots.setdefault(name, {})
-                before = there.get(number)
-                _put(there, number, claim)
-                self.slot_index.slot_changed(name, number, before, claim)
+                self.index.set_slot(name, number, claim)
             case "host", HostRecord() | None as record:
-                _put(self.hosts, name, record)
-                self.slot_index.hosts_changed([name])
+                self.index.set_host(name, record)
             case _:
                 (self.dead.add if value else self.dead.discard)(name)
-                self.slot_index.hosts_changed([name])
+                self.index.set_dead(self.dead)
 
 
-def _put(mapping: dict, key: object, value: object) -> None:  # type: ignore[type-arg]
-    if value is None:
-        mapping.pop(key, None)
-    else:
-        mapping[key] = value
+def changed(run: list[Change]) -> ChangingFleet:
+    fleet = ChangingFleet()
+    for change in run:
+        fleet.apply(*change)
+    return fleet
 
 
-def told(tally: ServiceSlots) -> dict[str, object]:
-    return vars(tally)
+def clean(counts: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in counts.items() if value}
 
 
 @given(st.lists(changes, max_size=30))
-def test_a_census_that_was_kept_says_what_one_made_anew_says(run: list[Change]) -> None:
-    kept = Ledger()
-    for change in run:
-        kept.apply(*change)
-    plain = replace(kept.state, slot_index=None)
+def test_an_index_that_took_over_each_change_equals_a_new_one(run: list[Change]) -> None:
+    fleet = changed(run)
+    current, fresh = fleet.state.slot_index, fleet.unindexed().slot_index
+    assert current is not fresh
     for service in SERVICES:
-        assert told(kept.state.service_slots(service)) == told(plain.service_slots(service))
-        assert kept.state.orphans(service) == plain.orphans(service)
-        assert kept.state.vacant(service) == plain.vacant(service)
-    for name in HOSTS:
-        assert kept.state.slot_counts(name) == plain.slot_counts(name)
+        kept, new = (state.service_slots(service) for state in (fleet.state, fleet.unindexed()))
+        assert vars(kept) == vars(new)
+    assert clean(current.offers) == clean(fresh.offers)
+    assert clean(current.slot_counts) == clean(fresh.slot_counts)
+    assert current.dead_holders == fresh.dead_holders
+    assert current.unsettled == fresh.unsettled
 
 
-@given(st.lists(changes, max_size=30), st.sampled_from(["box-a", "box-b"]))
-def test_plans_and_steps_are_the_same_with_a_census_and_without(
-    run: list[Change], name: str
+@given(st.lists(changes, max_size=30), st.sampled_from(SERVICES), records)
+def test_an_index_with_one_other_record_equals_a_new_one_and_leaves_the_first_as_it_is(
+    run: list[Change], service: str, record: ServiceRecord
 ) -> None:
-    kept = Ledger()
-    for change in run:
-        kept.apply(*change)
-    plain = replace(kept.state, slot_index=None)
-    me = HostIdentity(host=name, host_id="id")
-    for service in SERVICES:
-        plans = [plan(service, state, me, {}, now=0, at=AT) for state in (kept.state, plain)]
-        assert plans[0] == plans[1]
-        if service in kept.services:
-            steps = [next_step(service, state, at=AT, host=name) for state in (kept.state, plain)]
-            assert steps[0] == steps[1]
+    state = changed(run).state
+    before = {name: dict(vars(state.service_slots(name))) for name in SERVICES}
+    services = {**state.services, service: record}
+    index = state.slot_index.with_services(services, service)
+    other = replace(state, services=services, slot_index=index)
+    assert other.slot_index is index
+    for name in SERVICES:
+        fresh = replace(state, services=dict(services)).service_slots(name)
+        assert vars(other.service_slots(name)) == vars(fresh)
+        assert vars(state.service_slots(name)) == before[name]
 
 
 @given(fleets())
-def test_a_tally_is_what_the_records_say(state: FleetState) -> None:
+def test_the_slots_of_a_service_are_what_its_records_say(state: FleetState) -> None:
     for service, record in state.services.items():
-        claims, tally = state.slots_of(service), state.service_slots(service)
-        assert tally.free == set(record.slots) - claims.keys()
-        assert tally.outside == claims.keys() - set(record.slots)
-        assert tally.unready == {
+        claims, slots = state.slots_of(service), state.service_slots(service)
+        assert slots.free == set(record.slots) - claims.keys()
+        assert slots.outside == claims.keys() - set(record.slots)
+        assert slots.unready == {
             number
             for number in record.slots
             if number not in claims
             or claims[number].info.state not in (InstanceState.READY, InstanceState.BUSY)
         }
-        assert {n for who in tally.held.values() for n in who} == claims.keys()
+        assert {n for claimed in slots.by_holder.values() for n in claimed} == claims.keys()
         assert state.orphans(service) == {n for n in claims if state.is_orphan(claims[n])}
 
 
 @given(st.lists(changes, max_size=30))
-def test_whoever_waits_for_room_is_planned_anew_when_room_comes(run: list[Change]) -> None:
-    kept = Ledger()
-    for change in run:
-        kept.apply(*change)
-    state = kept.state
-    touched = kept.slot_index.affected_by_room(state.draining())
-    for service in state.services:
-        if state.vacant(service) or outdated(service, state):
-            assert service in touched
+def test_a_service_that_waits_for_room_is_planned_again_when_there_is_room(
+    run: list[Change],
+) -> None:
+    fleet = changed(run)
+    affected = fleet.index.services_affected_by_room()
+    for service in fleet.state.services:
+        if fleet.state.vacant(service) or outdated(service, fleet.state):
+            assert service in affected
 
 
-class Counting(Mapping[int, SlotRecord]):
+class Counting(dict[int, SlotRecord]):
     """Claims that count how many of them were looked at."""
 
-    def __init__(self, claims: Mapping[int, SlotRecord]) -> None:
-        self._claims = claims
-        self.looks = 0
+    looks = 0
 
     def __getitem__(self, number: int) -> SlotRecord:
         self.looks += 1
-        return self._claims[number]
+        return super().__getitem__(number)
+
+    def get(self, number: int, default: Any = None) -> Any:
+        self.looks += 1
+        return super().get(number, default)
+
+    def items(self) -> Any:
+        self.looks += len(self)
+        return super().items()
+
+    def values(self) -> Any:
+        self.looks += len(self)
+        return super().values()
 
     def __iter__(self) -> Iterator[int]:
-        for number in self._claims:
-            self.looks += 1
-            yield number
-
-    def __len__(self) -> int:
-        return len(self._claims)
+        self.looks += len(self)
+        return super().__iter__()
 
 
 def test_a_plan_looks_at_no_more_records_in_a_large_service_than_in_a_small_one() -> None:
-    found = []
+    looks = []
     for size in (10, 10_000):
-        kept = Ledger()
-        kept.state = replace(kept.state, orders={})
-        kept.apply("host", "box-a", host(room=20_000))
-        kept.apply("host", "box-b", host(room=20_000))
-        kept.apply("service", "web", ServiceRecord(target=size, slots=list(range(size))))
+        fleet = ChangingFleet(draining=False)
+        claims = fleet.index._slots["web"] = Counting()
+        fleet.apply("host", "box-a", host(room=20_000))
+        fleet.apply("host", "box-b", host(room=20_000))
+        fleet.apply("service", "web", ServiceRecord(target=size, slots=list(range(size))))
         for number in range(1, size):
-            kept.apply("slot", "web", (number, slot("web", number, on="box-b")))
-        assert kept.state.vacant("web") == {0}
-        claims = Counting(kept.slots["web"])
-        counted = replace(kept.state, slots={"web": claims})
-        assert plan("web", counted, HostIdentity(host="box-a", host_id="id"), {}, now=0, at=AT)
-        assert next_step("web", counted, at=AT, host="box-a") is None
-        found.append(claims.looks)
-    assert found[0] == found[1] <= 5
+            fleet.apply("slot", "web", (number, slot("web", number, on="box-b")))
+        assert fleet.state.vacant("web") == {0}
+        claims.looks = 0
+        me = HostIdentity(host="box-a", host_id="id")
+        assert plan("web", fleet.state, me, {}, now=0, at=AT)
+        assert next_step("web", fleet.state, at=AT, host="box-a") is None
+        looks.append(claims.looks)
+    assert looks[0] == looks[1] <= 5
