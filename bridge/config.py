@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import shutil
 import socket
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -190,14 +189,6 @@ def child_environment(
 ) -> dict[str, str]:
     """The environment of a program that this process runs as an instance."""
     return {**environ, **instance}
-
-
-def server_binary(*, environ: Mapping[str, str] = os.environ) -> tuple[str | None, str | None]:
-    """The nats-server that ``NATS_SERVER_BIN`` names, and the one on the PATH; None if none."""
-    return (
-        environ.get("NATS_SERVER_BIN") or None,
-        shutil.which("nats-server", path=environ.get("PATH")),
-    )
 
 
 def load_nats(

@@ -1,8 +1,7 @@
-"""The version of this package, as it is installed."""
+"""The version of this package. pyproject.toml reads it here, and so does `box-bridge version`:
+the package's metadata says the same, and takes 30 ms to read.
+"""
 
 from __future__ import annotations
 
-from importlib.metadata import version
-from typing import Final
-
-VERSION: Final = version("box-bridge")
+VERSION = "0.1.0"

@@ -1,7 +1,6 @@
-"""`bench`: how fast this is, beside plain nats-py doing the same work on the same server.
+"""`box-bridge bench`: the speed of this package, beside plain nats-py at the same work.
 
-A row is one kind of work and the figure it must reach (row.py). Both sides of a row are measured
-in turn, round by round (runner.py), so that what disturbs the machine disturbs both, and only the
-ratio of a round counts. The peers are others' work: the rows that compare with more of them, and
-those that take a fleet of 100,000, are in tests/bench.
+A row (`row`) is one kind of work and its goal. `runner` measures both sides of a row in turn, round
+by round, so that a disturbance of the machine affects both, and only the ratio of a round counts.
+Rows that compare with other peers are in tests/bench, because they need a checkout.
 """

@@ -1,4 +1,4 @@
-"""Which machine this is, what runs on it, and whether it was quiet enough to believe a figure."""
+"""The machine of a run, and whether it was quiet enough for the figures to be trusted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from msgspec import Struct
 from bridge.version import VERSION
 
 _CALIBRATION: Final = 200_000  # turns of a loop that takes some ten milliseconds
-_TRIES: Final = 3  # of which the quickest counts: one may be interrupted by anything
+_TRIES: Final = 3  # the quickest counts: the others may have been interrupted
 
 _WOBBLE: Final = 1.25  # between the slowest and the quickest calibration
 _STEAL: Final = 2.0  # percent of the time that the hypervisor gave to others
@@ -29,7 +29,7 @@ _PACKAGES: Final = ("nats-py", "msgspec", "uvloop", "aiohttp")
 
 
 class Machine(Struct, frozen=True, kw_only=True):
-    """Where and with what a run was made: without it no figure means anything."""
+    """The machine, system and versions of a run: without them no figure means anything."""
 
     processor: str
     cpus: int
@@ -41,8 +41,8 @@ class Machine(Struct, frozen=True, kw_only=True):
 
 
 class Noise(Struct, frozen=True, kw_only=True):
-    """What else went on during a run. `wobble` is how much slower the same loop ran in the worst
-    round than in the best; `others` percent of all processors were used by strangers.
+    """Other work on the machine during a run. `wobble` is the ratio of the slowest to the quickest
+    calibration; other programs used `others` percent of all processors.
     """
 
     wobble: float
@@ -53,21 +53,23 @@ class Noise(Struct, frozen=True, kw_only=True):
 
     @property
     def warnings(self) -> list[str]:
-        """Why the figures are not to be believed; empty if they are."""
-        found = []
+        """Why the figures cannot be trusted; empty if they can."""
+        warnings = []
         if self.wobble > _WOBBLE:
-            found.append(f"the same loop took {self.wobble:.2f} times as long in some rounds")
+            warnings.append(f"the same loop took {self.wobble:.2f} times as long in some rounds")
         if self.load > self.cpus:
-            found.append(f"the load was {self.load:.1f} on {self.cpus} processors before the start")
+            warnings.append(
+                f"the load was {self.load:.1f} on {self.cpus} processors before the start"
+            )
         if self.steal > _STEAL:
-            found.append(f"the hypervisor kept {self.steal:.0f} % of the time for others")
+            warnings.append(f"the hypervisor kept {self.steal:.0f} % of the time for others")
         if self.others > _BUSY:
-            found.append(f"other programs used {self.others:.0f} % of the processors")
-        return found
+            warnings.append(f"other programs used {self.others:.0f} % of the processors")
+        return warnings
 
 
-def look() -> Machine:
-    """This machine and this process; to be called in the loop that measures."""
+def describe_machine() -> Machine:
+    """This machine and this process; call it in the loop that measures."""
     return Machine(
         processor=_processor(),
         cpus=os.cpu_count() or 1,
@@ -79,8 +81,8 @@ def look() -> Machine:
     )
 
 
-class Watch:
-    """Looks at how quiet the machine is, from its making to `noise`."""
+class NoiseMeter:
+    """Measures how quiet the machine is, from its creation to `noise`."""
 
     def __init__(self) -> None:
         self._load = os.getloadavg()[0]
@@ -89,11 +91,11 @@ class Watch:
         self._loops: list[float] = []
 
     def calibrate(self) -> None:
-        """Time a loop that always does the same; between the rounds."""
+        """Time a loop that always does the same work; call it between the rounds."""
         self._loops.append(min(_loop_time() for _ in range(_TRIES)))
 
     def noise(self) -> Noise:
-        """What went on since."""
+        """The noise since this meter was created."""
         now = psutil.cpu_times()
         spent = {name: getattr(now, name) - getattr(self._before, name) for name in now._fields}
         total = sum(value for name, value in spent.items() if not name.startswith("guest"))
@@ -111,7 +113,7 @@ class Watch:
 
 
 def _own_time() -> float:
-    """Seconds of processor that this process and all that it started have used."""
+    """Processor seconds of this process and its children."""
     used = sum(os.times()[:4])
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):

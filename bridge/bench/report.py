@@ -1,4 +1,4 @@
-"""A run for people: the table on the terminal, with the machine and what disturbed it."""
+"""A run as text: the table of its rows, and the machine and server that it ran on."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from bridge.bench.runner import Report
 from bridge.console import plain_table
 
 
-def table(report: Report) -> Table:
+def render_table(report: Report) -> Table:
     """A line for each row: both medians, the ratio with its lowest and highest, and the goal."""
-    found = plain_table("ROW", "AGAINST")
+    table = plain_table("ROW", "AGAINST")
     for name in ("OURS", "THEIRS", "RATIO", "LOW", "HIGH", "GOAL"):
-        found.add_column(name, justify="right", no_wrap=True)
-    found.add_column("", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for row in report.rows:
-        found.add_row(Text(row.name), Text(row.against or "-"), *_figures(row), _verdict(row))
-    return found
+        table.add_row(Text(row.name), Text(row.against or "-"), *_figures(row), _verdict(row))
+    return table
 
 
 def _figures(row: Result) -> list[str]:
@@ -26,10 +26,10 @@ def _figures(row: Result) -> list[str]:
     goal = str(row.goal or "-")
     if value is None:
         return ["-", "-", "-", "-", "-", goal]
-    ours = f"{number(Spread.of(row.ours).median)} {row.unit}"
+    ours = f"{format_number(Spread.of(row.ours).median)} {row.unit}"
     if not row.floor:
-        return [ours, "-", "-", number(value.low), number(value.high), goal]
-    theirs = f"{number(Spread.of(row.floor).median)} {row.unit}"
+        return [ours, "-", "-", format_number(value.low), format_number(value.high), goal]
+    theirs = f"{format_number(Spread.of(row.floor).median)} {row.unit}"
     ratios = [f"{part:.2f}" for part in (value.median, value.low, value.high)]
     return [ours, theirs, *ratios, goal]
 
@@ -42,15 +42,15 @@ def _verdict(row: Result) -> Text:
     return Text("met", style="green") if row.met else Text("short", style="red")
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """A figure with three significant digits, thousands marked."""
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
-def setting(report: Report) -> list[str]:
-    """Where the run was made, a line each."""
+def describe(report: Report) -> list[str]:
+    """The machine, the versions and the server of the run, a line each."""
     machine = report.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     server = ", ".join(f"{name} {value}" for name, value in report.server.items())

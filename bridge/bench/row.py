@@ -1,8 +1,7 @@
-"""What is measured, and what a measurement says: rows, goals and results.
+"""Rows, their goals and their results.
 
-A row is declared by its name, its goal and `prepare`, which sets the stage once and gives the two
-sides of the row. A side does its work once and returns the figure of that round, in the row's
-unit::
+A row has a name, a goal and `prepare`, which sets up the work once and yields the two sides of the
+row. A side does its work once and returns the figure of that round, in the row's unit::
 
     @asynccontextmanager
     async def prepare(site: Site) -> AsyncIterator[Sides]:
@@ -29,11 +28,11 @@ from bridge.bus.core.connection import Connection
 from bridge.settings import NatsConfig
 
 Measure = Callable[[], Awaitable[float]]
-"""Does the work of one round and returns its figure, in the unit of the row."""
+"""The work of one round; returns its figure, in the unit of the row."""
 
 
 class Goal(Struct, frozen=True):
-    """What a row must reach: a ratio to the floor, or where there is none, a figure in its unit."""
+    """The ratio to the floor that a row must reach; without a floor, the figure in its unit."""
 
     bound: float
     at_least: bool
@@ -47,27 +46,26 @@ class Goal(Struct, frozen=True):
 
 
 def at_least(bound: float) -> Goal:
-    """More is better."""
+    """A goal where more is better."""
     return Goal(bound, at_least=True)
 
 
 def at_most(bound: float) -> Goal:
-    """Less is better."""
+    """A goal where less is better."""
     return Goal(bound, at_least=False)
 
 
 class Sides(Struct, frozen=True, kw_only=True):
-    """Our way of doing the work, and the floor's; None where the goal is an absolute figure."""
+    """The work as this package does it, and as the floor does; None if the goal is absolute."""
 
     ours: Measure
     floor: Measure | None = None
 
 
 class Site(Struct, frozen=True, kw_only=True):
-    """Where a row is measured: a server, names on it that nobody else uses, an empty directory.
+    """Where a row is measured: a server, a prefix of its own on it, and an empty directory.
 
-    `effort` 1.0 is what a figure to be believed takes; a test that asks only whether a row works
-    takes less.
+    `effort` 1.0 is enough work for a figure that can be trusted; a test needs less.
     """
 
     nats: NatsConfig
@@ -84,11 +82,11 @@ class Site(Struct, frozen=True, kw_only=True):
         return Connection.open(self.nats, name=f"box-bridge {name}")
 
     def times(self, count: int, *, least: int = 2) -> int:
-        """How often to do something that `count` times are meant for."""
+        """`count` scaled by the effort, but at least `least`."""
         return max(round(count * self.effort), least)
 
     def of(self, row: str) -> Site:
-        """The same for one row alone, so that rows share no stream."""
+        """The same site for one row, with names of its own: rows share no stream."""
         directory = self.directory / row
         directory.mkdir()
         return replace(
@@ -102,8 +100,8 @@ Prepare = Callable[[Site], AbstractAsyncContextManager[Sides]]
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One kind of work. `name` (a-z and '-') chooses it, `what` says what is done in a round,
-    `against` what the floor is, "" if there is none. A row without a goal is for the record.
+    """One kind of work. `name` (a-z and '-') identifies it, `what` describes a round, and `against`
+    describes the floor ("" without one). A row without a goal is only recorded.
     """
 
     name: str
@@ -115,7 +113,7 @@ class Row(Struct, frozen=True, kw_only=True):
 
 
 class Spread(Struct, frozen=True, kw_only=True):
-    """The median of some rounds, and the lowest and highest of them."""
+    """The median of some figures, the lowest and the highest."""
 
     median: float
     low: float
@@ -123,15 +121,13 @@ class Spread(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of one value at least."""
+        """The spread of at least one value."""
         return cls(median=statistics.median(values), low=min(values), high=max(values))
 
 
 class Result(Struct, frozen=True, kw_only=True):
-    """What became of a row: each round's figures, and what they come to.
-
-    `value` is what the goal is about: the median of the rounds' ratios, or of our own figures.
-    `error` says why there are no rounds.
+    """The figures of a row's rounds. `value` is compared with the goal. `error` is the reason why
+    there are no figures.
     """
 
     name: str
@@ -145,17 +141,17 @@ class Result(Struct, frozen=True, kw_only=True):
 
     @property
     def ratios(self) -> list[float]:
-        """Ours by the floor's, for each round; none where there is no floor."""
+        """Our figure divided by the floor's, for each round; empty without a floor."""
         return [a / b for a, b in zip(self.ours, self.floor, strict=False)]
 
     @property
     def value(self) -> Spread | None:
-        """What is held against the goal; None if nothing was measured."""
+        """The median of the ratios, or of our figures without a floor; None without figures."""
         values = self.ratios or self.ours
         return Spread.of(values) if values else None
 
     @property
     def met(self) -> bool:
-        """Whether the goal is reached, or was measured if there is none."""
+        """Whether the goal is reached; without a goal, whether there are figures."""
         value = self.value
         return value is not None and (self.goal is None or self.goal.met(value.median))

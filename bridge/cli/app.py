@@ -1,53 +1,107 @@
-"""The command line put together. What a verb does is imported when it is called."""
+"""The verbs of the command line. To add one, write its module and add its line to VERBS.
+
+The module of ``"config check"`` is `bridge.cli.commands.config_check`, and its function has the
+name of the module. cyclopts imports it when the verb is used.
+"""
 
 from __future__ import annotations
 
-from cyclopts import App
+import sys
+from typing import TYPE_CHECKING, Final
 
-from bridge.cli import bench_verbs, fleet_verbs, gateway_verbs, host_verbs, instance_verbs
-from bridge.version import VERSION
+if TYPE_CHECKING:
+    from cyclopts import App
 
-app = App(
-    name="box-bridge",
-    version=VERSION,
-    help="""Scale, watch and route the instances that Boxes run, over NATS.
+NAME: Final = "box-bridge"
 
-Start everything on this machine, then ask for three replicas, in two terminals:
+ABOUT: Final = """Scale, watch and route the instances that Boxes run, over NATS.
+
+To start everything on this machine and scale a service, in two terminals:
 
     box-bridge up -c box.toml
     box-bridge scale web 3 --wait
 
-Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 nobody answered or it took too long.
-""",
-    help_format="plaintext",
-    help_flags=["--help", "-h"],
-)
-config_app = App(name="config", help="Look at a configuration file.", help_format="plaintext")
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no answer in time.
+"""
 
-for verb in (
-    host_verbs.up,
-    host_verbs.box,
-    host_verbs.logs,
-    host_verbs.doctor,
-    host_verbs.demo,
-    host_verbs.version,
-    gateway_verbs.scale,
-    gateway_verbs.ps,
-    gateway_verbs.events,
-    gateway_verbs.routes,
-    gateway_verbs.timeline,
-    gateway_verbs.relay,
-    instance_verbs.register,
-    fleet_verbs.hosts,
-    fleet_verbs.services,
-    fleet_verbs.cordon,
-    fleet_verbs.drain,
-    fleet_verbs.uncordon,
-    fleet_verbs.rebalance,
-    fleet_verbs.history,
-    fleet_verbs.plan,
-    bench_verbs.bench,
-):
-    app.command(verb)
-config_app.command(host_verbs.check)
-app.command(config_app)
+VERBS: Final = {
+    "bench": "Measure the speed on your NATS, beside plain nats-py.",
+    "box": "Run a Box on an existing NATS, until Ctrl-C or SIGTERM.",
+    "config check": "Check a configuration file and print the effective settings.",
+    "cordon": "Place nothing new on a host; what it runs stays.",
+    "demo": "Run a demonstration that verifies each step, in 30 seconds.",
+    "doctor": "Check all that a Box or a gateway needs, with cures.",
+    "drain": "Empty a host: replace each instance elsewhere first.",
+    "events": "Show the events of instances, stored and live.",
+    "history": "Show the requests for a service and the decisions on them.",
+    "hosts": "List the hosts: their load, their room and their orders.",
+    "logs": "Show the stdout and stderr of an instance of this host.",
+    "plan": "Explain what a scale request would do; change nothing.",
+    "ps": "List the instances with their state, host and load.",
+    "rebalance": "Even out the hosts with the fewest moves.",
+    "register": "Run a program and register it as an instance meanwhile.",
+    "relay": "Send events to an HTTP endpoint, as CloudEvents.",
+    "routes": "List the endpoints that take traffic, or watch them.",
+    "scale": "Set the number of instances of a service.",
+    "services": "List the services: wanted, ready, and what is missing.",
+    "timeline": "Draw the history of a service's instances.",
+    "uncordon": "End a cordon or a drain: the host takes instances again.",
+    "up": "Run a NATS server and a Box on this machine, until Ctrl-C.",
+    "version": "Show the versions of box-bridge and its dependencies.",
+}
+"""Each verb, and the first line of its help: `overview` prints it without importing the verb."""
+
+GROUPS: Final = {"config": "Look at a configuration file."}
+
+_FLAGS: Final = {
+    "--help (-h)": "Display this message and exit.",
+    "--version": "Display application version.",
+}
+_WIDTH: Final = 80  # letters of a line of the overview
+
+
+def overview() -> str:
+    """The help of the command line as a whole: what cyclopts would print, without its cost."""
+    verbs = {verb: line for verb, line in VERBS.items() if " " not in verb} | GROUPS
+    rows = dict(sorted(verbs.items())) | _FLAGS
+    first = max(map(len, rows))
+    inner = _WIDTH - 4
+    lines = [
+        f"Usage: {NAME} COMMAND\n\n{ABOUT}",
+        f"╭─ Commands {'─' * (_WIDTH - 13)}╮",
+        *(f"│ {f'{name:<{first}}  {line}':<{inner}} │" for name, line in rows.items()),
+        f"╰{'─' * (_WIDTH - 2)}╯",
+    ]
+    text = "\n".join(lines) + "\n"
+    if "utf" in (sys.stdout.encoding or "").lower():
+        return text
+    return text.translate(dict(zip(map(ord, "╭╮╰╯─│"), "++++-|", strict=True)))
+
+
+def build_app(*, complete: bool = False) -> App:
+    """The parser of the command line. It imports a verb when the verb is used.
+
+    `complete` imports all of them, so that the help of a group has the first line of each.
+    """
+    from cyclopts import App
+
+    from bridge.version import VERSION
+
+    app = App(
+        name=NAME,
+        version=VERSION,
+        help=ABOUT,
+        help_format="plaintext",
+        help_flags=["--help", "-h"],
+    )
+    groups = {"": app}
+    for verb in VERBS:
+        group, _, name = verb.rpartition(" ")
+        if group not in groups:
+            groups[group] = App(name=group, help=GROUPS[group], help_format="plaintext")
+            app.command(groups[group])
+        module = verb.replace(" ", "_")
+        groups[group].command(f"bridge.cli.commands.{module}:{module}", name=name)
+        if complete:
+            groups[group][name]  # imports it
+    return app

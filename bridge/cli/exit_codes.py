@@ -13,7 +13,6 @@ from bridge.errors import (
     NoReply,
     NoResponders,
 )
-from bridge.gateway.errors import DrainTimeout, NoBoxError, RequestTimeout, WaitTimeout
 
 DONE: Final = 0
 FAILED: Final = 1  # refused, or failed
@@ -21,21 +20,15 @@ USAGE: Final = 2  # wrong usage, or a wrong configuration
 UNANSWERED: Final = 3  # no answer, or not in time
 INTERRUPTED: Final = 130  # Ctrl-C, as shells report it
 
-_USAGE = (ConfigError, NameRefused)
-_UNANSWERED = (
-    NoBoxError,
-    RequestTimeout,
-    WaitTimeout,
-    DrainTimeout,
-    ConnectFailed,
-    CutOff,
-    NoReply,
-    NoResponders,
-)
-
 
 def exit_code(exc: BridgeError) -> int:
-    """0 done, 1 refused or failed, 2 wrong usage, 3 nobody answered or it took too long."""
-    if isinstance(exc, _USAGE):
+    """The exit code for `exc`: FAILED, USAGE or UNANSWERED."""
+    from bridge.gateway.errors import DrainTimeout, NoBoxError, RequestTimeout, WaitTimeout
+
+    if isinstance(exc, ConfigError | NameRefused):
         return USAGE
-    return UNANSWERED if isinstance(exc, _UNANSWERED) else FAILED
+    unanswered = (
+        *(NoBoxError, RequestTimeout, WaitTimeout, DrainTimeout),
+        *(ConnectFailed, CutOff, NoReply, NoResponders),
+    )
+    return UNANSWERED if isinstance(exc, unanswered) else FAILED

@@ -1,82 +1,88 @@
-"""Flags that several verbs share: how to reach NATS, what a Box is told, how to print."""
+"""Flags that several verbs share. It imports nothing that a verb needs only when it runs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
+from cyclopts.validators import Number
 
 from bridge.errors import ConfigError
 
-NATS_GROUP = Group("Connection", sort_key=90)
-LOG_GROUP = Group("Logging", sort_key=95)
+CONNECTION = Group("Connection", sort_key=90)
+LOGGING = Group("Logging", sort_key=95)
+LONGEST = 86400
+"""The longest time that a flag takes, in seconds."""
 
 
 @Parameter(name="*")
 @dataclass
 class Link:
-    """How to reach NATS. The environment has its say too: NATS_URL, NATS_CREDS, NATS_NKEY,
-    NATS_USER, NATS_PASSWORD, NATS_TOKEN, NATS_CA, NATS_CERT, NATS_KEY.
+    """How to reach NATS. A flag overrides its environment variable: NATS_URL, NATS_CREDS,
+    NATS_NKEY, NATS_USER, NATS_PASSWORD, NATS_TOKEN, NATS_CA, NATS_CERT or NATS_KEY.
     """
 
     server: Annotated[
         str | None,
         Parameter(
             name=["--server", "-s"],
-            group=NATS_GROUP,
+            group=CONNECTION,
             help="NATS URL, several separated by commas. Default: NATS_URL, or this machine's.",
         ),
     ] = None
     context: Annotated[
-        str | None, Parameter(group=NATS_GROUP, help="A context of the nats CLI, by name.")
+        str | None, Parameter(group=CONNECTION, help="A context of the nats CLI, by name.")
     ] = None
     prefix: Annotated[
         str | None,
-        Parameter(group=NATS_GROUP, help="First token of the fleet's subjects. Default: box."),
+        Parameter(group=CONNECTION, help="First token of the fleet's subjects. Default: box."),
     ] = None
 
     def flags(self) -> dict[str, Any]:
-        """As `bridge.config` takes them."""
+        """The settings as `bridge.config` takes them."""
         return {"url": self.server, "context": self.context, "prefix": self.prefix}
 
 
 @Parameter(name="*")
 @dataclass
 class Logging:
-    """How much a Box says, and how."""
+    """How much a long-running verb logs."""
 
     log: Annotated[
         Literal["debug", "info", "warning", "error"] | None,
-        Parameter(group=LOG_GROUP, help="Least level to log. Default: BOX_BRIDGE_LOG, or info."),
+        Parameter(group=LOGGING, help="Least level to log. Default: BOX_BRIDGE_LOG, or info."),
     ] = None
 
 
-ConfigFile = Annotated[
-    Path | None,
-    Parameter(
-        name=["--config", "-c"],
-        help="The TOML file. Default: BOX_BRIDGE_CONFIG, or box.toml here if there is one.",
-    ),
-]
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
+def configure_logs(logging: Logging | None, *, json: bool) -> None:
+    """Log to stderr as the flags and the environment say; `json` makes each record a JSON line."""
+    from bridge.config import load_log
+    from bridge.observe import configure_logging
+
+    log = load_log(logging.log if logging else None, "json" if json else None)
+    configure_logging(log.level, log.style)
 
 
 @dataclass
 class HostFlags:
+    """The settings of a Box that flags override."""
+
     name: Annotated[str | None, Parameter(help="This host's name on the bus.")] = None
     address: Annotated[
-        str | None, Parameter(help="Where gateways reach this host's instances.")
+        str | None, Parameter(help="The address where gateways reach this host's instances.")
     ] = None
     max_instances: Annotated[int | None, Parameter(help="The most instances to run here.")] = None
     data_dir: Annotated[Path | None, Parameter(help="Where this Box keeps its state.")] = None
     on_exit: Annotated[
         Literal["leave", "drain"] | None,
-        Parameter(help="What becomes of the instances when the Box stops. Default: see above."),
+        Parameter(help="Leave or drain the instances when the Box stops. Default: see above."),
     ] = None
 
     def flags(self) -> dict[str, Any]:
+        """The settings as `bridge.config` takes them."""
         return {
             "name": self.name,
             "address": self.address,
@@ -86,15 +92,49 @@ class HostFlags:
         }
 
 
+def _check_reason(_: object, reason: str) -> None:
+    from bridge.admin_protocol import MAX_WORDS
+
+    if len(reason) > MAX_WORDS:
+        raise ValueError(f"Must have {MAX_WORDS} letters at most, not {len(reason)}.")
+
+
 Host = Annotated[HostFlags, Parameter(name="*")]
+ConfigFile = Annotated[
+    Path | None,
+    Parameter(
+        name=["--config", "-c"],
+        help="The TOML file. Default: BOX_BRIDGE_CONFIG, or box.toml here if there is one.",
+    ),
+]
+DataDir = Annotated[
+    Path | None, Parameter(help="The data directory of the Box. Default: the configured one.")
+]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
+Watch = Annotated[
+    bool, Parameter(name=["--watch", "-w"], negative="", help="Refresh every second, until Ctrl-C.")
+]
+ServiceName = Annotated[str, Parameter(help="The service, as a Box's configuration names it.")]
+OptionalService = Annotated[str, Parameter(help="One service. Default: all.")]
+HostName = Annotated[str, Parameter(help="The host, as `box-bridge hosts` names it.")]
+Reason = Annotated[
+    str,
+    Parameter(
+        validator=_check_reason, help="The reason; it is kept with the order, and `hosts` shows it."
+    ),
+]
+OrderTimeout = Annotated[
+    float,
+    Parameter(validator=Number(gt=0, lte=LONGEST), help="The longest time to wait, in seconds."),
+]
 
 
-def pairs(flag: str, given: list[str] | None) -> dict[str, str]:
-    """The KEY=VALUEs of a flag that may be given again; raises ConfigError for what is none."""
-    found = {}
-    for item in given or ():
+def parse_pairs(flag: str, items: Sequence[str] | None) -> dict[str, str]:
+    """The mapping that repeated KEY=VALUE arguments of `flag` make. Raises ConfigError."""
+    pairs = {}
+    for item in items or ():
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise ConfigError(flag, f"{item!r} must be KEY=VALUE")
-        found[key] = value
-    return found
+        pairs[key] = value
+    return pairs

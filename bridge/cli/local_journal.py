@@ -1,4 +1,4 @@
-"""What the journal of this host says: for `ps` when nobody answers, or when it alone is asked."""
+"""The journal of this host, as `ps` shows it when no Box answers, or with --local."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from bridge.box.journal.entry import JournalEntry
 from bridge.box.journal.store import CUT_OFF, JOURNAL, SET_ASIDE, Snapshot, read_snapshot
 from bridge.box.runtimes.process_identity import is_alive
 from bridge.box.state.lifecycle import ENDED
-from bridge.cli.connect import configuration
+from bridge.cli.box_config import load_config
 from bridge.console import err, instances_table, out, print_json
 from bridge.errors import ConfigError, JournalError
 from bridge.protocol import InstancesResponse
 
-_HERE = "this host"  # the journal does not know under which name
-_SAYS = "this is what the journal of this host says"
+_HERE = "this host"  # the journal does not contain the host's name
+_TITLE = "this is what the journal of this host says"
 
 
-class JournalSeen(InstancesResponse, frozen=True, kw_only=True, gc=False):
-    """The journal at `journal` as an answer to `ps`, and what only a journal knows.
+class JournalResponse(InstancesResponse, frozen=True, kw_only=True, gc=False):
+    """The journal at `journal` as an answer to `ps`, with facts that only a journal has.
 
-    `ended` are those of the instances whose process is no more, `events_waiting` are yet to be
-    told, the oldest since `waiting_since`. Empty: not so, or not known.
+    `ended` are the instances whose process has ended, unnoticed by any Box. `events_waiting` events
+    are unpublished, the oldest since `waiting_since`. An empty value: not the case, or not known.
     """
 
     journal: str
@@ -37,51 +37,51 @@ class JournalSeen(InstancesResponse, frozen=True, kw_only=True, gc=False):
     waiting_since: datetime | None
 
 
-class JournalView:
-    """The journal of the Box that `file` configures, or whose data directory is `data_dir`."""
+def show_journal(service: str, file: Path | None, data_dir: Path | None, *, json: bool) -> None:
+    """Print the journal of the Box that `file` configures, or whose data directory is `data_dir`.
 
-    def __init__(self, file: Path | None, data_dir: Path | None) -> None:
-        self._file = file
-        self._data_dir = data_dir
+    Raises ConfigError and JournalError if it cannot be found or read.
+    """
+    _print(_path(file, data_dir), _TITLE.capitalize(), service, json)
 
-    def show(self, service: str, *, json: bool) -> None:
-        """Print what it says. Raises ConfigError and JournalError where it cannot be found."""
-        self._print(self._path(), _SAYS.capitalize(), service, json)
 
-    def show_instead(self, service: str, *, json: bool) -> None:
-        """Print what it says, if there is one, now that nobody answers."""
-        try:
-            path = self._path()
-            if not path.exists():
-                return
-            self._print(path, f"nobody answers on NATS; {_SAYS}", service, json)
-        except (JournalError, OSError) as exc:
+def show_journal_instead(
+    service: str, file: Path | None, data_dir: Path | None, *, json: bool
+) -> None:
+    """Print the same because no Box answers, if there is a journal. Raises nothing."""
+    try:
+        path = _path(file, data_dir)
+        if path.exists():
+            _print(path, f"nobody answers on NATS; {_TITLE}", service, json)
+    except (JournalError, OSError) as exc:
+        err.print(Text(f"box-bridge: {exc}"))
+    except ConfigError as exc:
+        if file is not None:  # without -c this host need not have a Box
             err.print(Text(f"box-bridge: {exc}"))
-        except ConfigError as exc:
-            if self._file is not None:  # else nobody has said that there is one
-                err.print(Text(f"box-bridge: {exc}"))
-
-    def _path(self) -> Path:
-        told = None if self._data_dir is None else str(self._data_dir)
-        return configuration(self._file, {"data_dir": told}).data_dir / JOURNAL
-
-    def _print(self, path: Path, first: str, service: str, json: bool) -> None:
-        snapshot = read_snapshot(path)
-        seen = _seen(path, snapshot, service)
-        if json:
-            print_json(seen)
-            return
-        out.print(Text(f"{first} ({path}):"))
-        if seen.instances:
-            out.print(instances_table(seen))
-        else:
-            out.print("no instances")
-        for sentence in [*_of_ended(seen.ended), *list_alerts(snapshot)]:
-            out.print(Text(sentence, style="red"))
 
 
-def _seen(path: Path, snapshot: Snapshot, service: str) -> JournalSeen:
-    entries = [entry for entry in snapshot.entries if _is_wanted(entry, service)]
+def _path(file: Path | None, data_dir: Path | None) -> Path:
+    chosen = None if data_dir is None else str(data_dir)
+    return load_config(file, {"data_dir": chosen}).data_dir / JOURNAL
+
+
+def _print(path: Path, title: str, service: str, json: bool) -> None:
+    snapshot = read_snapshot(path)
+    seen = _read(path, snapshot, service)
+    if json:
+        print_json(seen)
+        return
+    out.print(Text(f"{title} ({path}):"))
+    if seen.instances:
+        out.print(instances_table(seen))
+    else:
+        out.print("no instances")
+    for sentence in [*_list_ended(seen.ended), *list_alerts(snapshot)]:
+        out.print(Text(sentence, style="red"))
+
+
+def _read(path: Path, snapshot: Snapshot, service: str) -> JournalResponse:
+    entries = [entry for entry in snapshot.entries if _matches(entry, service)]
     entries.sort(key=lambda entry: (entry.life.info.created_at, entry.life.info.id))
     instances = [entry.life.info for entry in entries]
     ended = [
@@ -89,8 +89,8 @@ def _seen(path: Path, snapshot: Snapshot, service: str) -> JournalSeen:
         for entry in entries
         if entry.identity is not None and not is_alive(entry.identity)
     ]
-    sentences = [*_of_ended(ended), *list_alerts(snapshot)]
-    return JournalSeen(
+    sentences = [*_list_ended(ended), *list_alerts(snapshot)]
+    return JournalResponse(
         total=len(instances),
         instances=instances,
         hosts={info.id: _HERE for info in instances},
@@ -104,10 +104,10 @@ def _seen(path: Path, snapshot: Snapshot, service: str) -> JournalSeen:
     )
 
 
-def _is_wanted(entry: JournalEntry, service: str) -> bool:
+def _matches(entry: JournalEntry, service: str) -> bool:
     info = entry.life.info
     return info.state not in ENDED and service in ("", info.service)
 
 
-def _of_ended(ids: Sequence[str]) -> list[str]:
+def _list_ended(ids: Sequence[str]) -> list[str]:
     return [f"ended since, as no Box has noted yet: {', '.join(ids)}"] if ids else []

@@ -29,9 +29,9 @@ from bridge.tasks import task_scope
 _HOSTS = ("box-a", "box-b", "box-c")
 _REPLICAS = 6
 _PREFIX = "fleet"  # a fleet of its own on the same server
-_LEASE = 3  # seconds; 10 unless told otherwise
+_LEASE = 3  # seconds; the default is 10
 _LOOK = 0.05
-_SURE = 12  # looks in a row: each Box has a view of its own, and any of them answers
+_SURE = 12  # consecutive answers that must agree: each Box has its own view, and any answers
 
 _CONFIG = """
 [box]
@@ -57,10 +57,10 @@ deregister_delay = 0.5
 
 
 class FleetDemo:
-    """Runs its steps on the server at `url`, in `directory`; each raises Unexpected."""
+    """Runs its steps on the server at `url`, in `directory`; each raises StepFailed."""
 
-    def __init__(self, show: Narration, url: str, directory: Path) -> None:
-        self._show = show
+    def __init__(self, narration: Narration, url: str, directory: Path) -> None:
+        self._narration = narration
         self._url = url
         self._directory = directory
         self._boxes: dict[str, subprocess.Popen[bytes]] = {}
@@ -90,7 +90,7 @@ class FleetDemo:
             client = await stack.enter_async_context(
                 ScaleClient.connect(settings=settings, name="demo")
             )
-            async with self._show.step("Three Boxes are up, each a process of its own"):
+            async with self._narration.step("Three Boxes are up, each a process of its own"):
                 for number, name in enumerate(_HOSTS):
                     self._start(name, number)
                 await _eventually(lambda: self._live(client, len(_HOSTS)), "three live hosts")
@@ -98,23 +98,23 @@ class FleetDemo:
             table = await stack.enter_async_context(RouteTable.open(client.connection, "web"))
             tasks = await stack.enter_async_context(task_scope())
             events = await stack.enter_async_context(client.events())
-            tasks.create_task(self._show.follow(events))
+            tasks.create_task(self._narration.follow(events))
             yield client, table, http
 
     # ── the steps ────────────────────────────────────────────────────────────────────────
 
     async def _spread(self, client: ScaleClient, http: aiohttp.ClientSession) -> None:
-        async with self._show.step(f"web 0 → {_REPLICAS}: two on each host") as found:
+        async with self._narration.step(f"web 0 → {_REPLICAS}: two on each host") as details:
             await client.scale("web", _REPLICAS, wait=True, timeout=PATIENCE)
             where = await self._where(client, http)
             expect(where == dict.fromkeys(_HOSTS, 2), f"they are on {where}")
-            found.append(_counted(where))
+            details.append(_format(where))
 
     async def _lose_a_host(
         self, client: ScaleClient, table: RouteTable, http: aiohttp.ClientSession
     ) -> None:
         name = "box-b dies with all it runs: its slots run elsewhere, and every request is answered"
-        async with self._show.step(name) as found, _Load.through(table, http) as load:
+        async with self._narration.step(name) as details, _Load.through(table, http) as load:
             seen = await self._settled(client)
             self._boxes["box-b"].kill()
             for instance, host in seen.hosts.items():
@@ -128,25 +128,25 @@ class FleetDemo:
             await _eventually(elsewhere, "its slots run elsewhere", within=_LEASE + 5)
             await client.wait_ready("web", _REPLICAS, timeout=PATIENCE)
             where = await self._where(client, http)
-            found.append(f"{_counted(where)}; {load.check()}")
+            details.append(f"{_format(where)}; {load.check()}")
 
     async def _drain_a_host(
         self, client: ScaleClient, table: RouteTable, http: aiohttp.ClientSession
     ) -> None:
-        async with self._show.step("box-b returns: nothing moves because of that"):
+        async with self._narration.step("box-b returns: nothing moves because of that"):
             before = (await self._settled(client)).hosts
             self._start("box-b", 1)
             await _eventually(lambda: self._live(client, len(_HOSTS)), "three live hosts")
             expect((await self._settled(client)).hosts == before, "something has moved")
         name = "box-a is drained: each replaced before it goes, and no request fails"
-        async with self._show.step(name) as found, _Load.through(table, http) as load:
+        async with self._narration.step(name) as details, _Load.through(table, http) as load:
             await Operator(client.connection).drain("box-a", timeout=PATIENCE)
             where = await self._where(client, http)
             expect(where.keys() == {"box-b", "box-c"}, f"they are on {where}")
-            found.append(f"{_counted(where)}; {load.check(retried=0)}")
+            details.append(f"{_format(where)}; {load.check(retried=0)}")
 
     async def _stop(self, client: ScaleClient) -> None:
-        async with self._show.step("All is stopped in order, and nothing is left behind"):
+        async with self._narration.step("All is stopped in order, and nothing is left behind"):
             await client.scale("web", 0, wait=True, timeout=PATIENCE)
             for box in self._boxes.values():
                 box.terminate()
@@ -179,44 +179,44 @@ class FleetDemo:
             )
 
     async def _live(self, client: ScaleClient, count: int) -> bool:
-        """Whether so many hosts are live, whichever Box is asked."""
+        """Whether `count` hosts are live, whichever Box answers."""
         operator = Operator(client.connection)
         for _ in range(_SURE):
             try:
                 hosts = await operator.hosts(timeout=1.0)
             except ScaleError:
-                return False  # nobody answers yet
+                return False  # no Box answers yet
             if sum(host.live for host in hosts) != count:
                 return False
         return True
 
     async def _where(self, client: ScaleClient, http: aiohttp.ClientSession) -> dict[str, int]:
-        """How many instances each host runs; each is asked who it is."""
+        """The number of instances on each host; every instance is asked for its pid."""
         seen = await self._settled(client)
         for info in seen.instances:
             self._pids[info.id] = (await get(http, info))["pid"]
         return dict(Counter(seen.hosts.values()))
 
     async def _settled(self, client: ScaleClient) -> InstancesResponse:
-        """The instances once all are there, serve, and no other is: the Box that answers now may be
-        a moment behind the one that did before.
+        """The instances, once exactly the wanted number is listed and all serve. The Box that
+        answers now may not have seen yet what the Box before it had seen.
         """
-        found: list[InstancesResponse] = []
+        latest: list[InstancesResponse] = []
 
         async def settled() -> bool:
-            found[:] = [await client.observe("web")]
-            states = [info.state for info in found[0].instances]
+            latest[:] = [await client.observe("web")]
+            states = [info.state for info in latest[0].instances]
             return len(states) == _REPLICAS and SERVING.issuperset(states)
 
         await _eventually(settled, f"{_REPLICAS} serve, and no other is there")
-        return found[0]
+        return latest[0]
 
 
 class _Load:
     """Requests through the route table, one after the other, while the block lasts.
 
-    A request that finds nobody is sent again, to other instances, as gateways do: until its lease
-    ends, what a dead host ran is still in the table.
+    A request that fails is sent to the other instances, as gateways do: until the lease of a dead
+    host expires, its instances are still in the table.
     """
 
     def __init__(self, table: RouteTable, http: aiohttp.ClientSession) -> None:
@@ -233,7 +233,7 @@ class _Load:
             yield load
 
     def check(self, *, retried: int | None = None) -> str:
-        """What came of the requests so far; raises Unexpected if one failed."""
+        """A summary of the requests so far. Raises StepFailed if one failed."""
         expect(self.sent > 0, "no request was sent")
         expect(not self.failed, f"{self.failed} of {self.sent} requests failed")
         if retried is not None:
@@ -244,14 +244,14 @@ class _Load:
         while True:
             self.sent += 1
             async with self._table.lease("web") as route:
-                answered = await self._answered(route)
-            if not answered:
+                succeeded = await self._get(route)
+            if not succeeded:
                 self.retried += 1
                 others = [other for other in self._table.endpoints("web") if other != route]
-                self.failed += not any([await self._answered(other) for other in others])
+                self.failed += not any([await self._get(other) for other in others])
             await asyncio.sleep(_LOOK / 5)
 
-    async def _answered(self, route: Route) -> bool:
+    async def _get(self, route: Route) -> bool:
         try:
             async with self._http.get(f"http://{route.endpoint}/") as response:
                 return response.status == 200
@@ -259,14 +259,14 @@ class _Load:
             return False
 
 
-def _counted(where: dict[str, int]) -> str:
+def _format(where: dict[str, int]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in sorted(where.items()))
 
 
 async def _eventually(
-    held: Callable[[], Awaitable[bool]], what: str, within: float = PATIENCE
+    condition: Callable[[], Awaitable[bool]], what: str, within: float = PATIENCE
 ) -> None:
     deadline = asyncio.get_running_loop().time() + within
-    while not await held():
+    while not await condition():
         expect(asyncio.get_running_loop().time() < deadline, f"not within {within:g} s: {what}")
         await asyncio.sleep(_LOOK)

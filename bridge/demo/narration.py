@@ -1,4 +1,4 @@
-"""Showing steps that are verified as they are taken: the frame of the demos."""
+"""The steps of the demo: each is run, verified, shown and recorded."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from bridge.console import event_text, out
 from bridge.gateway.events.stream import EventStream, Gap
 from bridge.protocol import InstanceEvent, InstanceInfo, InstanceState
 
-PATIENCE = 20.0  # seconds for any one thing to come true
+PATIENCE = 20.0  # seconds for one condition
 
 
 class Step(Struct):
-    """A step, whether it held, how long it took, and what was found."""
+    """A step, whether it succeeded, its seconds, and details or the problem."""
 
     name: str
     ok: bool
@@ -30,74 +30,77 @@ class Step(Struct):
 
 
 class StepFailed(Exception):
-    """A step found something else than it should."""
+    """A step did not find what it expected."""
 
 
 class Narration:
-    """The steps taken so far, and the events seen. `quiet` keeps it to itself."""
+    """The steps and the events so far. `quiet` prints nothing."""
 
     def __init__(self, *, quiet: bool) -> None:
         self.steps: list[Step] = []
         self.events: list[InstanceEvent] = []
         self.quiet = quiet
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def step(self, name: str) -> AsyncIterator[list[str]]:
-        """One step: what the block appends is shown beside it; what it raises fails it."""
-        started, found = time.monotonic(), []  # type: tuple[float, list[str]]
+        """Run the block as one step. The block appends details; an error fails the step, and is
+        raised as StepFailed.
+        """
+        started = time.monotonic()
+        details: list[str] = []
         problem = ""
         try:
-            yield found
+            yield details
         except asyncio.CancelledError:
             problem = "interrupted"
             raise
-        except Exception as exc:  # shown, recorded, and raised as what it means here
+        except Exception as exc:  # every error fails the step, and is recorded below
             problem = str(exc) or type(exc).__name__
             raise StepFailed(problem) from exc
         finally:
             seconds = time.monotonic() - started
-            self.steps.append(Step(name, not problem, seconds, problem or ", ".join(found)))
+            text = problem or ", ".join(details)
+            self.steps.append(Step(name, not problem, seconds, text))
             mark = "[red]✗[/red]" if problem else "[green]✓[/green]"
-            said = problem or ", ".join(found)
-            self.say(f"{mark} {name} [bright_black]({seconds:.1f} s)[/bright_black]")
-            if said:
-                self.say(f"  [bright_black]{said}[/bright_black]")
+            self.print(f"{mark} {name} [bright_black]({seconds:.1f} s)[/bright_black]")
+            if text:
+                self.print(f"  [bright_black]{text}[/bright_black]")
 
     async def follow(self, events: EventStream) -> None:
-        """Take and show every event until cancelled."""
+        """Record and show every event until cancelled."""
         async for event in events:
-            self._take(event)
+            self._record(event)
 
-    def _take(self, event: InstanceEvent | Gap | Reset) -> None:
+    def _record(self, event: InstanceEvent | Gap | Reset) -> None:
         if isinstance(event, InstanceEvent):
             self.events.append(event)
-            self._news.set()
+            self._changed.set()
             if not self.quiet:
                 out.print("    ", event_text(event), sep="")
 
     async def event(self, instance_id: str, *states: InstanceState) -> InstanceEvent:
-        """The event that took the instance to one of `states`, once it has come."""
+        """Wait for the event that takes the instance to one of `states`. Raises StepFailed."""
         try:
             async with asyncio.timeout(PATIENCE):
                 while True:
                     for event in self.events:
                         if event.instance_id == instance_id and event.to_state in states:
                             return event
-                    self._news.clear()
-                    await self._news.wait()
+                    self._changed.clear()
+                    await self._changed.wait()
         except TimeoutError as exc:
-            wanted = " or ".join(map(str, states))
-            raise StepFailed(f"{instance_id} did not become {wanted}") from exc
+            names = " or ".join(map(str, states))
+            raise StepFailed(f"{instance_id} did not become {names}") from exc
 
-    def say(self, text: str, end: str = "\n") -> None:
-        """Say it, with rich's markup, unless it is to be quiet."""
+    def print(self, text: str) -> None:
+        """Print `text`, with rich's markup, unless this is quiet."""
         if not self.quiet:
-            out.print(text, end=end)
+            out.print(text)
 
 
 async def get(http: aiohttp.ClientSession, info: InstanceInfo, path: str = "/") -> dict[str, Any]:
-    """What the instance answers; raises Unexpected if it is not 200."""
+    """The JSON that the instance answers. Raises StepFailed if the status is not 200."""
     async with http.get(f"http://{info.endpoint}{path}") as response:
         expect(response.status == 200, f"{info.endpoint}{path}: HTTP {response.status}")
         page: dict[str, Any] = await response.json()
@@ -105,7 +108,7 @@ async def get(http: aiohttp.ClientSession, info: InstanceInfo, path: str = "/") 
 
 
 def alive(pid: int) -> bool:
-    """Whether there is such a process."""
+    """Whether the process exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -113,7 +116,7 @@ def alive(pid: int) -> bool:
     return True
 
 
-def expect(held: bool, otherwise: str) -> None:
-    """Raise Unexpected, saying `otherwise`, unless it held."""
-    if not held:
-        raise StepFailed(otherwise)
+def expect(condition: bool, problem: str) -> None:
+    """Raise StepFailed with `problem` unless `condition` holds."""
+    if not condition:
+        raise StepFailed(problem)

@@ -1,6 +1,6 @@
-"""What the demo scales: a small HTTP server that says who it is. Run as a script.
+"""The service of the demo: a small HTTP server that answers with its identity. Run as a script.
 
-``/`` answers at once, ``/slow?2.5`` after so many seconds.
+``/`` answers at once, ``/slow?2.5`` after 2.5 seconds.
 """
 
 import json
@@ -31,7 +31,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Say nothing: the Box's probes would fill the log."""
+        """Log nothing: the probes of the Box would fill the log."""
 
 
 if __name__ == "__main__":

@@ -25,14 +25,15 @@ def main() -> int:
     options.add_argument("-s", "--server", help="a NATS URL")
     options.add_argument("--json", action="store_true")
     chosen = options.parse_args()
-    asked = BenchOptions(
+    selected = BenchOptions(
         only=chosen.only,
         rounds=chosen.rounds,
         effort=chosen.effort,
         directory=chosen.out,
         embedded=chosen.server is None,
     )
-    return asyncio.run(run_bench(ROWS, asked, {"url": chosen.server}, json=chosen.json))
+    met = asyncio.run(run_bench(ROWS, selected, {"url": chosen.server}, json=chosen.json))
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

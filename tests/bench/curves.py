@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
+from bridge.svg import GREEN, GRID, INK, RED, document
+
 if TYPE_CHECKING:
     from tests.bench.growth import Curve
 
@@ -14,33 +16,28 @@ COLUMNS = 3
 WIDTH, HEIGHT = 300, 200
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 44, 28
 
-STYLE = (
-    "text{font:11px ui-monospace,monospace;fill:#24292f}.page{fill:#fff}.name{font-weight:bold}"
-    ".grid{stroke:#d0d7de}.sound{stroke:#1f9d4d;fill:none;stroke-width:2}"
-    ".much{stroke:#d1242f;fill:none;stroke-width:2}.dot{fill:#24292f}"
-    "@media(prefers-color-scheme:dark){text{fill:#c9d1d9}.page{fill:#0d1117}.grid{stroke:#30363d}"
-    ".dot{fill:#c9d1d9}}"
-)
 
-
-def svg(curves: Sequence[Curve]) -> str:
-    """The curves as an SVG document. One decade of cost is as high as in every other chart of its
-    width, so that a slope can be seen: flat, or no steeper than its share.
+def render_svg(curves: Sequence[Curve]) -> str:
+    """The curves as an SVG document. A decade of cost has the same height in every chart with the
+    same decades, so that slopes can be compared.
     """
-    rows = math.ceil(len(curves) / COLUMNS)
-    size = f'width="{COLUMNS * WIDTH}" height="{rows * HEIGHT}"'
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {size}>',
-        "<title>box-bridge: cost against size</title>",
-        f"<style>{STYLE}</style>",
-        '<rect class="page" width="100%" height="100%"/>',
-    ]
+    return document(
+        "box-bridge: cost against size",
+        _elements(curves),
+        width=COLUMNS * WIDTH,
+        height=math.ceil(len(curves) / COLUMNS) * HEIGHT,
+        fills={"dot": INK},
+        strokes={"grid": GRID, "sound": GREEN, "much": RED},
+        rules=".sound,.much{stroke-width:2}.name{font-weight:bold}",
+    )
+
+
+def _elements(curves: Sequence[Curve]) -> Iterator[str]:
     for index, curve in enumerate(curves):
         row, column = divmod(index, COLUMNS)
-        lines.append(f'<g transform="translate({column * WIDTH} {row * HEIGHT})">')
-        lines += _chart(curve)
-        lines.append("</g>")
-    return "\n".join([*lines, "</svg>", ""])
+        yield f'<g transform="translate({column * WIDTH} {row * HEIGHT})">'
+        yield from _chart(curve)
+        yield "</g>"
 
 
 def _chart(curve: Curve) -> Iterator[str]:
@@ -49,23 +46,23 @@ def _chart(curve: Curve) -> Iterator[str]:
     low, high = math.floor(min(ys)), math.ceil(max(ys))
     high = max(high, low + 1)
 
-    def at(x: float, y: float) -> tuple[float, float]:
-        wide, tall = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    def place(x: float, y: float) -> tuple[float, float]:
+        width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
         across = (x - xs[0]) / (xs[-1] - xs[0] or 1)
-        return LEFT + wide * across, TOP + tall * (high - y) / (high - low)
+        return LEFT + width * across, TOP + height * (high - y) / (high - low)
 
     kind = "sound" if curve.sound else "much"
     yield f'<text class="name" x="10" y="16">{escape(curve.name)}</text>'
     yield f'<text x="10" y="32">{escape(curve.unit)}, ~ size^{curve.exponent:.2f}</text>'
     for decade in range(low, high + 1):
-        (left, y), (right, _) = at(xs[0], decade), at(xs[-1], decade)
+        (left, y), (right, _) = place(xs[0], decade), place(xs[-1], decade)
         yield f'<path class="grid" d="M{left:.1f} {y:.1f}H{right:.1f}"/>'
         yield f'<text x="{left - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{10.0**decade:g}</text>'
-    places = [at(x, y) for x, y in zip(xs, ys, strict=True)]
+    places = [place(x, y) for x, y in zip(xs, ys, strict=True)]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     yield f'<path class="{kind}" d="M{path}"/>'
     for (x, y), (size, cost) in zip(places, curve.points, strict=True):
         yield f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3">'
-        said = f"{size:,} {curve.of}: {cost:,.2f} {curve.unit}"
-        yield f"<title>{escape(said)}</title></circle>"
+        label = f"{size:,} {curve.of}: {cost:,.2f} {curve.unit}"
+        yield f"<title>{escape(label)}</title></circle>"
         yield f'<text x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{size:,}</text>'

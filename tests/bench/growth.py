@@ -24,7 +24,7 @@ from msgspec import Struct, field
 
 from bridge import EventHub, RouteTable
 from bridge.bench import fleets, large, registrations
-from bridge.bench.machine import Machine, look
+from bridge.bench.machine import Machine, describe_machine
 from bridge.bench.row import Site
 from bridge.box.runtimes.process.usage import ProcessSample, read_load
 from bridge.bus.core.connection import Connection
@@ -36,7 +36,7 @@ from bridge.gateway.routes.state import RouteState
 from bridge.protocol import InstanceState, now
 from bridge.settings import NatsConfig
 from tests.bench import forecasts
-from tests.bench.curves import svg
+from tests.bench.curves import render_svg
 from tests.telling import note, outgoing, store_all
 
 FLEETS = (100, 1000, 10_000, 100_000)
@@ -222,7 +222,7 @@ async def grow(directory: Path, fleet_sizes: Sequence[int], hub_sizes: Sequence[
         await topology.ensure(connection)
         await take(hub_sizes, [lambda size: of_a_hub(connection, size, consumers)])
     curves = [*instances.found.values(), *consumers.found.values()]
-    return Growth(at=now().isoformat(timespec="seconds"), machine=look(), curves=curves)
+    return Growth(at=now().isoformat(timespec="seconds"), machine=describe_machine(), curves=curves)
 
 
 def main() -> int:
@@ -236,7 +236,7 @@ def main() -> int:
         found = asyncio.run(grow(Path(name), sizes, CONSUMERS))
     chosen.out.mkdir(parents=True, exist_ok=True)
     (chosen.out / "growth.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)))
-    (chosen.out / "growth.svg").write_text(svg(found.curves), encoding="utf-8")
+    (chosen.out / "growth.svg").write_text(render_svg(found.curves), encoding="utf-8")
     for curve in found.curves:
         said = "sound" if curve.sound else f"TOO MUCH: at most {curve.power}"
         print(f"{curve.name:32} grows with the power {curve.exponent:5.2f} of {curve.of}: {said}")

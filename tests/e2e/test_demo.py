@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cli.commands import demo
+from bridge import observe
+from bridge.cli.commands.demo import demo
 from bridge.demo import host
 from tests.boxes import labelled
 from tests.e2e.program import run, running
@@ -49,8 +50,8 @@ async def test_a_step_that_does_not_hold_fails_the_demo(
 ) -> None:
     hasty = host._CONFIG.replace("[services.api]", "drain_timeout = 0.2\n\n[services.api]")
     monkeypatch.setattr(host, "_CONFIG", hasty)
-    monkeypatch.setattr(demo, "configure_logging", lambda level: None)  # it is this process's
-    assert await demo.run_demo(keep=False, json=True) == 1
+    monkeypatch.setattr(observe, "configure_logging", lambda level: None)  # it is this process's
+    assert await demo(json=True) == 1
     report = json.loads(capsys.readouterr().out)
     assert not report["ok"]
     *held, failed = report["steps"]

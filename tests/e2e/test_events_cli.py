@@ -15,7 +15,7 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.api import jetstream
-from bridge.cli.commands.events import parse_since
+from bridge.cli.since import parse_since
 from bridge.errors import ConfigError
 from tests.e2e.program import run, running
 from tests.support import connect, eventually

@@ -15,8 +15,9 @@ from bridge.bus.diagnostics import checks as bus_checkup
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.api import jetstream
-from bridge.cli.commands import doctor
-from bridge.cli.commands.doctor import Report, ReportLine, examine, run_doctor
+from bridge.cli import examination
+from bridge.cli.commands.doctor import doctor
+from bridge.cli.examination import Report, ReportLine, examine
 from bridge.cli.exit_codes import FAILED
 from bridge.diagnostics import Finding, Status
 from bridge.protocol import now
@@ -47,7 +48,7 @@ def box_file(directory: Path, url: str, **settings: object) -> Path:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """An absent server is known to be absent a little sooner."""
-    monkeypatch.setattr(doctor, "_CONNECT", 1.0)
+    monkeypatch.setattr(examination, "_CONNECT", 1.0)
 
 
 # ── all is well ──────────────────────────────────────────────────────────────────────────
@@ -104,7 +105,7 @@ async def test_without_a_server_the_host_is_looked_at_all_the_same(
     tmp_path: Path, unused_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = box_file(tmp_path, f"nats://127.0.0.1:{unused_port}")
-    assert await run_doctor(file, {}, json=False) == FAILED
+    assert await doctor(config=file) == FAILED
     lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines()}
     assert re.match(r"fail nats .*: connection refused\. Cure: start it", lines["nats"])
     for check in OF_BUS[1:]:
@@ -230,7 +231,7 @@ async def test_a_disk_that_hangs_holds_up_nothing_else(
         raise AssertionError("nobody waits for this")
 
     monkeypatch.setattr(diagnostics, "disk", hang)
-    monkeypatch.setattr(doctor, "_DEADLINE", 1.5)
+    monkeypatch.setattr(examination, "_DEADLINE", 1.5)
     report = await examine(box_file(tmp_path, server.url), {})
     assert found(report, "disk").says == "no answer within 1.5 s"
     assert statuses(report, "jetstream", "disk", "journal", "runtime") == [OK, FAIL, OK, OK]
@@ -255,7 +256,7 @@ async def test_a_server_is_as_far_away_as_the_quickest_of_three_answers(
 async def test_a_server_that_freezes_is_told_within_the_deadline(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_DEADLINE", 2.0)
+    monkeypatch.setattr(examination, "_DEADLINE", 2.0)
     file = box_file(tmp_path, server.url)
     judged = bus_checkup.server
 

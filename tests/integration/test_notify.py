@@ -64,10 +64,10 @@ async def test_a_service_manager_that_hears_nothing_is_told_again_what_is_new(
 ) -> None:
     address = str(tmp_path / "notify")
     notifier = Notifier(NotifyConfig(address=address), Box(box_config(tmp_path, "nats://none")))
-    notifier.tell()
-    notifier.tell()
-    warnings = [line for line in caplog.messages if "cannot tell the service manager at" in line]
+    notifier.notify()
+    notifier.notify()
+    warnings = [line for line in caplog.messages if "cannot notify the service manager at" in line]
     assert len(warnings) == 1
     async with listening(address) as manager:
-        notifier.tell()
+        notifier.notify()
         await manager.told("STATUS=this Box is starting")

@@ -12,7 +12,7 @@ from bridge.box.daemon import Box
 from bridge.bus.diagnostics import permissions
 from bridge.bus.diagnostics.permissions import Rights
 from bridge.bus.jetstream.follower import Start
-from bridge.cli.commands.doctor import examine
+from bridge.cli.examination import examine
 from bridge.gateway.client import ScaleClient
 from bridge.gateway.events.stream import EventStream
 from bridge.gateway.routes.table import RouteTable

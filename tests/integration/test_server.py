@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from bridge.bus.embedded_server import EmbeddedServer, find_binary
+from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.publish import store
+from bridge.bus.server_binary import find_binary
 from bridge.errors import ConfigError, ServerNotStarted
 from tests.paths import REPOSITORY
 from tests.support import connect, eventually

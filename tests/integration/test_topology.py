@@ -17,9 +17,10 @@ from nats.js import JetStreamContext
 from nats.js.api import APIStats, DiscardPolicy, RetentionPolicy, StorageType
 
 from bridge.bus.core.connection import Connection
-from bridge.bus.embedded_server import EmbeddedServer, _listening, find_binary
+from bridge.bus.embedded_server import EmbeddedServer, _listening
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.api import jetstream
+from bridge.bus.server_binary import find_binary
 from bridge.errors import BusError, StoreUnsuitable, TopologyMismatch
 from bridge.subjects import Subjects
 from tests.support import connect, eventually

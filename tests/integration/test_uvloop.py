@@ -12,21 +12,21 @@ import uvloop
 from bridge import EventStream, Start
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
-from bridge.cli import QuickLoops
+from bridge.cli.event_loop import new_event_loop
 from bridge.errors import CutOff
 from tests.support import connect, eventually
 from tests.telling import tell, texts
 
 
 def test_the_command_line_runs_on_uvloop_where_it_is_installed() -> None:
-    loop = QuickLoops().new_event_loop()
+    loop = new_event_loop()
     loop.close()
     assert isinstance(loop, uvloop.Loop)
 
 
 def test_without_uvloop_it_runs_on_asyncio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvloop", None)
-    loop = QuickLoops().new_event_loop()
+    loop = new_event_loop()
     loop.close()
     assert isinstance(loop, asyncio.SelectorEventLoop)
 

@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import signal
-import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from msgspec import Struct
+from cyclopts import Parameter
 
-from bridge.bus.embedded_server import EmbeddedServer
 from bridge.cli.exit_codes import DONE, FAILED, INTERRUPTED
-from bridge.cli.timeline.history import Lives
-from bridge.cli.timeline.text import bars
+from bridge.cli.flags import Json
 from bridge.console import out, print_json
-from bridge.demo.fleet import FleetDemo
-from bridge.demo.host import HostDemo
-from bridge.demo.narration import Narration, Step, StepFailed
-from bridge.observe import configure_logging
 from bridge.protocol import InstanceEvent, now
 
 
-class _Report(Struct):
-    ok: bool
-    steps: list[Step]
-    events: list[InstanceEvent]
+async def demo(
+    *,
+    keep: Annotated[
+        bool, Parameter(negative="", help="Keep the directory with logs and store afterwards.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Run a demonstration that verifies each step, in 30 seconds.
 
+    It starts a NATS server and Boxes on this machine, in a temporary directory.
+    An instance crashes, one drains, a host dies and a host is drained. The exit
+    code is 0 only if every step is as expected. For example:
 
-async def run_demo(*, keep: bool, json: bool) -> int:
-    """Run the demo; 0 only if every step was verified."""
+        box-bridge demo
+        box-bridge demo --keep --json
+    """
+    import asyncio
+    import shutil
+    import signal
+    import tempfile
+
+    from bridge.demo.narration import Narration
+    from bridge.demo.run import run_demo
+    from bridge.observe import configure_logging
+
     configure_logging("error")
-    # Its instances outlive a process that just dies: SIGTERM ends it in order, as Ctrl-C does.
+    # Its instances would outlive a killed process: SIGTERM ends it in order, as Ctrl-C does.
     if (task := asyncio.current_task()) is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     directory = Path(tempfile.mkdtemp(prefix="box-bridge-demo-"))
-    show = Narration(quiet=json)
     try:
-        ok = await _run(show, directory)
+        report = await run_demo(Narration(quiet=json), directory, _draw)
     except asyncio.CancelledError:
         return INTERRUPTED
     finally:
@@ -47,38 +54,16 @@ async def run_demo(*, keep: bool, json: bool) -> int:
         else:
             shutil.rmtree(directory, ignore_errors=True)
     if json:
-        print_json(_Report(ok, show.steps, show.events))
-    return DONE if ok else FAILED
+        print_json(report)
+    return DONE if report.ok else FAILED
 
 
-async def _run(show: Narration, directory: Path) -> bool:
-    """All steps, until one fails; whether none did."""
-    started = time.monotonic()
-    show.say("[bold]box-bridge demo[/bold]: a NATS server, a Box, two services\n")
-    try:
-        async with EmbeddedServer(directory / "nats") as server:
-            async with show.step("A NATS server with JetStream is up") as found:
-                found.append(server.url)
-            await HostDemo(show, server.url, directory).run()
-            _draw(show, 0)
-            first = len(show.events)
-            show.say("\n[bold]Three hosts[/bold]: one dies, one is drained, the service stays up\n")
-            await FleetDemo(show, server.url, directory).run()
-            _draw(show, first)
-    except StepFailed:
-        return False
-    show.say(f"\n[green]All {len(show.steps)} steps held[/green], ", end="")
-    show.say(f"in {time.monotonic() - started:.1f} s.")
-    return True
+def _draw(events: Sequence[InstanceEvent]) -> None:
+    from bridge.cli.timeline.history import History
+    from bridge.cli.timeline.text import render_text
 
-
-def _draw(show: Narration, first: int) -> None:
-    """The lives of the instances in the events from the `first` on."""
-    show.say("\n[bold]The lives of the instances[/bold]")
-    if show.quiet:
-        return
-    lives = Lives(since=None, most=100)
-    for event in show.events[first:]:
-        lives.take(event)
-    for row in bars(lives.picture(now()), width=max(40, min(80, out.width - 20))):
+    history = History(since=None, most=100)
+    for event in events:
+        history.add(event)
+    for row in render_text(history.timeline(now()), width=max(40, min(80, out.width - 20))):
         out.print(row, no_wrap=True)

@@ -1,90 +1,114 @@
-"""`events`: what happens, as it happens, or what has happened since."""
+"""`events`: the events of instances, stored and live."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
+from cyclopts import Parameter
 from msgspec import Struct
 
-from bridge.bus.core.connection import Connection
-from bridge.bus.jetstream.follower import Begin, Reset, Start
-from bridge.bus.jetstream.server_time import server_time
-from bridge.cli.connect import connected
 from bridge.cli.exit_codes import DONE
+from bridge.cli.flags import Json, Link
 from bridge.console import err, event_text, out, print_json
-from bridge.errors import BusError, ConfigError, NoReply
-from bridge.gateway.events.durable import Delivery, DurableEvents
-from bridge.gateway.events.filter import EventFilter
-from bridge.gateway.events.stream import EventStream, Gap
+from bridge.errors import BusError, NoReply
 from bridge.protocol import InstanceEvent, InstanceState
 
-_PATIENCE: Final = 2.0  # seconds for the stream to be there, where the past is asked for
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_LONGEST: Final = 100 * 365 * 86400  # seconds; much more would lead before the year 1
+if TYPE_CHECKING:
+    from bridge.bus.core.connection import Connection
+    from bridge.bus.jetstream.follower import Begin, Reset, Start
+    from bridge.gateway.events.durable import DurableEvents
+    from bridge.gateway.events.stream import EventStream
+
+_PATIENCE: Final = 2.0  # seconds for the stream to be there, with --no-follow
 
 
-class EventOptions(Struct, frozen=True, kw_only=True):
-    """What the command line says: None where it says nothing."""
-
-    services: list[str] | None
-    states: list[InstanceState] | None
-    since: str | None
+class _Query(Struct, frozen=True, kw_only=True):
+    services: Sequence[str] | None
+    states: Sequence[InstanceState] | None
+    since: Start | int | timedelta | None
     durable: str | None
     follow: bool
 
 
-async def run_events(asked: EventOptions, flags: Mapping[str, Any], *, json: bool) -> int:
-    """Print events until interrupted, or until all that is stored has been printed."""
-    since = None if asked.since is None else parse_since(asked.since)
-    EventFilter.of(asked.services, asked.states)  # refused before anybody is asked
-    async with connected(flags, "events") as connection:
-        with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C is how it ends
-            async with _opened(connection, asked, since) as events:
-                if asked.follow and not json and out.is_terminal:
+async def events(
+    *service: Annotated[str, Parameter(help="Only these services. Default: all.")],
+    since: Annotated[
+        str | None,
+        Parameter(help="Begin with stored events: 90s, 10m, 2h, 7d ago, a sequence, or all."),
+    ] = None,
+    state: Annotated[
+        list[InstanceState] | None,
+        Parameter(negative="", help="Only events that go to this state; may be given again."),
+    ] = None,
+    durable: Annotated[
+        str | None,
+        Parameter(help="A lasting name: the next run with it continues where this one ends."),
+    ] = None,
+    follow: Annotated[bool, Parameter(help="Wait for new events, until Ctrl-C.")] = True,
+    link: Link | None = None,
+    json: Json = False,
+) -> int:
+    """Show the events of instances, stored and live.
+
+    With --json each line is one InstanceEvent of the wire contract. Stderr
+    reports events that were missed because this reader was too slow, or because
+    the stream no longer keeps them. For example:
+
+        box-bridge events web api --since 10m
+        box-bridge events --since all --no-follow --state Failed
+        box-bridge events --durable mailer --json | ./mail-each
+
+    With --durable an event is acknowledged after it is printed. A new name
+    begins at --since, or at the first stored event; concurrent runs with one
+    name share the events. --no-follow ends after the last stored event; without
+    --since it begins at the first.
+    """
+    import asyncio
+
+    from bridge.cli.connect import connect
+    from bridge.cli.since import parse_since
+    from bridge.gateway.events.filter import EventFilter
+
+    query = _Query(
+        services=service or None,
+        states=state,
+        since=None if since is None else parse_since(since),
+        durable=durable,
+        follow=follow,
+    )
+    EventFilter.of(query.services, query.states)  # raises before the connection is made
+    async with connect(link, "events") as connection:
+        with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C
+            async with _open(connection, query) as source:
+                if follow and not json and out.is_terminal:
                     err.print("Waiting for events; Ctrl-C ends.", style="bright_black")
-                await _print(events, json=json)
+                await _print_all(source, json=json)
     return DONE
 
 
-def parse_since(text: str) -> Start | int | timedelta:
-    """``all``, a stream sequence (``1234``), or how long ago (``90s``, ``10m``, ``2h``, ``7d``).
-
-    Raises ConfigError for anything else.
-    """
-    if text == "all":
-        return Start.FIRST
-    found = re.fullmatch(r"([0-9]{1,18})([smhd]?)", text)
-    if found is None:
-        raise ConfigError("--since", f"{text!r} is neither all, nor a sequence, nor like 10m")
-    number, unit = int(found[1]), found[2]
-    if not unit:
-        return max(number, 1)
-    if number * _UNITS[unit] > _LONGEST:
-        raise ConfigError("--since", f"{text} is longer than anything is kept; say all")
-    return timedelta(seconds=number * _UNITS[unit])
-
-
 @contextlib.asynccontextmanager
-async def _opened(
-    connection: Connection, asked: EventOptions, since: Start | int | timedelta | None
+async def _open(
+    connection: Connection, query: _Query
 ) -> AsyncIterator[EventStream | DurableEvents]:
-    """Raises NoReply where the past is asked for, and no stream holds any."""
+    """The events; with --no-follow NoReply is raised if there is no stream."""
+    import asyncio
+
     async with contextlib.AsyncExitStack() as stack:
         try:
-            async with asyncio.timeout(None if asked.follow else _PATIENCE):
-                begin = await _begin(connection, since)
-                events = await stack.enter_async_context(_open(connection, asked, begin))
+            async with asyncio.timeout(None if query.follow else _PATIENCE):
+                begin = await _begin(connection, query.since)
+                source = await stack.enter_async_context(_select(connection, query, begin))
         except TimeoutError as exc:
             raise NoReply(connection.subjects.events_stream, _PATIENCE) from exc
-        yield events
+        yield source
 
 
 async def _begin(connection: Connection, since: Start | int | timedelta | None) -> Begin | None:
+    from bridge.bus.jetstream.server_time import server_time
+
     if not isinstance(since, timedelta):
         return since
     try:
@@ -93,48 +117,55 @@ async def _begin(connection: Connection, since: Start | int | timedelta | None) 
         return datetime.now(UTC) - since  # there is no stream yet
 
 
-def _open(
-    connection: Connection, asked: EventOptions, begin: Begin | None
+def _select(
+    connection: Connection, query: _Query, begin: Begin | None
 ) -> contextlib.AbstractAsyncContextManager[EventStream | DurableEvents]:
-    if asked.durable is not None:
+    from bridge.bus.jetstream.follower import Start
+    from bridge.gateway.events.durable import DurableEvents
+    from bridge.gateway.events.stream import EventStream
+
+    services, states, follow = query.services, query.states, query.follow
+    if query.durable is not None:
         return DurableEvents.open(
             connection,
-            asked.durable,
-            asked.services,
-            states=asked.states,
+            query.durable,
+            services,
+            states=states,
             start=Start.FIRST if begin is None else begin,
             max_unacked=1,
-            follow=asked.follow,
+            follow=follow,
         )
     if begin is None:
-        begin = Start.NOW if asked.follow else Start.FIRST
-    return EventStream.open(
-        connection, asked.services, states=asked.states, start=begin, follow=asked.follow
-    )
+        begin = Start.NOW if follow else Start.FIRST
+    return EventStream.open(connection, services, states=states, start=begin, follow=follow)
 
 
-async def _print(events: EventStream | DurableEvents, *, json: bool) -> None:
-    async for item in events:
+async def _print_all(source: EventStream | DurableEvents, *, json: bool) -> None:
+    from bridge.bus.jetstream.follower import Reset
+    from bridge.gateway.events.durable import Delivery
+    from bridge.gateway.events.stream import Gap
+
+    async for item in source:
         if isinstance(item, Gap):
             err.print(f"too slow: missed stream sequences {item.first}–{item.last}")
         elif isinstance(item, Reset):
-            err.print(_told(item))
+            err.print(_describe(item))
         elif isinstance(item, Delivery):
-            _show(item.event, json=json)
-            with contextlib.suppress(BusError):  # unheard, it is acknowledged when it comes again
+            _print(item.event, json=json)
+            with contextlib.suppress(BusError):  # the event is delivered again, and then acked
                 await item.ack()
         else:
-            _show(item, json=json)
+            _print(item, json=json)
 
 
-def _show(event: InstanceEvent, *, json: bool) -> None:
+def _print(event: InstanceEvent, *, json: bool) -> None:
     if json:
         print_json(event)
     else:
         out.print(event_text(event))
 
 
-def _told(reset: Reset) -> str:
+def _describe(reset: Reset) -> str:
     if reset.reason == "trimmed":
         return f"no longer kept: stream sequences {reset.expected}–{reset.next - 1}"
-    return f"the stream was made anew: it is read from its sequence {reset.next} on"
+    return f"the stream was created again: reading continues at its sequence {reset.next}"

@@ -1,24 +1,22 @@
-"""`logs`: what an instance of this host wrote."""
+"""`logs`: what an instance of this host has written."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, BinaryIO, Final
 
+from cyclopts import Parameter
 from msgspec import Struct
 
-from bridge.box.runtimes.logs import ENGINE, STDERR, STDOUT, instances_dir
-from bridge.cli.connect import configuration, connected
 from bridge.cli.exit_codes import DONE
+from bridge.cli.flags import ConfigFile, DataDir, Json, Link
 from bridge.console import print_json
 from bridge.errors import BridgeError, InstanceError
-from bridge.gateway.client import ScaleClient
+from bridge.protocol import InstancesResponse
 from bridge.subjects import check_name
 
-_POLL = 0.2  # seconds between looks for more
+_POLL: Final = 0.2  # seconds between looks for more
 
 
 class _Line(Struct):
@@ -26,30 +24,34 @@ class _Line(Struct):
     line: str
 
 
-async def run_logs(
-    instance_id: str,
-    file: Path | None,
-    data_dir: Path | None,
-    flags: Mapping[str, Any],
+async def logs(
+    instance_id: Annotated[str, Parameter(help="The instance, as `ps` or an event names it.")],
+    /,
     *,
-    follow: bool,
-    json: bool,
+    follow: Annotated[
+        bool,
+        Parameter(name=["--follow", "-f"], negative="", help="Continue until the instance ends."),
+    ] = False,
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    link: Link | None = None,
+    json: Json = False,
 ) -> int:
-    """Print both logs of the instance; with `follow` go on until it has ended. Raises InstanceError
-    where there are none, saying who has them.
+    """Show the stdout and stderr of an instance of this host.
+
+    The logs of the last ten ended instances of each service are kept. While a
+    container runs, its engine has its log; this verb prints the command that
+    shows it. For example:
+
+        box-bridge logs web-01jz3k --follow
+        box-bridge logs web-01jz3k --data-dir /var/lib/box-bridge
     """
+    import asyncio
+
+    from bridge.box.runtimes.logs import STDERR, STDOUT
+
     check_name("instance id", instance_id)
-    root = data_dir or configuration(file, {}).data_dir
-    directory = instances_dir(root) / instance_id
-    if not directory.is_dir():
-        where = await _elsewhere(instance_id, flags)
-        raise InstanceError(f"{instance_id}: no logs in {directory}{where}")
-    if not (directory / STDOUT).exists() and (directory / ENGINE).exists():
-        engine = (directory / ENGINE).read_text()
-        raise InstanceError(
-            f"{instance_id} is a container that has not ended, and its engine has its log: "
-            f"{engine} logs -f {instance_id}"
-        )
+    directory = await _find(instance_id, config, data_dir, link)
     with contextlib.ExitStack() as stack, contextlib.suppress(asyncio.CancelledError):
         tails = [
             _Tail(stack.enter_context((directory / name).open("rb")), name.partition(".")[0])
@@ -57,13 +59,34 @@ async def run_logs(
             if (directory / name).exists()
         ]
         while True:
-            ended = not follow or not await _lives(instance_id, flags)
+            ended = not follow or not await _is_listed(instance_id, link)
             for tail in tails:
                 tail.print_new(json, last=ended)
             if ended:
-                return DONE
+                break
             await asyncio.sleep(_POLL)
     return DONE
+
+
+async def _find(
+    instance_id: str, config: Path | None, data_dir: Path | None, link: Link | None
+) -> Path:
+    """The directory of the logs. Raises InstanceError, which says where to look instead."""
+    from bridge.box.runtimes.logs import ENGINE, STDOUT, instances_dir
+    from bridge.cli.box_config import load_config
+
+    root = data_dir or load_config(config, {}).data_dir
+    directory = instances_dir(root) / instance_id
+    if not directory.is_dir():
+        hint = await _hint(instance_id, link)
+        raise InstanceError(f"{instance_id}: no logs in {directory}{hint}")
+    if not (directory / STDOUT).exists() and (directory / ENGINE).exists():
+        engine = (directory / ENGINE).read_text()
+        raise InstanceError(
+            f"{instance_id} is a container that has not ended, and its engine has its log: "
+            f"{engine} logs -f {instance_id}"
+        )
+    return directory
 
 
 class _Tail:
@@ -86,23 +109,29 @@ class _Tail:
                 print(text, flush=True)
 
 
-async def _lives(instance_id: str, flags: Mapping[str, Any]) -> bool:
-    """Whether the fleet still lists the instance; while nobody can say, it may."""
+async def _observe(link: Link | None) -> InstancesResponse | None:
+    """The fleet's instances; None if no Box answers."""
+    from bridge.cli.connect import connect
+    from bridge.gateway.client import ScaleClient
+
     try:
-        async with connected(flags, "logs") as connection:
-            seen = await ScaleClient(connection).observe()
+        async with connect(link, "logs") as connection:
+            return await ScaleClient(connection).observe()
     except BridgeError:
-        return True
-    return any(info.id == instance_id for info in seen.instances)
+        return None
 
 
-async def _elsewhere(instance_id: str, flags: Mapping[str, Any]) -> str:
-    """Where to look instead, if a Box can be asked."""
-    try:
-        async with connected(flags, "logs") as connection:
-            hosts = (await ScaleClient(connection).observe()).hosts
-    except BridgeError:
+async def _is_listed(instance_id: str, link: Link | None) -> bool:
+    """Whether the fleet lists the instance; True if no Box answers."""
+    seen = await _observe(link)
+    return seen is None or any(info.id == instance_id for info in seen.instances)
+
+
+async def _hint(instance_id: str, link: Link | None) -> str:
+    """Where the logs are, as far as the fleet knows."""
+    seen = await _observe(link)
+    if seen is None:
         return ": give the data directory of its Box with -c or --data-dir"
-    if host := hosts.get(instance_id):
+    if host := seen.hosts.get(instance_id):
         return f": it runs on host {host}; look there, or give that Box's --data-dir"
     return ": no instance of that id is known; see `box-bridge ps`"

@@ -1,67 +1,84 @@
-"""`ps`: the fleet's instances, once or again and again; or this host's, as its journal has them."""
+"""`ps`: the fleet's instances, or this host's as its journal has them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.console import Group
 
-from bridge.cli import watch as watching
-from bridge.cli.connect import connected
 from bridge.cli.exit_codes import DONE
-from bridge.cli.local_journal import JournalView
+from bridge.cli.flags import ConfigFile, DataDir, Json, Link, OptionalService, Watch
 from bridge.console import err, instances_table, notices, out, print_json
 from bridge.errors import ConfigError, ConnectFailed, CutOff
-from bridge.gateway.client import ScaleClient
-from bridge.gateway.errors import NoBoxError, RequestTimeout
 from bridge.protocol import InstancesResponse
 from bridge.subjects import check_name
 
 
-async def run_ps(
-    service: str,
-    flags: Mapping[str, Any],
-    journal: JournalView,
+async def ps(
+    service: OptionalService = "",
+    /,
     *,
-    watch: bool,
-    local: bool,
-    json: bool,
+    watch: Watch = False,
+    local: Annotated[
+        bool, Parameter(negative="", help="Read the journal of this host, and ask no Box.")
+    ] = False,
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    link: Link | None = None,
+    json: Json = False,
 ) -> int:
-    """List the instances of `service`, or of all; as the journal has them if nobody answers."""
+    """List the instances with their state, host and load.
+
+    The oldest come first. For example:
+
+        box-bridge ps
+        box-bridge ps web --watch
+        box-bridge ps --json | jq -r '.instances[].endpoint'
+
+    If no Box answers and this host has the journal of a Box, `ps` shows what the
+    journal contains: the instances of this host, since when the Box is cut off,
+    and how many events wait to be published. The exit code is 3 all the same.
+    """
+    from bridge.cli.connect import connect
+    from bridge.cli.watch import show
+    from bridge.gateway.client import ScaleClient
+    from bridge.gateway.errors import NoBoxError, RequestTimeout
+
     if service:
         check_name("service", service)
     if local:
+        from bridge.cli.local_journal import show_journal
+
         if watch:
             raise ConfigError("--local", "looks once: leave --watch out")
-        journal.show(service, json=json)
+        show_journal(service, config, data_dir, json=json)
         return DONE
     try:
-        async with connected(flags, "ps") as connection:
+        async with connect(link, "ps") as connection:
             client = ScaleClient(connection)
-            if watch:
-                await watching.watch(
-                    lambda: client.observe(service),
-                    _picture,
-                    lambda seen: _show(seen, json),
-                    json=json,
-                )
-            else:
-                _show(await client.observe(service), json)
+            return await show(
+                lambda: client.observe(service),
+                _render,
+                lambda seen: _print(seen, json),
+                watch=watch,
+                json=json,
+            )
     except (ConnectFailed, CutOff, NoBoxError, RequestTimeout):
-        journal.show_instead(service, json=json)
+        from bridge.cli.local_journal import show_journal_instead
+
+        show_journal_instead(service, config, data_dir, json=json)
         raise
-    return DONE
 
 
-def _show(seen: InstancesResponse, json: bool) -> None:
+def _print(seen: InstancesResponse, json: bool) -> None:
     if json:
         print_json(seen)
     elif seen.instances or seen.notices:
-        out.print(_picture(seen))
+        out.print(_render(seen))
     else:
         err.print("no instances")
 
 
-def _picture(seen: InstancesResponse) -> Group:
+def _render(seen: InstancesResponse) -> Group:
     return Group(instances_table(seen), *notices(seen))

@@ -2,68 +2,110 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Final
 
+from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.text import Text
 
-from bridge.bus.jetstream.follower import Begin, Start
-from bridge.cli.commands.events import parse_since
-from bridge.cli.connect import connected
-from bridge.cli.exit_codes import DONE, INTERRUPTED
-from bridge.config import load_log
+from bridge.cli.flags import Json, Link, Logging, configure_logs
 from bridge.console import err, print_json
 from bridge.errors import ConfigError
-from bridge.gateway.relay.relay import Notice, Relay, RelayConfig
-from bridge.observe import configure_logging
-from bridge.protocol import now
-from bridge.tasks import task_scope
+from bridge.protocol import InstanceState, now
 
-_GRAVE = ("outage", "dead_letter", "missed")
+if TYPE_CHECKING:
+    from bridge.bus.jetstream.follower import Begin
+    from bridge.gateway.relay.relay import Notice
+
+_PROBLEMS: Final = ("outage", "dead_letter", "missed")
 
 
-async def run_relay(
-    config: RelayConfig, flags: Mapping[str, Any], *, level: str | None, json: bool
+async def relay(
+    *service: Annotated[str, Parameter(help="The services whose events are sent. Default: all.")],
+    to: Annotated[str, Parameter(help="The http:// or https:// URL that takes the events.")],
+    durable: Annotated[
+        str, Parameter(help="The name under which NATS remembers which events were delivered.")
+    ] = "relay",
+    state: Annotated[
+        list[InstanceState] | None,
+        Parameter(negative="", help="Only events that go to this state; may be given again."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        Parameter(
+            help="Where a new durable begins: 10m, 2h, 7d ago, a sequence, or all. Default: now."
+        ),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        Parameter(negative="", help="NAME=VALUE, or NAME=@FILE for a secret; may be given again."),
+    ] = None,
+    timeout: Annotated[
+        float, Parameter(validator=Number(gt=0, lte=600), help="Seconds for each request.")
+    ] = 10.0,
+    max_attempts: Annotated[
+        int,
+        Parameter(
+            validator=Number(gte=1, lte=1_000_000),
+            help="Attempts before an event becomes a dead letter.",
+        ),
+    ] = 20,
+    link: Link | None = None,
+    logging: Logging | None = None,
+    json: Json = False,
 ) -> int:
-    """Relay; the first signal stops it in order, the second one at once."""
-    log = load_log(level, "json" if json else None)
-    configure_logging(log.level, log.style)
-    loop = asyncio.get_running_loop()
-    async with connected(flags, "relay") as connection, task_scope() as tasks:
-        relay = Relay(connection, config, _as_json if json else _as_text)
-        work = tasks.create_task(relay.run(), name="relay")
-        signals = 0
+    """Send events to an HTTP endpoint, as CloudEvents.
 
-        def on_signal() -> None:
-            nonlocal signals
-            signals += 1
-            relay.stop()
-            if signals > 1 or not relay.started:
-                work.cancel()
+    Each event is posted until the endpoint accepts it (2xx). The events of an
+    instance keep their order, also over restarts of the relay, of NATS and of the
+    endpoint. An event that the endpoint refuses (4xx), or fails to accept too
+    often, is kept as a dead letter on <prefix>.dead.<durable>. Run one relay
+    under each name. For example:
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, on_signal)
-        try:
-            await asyncio.wait([work])
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-        return INTERRUPTED if signals > 1 and work.cancelled() else DONE
+        box-bridge relay --to https://example.com/events
+        box-bridge relay web --to https://example.com/events \\
+            --durable alerts --state Failed
+        box-bridge relay --to https://example.com/events \\
+            --header Authorization=@/run/secrets/token
+    """
+    from bridge.cli.connect import connect
+    from bridge.cli.signals import wait_until_signal
+    from bridge.gateway.relay.relay import Relay, RelayConfig
+    from bridge.tasks import task_scope
+
+    config = RelayConfig(
+        url=to,
+        durable=durable,
+        services=service,
+        states=tuple(state or ()),
+        headers=_read_headers(header),
+        timeout=timeout,
+        max_attempts=max_attempts,
+        start=_parse_start(since),
+    )
+    configure_logs(logging, json=json)
+    async with connect(link, "relay") as connection, task_scope() as tasks:
+        running = Relay(connection, config, _print_json if json else _print)
+
+        def stop() -> bool:
+            running.stop()
+            return running.started
+
+        return await wait_until_signal(tasks.create_task(running.run(), name="relay"), stop)
 
 
-def read_headers(given: list[str] | None) -> dict[str, str]:
-    """``NAME=VALUE`` each; a value ``@FILE`` is what that file holds.
+def _read_headers(items: Sequence[str] | None) -> dict[str, str]:
+    """The headers of ``NAME=VALUE`` items; a value ``@FILE`` is replaced by the file's text.
 
-    Raises ConfigError, without showing a value.
+    Raises ConfigError, whose message contains no value.
     """
     headers = {}
-    for item in given or ():
+    for item in items or ():
         name, equals, value = item.partition("=")
         if not equals or not name:
             raise ConfigError("--header", "it must be NAME=VALUE or NAME=@FILE")
@@ -76,23 +118,26 @@ def read_headers(given: list[str] | None) -> dict[str, str]:
     return headers
 
 
-def start_of(since: str | None) -> Begin:
-    """Where a new durable begins; raises ConfigError for what is no time."""
+def _parse_start(since: str | None) -> Begin:
+    """Where a new durable begins. Raises ConfigError."""
+    from bridge.bus.jetstream.follower import Start
+    from bridge.cli.since import parse_since
+
     if since is None:
         return Start.NOW
     begin = parse_since(since)
     return now() - begin if isinstance(begin, timedelta) else begin
 
 
-def _as_text(notice: Notice) -> None:
+def _print(notice: Notice) -> None:
     what = notice.what.replace("_", " ")
     line = Text(f"{notice.at.astimezone():%H:%M:%S} ", style="bright_black")
-    line.append(f"{what}: ", style="red" if notice.what in _GRAVE else "bold")
+    line.append(f"{what}: ", style="red" if notice.what in _PROBLEMS else "bold")
     err.print(line.append(notice.text, style="default"))
 
 
-def _as_json(notice: Notice) -> None:
+def _print_json(notice: Notice) -> None:
     try:
         print_json(notice)
-    except BrokenPipeError:  # nobody reads what is said; the work goes on
+    except BrokenPipeError:  # the reader has left; the relay goes on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,45 +1,72 @@
-"""`routes`: who takes traffic, once or as it changes."""
+"""`routes`: the endpoints that take traffic, once or as they change."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Any, Final
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Annotated, Final
 
+from cyclopts import Parameter
 from rich.table import Table
 from rich.text import Text
 
-from bridge.bus.core.connection import Connection
-from bridge.cli.connect import connected
 from bridge.cli.exit_codes import DONE
-from bridge.console import age, err, out, print_json, state_text
-from bridge.gateway.errors import NoBoxError
-from bridge.gateway.routes.index import Change, Delete, Put, Resync, Route
-from bridge.gateway.routes.table import RouteTable
+from bridge.cli.flags import Json, Link
+from bridge.console import age, err, out, plain_table, print_json, state_text
 from bridge.protocol import now
 
-_PATIENCE: Final = 5.0  # seconds for a fleet's streams to be there
+if TYPE_CHECKING:
+    from bridge.bus.core.connection import Connection
+    from bridge.gateway.routes.index import Change, Delete, Put, Route
+    from bridge.gateway.routes.table import RouteTable
+
+_PATIENCE: Final = 5.0  # seconds for the fleet's streams to be there
 
 
-async def run_routes(
-    service: str | None, flags: Mapping[str, Any], *, watch: bool, json: bool
+async def routes(
+    service: Annotated[str | None, Parameter(help="One service. Default: all.")] = None,
+    /,
+    *,
+    watch: Annotated[
+        bool, Parameter(name=["--watch", "-w"], negative="", help="Continue with each change.")
+    ] = False,
+    link: Link | None = None,
+    json: Json = False,
 ) -> int:
-    """Print the table, and with `watch` what changes until interrupted."""
-    async with connected(flags, "routes") as connection, _table(connection, service) as table:
+    """List the endpoints that take traffic, or watch them.
+
+    With --watch each change follows, with the reason of each withdrawal, until
+    Ctrl-C. With --json a line is the whole table ("change": "resync"), a route
+    ("put") or a withdrawal ("delete"); without --watch it is the table alone.
+    For example:
+
+        box-bridge routes web
+        box-bridge routes --watch
+        box-bridge routes web --json | jq -r '.routes[].endpoint'
+    """
+    import asyncio
+
+    from bridge.cli.connect import connect
+
+    async with connect(link, "routes") as connection, _open(connection, service) as table:
         changes = table.changes()
         if not watch:
-            _show(await anext(changes), json)
+            _print(await anext(changes), json)
             return DONE
-        with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C is how it ends
+        with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C
             async for change in changes:
-                _show(change, json)
+                _print(change, json)
     return DONE
 
 
 @contextlib.asynccontextmanager
-async def _table(connection: Connection, service: str | None) -> AsyncIterator[RouteTable]:
-    """The table; raises NoBoxError when there is no fleet whose table it could be."""
+async def _open(connection: Connection, service: str | None) -> AsyncIterator[RouteTable]:
+    """The table. Raises NoBoxError if there is no fleet."""
+    import asyncio
+
+    from bridge.gateway.errors import NoBoxError
+    from bridge.gateway.routes.table import RouteTable
+
     async with contextlib.AsyncExitStack() as stack:
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -49,38 +76,39 @@ async def _table(connection: Connection, service: str | None) -> AsyncIterator[R
         yield table
 
 
-def _show(change: Change, json: bool) -> None:
+def _print(change: Change, json: bool) -> None:
+    from bridge.gateway.routes.index import Resync
+
     if json:
         print_json(change)
     elif isinstance(change, Resync):
         if change.routes:
-            out.print(_picture(change.routes))
+            out.print(_table(change.routes))
         else:
             err.print("no routes")
     else:
         out.print(_line(change))
 
 
-def _picture(routes: Iterable[Route]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    for name in ("SERVICE", "ID", "ENDPOINT", "STATE", "HOST", "AGE", "METADATA"):
-        table.add_column(name, no_wrap=True)
+def _table(listed: Iterable[Route]) -> Table:
+    table = plain_table("SERVICE", "ID", "ENDPOINT", "STATE", "HOST", "AGE", "METADATA")
     at = now()
-    for route in sorted(routes, key=lambda route: route.key):
+    for route in sorted(listed, key=lambda route: route.key):
         table.add_row(
-            Text(route.service),  # as text: what a peer says is no markup
+            Text(route.service),  # as Text, because a peer's text is no markup
             Text(route.instance_id),
             Text(route.endpoint),
             state_text(route.state),
             Text(route.host or "–"),
             age(route.started_at, at),
-            _pairs(route),
+            _metadata(route),
         )
     return table
 
 
 def _line(change: Put | Delete) -> Text:
-    """A change in one line."""
+    from bridge.gateway.routes.index import Delete
+
     line = Text(f"{now().astimezone():%H:%M:%S.%f}"[:-3], style="bright_black")
     if isinstance(change, Delete):
         line.append("  - ", style="red").append(f"{change.service}  {change.instance_id}")
@@ -88,8 +116,8 @@ def _line(change: Put | Delete) -> Text:
     route = change.route
     line.append("  + ", style="green").append(f"{route.service}  {route.instance_id}")
     line.append(f"  {route.endpoint}  ").append_text(state_text(route.state))
-    return line.append("  ").append_text(_pairs(route)) if route.metadata else line
+    return line.append("  ").append_text(_metadata(route)) if route.metadata else line
 
 
-def _pairs(route: Route) -> Text:
+def _metadata(route: Route) -> Text:
     return Text(" ".join(f"{key}={value}" for key, value in sorted(route.metadata.items())))

@@ -1,39 +1,95 @@
-"""`scale`: ask, and with --wait watch it come true."""
+"""`scale`: set how many instances a service has, and with --wait follow them until Ready."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated
 
-from rich.status import Status
+from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.text import Text
 
-from bridge.cli.connect import connected
 from bridge.cli.exit_codes import DONE, FAILED
+from bridge.cli.flags import LONGEST, Json, Link, ServiceName, parse_pairs
 from bridge.console import err, instances_table, notices, out, print_json
-from bridge.gateway.client import ScaleClient
-from bridge.gateway.errors import ScaleCapped, ScaleRefused
-from bridge.protocol import InstancesResponse, ScaleConfig, ScaleResponse
+from bridge.protocol import U32_MAX, InstancesResponse, ScaleConfig, ScaleResponse
+
+_U8 = Number(gte=0, lte=255)
+_U32 = Number(gte=0, lte=U32_MAX)
 
 
-async def run_scale(
-    service: str,
-    replicas: int,
-    config: ScaleConfig,
-    flags: Mapping[str, Any],
+async def scale(
+    service: ServiceName,
+    replicas: Annotated[int, Parameter(validator=_U32, help="The number of instances.")],
+    /,
     *,
-    replace_config: bool,
-    request_id: str | None,
-    wait: bool,
-    timeout: float | None,
-    dry_run: bool,
-    json: bool,
+    image: Annotated[str | None, Parameter(help="OCI image, which the hosts must allow.")] = None,
+    vcpus: Annotated[
+        int | None, Parameter(validator=_U8, help="Processors of each instance.")
+    ] = None,
+    memory_mib: Annotated[
+        int | None, Parameter(validator=_U32, help="Memory of each instance, in MiB.")
+    ] = None,
+    env: Annotated[
+        list[str] | None, Parameter(negative="", help="KEY=VALUE; may be given again.")
+    ] = None,
+    port: Annotated[
+        list[str] | None, Parameter(negative="", help="HOST:GUEST; may be given again.")
+    ] = None,
+    replace_config: Annotated[
+        bool, Parameter(negative="", help="The flags above state the whole config.")
+    ] = False,
+    request_id: Annotated[
+        str | None, Parameter(help="The id of an earlier request, to repeat it without effect.")
+    ] = None,
+    wait: Annotated[
+        bool, Parameter(negative="", help="Return when the instances are Ready.")
+    ] = False,
+    timeout: Annotated[
+        float | None,
+        Parameter(
+            validator=Number(gt=0, lte=LONGEST),
+            help="Seconds for the whole verb. Default: 10, or 120 with --wait.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="Show what the request would do; change nothing.")
+    ] = False,
+    link: Link | None = None,
+    json: Json = False,
 ) -> int:
-    """Ask, print the answer, and return the exit code."""
-    async with connected(flags, "scale") as connection:
+    """Set the number of instances of a service.
+
+    Without --replace-config a flag that is not given leaves that override as it
+    is. Instances whose config changes are replaced one at a time. For example:
+
+        box-bridge scale web 3 --wait
+        box-bridge scale web 3 --memory-mib 256 --env LEVEL=debug
+        box-bridge scale shop 2 --image nginx:1.27 --port 0:80
+        box-bridge scale web 0
+    """
+    from bridge.cli.connect import connect
+    from bridge.cli.progress import Progress
+    from bridge.gateway.client import ScaleClient
+    from bridge.gateway.errors import ScaleCapped, ScaleRefused
+
+    config = ScaleConfig(
+        image=image,
+        vcpus=vcpus,
+        memory_mib=memory_mib,
+        env=parse_pairs("--env", env),
+        port_map=port or [],
+    )
+    latest: InstancesResponse | None = None
+    async with connect(link, "scale") as connection:
         client = ScaleClient(connection)
-        with _Progress(service, replicas, quiet=json or not wait) as progress:
+        with Progress(f"{service}: asking for {replicas}", quiet=json or not wait) as progress:
+
+            def show(seen: InstancesResponse) -> None:
+                nonlocal latest
+                latest = seen
+                progress.show(_progress(service, replicas, seen))
+
             try:
                 response = await client.scale(
                     service,
@@ -44,23 +100,24 @@ async def run_scale(
                     wait=wait,
                     timeout=timeout,
                     request_id=request_id,
-                    progress=progress.show,
+                    progress=show,
                 )
             except (ScaleRefused, ScaleCapped) as exc:
-                return _not_as_asked(service, exc.response, json)
+                return _print_refusal(service, exc.response, json)
         if json:
             print_json(response)
             return DONE
         verb = "would be scaled" if dry_run else "scaled"
         out.print(f"{service} {verb} to {response.target_replicas} (request {response.request_id})")
-        if progress.seen is not None:  # what was waited for; another Box may be a moment behind
-            _show(progress.seen)
+        if latest is not None:  # the Box that answers now may not have seen these instances yet
+            _print_instances(latest)
         elif response.instances or (response.target_replicas and not dry_run):
-            _show_chosen(service, response, await client.observe(service), dry_run=dry_run)
+            seen = await client.observe(service)
+            _print_instances(_answered(service, response, seen, dry_run=dry_run))
     return DONE
 
 
-def _not_as_asked(service: str, response: ScaleResponse, json: bool) -> int:
+def _print_refusal(service: str, response: ScaleResponse, json: bool) -> int:
     if json:
         print_json(response)
     else:
@@ -68,64 +125,28 @@ def _not_as_asked(service: str, response: ScaleResponse, json: bool) -> int:
     return FAILED
 
 
-def _show_chosen(
+def _answered(
     service: str, response: ScaleResponse, seen: InstancesResponse, *, dry_run: bool
-) -> None:
-    """What was there when it was answered; and, unless it was no more than a question, what the
-    service lacks now.
-    """
-    lacks = seen.notices.get(service)
-    listed = InstancesResponse(
+) -> InstancesResponse:
+    """The instances that the answer names and, unless nothing changed, what the service lacks."""
+    missing = seen.notices.get(service)
+    return InstancesResponse(
         total=len(response.instances),
         instances=response.instances,
         hosts=seen.hosts,
-        notices={service: lacks} if lacks and not dry_run else {},
+        notices={service: missing} if missing and not dry_run else {},
     )
-    if listed.instances or listed.notices:
-        _show(listed)
 
 
-def _show(seen: InstancesResponse) -> None:
+def _print_instances(seen: InstancesResponse) -> None:
     if seen.instances:
         out.print(instances_table(seen))
     for line in notices(seen):
         out.print(line)
 
 
-class _Progress:
-    """One line on the terminal that follows the instances; plain lines where there is none."""
-
-    def __init__(self, service: str, replicas: int, *, quiet: bool) -> None:
-        self._service = service
-        self._replicas = replicas
-        self._quiet = quiet
-        self._last = ""
-        self.seen: InstancesResponse | None = None
-        self._status: Status | None = None
-
-    def __enter__(self) -> Self:
-        if not self._quiet and err.is_terminal:
-            self._status = err.status(f"{self._service}: asking for {self._replicas}")
-            self._status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
-
-    def show(self, seen: InstancesResponse) -> None:
-        """Tell how the instances stand, if that has changed."""
-        self.seen = seen
-        counts = Counter(str(info.state) for info in seen.instances)
-        listed = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none yet"
-        lacks = seen.notices.get(self._service, "")
-        line = f"{self._service}: {listed}; {self._replicas} wanted" + (
-            f": {lacks}" if lacks else ""
-        )
-        if self._quiet or line == self._last:
-            return
-        self._last = line
-        if self._status is not None:
-            self._status.update(line)
-        else:
-            err.print(line)
+def _progress(service: str, replicas: int, seen: InstancesResponse) -> str:
+    counts = Counter(str(info.state) for info in seen.instances)
+    states = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none yet"
+    missing = seen.notices.get(service, "")
+    return f"{service}: {states}; {replicas} wanted" + (f": {missing}" if missing else "")

@@ -1,66 +1,70 @@
-"""`services`: how many instances of each service are wanted and there, and what is missing."""
+"""`services`: the wanted and the actual instances of each service, once or every second."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from bridge.admin_protocol import Service, ServicesResponse
-from bridge.cli import watch as watching
-from bridge.cli.connect import connected
-from bridge.cli.exit_codes import DONE
+from bridge.cli.flags import Json, Link, Watch
 from bridge.console import err, out, plain_table, print_json
-from bridge.gateway.operator import Operator
 
 
-async def run_services(flags: Mapping[str, Any], *, watch: bool, json: bool) -> int:
-    """List the services."""
-    async with connected(flags, "services") as connection:
-        operator = Operator(connection)
-        if watch:
-            await watching.watch(
-                operator.services, services_table, lambda found: _show(found, json), json=json
-            )
-        else:
-            _show(await operator.services(), json)
-    return DONE
+async def services(*, watch: Watch = False, link: Link | None = None, json: Json = False) -> int:
+    """List the services: wanted, ready, and what is missing.
+
+    A service that hosts offer is listed even if nobody has scaled it. For
+    example:
+
+        box-bridge services
+        box-bridge services --json \\
+            | jq '.services[] | select(.ready + .busy < .wanted).name'
+    """
+    from bridge.cli.connect import connect
+    from bridge.cli.watch import show
+    from bridge.gateway.operator import Operator
+
+    async with connect(link, "services") as connection:
+        return await show(
+            Operator(connection).services,
+            _table,
+            lambda listed: _print(listed, json),
+            watch=watch,
+            json=json,
+        )
 
 
-def _show(found: list[Service], json: bool) -> None:
+def _print(listed: list[Service], json: bool) -> None:
     if json:
-        print_json(ServicesResponse(total=len(found), services=found))
-    elif found:
-        out.print(services_table(found))
+        print_json(ServicesResponse(total=len(listed), services=listed))
+    elif listed:
+        out.print(_table(listed))
     else:
         err.print("no services")
 
 
-def services_table(found: list[Service]) -> Table:
-    """The services as `services` shows them."""
+def _table(listed: list[Service]) -> Table:
     table = plain_table("SERVICE")
     for name in ("WANTED", "READY", "BUSY", "OTHER"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("ROLLOUT", no_wrap=True)
     table.add_column("MISSING", overflow="fold")
-    for item in found:
-        enough = item.ready + item.busy >= item.wanted
-        missing = [item.stopped] if item.stopped else []
+    for service in listed:
+        enough = service.ready + service.busy >= service.wanted
+        stopped = [service.stopped] if service.stopped else []
         table.add_row(
-            Text(item.name),  # as text: what a peer says is no markup
-            str(item.wanted),
-            Text(str(item.ready), style="green" if enough else "red"),
-            str(item.busy),
-            str(item.other),
-            _rollout(item),
-            Text("; ".join(missing + item.missing) or "–"),
+            Text(service.name),  # as Text, because a peer's text is no markup
+            str(service.wanted),
+            Text(str(service.ready), style="green" if enough else "red"),
+            str(service.busy),
+            str(service.other),
+            _rollout(service),
+            Text("; ".join(stopped + service.missing) or "–"),
         )
     return table
 
 
-def _rollout(item: Service) -> Text:
-    if item.stopped:
-        return Text(f"stopped, {item.replacing} left", style="red")
-    return Text(f"{item.replacing} left" if item.replacing else "–")
+def _rollout(service: Service) -> Text:
+    if service.stopped:
+        return Text(f"stopped, {service.replacing} left", style="red")
+    return Text(f"{service.replacing} left" if service.replacing else "–")

@@ -1,76 +1,113 @@
-"""`timeline`: what became of a service's instances, drawn from the events that are stored."""
+"""`timeline`: the history of a service's instances, drawn from the stored events."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
+from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.text import Text
 
-from bridge.bus.core.connection import Connection
-from bridge.bus.core.message import Message
-from bridge.bus.jetstream import replay
-from bridge.cli.commands.events import parse_since
-from bridge.cli.connect import connected
 from bridge.cli.exit_codes import DONE
-from bridge.cli.timeline.history import Lives, Picture
-from bridge.cli.timeline.svg import svg
-from bridge.cli.timeline.text import bars
+from bridge.cli.flags import LONGEST, Json, Link
+from bridge.cli.timeline.history import History, Timeline
+from bridge.cli.timeline.svg import render_svg
+from bridge.cli.timeline.text import render_text
 from bridge.console import err, out, print_json
 from bridge.errors import ConfigError
-from bridge.gateway.events.filter import read_event
 from bridge.protocol import now
 from bridge.subjects import is_name
 
-_NARROW = 20  # letters of a bar, at least
+if TYPE_CHECKING:
+    from bridge.bus.core.connection import Connection
+    from bridge.bus.core.message import Message
+
+_NARROWEST = 20  # letters of a bar
+_WIDEST = 120  # letters of a line
 
 
-async def run_timeline(
-    service: str,
-    flags: Mapping[str, Any],
+async def timeline(
+    service: Annotated[str, Parameter(help="The service whose instances are drawn.")],
+    /,
     *,
-    since: str,
-    rows: int,
-    width: int | None,
-    file: Path | None,
-    timeout: float,
-    json: bool,
+    since: Annotated[
+        str, Parameter(help="How far back: 90s, 10m, 2h, 7d, or all that is stored.")
+    ] = "1h",
+    svg: Annotated[
+        Path | None, Parameter(help="Write the picture into this file, as SVG, to share it.")
+    ] = None,
+    rows: Annotated[
+        int,
+        Parameter(validator=Number(gte=1, lte=1000), help="The most instances to draw."),
+    ] = 50,
+    width: Annotated[
+        int | None,
+        Parameter(
+            validator=Number(gte=_NARROWEST, lte=1000),
+            help="Letters of a bar. Default: as the terminal has, 120 a line at most.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float,
+        Parameter(validator=Number(gt=0, lte=LONGEST), help="Seconds for reading the events."),
+    ] = 60.0,
+    link: Link | None = None,
+    json: Json = False,
 ) -> int:
-    """Draw what was stored since ``10m`` ago, say, or ``all``; into `file` if there is one."""
+    """Draw the history of a service's instances.
+
+    Each instance is a bar, drawn from its stored events. The bar of a living
+    instance ends at the right edge, which is now. The latest failures are listed
+    below. If there are more instances than --rows, those that ended first are
+    left out. For example:
+
+        box-bridge timeline web
+        box-bridge timeline web --since 2h --svg incident.svg
+    """
+    from bridge.cli.connect import connect
+    from bridge.cli.since import parse_since
+
     ago = parse_since(since)
     if isinstance(ago, int):
         raise ConfigError(
             "--since", f"{since!r} is a sequence; say how long ago, as in 10m, or all"
         )
-    lives = Lives(since=now() - ago if isinstance(ago, timedelta) else None, most=rows)
-    async with connected(flags, "timeline") as connection:
-        refused = await _read(connection, service, lives, timeout)
-    picture = lives.picture(now())
+    history = History(since=now() - ago if isinstance(ago, timedelta) else None, most=rows)
+    async with connect(link, "timeline") as connection:
+        refused = await _read(connection, service, history, timeout)
+    drawn = history.timeline(now())
     if refused:
-        err.print(Text(f"left out: {', '.join(f'{n} {why}' for why, n in refused.items())}"))
-    if file is not None:
-        _write(file, svg(picture, f"{service}: instances"))
+        counts = ", ".join(f"{count} {reason}" for reason, count in refused.items())
+        err.print(Text(f"left out: {counts}"))
+    if svg is not None:
+        _write(svg, render_svg(drawn, f"{service}: instances"))
     if json:
-        print_json(picture)
-    elif file is None:
-        _print(picture, width)
+        print_json(drawn)
+    elif svg is None:
+        _print(drawn, width)
     else:
-        err.print(Text(f"{file}: {len(picture.lives)} instances of {service}"))
+        err.print(Text(f"{svg}: {len(drawn.instances)} instances of {service}"))
     return DONE
 
 
 async def _read(
-    connection: Connection, service: str, lives: Lives, timeout: float
+    connection: Connection, service: str, history: History, timeout: float
 ) -> Mapping[str, int]:
-    """All that is stored of the service; what was refused of it, and how often."""
+    """Add the service's stored events to `history`; returns why messages were refused, and how
+    many.
+    """
+    from bridge.bus.jetstream import replay
+    from bridge.gateway.events.filter import read_event
+
     metrics, subjects = connection.metrics, connection.subjects
 
     def take(message: Message) -> None:
         event = read_event(message, metrics)
         if event is not None and is_name(event.instance_id):
-            lives.take(event)
+            history.add(event)
         elif event is not None:
             metrics.refuse("events", "not a name")
 
@@ -79,14 +116,14 @@ async def _read(
     return metrics.refusals()
 
 
-def _print(picture: Picture, width: int | None) -> None:
-    margin = max((len(life.instance_id) for life in picture.lives), default=0)
+def _print(drawn: Timeline, width: int | None) -> None:
+    margin = max((len(one.instance_id) for one in drawn.instances), default=0)
     if width is None:
-        width = max(_NARROW, min(out.width, 120) - margin - 2)
-    for row in bars(picture, width=width):
+        width = max(_NARROWEST, min(out.width, _WIDEST) - margin - 2)
+    for row in render_text(drawn, width=width):
         out.print(row, no_wrap=True, crop=False)
-    if picture.left_out:
-        more = f"{picture.left_out} more that ended earlier: give --rows, or a shorter --since"
+    if drawn.left_out:
+        more = f"{drawn.left_out} more that ended earlier: give --rows, or a shorter --since"
         err.print(more, style="bright_black")
 
 

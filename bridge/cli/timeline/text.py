@@ -1,4 +1,4 @@
-"""Lives as bars over time, in letters."""
+"""A timeline as text: a bar for each instance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from rich.text import Text
 
-from bridge.cli.timeline.history import Life, Picture
+from bridge.cli.timeline.history import InstanceHistory, Timeline
 from bridge.console import COLOURS
 from bridge.protocol import InstanceState
 
@@ -23,27 +23,27 @@ MARKS: Final = {
     InstanceState.FAILED: "✗",
 }
 
-_FAILURES: Final = 5  # that are told in words, the latest
+_FAILURES: Final = 5  # the latest failures whose reasons are listed
 
 
-def bars(picture: Picture, *, width: int = 60) -> list[Text]:
-    """A row for each life, the times beneath, the latest failures and a legend.
+def render_text(timeline: Timeline, *, width: int = 60) -> list[Text]:
+    """A row for each instance, the times below, the latest failures and a legend.
 
-    `width` is how many letters the time from the picture's begin to its end takes.
+    `width` is the number of letters between the begin and the end of the timeline.
     """
-    if not picture.lives:
+    if not timeline.instances:
         return [Text("no events")]
-    margin = max(len(life.instance_id) for life in picture.lives)
+    margin = max(len(one.instance_id) for one in timeline.instances)
     rows = [
-        Text(f"{life.instance_id:<{margin}} ").append_text(_bar(life, picture, width))
-        for life in picture.lives
+        Text(f"{one.instance_id:<{margin}} ").append_text(_bar(one, timeline, width))
+        for one in timeline.instances
     ]
-    scale = Text(" " * (margin + 1)).append(_scale(picture, width), style="bright_black")
-    return [*rows, scale, *_failures(picture), _legend(margin)]
+    scale = Text(" " * (margin + 1)).append(_scale(timeline, width), style="bright_black")
+    return [*rows, scale, *_failures(timeline), _legend(margin)]
 
 
-def length(seconds: float) -> str:
-    """A length of time in its two largest units, tenths of a second below a minute."""
+def format_length(seconds: float) -> str:
+    """A length of time in its two largest units; tenths of a second below a minute."""
     if seconds < 60:
         return f"{seconds:.1f}s"
     whole = round(seconds)
@@ -54,41 +54,43 @@ def length(seconds: float) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
 
 
-def clock(at: datetime, span: float) -> str:
-    """A time by this place's clock, with the date where `span` seconds are a day or more."""
+def _format_clock(at: datetime, span: float) -> str:
+    """The local time, with the date if `span` seconds are a day or more."""
     return f"{at.astimezone():{'%d %b %H:%M' if span >= 86400 else '%H:%M:%S'}}"
 
 
-def _bar(life: Life, picture: Picture, width: int) -> Text:
-    span = max((picture.end - picture.begin).total_seconds(), 0.001)
+def _bar(instance: InstanceHistory, timeline: Timeline, width: int) -> Text:
+    span = max((timeline.end - timeline.begin).total_seconds(), 0.001)
 
     def column(at: datetime) -> int:
-        return min(width - 1, int((at - picture.begin).total_seconds() / span * width))
+        return min(width - 1, int((at - timeline.begin).total_seconds() / span * width))
 
     bar = [Text(" ")] * width
-    for step in life.spans:
+    for step in instance.spans:
         mark = Text(MARKS[step.state], style=COLOURS[step.state])
         start = column(step.begin)
         for place in range(start, max(start, column(step.end)) + 1):
             bar[place] = mark
-    if life.ended is not None:
-        bar[column(life.last.at)] = Text(MARKS[life.ended], style=COLOURS[life.ended])
+    if instance.ended is not None:
+        end = Text(MARKS[instance.ended], style=COLOURS[instance.ended])
+        bar[column(instance.last.at)] = end
     return Text().join(bar)
 
 
-def _scale(picture: Picture, width: int) -> str:
-    span = (picture.end - picture.begin).total_seconds()
-    begin, end = clock(picture.begin, span), clock(picture.end, span)
-    between = max(width - len(begin) - len(end), len(length(span)) + 2)
-    return f"{begin}{length(span):^{between}}{end}"
+def _scale(timeline: Timeline, width: int) -> str:
+    span = (timeline.end - timeline.begin).total_seconds()
+    begin, end = _format_clock(timeline.begin, span), _format_clock(timeline.end, span)
+    length = format_length(span)
+    between = max(width - len(begin) - len(end), len(length) + 2)
+    return f"{begin}{length:^{between}}{end}"
 
 
-def _failures(picture: Picture) -> Iterable[Text]:
-    failed = [life for life in picture.lives if life.ended is InstanceState.FAILED]
-    for life in sorted(failed, key=lambda life: life.last.at)[-_FAILURES:]:
+def _failures(timeline: Timeline) -> Iterable[Text]:
+    failed = [one for one in timeline.instances if one.ended is InstanceState.FAILED]
+    for one in sorted(failed, key=lambda one: one.last.at)[-_FAILURES:]:
         line = Text("✗ ", style=COLOURS[InstanceState.FAILED])
-        line.append(f"{life.last.at.astimezone():%H:%M:%S} ", style="bright_black")
-        yield line.append(f"{life.instance_id}  {life.last.message}", style="default")
+        line.append(f"{one.last.at.astimezone():%H:%M:%S} ", style="bright_black")
+        yield line.append(f"{one.instance_id}  {one.last.message}", style="default")
 
 
 def _legend(margin: int) -> Text:

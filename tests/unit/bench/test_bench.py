@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from bridge.bench.machine import Machine, Noise
-from bridge.bench.report import number, table
+from bridge.bench.report import format_number, render_table
 from bridge.bench.row import Goal, Result, at_least, at_most
 from bridge.bench.runner import Report
-from bridge.bench.svg import svg
+from bridge.bench.svg import render_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 QUIET = Noise(wobble=1.1, load=0.5, cpus=2, steal=0.1, others=3.0)
@@ -89,9 +89,9 @@ def test_a_row_without_a_goal_is_for_the_record() -> None:
     assert row.met
     assert not result(goal=None, error="gone").met
     page = io.StringIO()
-    Console(file=page, width=200).print(table(report(row)))
+    Console(file=page, width=200).print(render_table(report(row)))
     assert page.getvalue().splitlines()[1].split()[-4:] == ["2.00", "2.00", "2.00", "-"]
-    assert "2×" in svg(report(row))
+    assert "2×" in render_svg(report(row))
 
 
 def test_a_goal_is_met_at_its_bound() -> None:
@@ -124,7 +124,7 @@ def test_the_table_has_every_row_with_its_verdict() -> None:
         result("gone", error="no [bold]answer"),
     ]
     page = io.StringIO()
-    Console(file=page, width=200).print(table(report(*rows)))
+    Console(file=page, width=200).print(render_table(report(*rows)))
     good, bad, gone = page.getvalue().splitlines()[1:]
     assert good.split()[-6:] == ["4.00", "4.00", "4.00", "≥", "4", "met"]
     assert bad.split()[-4:] == ["12", "≤", "10", "short"]
@@ -138,7 +138,7 @@ def test_the_picture_has_a_bar_for_each_row_the_better_the_farther_right() -> No
         result("c", (2.0,), goal=1.0, more=False),
         result("d", error="<gone>"),
     ]
-    root = ElementTree.fromstring(svg(report(*rows)))  # noqa: S314 - our own
+    root = ElementTree.fromstring(render_svg(report(*rows)))  # noqa: S314 - our own
     bars = [bar for bar in root.iter(f"{SVG}rect") if bar.get("class") != "page"]
     assert [bar.get("class") for bar in bars] == ["met", "met", "short"]
     middle = next(root.iter(f"{SVG}path")).get("d", "").split("V")[0].removeprefix("M").split()[0]
@@ -151,4 +151,4 @@ def test_the_picture_has_a_bar_for_each_row_the_better_the_farther_right() -> No
     ("value", "shown"), [(123456.7, "123,457"), (12.345, "12.3"), (0.0123, "0.0123")]
 )
 def test_figures_have_three_digits(value: float, shown: str) -> None:
-    assert number(value) == shown
+    assert format_number(value) == shown

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.bench.curves import svg
+from tests.bench.curves import render_svg
 from tests.bench.growth import Curve
 
 SIZES = (100, 1000, 10_000, 100_000)
@@ -43,7 +43,7 @@ def test_the_exponent_is_the_power_of_the_size() -> None:
 
 def test_a_picture_has_a_chart_for_each_curve() -> None:
     curves = [curve(lambda size: size, 1, "a & b"), curve(lambda size: size, 0), curve(float, 1)]
-    drawn = ElementTree.fromstring(svg(curves))  # noqa: S314 - our own
+    drawn = ElementTree.fromstring(render_svg(curves))  # noqa: S314 - our own
     names = [node.text for node in drawn.iter() if node.get("class") == "name"]
     assert names == ["a & b", "it", "it"]
     kinds = [node.get("class") for node in drawn.iter() if node.get("class") in ("sound", "much")]

@@ -1,4 +1,4 @@
-"""The picture of lives over time, in letters and as SVG."""
+"""The timeline of lives over time, in letters and as SVG."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.cli.timeline.history import Lives, Picture, printable
-from bridge.cli.timeline.svg import svg
-from bridge.cli.timeline.text import bars, length
+from bridge.cli.timeline.history import History, Timeline, printable
+from bridge.cli.timeline.svg import render_svg
+from bridge.cli.timeline.text import format_length, render_text
 from bridge.protocol import InstanceEvent, InstanceState
 from tests.unit.fleets import AT
 
@@ -30,20 +30,20 @@ def event(
 
 def drawn(
     events: Iterable[InstanceEvent], *, now: float, since: float | None = None, most: int = 50
-) -> Picture:
+) -> Timeline:
     begin = None if since is None else AT + timedelta(seconds=since)
-    lives = Lives(since=begin, most=most)
+    history = History(since=begin, most=most)
     for one in events:
-        lives.take(one)
-    return lives.picture(AT + timedelta(seconds=now))
+        history.add(one)
+    return history.timeline(AT + timedelta(seconds=now))
 
 
 def parsed(text: str) -> ElementTree.Element:
     return ElementTree.fromstring(text)  # noqa: S314, it is our own
 
 
-def rows(picture: Picture, width: int = 10) -> list[str]:
-    return [row.plain for row in bars(picture, width=width)]
+def rows(timeline: Timeline, width: int = 10) -> list[str]:
+    return [row.plain for row in render_text(timeline, width=width)]
 
 
 TWO = [
@@ -79,16 +79,16 @@ def test_a_window_shows_what_was_there_and_how_it_was() -> None:
         event("web-old", S.BOOTING, S.READY, 2),
         event("web-late", S.READY, S.BUSY, 105),  # its beginning is no longer stored
     ]
-    picture = drawn(events, now=110, since=100)
-    assert rows(picture)[:2] == ["web-old  ██████████", "web-late █████▓▓▓▓▓"]
-    assert picture.left_out == 0
+    timeline = drawn(events, now=110, since=100)
+    assert rows(timeline)[:2] == ["web-old  ██████████", "web-late █████▓▓▓▓▓"]
+    assert timeline.left_out == 0
 
 
 def test_a_note_changes_no_state_and_is_kept() -> None:
     events = [*TWO[:1], TWO[2], event("web-a", S.READY, S.READY, 5, "unhealthy: 500")]
-    picture = drawn(events, now=10)
-    assert rows(picture)[0] == "web-a ░░████████"
-    assert [note.message for note in picture.lives[0].notes] == ["unhealthy: 500"]
+    timeline = drawn(events, now=10)
+    assert rows(timeline)[0] == "web-a ░░████████"
+    assert [note.message for note in timeline.instances[0].notes] == ["unhealthy: 500"]
 
 
 def test_too_many_leave_out_those_that_ended_first_and_say_how_many() -> None:
@@ -97,23 +97,23 @@ def test_too_many_leave_out_those_that_ended_first_and_say_how_many() -> None:
         for number in range(30)
         for state, to in ((S.CREATING, S.BOOTING), (S.BOOTING, S.FAILED))
     ]
-    picture = drawn([event("web-alive", S.CREATING, S.BOOTING, 0), *crashes], now=60, most=5)
-    assert [life.instance_id for life in picture.lives] == [
+    timeline = drawn([event("web-alive", S.CREATING, S.BOOTING, 0), *crashes], now=60, most=5)
+    assert [life.instance_id for life in timeline.instances] == [
         "web-alive",
         *(f"web-{number}" for number in range(26, 30)),
     ]
-    assert picture.left_out == 26
-    assert "26 more that ended earlier" in svg(picture, "web")
+    assert timeline.left_out == 26
+    assert "26 more that ended earlier" in render_svg(timeline, "web")
 
 
 def test_a_clock_that_is_ahead_is_seen_whole() -> None:
-    picture = drawn(TWO, now=3)
-    assert picture.end == AT + timedelta(seconds=10)
+    timeline = drawn(TWO, now=3)
+    assert timeline.end == AT + timedelta(seconds=10)
 
 
-def test_no_events_are_no_picture() -> None:
+def test_no_events_are_no_timeline() -> None:
     assert rows(drawn([], now=0)) == ["no events"]
-    parsed(svg(drawn([], now=0), "web"))
+    parsed(render_svg(drawn([], now=0), "web"))
 
 
 def test_what_a_peer_says_cannot_steer_the_terminal() -> None:
@@ -129,14 +129,14 @@ def test_what_a_peer_says_cannot_steer_the_terminal() -> None:
     [(0.04, "0.0s"), (59.94, "59.9s"), (90, "1m30s"), (3660, "1h01m"), (180000, "2d02h")],
 )
 def test_a_length_is_told_in_two_units(seconds: float, said: str) -> None:
-    assert length(seconds) == said
+    assert format_length(seconds) == said
 
 
 # ── as SVG ───────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_svg_holds_each_span_in_scale_and_says_why_one_failed() -> None:
-    root = parsed(svg(drawn(TWO, now=10), "web: instances"))
+    root = parsed(render_svg(drawn(TWO, now=10), "web: instances"))
     bars_of = {
         rect.findtext(f"{SVG}title"): (rect.get("class"), rect.get("width"))
         for rect in root.iter(f"{SVG}rect")
@@ -148,7 +148,7 @@ def test_the_svg_holds_each_span_in_scale_and_says_why_one_failed() -> None:
     [*_, why] = [path.findtext(f"{SVG}title") for path in root.iter(f"{SVG}path")]
     assert why is not None
     assert why.startswith("web-a: failed 2026-11-21T08:00:05Z exit code 3")
-    assert "prefers-color-scheme:dark" in svg(drawn(TWO, now=10), "web")
+    assert "prefers-color-scheme:dark" in render_svg(drawn(TWO, now=10), "web")
     shown = [text.text for text in root.iter(f"{SVG}text")]
     assert {"web: instances", "web-a", "web-b", *map(str, S)} <= set(shown)
 
@@ -160,22 +160,22 @@ def test_nothing_that_a_peer_says_becomes_markup(message: str, name: str) -> Non
         event(printable(name), S.BOOTING, S.BOOTING, 1, message),
         event(printable(name), S.BOOTING, S.FAILED, 2, f"</title><script>{message}"),
     ]
-    root = parsed(svg(drawn(events, now=2), message and "<b>"))
+    root = parsed(render_svg(drawn(events, now=2), message and "<b>"))
     names = {element.tag.removeprefix(SVG) for element in root.iter()}
     assert names <= {"svg", "title", "style", "rect", "text", "path", "circle"}
 
 
-def test_a_busy_week_takes_no_more_room_than_the_picture_has() -> None:
+def test_a_busy_week_takes_no_more_room_than_the_timeline_has() -> None:
     flaps = [event("web-a", S.CREATING, S.READY, 0)]
     for number in range(1, 20_000):
         states = (S.READY, S.BUSY) if number % 2 else (S.BUSY, S.READY)
         flaps.append(event("web-a", *states, number * 30))
-    assert len(svg(drawn(flaps, now=600_000), "web")) < 250_000
+    assert len(render_svg(drawn(flaps, now=600_000), "web")) < 250_000
 
 
 @pytest.mark.parametrize("seconds", [0.3, 5, 45, 600, 7200, 86400, 604800, 10**8])
 def test_the_axis_has_a_few_times_whatever_the_length(seconds: float) -> None:
     events = [event("web-a", S.CREATING, S.BOOTING, 0)]
-    root = parsed(svg(drawn(events, now=seconds), "web"))
+    root = parsed(render_svg(drawn(events, now=seconds), "web"))
     ticks = [text for text in root.iter(f"{SVG}text") if text.get("text-anchor") == "middle"]
     assert 2 <= len(ticks) <= 9

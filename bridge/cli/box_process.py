@@ -1,0 +1,39 @@
+"""A Box as a process: it runs until a signal, and its service manager is notified."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from bridge.box.daemon import Box
+from bridge.cli.sd_notify import Notifier
+from bridge.cli.signals import wait_until_signal
+from bridge.config import load_notify
+from bridge.console import err
+from bridge.settings import Config
+from bridge.tasks import task_scope
+
+_DRAINING: Final = "Draining; once more to end everything at once."
+_LEAVING: Final = "Stopping, the instances keep running; once more to end at once."
+
+
+async def run_box(config: Config, *, on_exit: str) -> int:
+    """Run a Box; the first signal stops it in order, the second ends it at once.
+
+    `on_exit` applies unless it is configured. Returns DONE, or INTERRUPTED after a second signal.
+    """
+    settings = replace(config.box, on_exit=config.box.on_exit or on_exit)
+    box = Box(replace(config, box=settings))
+    notifier = Notifier(load_notify(), box)
+
+    def stop() -> bool:
+        box.stop()
+        notifier.notify()
+        err.print(_DRAINING if box.drains else _LEAVING)
+        # A Box that leaves its instances has nothing to stop in order before it is ready.
+        return box.ready or box.drains
+
+    async with task_scope() as tasks:
+        tasks.create_task(notifier.run(), name="notifier")
+        return await wait_until_signal(tasks.create_task(box.run(), name="box"), stop)

@@ -1,0 +1,57 @@
+"""`config check`: whether a configuration is right, and the effective settings."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from bridge.cli.exit_codes import DONE
+from bridge.cli.flags import ConfigFile, Json
+from bridge.console import out, print_json
+from bridge.settings import BoxConfig, Config, NatsConfig, ServiceConfig
+
+
+class _Checked(Struct):
+    ok: bool
+    box: BoxConfig
+    nats: NatsConfig
+    services: dict[str, ServiceConfig]
+
+
+def config_check(*, config: ConfigFile = None, json: Json = False) -> int:
+    """Check a configuration file and print the effective settings.
+
+    The settings include those of the environment. For example:
+
+        box-bridge config check -c box.toml
+        BOX_BRIDGE_MAX_INSTANCES=3 box-bridge config check --json
+    """
+    from msgspec.structs import replace
+
+    from bridge.box.fleet.host_record import offers
+    from bridge.cli.box_config import load_config, require_services
+    from bridge.errors import without_secret
+
+    settings = require_services(load_config(config, {}))
+    offers(settings)  # raises ConfigError for a service that no host could run
+    hidden = {key: "(set)" for key in ("password", "token") if getattr(settings.nats, key)}
+    nats = replace(settings.nats, **hidden, url=without_secret(settings.nats.url))
+    if json:
+        print_json(_Checked(True, settings.box, nats, settings.services))
+    else:
+        _print(replace(settings, nats=nats))
+    return DONE
+
+
+def _print(config: Config) -> None:
+    box, nats = config.box, config.nats
+    out.print(f"host {box.name}: at most {box.max_instances} instances at {box.address}, ", end="")
+    runtime = f"oci by {box.engine}" if box.runtime == "oci" else box.runtime
+    out.print(f"ports {box.ports}, runtime {runtime}, data in {box.data_dir}")
+    out.print(f"NATS {nats.url}, prefix {nats.prefix}")
+    if box.allow_images:
+        out.print(f"images that requests may name: {', '.join(box.allow_images)}", markup=False)
+    for name, service in config.services.items():
+        probe = f"http {service.probe.http}" if service.probe.http else "tcp"
+        words = " ".join([service.image, *service.entrypoint, *service.command]).strip()
+        out.print(f"service {name}: {words}  (probe: {probe})", markup=False)
+    out.print("ok")

@@ -1,0 +1,72 @@
+"""`history`: the requests for a service and the decisions on them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rich.table import Table
+from rich.text import Text
+
+from bridge.admin_protocol import Entry, HistoryResponse
+from bridge.cli.exit_codes import DONE
+from bridge.cli.flags import Json, Link, ServiceName
+from bridge.console import err, out, plain_table, print_json
+from bridge.subjects import check_name
+
+_FEW: Final = 8  # slots that are listed one by one
+
+
+async def history(service: ServiceName, /, *, link: Link | None = None, json: Json = False) -> int:
+    """Show the requests for a service and the decisions on them.
+
+    A line has the time, the requested and the decided number, and the reason if
+    they differ. The last 64 decisions are shown, rollout steps included, and
+    before them the last 24 older requests. For example:
+
+        box-bridge history web
+        box-bridge history web --json | jq '.entries[-1]'
+    """
+    from bridge.cli.connect import connect
+    from bridge.gateway.operator import Operator
+
+    check_name("service", service)
+    async with connect(link, "history") as connection:
+        response = await Operator(connection).history(service)
+    if json:
+        print_json(response)
+        return DONE
+    out.print(_table(response))
+    if response.omitted:
+        err.print(f"{response.omitted} older decisions did not fit the reply")
+    return DONE
+
+
+def _table(response: HistoryResponse) -> Table:
+    table = plain_table("WHEN", "REQUEST", "ASKED", "TARGET", "DECIDED BY", "SLOTS")
+    table.add_column("WHY", overflow="fold")
+    for entry in response.entries:
+        at = f"{entry.at.astimezone():%Y-%m-%d %H:%M:%S}" if entry.at else "?"
+        table.add_row(
+            at,
+            Text(entry.request_id or "–"),
+            "–" if entry.replicas is None else str(entry.replicas),
+            f"{'?' if entry.before is None else entry.before} → {entry.after}",
+            Text(entry.host or "?"),
+            _slots(entry),
+            Text(_note(entry)),
+        )
+    return table
+
+
+def _slots(entry: Entry) -> Text:
+    line = Text()
+    for sign, slots, style in (("+", entry.added, "green"), ("-", entry.removed, "yellow")):
+        if slots:
+            numbers = ",".join(map(str, slots[:_FEW])) + (",…" if len(slots) > _FEW else "")
+            line.append(f"{sign}{numbers} ", style=style)
+    return line or Text("–")
+
+
+def _note(entry: Entry) -> str:
+    notes = ["its config changed"] if entry.reconfigured else []
+    return "; ".join([*notes, *([entry.note] if entry.note else [])])

@@ -1,0 +1,82 @@
+"""`up`: a NATS server and a Box on this machine.
+
+When `up` ends it drains its instances unless told otherwise: it is the command to try things out.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from bridge.cli.flags import (
+    CONNECTION,
+    ConfigFile,
+    Host,
+    HostFlags,
+    Json,
+    Logging,
+    configure_logs,
+)
+
+
+async def up(
+    *,
+    config: ConfigFile = None,
+    port: Annotated[
+        int,
+        Parameter(validator=Number(gte=0, lte=65535), help="Where NATS listens; 0: any free port."),
+    ] = 4222,
+    host: Host | None = None,
+    prefix: Annotated[str | None, Parameter(group=CONNECTION, help="See `box-bridge box`.")] = None,
+    logging: Logging | None = None,
+    json: Json = False,
+) -> int:
+    """Run a NATS server and a Box on this machine, until Ctrl-C.
+
+    The first Ctrl-C drains the instances, a second one ends them at once. With
+    --on-exit leave they keep running, and the next `up` takes them back. The
+    data directory keeps the server's store: the next `up` continues from it.
+
+        box-bridge up -c box.toml
+        box-bridge up --port 0 --on-exit leave
+
+    Instances are processes. With [box] runtime = "oci" they are containers of
+    podman, docker or nerdctl, or MicroVMs of a3s-box. In box.toml:
+
+        [box]
+        runtime = "oci"
+        engine = "podman"
+
+        [services.web]
+        image = "docker.io/library/nginx:alpine"
+        port_map = ["0:80"]
+    """
+    from msgspec.structs import replace
+
+    from bridge.bus.embedded_server import EmbeddedServer
+    from bridge.cli.box_config import load_config, require_services
+    from bridge.cli.box_process import run_box
+    from bridge.console import err
+    from bridge.settings import NatsConfig
+    from bridge.tasks import task_scope
+
+    flags = (host or HostFlags()).flags()
+    settings = require_services(load_config(config, flags, {"prefix": prefix}))
+    configure_logs(logging, json=json)
+    async with EmbeddedServer(settings.data_dir / "nats", port=port) as server:
+        # Credentials, TLS and a domain are for other servers; this server has none of them.
+        nats = NatsConfig(
+            url=server.url,
+            prefix=settings.nats.prefix,
+            reply_prefixes=settings.nats.reply_prefixes,
+        )
+        if not json:
+            err.print(f"NATS server: {server.url}   store and logs: {settings.data_dir}")
+            first = min(settings.services, default="web --image …")
+            err.print(f"Try: box-bridge scale {first} 2 --wait -s {server.url}\n")
+        async with task_scope() as tasks:
+            # If the server ends the Box must not wait for it: nothing restarts the server.
+            tasks.create_task(server.watch(), name="nats-server")
+            return await run_box(replace(settings, nats=nats), on_exit="drain")
