@@ -27,7 +27,13 @@ from tests.support import box_config, eventually, service_table
 S = InstanceState
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param(point, marks=[] if point in ("spawned", "ended") else pytest.mark.slow)
+        for point in POINTS
+    ],
+)
 async def test_what_was_acknowledged_is_made_so_wherever_the_box_died(
     server: EmbeddedServer, tmp_path: Path, point: str
 ) -> None:
@@ -52,12 +58,14 @@ async def test_a_killed_box_changes_nothing_for_its_instances_and_their_requests
         await scaled(gateway, 2)
         before = await serving(gateway, "web", 2)
         pids = box.pids()
-        slow = asyncio.ensure_future(fetch(before[0], "/slow?4"))
+        gate = tmp_path / "gate"
+        slow = asyncio.ensure_future(fetch(before[0], f"/until?{gate}"))
         await box.kill()
         async with Box.running(box_config(tmp_path, server.url)):
             after = await serving(gateway, "web", 2)
             assert {info.id for info in after} == {info.id for info in before}
             assert box.pids() == pids
+            gate.touch()
             assert (await slow)["instance"] == before[0].id
             history = await check(gateway, box, 2)
             assert all(S.FAILED not in states for states in history.states().values())
@@ -120,7 +128,16 @@ def _rewrite_pid(journal: Path, old: int, new: int) -> None:
     db.close()
 
 
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "tail lost", "gone"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "gone",
+        *(
+            pytest.param(how, marks=pytest.mark.slow)
+            for how in ("flipped", "truncated", "tail lost")
+        ),
+    ],
+)
 async def test_a_lost_journal_is_rebuilt_from_the_host_and_the_fleet(
     server: EmbeddedServer, tmp_path: Path, damage: str
 ) -> None:

@@ -122,6 +122,7 @@ async def test_nothing_is_placed_on_a_host_that_can_make_nothing(
             await serving(gateway, "web", 5)
 
 
+@pytest.mark.slow
 async def test_buckets_that_are_deleted_beneath_a_box_come_back_with_what_it_knows(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -192,6 +193,7 @@ async def placed_on(fleet: Fleet, host: str) -> None:
     await eventually(so, within=20, what=f"it serves on {host}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [timedelta(), timedelta(hours=-1)], ids=["right", "set back"])
 async def test_a_crash_loop_goes_on_as_slowly_when_the_box_is_killed(
     server: EmbeddedServer, tmp_path: Path, error: timedelta
@@ -221,6 +223,7 @@ async def test_a_crash_loop_goes_on_as_slowly_when_the_box_is_killed(
         assert read_snapshot(journal).entries == []
 
 
+@pytest.mark.slow
 async def test_failures_are_counted_over_the_lives_of_a_box(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

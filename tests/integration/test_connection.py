@@ -187,6 +187,7 @@ async def test_a_request_under_way_when_the_server_dies_is_unknown_at_once(
         assert loop.time() - started < 30
 
 
+@pytest.mark.slow
 async def test_a_client_that_the_server_closed_for_good_is_made_anew(
     server: EmbeddedServer,
 ) -> None:

@@ -253,6 +253,7 @@ async def test_a_server_is_as_far_away_as_the_quickest_of_three_answers(
     assert (far.status, far.says.split(", ")[-1]) == (WARN, "110.0 ms away")
 
 
+@pytest.mark.slow
 async def test_a_server_that_freezes_is_told_within_the_deadline(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,6 +178,7 @@ async def test_what_aged_out_while_the_reader_was_cut_off_is_told(connection: Co
         assert texts(await read(stream, 1)) == ["d"]
 
 
+@pytest.mark.slow
 async def test_nothing_is_told_to_be_missing_when_others_events_aged_out(
     connection: Connection,
 ) -> None:

@@ -130,6 +130,7 @@ async def test_events_that_lie_about_their_service_or_are_none_are_counted_and_l
         }
 
 
+@pytest.mark.slow
 async def test_a_stream_that_is_made_anew_is_followed_from_its_start(
     server: EmbeddedServer,
 ) -> None:

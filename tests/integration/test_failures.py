@@ -74,6 +74,7 @@ async def test_a_crash_loop_backs_off_and_stays_desired(
         assert answer.target_replicas == 1
 
 
+@pytest.mark.slow
 async def test_a_crash_loop_goes_on_while_the_box_is_busy_with_another_service(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

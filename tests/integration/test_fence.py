@@ -93,16 +93,6 @@ def forbid_forks(shim: int) -> None:
 
 
 @pytest.mark.usefixtures("shell")
-async def test_an_instance_ends_in_time_although_its_shim_cannot_fork(
-    directory: Path, fence: Fence
-) -> None:
-    fence.extend(10.0)
-    async with started(directory, fence, ["sleep", "60"]) as popen:
-        forbid_forks(popen.pid)
-        assert await end(popen, directory) == FENCED
-
-
-@pytest.mark.usefixtures("shell")
 async def test_an_instance_that_ends_by_itself_is_not_taken_for_a_fenced_one(
     directory: Path, fence: Fence
 ) -> None:
@@ -112,16 +102,6 @@ async def test_an_instance_that_ends_by_itself_is_not_taken_for_a_fenced_one(
     async with started(directory, fence, ["sh", "-c", wait]) as popen:
         door.touch()
         assert await end(popen, directory) == Exit(code=3)
-
-
-@pytest.mark.usefixtures("shell")
-async def test_the_fence_needs_nothing_of_the_path_of_an_instance(
-    directory: Path, fence: Fence
-) -> None:
-    fence.extend(8.0)
-    async with started(directory, fence, ["/bin/sleep", "60"], path="/nowhere") as popen:
-        assert await end(popen, directory) == FENCED
-    assert time.clock_gettime(time.CLOCK_BOOTTIME) >= int(fence.path.read_text()), "in its time"
 
 
 @pytest.fixture
@@ -144,6 +124,37 @@ async def test_the_box_and_its_shims_go_by_one_clock(
         assert popen.poll() is None
         replace_text(clock, "159.00 80.00\n")
         assert await end(popen, directory) == FENCED
+
+
+@pytest.mark.usefixtures("shell")
+async def test_an_instance_ends_in_time_although_its_shim_cannot_fork(
+    directory: Path, fence: Fence, clock: Path
+) -> None:
+    fence.extend(60.0)
+    async with started(directory, fence, ["sleep", "60"]) as popen:
+        forbid_forks(popen.pid)
+        assert popen.poll() is None
+        replace_text(clock, "159.00 80.00\n")
+        assert await end(popen, directory) == FENCED
+
+
+@pytest.mark.usefixtures("shell")
+async def test_the_fence_works_whatever_the_path_of_an_instance(
+    directory: Path, fence: Fence, clock: Path
+) -> None:
+    fence.extend(60.0)
+    async with started(directory, fence, ["/bin/sleep", "60"], path="/nowhere") as popen:
+        replace_text(clock, "159.00 80.00\n")
+        assert await end(popen, directory) == FENCED
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shell")
+async def test_a_fence_lasts_as_long_as_it_was_extended(directory: Path, fence: Fence) -> None:
+    fence.extend(8.0)
+    async with started(directory, fence, ["sleep", "60"]) as popen:
+        assert await end(popen, directory, within=30) == FENCED
+    assert time.clock_gettime(time.CLOCK_BOOTTIME) >= int(fence.path.read_text())
 
 
 def replace_text(file: Path, text: str) -> None:

@@ -243,6 +243,7 @@ async def test_a_silent_box_is_asked_again_every_second_and_ends_as_unknown(
         assert parse_time(expiries.pop())
 
 
+@pytest.mark.slow
 async def test_a_late_answer_to_an_earlier_copy_counts(server: EmbeddedServer) -> None:
     async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
         box = await FakeBox.listening(connection)

@@ -81,6 +81,7 @@ async def test_a_name_that_is_live_under_another_id_ends_the_newcomer(
         assert (await ask(gateway, "web", 0)).accepted  # the first one serves on
 
 
+@pytest.mark.slow
 async def test_a_wiped_directory_waits_for_the_old_lease_to_end(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -93,6 +94,7 @@ async def test_a_wiped_directory_waits_for_the_old_lease_to_end(
             await start(Box(config))
 
 
+@pytest.mark.slow
 async def test_what_cannot_be_read_of_the_own_name_does_not_end_the_newcomer(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +167,7 @@ async def test_what_the_last_life_left_is_taken_over_at_once(
             await make("here").take()
 
 
+@pytest.mark.slow
 async def test_what_was_left_before_a_reboot_is_waited_for(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -178,6 +181,7 @@ async def test_what_was_left_before_a_reboot_is_waited_for(
             await hosts.update("box-a", record("before"), left)
 
 
+@pytest.mark.slow
 async def test_of_two_clones_that_start_at_once_one_is_left(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

@@ -126,6 +126,7 @@ async def test_server_kills_lose_nothing_for_any_consumer(
             assert texts(await read(events, 61)) == [*expected, "end"]
 
 
+@pytest.mark.slow
 async def test_a_stream_made_anew_is_told_to_all_and_to_those_behind_too(
     connection: Connection,
 ) -> None:

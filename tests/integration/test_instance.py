@@ -154,6 +154,7 @@ async def test_the_registration_of_a_killed_program_ends_with_its_lease(
         assert not withdrawn(recorder)
 
 
+@pytest.mark.slow
 async def test_it_is_announced_again_after_the_server_has_lost_everything(
     server: EmbeddedServer,
 ) -> None:
@@ -209,6 +210,7 @@ async def test_what_its_box_withdraws_it_does_not_announce_again(server: Embedde
         }
 
 
+@pytest.mark.slow
 async def test_an_outage_bounds_the_withdrawal(server: EmbeddedServer, unused_port: int) -> None:
     async with gatewayed(server) as (connection, _):
         async with asyncio.timeout(10):

@@ -70,6 +70,7 @@ async def test_a_lost_claim_is_its_hosts_until_it_is_written_again(server: Embed
         assert fleet.state.used == {"box-b": 1}
 
 
+@pytest.mark.slow
 async def test_a_lost_claim_that_nobody_writes_again_is_free_after_a_lease(
     server: EmbeddedServer,
 ) -> None:
@@ -135,6 +136,7 @@ class Owners(FleetListener):
         self.changes.append((before.host if before else "free", claim.host if claim else "free"))
 
 
+@pytest.mark.slow
 async def test_listeners_receive_each_change_of_a_slots_owner(server: EmbeddedServer) -> None:
     owners = Owners()
     async with connect(server.url) as connection, watching(connection, 60, owners) as fleet:
@@ -188,6 +190,7 @@ async def test_a_plan_that_has_become_old_releases_no_claim_of_another_host(
         assert await fleet.slots.read("web.0") == fleet.slots.get("web.0") is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["taken", "lost"])
 async def test_a_claim_that_moves_is_answered_while_another_plan_takes_long(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str

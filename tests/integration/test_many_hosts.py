@@ -31,8 +31,11 @@ async def test_the_idlest_go_whichever_host_they_are_on(
         placed = await fleet.run(4)
         infos = await serving(fleet.gateway, "web", 4)
         idle = {infos[0].id, infos[1].id}  # the oldest: by age alone the others would go
+        gate = tmp_path / "gate"
         work = [
-            asyncio.ensure_future(fetch(info, "/slow?6")) for info in infos if info.id not in idle
+            asyncio.ensure_future(fetch(info, f"/until?{gate}"))
+            for info in infos
+            if info.id not in idle
         ]
 
         async def seen_busy() -> bool:
@@ -44,6 +47,7 @@ async def test_the_idlest_go_whichever_host_they_are_on(
         assert {info.id for info in answer.instances if info.state is S.DRAINING} == idle
         left = await serving(fleet.gateway, "web", 2)
         assert {info.id for info in left} == placed.keys() - idle
+        gate.touch()
         await asyncio.gather(*work)
         await fleet.emptied()
 

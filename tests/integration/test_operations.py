@@ -204,6 +204,7 @@ async def test_nothing_moves_because_a_host_joined_until_a_rebalance_moves_the_f
         assert (await fleet.operator.rebalance()).moves == []
 
 
+@pytest.mark.slow
 async def test_a_drain_that_keeps_failing_says_so_and_goes_on_when_it_is_ordered_again(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -225,6 +226,7 @@ async def test_a_drain_that_keeps_failing_says_so_and_goes_on_when_it_is_ordered
         assert set((await fleet.placed()).values()) == {"box-b"}
 
 
+@pytest.mark.slow
 async def test_a_slot_that_fails_five_times_running_on_a_host_is_kept_off_it_for_ten_minutes(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from tests.fleet import service_record
 from tests.support import ask, box_config, connect, eventually
 
 
+@pytest.mark.slow
 async def test_a_box_that_cannot_renew_its_lease_decides_nothing_until_it_can(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,6 +241,7 @@ async def test_a_wiped_store_is_noticed_and_sequences_start_anew(server: Embedde
         assert await view.records.create("web.1", Value(1)) == 1
 
 
+@pytest.mark.slow
 async def test_who_waits_for_what_the_store_has_lost_is_let_go_by_the_next_view(
     server: EmbeddedServer,
 ) -> None:
@@ -267,6 +268,7 @@ async def test_a_stream_that_is_made_anew_behind_our_back_is_noticed(
         assert view.told[-1] == ("web.1", 1, None)
 
 
+@pytest.mark.slow
 async def test_a_consumer_that_vanishes_is_replaced(server: EmbeddedServer) -> None:
     async with views(server) as [view]:
         connection = view.records._connection

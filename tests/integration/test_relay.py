@@ -183,7 +183,9 @@ async def hang(request: Request) -> Answer:
     return TAKEN
 
 
-@pytest.mark.parametrize("failure", ["500", "429", "stall", "hang up", "redirect"])
+@pytest.mark.parametrize(
+    "failure", ["500", "429", pytest.param("stall", marks=pytest.mark.slow), "hang up", "redirect"]
+)
 async def test_whatever_fails_for_a_time_is_sent_again_until_it_is_taken(
     bus: Connection, failure: str
 ) -> None:
@@ -328,6 +330,7 @@ async def test_a_secret_that_the_receiver_repeats_is_told_nobody(bus: Connection
 # ── beginning and end ────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 async def test_a_stop_finishes_what_is_under_way_and_leaves_the_rest_in_order(
     bus: Connection,
 ) -> None:

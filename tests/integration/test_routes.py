@@ -266,6 +266,7 @@ async def test_a_lease_that_is_not_renewed_ends_and_a_renewal_brings_the_route_b
         assert back.route.key == put.route.key
 
 
+@pytest.mark.slow
 async def test_half_a_table_that_runs_out_at_once_is_kept_once_more_and_it_says_so(
     gateway: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -325,6 +326,7 @@ async def test_what_happened_during_an_outage_is_known_right_after(
         await eventually(lambda: "127.0.0.1:81" in {route.endpoint for route in table})
 
 
+@pytest.mark.slow
 async def test_a_registry_that_is_made_anew_withdraws_nothing(gateway: Connection) -> None:
     async with RouteTable.open(gateway) as table:
         await register(gateway, "web-1", "web-2")

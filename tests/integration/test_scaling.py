@@ -62,9 +62,12 @@ async def test_a_request_in_flight_is_finished_before_its_instance_ends(
     async with boxed(server, tmp_path) as (gateway, recorder):
         await ask(gateway, "web", 1)
         [info] = await serving(gateway, "web", 1)
-        slow = asyncio.ensure_future(fetch(info, "/slow?1.5"))
+        gate = tmp_path / "gate"
+        slow = asyncio.ensure_future(fetch(info, f"/until?{gate}"))
         await eventually(lambda: "Busy" in recorder.states(info.id))
         await ask(gateway, "web", 0)
+        await recorder.reached(info.id, "Draining")
+        gate.touch()
         assert (await slow)["instance"] == info.id
         await serving(gateway, "web", 0)
         await recorder.reached(info.id, "Stopped")
@@ -81,7 +84,7 @@ async def test_a_drain_ends_at_its_timeout_and_says_so(
     async with boxed(server, tmp_path, table) as (gateway, recorder):
         await ask(gateway, "web", 1)
         [info] = await serving(gateway, "web", 1)
-        slow = asyncio.ensure_future(fetch(info, "/slow?30"))
+        slow = asyncio.ensure_future(fetch(info, f"/until?{tmp_path}/never"))
         await eventually(lambda: "Busy" in recorder.states(info.id))
         await ask(gateway, "web", 0)
         with pytest.raises(ConnectionError):
@@ -129,13 +132,15 @@ async def test_busy_follows_the_requests_and_probes_do_not_count(
     async with boxed(server, tmp_path, table) as (gateway, recorder):
         await ask(gateway, "web", 1)
         [info] = await serving(gateway, "web", 1)
-        slow = [asyncio.ensure_future(fetch(info, "/slow?2")) for _ in range(3)]
+        gate = tmp_path / "gate"
+        slow = [asyncio.ensure_future(fetch(info, f"/until?{gate}")) for _ in range(3)]
 
         async def all_counted() -> bool:
             return (await instances(gateway))[0].health.inflight_requests == 3
 
         await eventually(all_counted, what="three requests are in flight")
         assert (await instances(gateway))[0].state is S.BUSY
+        gate.touch()
         await asyncio.gather(*slow)
         await eventually(lambda: len(recorder.states(info.id)) >= 4)
         states = recorder.states(info.id)

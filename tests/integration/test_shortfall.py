@@ -36,12 +36,12 @@ async def test_instances_without_room_are_told_to_whoever_looks_and_to_whoever_w
         [web] = await fleet.operator.services()
         assert (web.wanted, web.ready + web.busy, web.missing) == (5, 3, [FULL])
         seen: list[str] = []
-        with pytest.raises(WaitTimeout, match="3 of 5 Ready after 6 s") as late:
+        with pytest.raises(WaitTimeout, match="3 of 5 Ready after 3 s") as late:
             await client.scale(
                 "web",
                 5,
                 wait=True,
-                timeout=6,
+                timeout=3,
                 progress=lambda found: seen.append(found.notices.get("web", "")),
             )
         assert late.value.lacks == FULL, "a wait goes on, for room may come, and then it says this"

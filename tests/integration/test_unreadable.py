@@ -143,6 +143,7 @@ async def test_a_claim_that_names_what_cannot_be_is_kept_apart_and_its_slot_is_n
         assert state.used.keys() == {"box-a"}, "nobody else holds anything"
 
 
+@pytest.mark.slow
 async def test_a_lost_host_whose_last_word_was_junk_is_replaced(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

@@ -80,7 +80,14 @@ class FakeFleet:
         self._publish(message, encode(answer))
 
 
-@pytest.mark.parametrize("verb", ["drain", "rebalance", "scale"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "scale",
+        pytest.param("drain", marks=pytest.mark.slow),
+        pytest.param("rebalance", marks=pytest.mark.slow),
+    ],
+)
 async def test_a_wait_looks_past_boxes_that_are_gone_not_ready_and_cut_off(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
@@ -137,6 +144,7 @@ async def test_what_does_not_pass_ends_a_wait(server: EmbeddedServer) -> None:
             await operator.drain("box-a")
 
 
+@pytest.mark.slow
 async def test_that_the_outcome_is_unknown_is_said_of_what_changes_something_alone(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

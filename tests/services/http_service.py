@@ -6,9 +6,9 @@ never-listen  live, but do not listen
 daemonize     leave a child behind that is in a session of its own
 hog=MIB       allocate so much memory, then serve
 
-``/`` gives the instance's id and pid; ``/slow?S`` answers after S seconds; ``/env`` gives the
-environment; ``/affinity`` the processors; ``/break`` makes every later ``/`` answer 500, ``/mend``
-ends that; ``/exit?N`` exits with code N.
+``/`` gives the instance's id and pid; ``/slow?S`` answers after S seconds, ``/until?FILE`` once
+FILE exists; ``/env`` gives the environment; ``/affinity`` the processors; ``/break`` makes every
+later ``/`` answer 500, ``/mend`` ends that; ``/exit?N`` exits with code N.
 
 The suite starts some hundred of these. That is why it uses the modules that are built in, and
 imports others only where a word needs them: it takes 10 ms of processor to start, `http.server` 40.
@@ -76,6 +76,9 @@ def answer(target: str) -> tuple[str, str]:
     path, _, argument = target.partition("?")
     if path == "/slow":
         time.sleep(float(argument))
+    elif path == "/until":
+        while not os.path.exists(argument):  # noqa: PTH110 (pathlib takes long to import)
+            time.sleep(0.01)
     elif path == "/env":
         import json
 

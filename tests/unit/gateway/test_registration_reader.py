@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bridge.bus.core.message import Message
@@ -91,7 +91,6 @@ def written(changed: dict[str, Any], how: str) -> bytes:
     return data[: len(data) // 2] if how == "cut" else data
 
 
-@settings(max_examples=400)
 @given(_MESSAGES)
 @example([({}, "as it is", "box-a")] * 2)
 def test_what_is_read_is_what_the_plain_way_reads(

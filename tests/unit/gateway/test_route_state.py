@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -103,7 +103,6 @@ def tell(made: RouteState, told: tuple[Any, ...]) -> None:
         )
 
 
-@settings(max_examples=600)
 @given(
     st.lists(_TOLD, max_size=12),
     st.dictionaries(_NAMES, st.booleans()),
@@ -133,7 +132,6 @@ _SNAPSHOT = st.dictionaries(
 )
 
 
-@settings(max_examples=400)
 @given(st.lists(_TOLD, max_size=6), _SNAPSHOT, st.integers(1, 3))
 def test_a_snapshot_is_taken_over_as_if_each_had_registered(
     told: list[tuple[Any, ...]], snapshot: dict[str, tuple[int, bool, int, bool]], limit: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -262,7 +262,6 @@ def bound(rounds: Rounds) -> int:
 
 
 @given(troubled(), requests)
-@settings(max_examples=200)
 def test_a_fleet_converges_whatever_it_was_left_in(
     rounds: Rounds, run: list[AdmissionRequest]
 ) -> None:
@@ -275,7 +274,6 @@ def test_a_fleet_converges_whatever_it_was_left_in(
 
 
 @given(troubled(), requests, st.sampled_from(NAMES))
-@settings(max_examples=200)
 def test_a_host_that_is_lost_or_joins_moves_nothing_but_what_it_had(
     rounds: Rounds,
     run: list[AdmissionRequest],
