@@ -1,4 +1,4 @@
-"""What an instance does wrong is told, and made good."""
+"""A failure of an instance is reported, and the instance is replaced."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support import ask, eventually, service_table
 S = InstanceState
 
 
-async def test_a_killed_instance_is_failed_and_replaced_in_its_slot(
+async def test_a_killed_instance_fails_and_is_replaced_in_its_slot(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with boxed(server, tmp_path) as (gateway, recorder):
@@ -39,7 +39,7 @@ async def test_a_killed_instance_is_failed_and_replaced_in_its_slot(
         await eventually(replaced)
 
 
-async def test_an_exit_is_told_with_its_code_and_the_last_log_line(
+async def test_a_failure_reports_the_exit_code_and_the_last_log_line(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with boxed(server, tmp_path) as (gateway, recorder):
@@ -75,7 +75,7 @@ async def test_a_crash_loop_backs_off_and_stays_desired(
 
 
 @pytest.mark.slow
-async def test_a_crash_loop_goes_on_while_the_box_is_busy_with_another_service(
+async def test_a_crash_loop_is_retried_while_the_box_is_busy_with_another_service(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attend, busy = Supervisor._attend, 0
@@ -83,7 +83,7 @@ async def test_a_crash_loop_goes_on_while_the_box_is_busy_with_another_service(
     async def slow(self: Supervisor, service: str) -> None:
         nonlocal busy
         await attend(self, service)
-        if service == "web":  # its plan waits for the bus, and it changes again and again
+        if service == "web":  # its plan is slow, and it changes constantly
             busy += 1
             await asyncio.sleep(0.3)
             self.plan_needed(["web"])
@@ -100,7 +100,7 @@ async def test_a_crash_loop_goes_on_while_the_box_is_busy_with_another_service(
         assert busy > 5
 
 
-async def test_an_instance_that_never_gets_ready_fails_at_its_timeout(
+async def test_an_instance_that_is_never_ready_fails_at_its_timeout(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     table = service_table("web", "never-listen", start_timeout=0.3)
@@ -111,7 +111,7 @@ async def test_an_instance_that_never_gets_ready_fails_at_its_timeout(
         assert event.from_state is S.BOOTING
 
 
-async def test_a_command_that_is_not_there_is_told(server: EmbeddedServer, tmp_path: Path) -> None:
+async def test_a_missing_command_is_reported(server: EmbeddedServer, tmp_path: Path) -> None:
     table = service_table("web", command=["no-such-program", "{port}"])
     async with boxed(server, tmp_path, table) as (gateway, recorder):
         await ask(gateway, "web", 1)
@@ -120,7 +120,7 @@ async def test_a_command_that_is_not_there_is_told(server: EmbeddedServer, tmp_p
         assert "no-such-program" in event.message
 
 
-async def test_health_follows_the_probe_and_is_told_as_a_note(
+async def test_health_follows_the_probe_and_is_reported_as_a_note(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     table = service_table("web", probe={"http": "/", "interval": 0.05, "failures": 2})

@@ -1,4 +1,4 @@
-"""One host, one name, one directory: who may not be two, and what is left of a dead one."""
+"""One Box for each host name and data directory, and what a restarted Box adopts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.support import ask, box_config, connect, eventually, service_table
 
 
 async def start(box: Box) -> None:
-    """Run a Box until it is ready, and then no more; raises what keeps it from that."""
+    """Run a Box until it is ready, then stop it. Raises the error that ends it."""
     async with task_scope() as tasks:
         work = tasks.create_task(box.run())
         ready = tasks.create_task(box.wait_ready())
@@ -51,7 +51,7 @@ async def start(box: Box) -> None:
         await work
 
 
-def test_a_directory_has_one_box_and_keeps_its_id(tmp_path: Path) -> None:
+def test_one_box_at_a_time_uses_a_directory_and_its_id_is_kept(tmp_path: Path) -> None:
     with (
         own_directory(tmp_path / "data") as first,
         pytest.raises(HostTaken, match="another Box uses"),
@@ -64,13 +64,13 @@ def test_a_directory_has_one_box_and_keeps_its_id(tmp_path: Path) -> None:
         assert other != first
 
 
-def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_an_unusable_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BoxError, match="cannot be used"), own_directory(tmp_path / "file" / "x"):
         raise AssertionError("there is no such directory")
 
 
-async def test_a_name_that_is_live_under_another_id_ends_the_newcomer(
+async def test_a_box_does_not_start_under_a_name_that_is_live_under_another_id(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with boxed(server, tmp_path) as (gateway, _):
@@ -78,11 +78,11 @@ async def test_a_name_that_is_live_under_another_id_ends_the_newcomer(
         twin = box_config(tmp_path / "elsewhere", server.url)
         with pytest.raises(HostTaken, match="'box-a' is live under another id"):
             await start(Box(twin))
-        assert (await ask(gateway, "web", 0)).accepted  # the first one serves on
+        assert (await ask(gateway, "web", 0)).accepted  # the first Box still answers
 
 
 @pytest.mark.slow
-async def test_a_wiped_directory_waits_for_the_old_lease_to_end(
+async def test_a_box_with_a_wiped_directory_waits_for_the_old_lease_to_end(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     config = box_config(tmp_path, server.url)
@@ -95,17 +95,17 @@ async def test_a_wiped_directory_waits_for_the_old_lease_to_end(
 
 
 @pytest.mark.slow
-async def test_what_cannot_be_read_of_the_own_name_does_not_end_the_newcomer(
+async def test_a_box_starts_after_an_unreadable_record_under_its_name(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, looks = KeyValueView.read, 0
+    read, reads = KeyValueView.read, 0
 
     async def read_junk_first(
         self: KeyValueView[HostRecord], key: str
     ) -> Record[HostRecord] | None:
-        nonlocal looks
-        looks += 1
-        if looks == 1:
+        nonlocal reads
+        reads += 1
+        if reads == 1:
             raise ProtocolError("HostRecord", "", "not JSON")
         return await read(self, key)
 
@@ -116,10 +116,10 @@ async def test_what_cannot_be_read_of_the_own_name_does_not_end_the_newcomer(
         left = b'{"host_id":"old","runtime":"process","cpus":1,"max_instances":1,"services":{}}'
         await store(connection, "$KV.box_hosts.box-a", left)
         await start(Box(config))
-    assert looks > 1
+    assert reads > 1
 
 
-async def test_a_copy_of_a_directory_is_refused_beside_the_original(
+async def test_a_box_with_a_copied_directory_does_not_start_beside_the_original(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with boxed(server, tmp_path) as (gateway, recorder):
@@ -136,7 +136,7 @@ async def test_a_copy_of_a_directory_is_refused_beside_the_original(
 async def leasing(
     server: EmbeddedServer, fence: Path, *, lease: int = 3
 ) -> AsyncIterator[tuple[Callable[[str], HostLease], KeyValueView[HostRecord], asyncio.TaskGroup]]:
-    """What makes the lease of one and the same id in a place, and its bucket."""
+    """A function that makes a lease of one host id in a place, its bucket, and a task group."""
     timing = Timing(lease=lease, heartbeat=lease / 6)
     async with connect(server.url) as connection, task_scope() as tasks:
         await topology.ensure(connection, lifetimes=topology.Lifetimes.of(timing))
@@ -158,7 +158,7 @@ def record(place: str) -> HostRecord:
 
 
 @pytest.mark.parametrize("place", ["here", ""], ids=["own", "of-an-older-box"])
-async def test_what_the_last_life_left_is_taken_over_at_once(
+async def test_a_restarted_box_takes_its_own_lease_at_once(
     server: EmbeddedServer, tmp_path: Path, place: str
 ) -> None:
     async with leasing(server, tmp_path / "fence", lease=60) as (make, hosts, _):
@@ -168,7 +168,7 @@ async def test_what_the_last_life_left_is_taken_over_at_once(
 
 
 @pytest.mark.slow
-async def test_what_was_left_before_a_reboot_is_waited_for(
+async def test_a_lease_from_before_a_reboot_must_end_first(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with leasing(server, tmp_path / "fence") as (make, hosts, _):
@@ -182,28 +182,28 @@ async def test_what_was_left_before_a_reboot_is_waited_for(
 
 
 @pytest.mark.slow
-async def test_of_two_clones_that_start_at_once_one_is_left(
+async def test_of_two_clones_that_start_together_one_ends(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with leasing(server, tmp_path / "fence") as (make, hosts, _):
         clones = [make("here"), make("there")]
         await asyncio.gather(*(clone.take() for clone in clones))
-        assert all(clone._term.held for clone in clones), "neither saw the other"
+        assert all(clone._term.held for clone in clones), "neither has seen the other's record"
         async with task_scope() as tasks:
             works = [tasks.create_task(run(clone)) for clone in clones]
             await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
             assert sorted(work.done() for work in works) == [False, True]
-            await hosts.wait_for(hosts.revision("box-a") + 3)  # the other goes on
+            await hosts.wait_for(hosts.revision("box-a") + 3)  # the other still renews
             assert sorted(work.done() for work in works) == [False, True]
 
 
-async def test_a_machine_that_comes_back_outlasts_a_clone_that_took_its_place(
+async def test_a_machine_that_comes_back_outlasts_its_clone(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with leasing(server, tmp_path / "fence") as (make, hosts, tasks):
         older, younger = make("there"), make("here")
         await older.take()
-        await older.release()  # as when it was cut off for longer than a lease
+        await older.release()  # as after more than a lease without NATS
         await younger.take()
         await older.renew_now()
         work = tasks.create_task(older.run())
@@ -212,7 +212,7 @@ async def test_a_machine_that_comes_back_outlasts_a_clone_that_took_its_place(
         assert not work.done()
 
 
-async def test_a_late_renewal_of_the_last_life_ends_nothing(
+async def test_a_late_renewal_by_an_earlier_process_ends_no_box(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with leasing(server, tmp_path / "fence") as (make, hosts, tasks):
@@ -231,10 +231,10 @@ async def run(lease: HostLease) -> None:
         await lease.run()
 
 
-async def test_a_bucket_that_takes_nothing_yet_is_waited_for(
+async def test_a_box_waits_at_its_start_for_a_bucket_without_a_leader(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a cluster, where a stream that was just made has no leader for a moment."""
+    """On a cluster a new stream has no leader for a moment."""
     take, tries = HostLease.take, 0
 
     async def take_after_a_loss(self: HostLease) -> None:
@@ -250,7 +250,7 @@ async def test_a_bucket_that_takes_nothing_yet_is_waited_for(
     assert tries > 1
 
 
-async def test_what_a_killed_box_left_behind_its_next_life_takes_back(
+async def test_a_restarted_box_adopts_the_instances_of_a_killed_one(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     box_config(tmp_path, server.url)  # writes box-a.toml
@@ -283,7 +283,7 @@ async def test_what_a_killed_box_left_behind_its_next_life_takes_back(
         first.wait()
 
 
-async def test_a_stream_that_breaks_a_promise_ends_the_box_with_the_difference(
+async def test_a_stream_with_wrong_settings_ends_the_box_with_the_difference(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with connect(server.url) as connection:
@@ -294,18 +294,18 @@ async def test_a_stream_that_breaks_a_promise_ends_the_box_with_the_difference(
             await start(Box(box_config(tmp_path, server.url)))
 
 
-async def test_a_promise_broken_during_an_outage_ends_a_running_box(
+async def test_a_stream_recreated_with_wrong_settings_in_an_outage_ends_the_box(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     box = Box(box_config(tmp_path, server.url))
 
-    async def run_and_be_wronged() -> None:
+    async def run_through_the_outage() -> None:
         async with asyncio.timeout(30), task_scope() as tasks:
             tasks.create_task(box.run())
             await box.wait_ready()
             await server.kill()
             shutil.rmtree(server.directory / "jetstream")
-            async with (  # somebody careless makes the stream meanwhile, on another port
+            async with (  # the stream is created with wrong settings in between, on another port
                 EmbeddedServer(server.directory) as elsewhere,
                 connect(elsewhere.url) as connection,
             ):
@@ -316,16 +316,16 @@ async def test_a_promise_broken_during_an_outage_ends_a_running_box(
             await asyncio.Event().wait()  # until the Box's failure ends this
 
     with pytest.raises(TopologyMismatch, match="max_msgs is 10"):
-        await run_and_be_wronged()
+        await run_through_the_outage()
 
 
-def test_what_the_runtime_cannot_honour_is_a_configuration_error(tmp_path: Path) -> None:
+def test_a_setting_that_the_runtime_cannot_honour_is_a_configuration_error(tmp_path: Path) -> None:
     config = box_config(tmp_path, "nats://127.0.0.1:1", service_table("web", vcpus=255))
     with pytest.raises(ConfigError, match=r"\[services.web\]: vcpus must be 1 to"):
         Box(config)
 
 
-async def test_an_address_that_only_this_host_can_reach_is_warned_of_on_a_remote_nats(
+async def test_a_loopback_address_with_a_remote_nats_is_warned_about(
     server: EmbeddedServer,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -352,7 +352,7 @@ async def test_metrics_can_be_scraped(
                 text: str = page.read().decode()
                 return text
 
-        async def told() -> bool:
+        async def complete() -> bool:
             text = await asyncio.to_thread(scrape)
             return all(
                 line in text
@@ -365,10 +365,10 @@ async def test_metrics_can_be_scraped(
                 )
             )
 
-        await eventually(told)
+        await eventually(complete)
 
 
-async def test_a_box_that_is_stopped_while_nats_is_away_ends_its_instances_and_itself(
+async def test_a_box_stops_with_its_instances_while_nats_is_down(
     server: EmbeddedServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""What `doctor` finds on a host: its disk, its journal, its runtime and its ports."""
+"""The findings of `doctor` on a host: its disk, its journal, its runtime and its ports."""
 
 from __future__ import annotations
 
@@ -39,39 +39,39 @@ def tiny_disk(directory: Path) -> Iterator[Path]:
         subprocess.run([umount, str(directory)], check=True)
 
 
-def test_a_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
+def test_a_data_directory_that_is_a_file_fails(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     for directory in (tmp_path / "data", tmp_path / "data" / "deeper"):
-        told = diagnostics.disk(directory)
-        assert (told.status, told.says) == (FAIL, f"{tmp_path / 'data'} is not a directory")
+        finding = diagnostics.disk(directory)
+        assert (finding.status, finding.says) == (FAIL, f"{tmp_path / 'data'} is not a directory")
 
 
-def test_a_directory_that_is_yet_to_be_made_is_looked_at_where_it_would_be(tmp_path: Path) -> None:
-    told = diagnostics.disk(tmp_path / "a" / "b")
-    assert told.status is not FAIL
-    assert told.says.startswith(f"{tmp_path}, where {tmp_path / 'a' / 'b'} will be")
+def test_a_missing_data_directory_is_checked_at_its_parent(tmp_path: Path) -> None:
+    finding = diagnostics.disk(tmp_path / "a" / "b")
+    assert finding.status is not FAIL
+    assert finding.says.startswith(f"{tmp_path}, where {tmp_path / 'a' / 'b'} will be")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
+def test_a_full_disk_fails(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "small") as directory:
-        told = diagnostics.disk(directory)
-        assert (told.status, "free at least 64 MiB" in told.cure) == (FAIL, True)
+        finding = diagnostics.disk(directory)
+        assert (finding.status, "free at least 64 MiB" in finding.cure) == (FAIL, True)
         (directory / "filler").write_bytes(b"\0" * 240 * 1024)
         with pytest.raises(OSError, match="No space"):
             (directory / "more").write_bytes(b"\0" * 64 * 1024)
-        told = diagnostics.disk(directory)
-        assert (told.status, "No space left on device" in told.says) == (FAIL, True)
+        finding = diagnostics.disk(directory)
+        assert (finding.status, "No space left on device" in finding.says) == (FAIL, True)
 
 
-def test_a_disk_that_is_read_only_is_told(tmp_path: Path) -> None:
+def test_a_read_only_disk_fails(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "small") as directory:
         subprocess.run(["mount", "-o", "remount,ro", str(directory)], check=True)
-        told = diagnostics.disk(directory)
-        assert (told.status, "Read-only file system" in told.says) == (FAIL, True)
+        finding = diagnostics.disk(directory)
+        assert (finding.status, "Read-only file system" in finding.says) == (FAIL, True)
 
 
-async def test_a_damaged_journal_is_told_and_left_as_it_is(
+async def test_a_damaged_journal_fails_and_is_left_unchanged(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     config = box_config(tmp_path, server.url)
@@ -82,37 +82,37 @@ async def test_a_damaged_journal_is_told_and_left_as_it_is(
     data = bytearray(path.read_bytes())
     data[100:4000] = b"\xff" * 3900
     path.write_bytes(data)
-    told = diagnostics.journal(config.data_dir)
-    assert told.status is FAIL
-    assert "start the Box" in told.cure
+    finding = diagnostics.journal(config.data_dir)
+    assert finding.status is FAIL
+    assert "start the Box" in finding.cure
     assert path.read_bytes() == data
 
 
-def test_whether_a_box_is_at_work_is_told(tmp_path: Path) -> None:
+def test_the_journal_check_shows_whether_a_box_uses_it(tmp_path: Path) -> None:
     assert diagnostics.journal(tmp_path).says == "there is no journal yet; no Box uses it"
     with own_directory(tmp_path):
         assert diagnostics.journal(tmp_path).says == "there is no journal yet; a Box uses it"
     with own_directory(tmp_path):
-        pass  # what looked at the lock keeps nobody out
+        pass  # the check has not kept the lock
 
 
 # ── the runtime and the ports ────────────────────────────────────────────────────────────
 
 
-def test_a_program_that_is_missing_is_told(tmp_path: Path) -> None:
+def test_a_missing_program_fails(tmp_path: Path) -> None:
     config = box_config(
         tmp_path,
         "nats://127.0.0.1:4222",
         service_table("web"),
         service_table("api", command=["no-such-program"]),
     )
-    told = diagnostics.runtime(config)
-    assert (told.status, "no-such-program of service api" in told.says) == (FAIL, True)
-    assert "web" not in told.says
+    finding = diagnostics.runtime(config)
+    assert (finding.status, "no-such-program of service api" in finding.says) == (FAIL, True)
+    assert "web" not in finding.says
 
 
 def engine(directory: Path, script: str) -> Path:
-    """A fake engine, which says that it is podman and then does as `script` has it."""
+    """A fake engine that reports the version of podman, and otherwise runs `script`."""
     path = directory / "fake-podman"
     path.write_text(
         f'#!/bin/sh\n[ "$1" = --version ] && echo "podman version 4.3.1" && exit\n{script}\n'
@@ -130,7 +130,7 @@ def engine(directory: Path, script: str) -> Path:
         (None, FAIL, "there is no such program"),
     ],
 )
-def test_an_engine_that_is_missing_or_does_not_answer_is_told(
+def test_an_engine_that_is_missing_or_does_not_answer_fails(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     script: str | None,
@@ -146,12 +146,12 @@ def test_an_engine_that_is_missing_or_does_not_answer_is_told(
         '[services.web]\nimage = "localhost/web"\n',
         more=f'runtime = "oci"\nengine = "{path}"',
     )
-    told = diagnostics.runtime(config)
-    assert (told.status, says in f"{told.says}: {told.cure}") == (status, True), told
+    finding = diagnostics.runtime(config)
+    assert (finding.status, says in f"{finding.says}: {finding.cure}") == (status, True), finding
 
 
 def unused_range(count: int) -> int:
-    """The first of so many ports on which nobody listens."""
+    """The first of `count` consecutive free ports."""
     for first in range(11000 + 100 * (os.getpid() % 50), 20000, count):
         if all(map(is_free, range(first, first + count))):
             return first
@@ -169,22 +169,22 @@ def holding(ports: range) -> Iterator[list[int]]:
             each.close()
 
 
-def test_ports_that_are_taken_are_told_with_who_has_them(tmp_path: Path) -> None:
+def test_taken_ports_are_listed_with_their_programs(tmp_path: Path) -> None:
     first = unused_range(12)
     config = box_config(
         tmp_path, "nats://127.0.0.1:4222", ports=f"{first}-{first + 11}", max_instances=10
     )
     assert diagnostics.ports(config).status is OK
     with holding(range(first, first + 2)):
-        told = diagnostics.ports(config)
-        assert told.status is WARN
-        assert told.says.startswith(f"10 of {first}-{first + 11} are free")
-        assert f"pid {os.getpid()}" in told.says
+        finding = diagnostics.ports(config)
+        assert finding.status is WARN
+        assert finding.says.startswith(f"10 of {first}-{first + 11} are free")
+        assert f"pid {os.getpid()}" in finding.says
         with holding(range(first + 2, first + 3)):
             assert diagnostics.ports(config).status is FAIL
 
 
-def test_a_fixed_port_that_is_taken_is_told(tmp_path: Path) -> None:
+def test_a_taken_fixed_port_fails(tmp_path: Path) -> None:
     with holding(range(1)) as [port]:
         first = unused_range(12)
         config = box_config(
@@ -193,6 +193,6 @@ def test_a_fixed_port_that_is_taken_is_told(tmp_path: Path) -> None:
             service_table("web", port_map=[f"{port}:80"]),
             ports=f"{first}-{first + 11}",
         )
-        told = diagnostics.ports(config)
-    assert (told.status, f"{port} is" in told.says) == (FAIL, True)
+        finding = diagnostics.ports(config)
+    assert (finding.status, f"{port} is" in finding.says) == (FAIL, True)
     assert diagnostics.ports(config).status is OK

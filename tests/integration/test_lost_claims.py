@@ -1,4 +1,4 @@
-"""Claims that the store has lost, as a Box sees them that did not hold them."""
+"""Claims that the store has lost, in the view of a Box that did not hold them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 
 import nats.js.errors
 import pytest
+from msgspec.structs import replace
 
 from bridge.box.fleet.claims import Claims
 from bridge.box.fleet.decisions import Decisions
 from bridge.box.fleet.view import FleetListener, FleetView
-from bridge.box.runner.publication import is_as_written
+from bridge.box.runner.publication import is_as_written, slot_facts
 from bridge.box.state import lifecycle
 from bridge.box.state.records import HostIdentity, HostRecord, Offer, ServiceRecord, SlotRecord
 from bridge.bus.core.connection import Connection
@@ -56,14 +57,16 @@ async def watching(
 async def lose_store(connection: Connection, fleet: FleetView) -> None:
     await jetstream(connection).delete_stream("KV_box_slots")
     await topology.ensure(connection)
-    await eventually(lambda: not fleet.state.slots_of("web"), what="the loss is seen")
+    await eventually(lambda: not fleet.state.slots_of("web"), what="the view shows the loss")
 
 
-async def test_a_lost_claim_is_its_hosts_until_it_is_written_again(server: EmbeddedServer) -> None:
+async def test_a_lost_claim_belongs_to_its_host_until_it_is_written_again(
+    server: EmbeddedServer,
+) -> None:
     async with connect(server.url) as connection, watching(connection, 60) as fleet:
         await lose_store(connection, fleet)
         assert fleet.state.lost["web"] == {0: "box-b"}
-        assert fleet.state.used == {"box-b": 1}  # the room for it is kept
+        assert fleet.state.used == {"box-b": 1}  # its room stays reserved
         await fleet.wait_live()
         await fleet.slots.create("web.0", claim("box-b"))
         assert not fleet.state.lost["web"]
@@ -71,7 +74,7 @@ async def test_a_lost_claim_is_its_hosts_until_it_is_written_again(server: Embed
 
 
 @pytest.mark.slow
-async def test_a_lost_claim_that_nobody_writes_again_is_free_after_a_lease(
+async def test_a_lost_claim_that_is_not_written_again_is_free_after_a_lease(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection, watching(connection, 0.5) as fleet:
@@ -86,14 +89,14 @@ async def test_a_lost_claim_that_nobody_writes_again_is_free_after_a_lease(
         assert fleet.state.used == {}
 
 
-async def test_a_claim_that_was_given_up_is_not_lost(server: EmbeddedServer) -> None:
+async def test_a_deleted_claim_is_not_lost(server: EmbeddedServer) -> None:
     async with connect(server.url) as connection, watching(connection, 60) as fleet:
         await fleet.slots.delete("web.0", fleet.slots.revision("web.0"))
         assert not fleet.state.slots_of("web")
         assert not fleet.state.lost
 
 
-async def test_an_instance_that_ended_is_remembered_while_its_record_says_that_it_lives(
+async def test_an_ended_instance_stays_known_while_its_record_shows_it_alive(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection, watching(connection, 60) as fleet:
@@ -109,17 +112,17 @@ async def test_an_instance_that_ended_is_remembered_while_its_record_says_that_i
         assert not fleet.state.own_instances
 
 
-async def test_an_older_record_at_the_same_revision_is_not_as_it_was_written(
+async def test_an_older_record_at_the_same_revision_counts_as_changed(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection, watching(connection, 10) as fleet:
         record = fleet.slots.get("web.0")
         assert record is not None
         left = record.value.info
-        told = left.id, left.state, left.ready_at, left.endpoint, left.health.healthy
-        assert is_as_written(fleet.slots, "web.0", record.revision, told)
-        assert not is_as_written(fleet.slots, "web.0", record.revision + 1, told)
-        ready = left.id, InstanceState.READY, *told[2:]
+        facts = slot_facts(left)
+        assert is_as_written(fleet.slots, "web.0", record.revision, facts)
+        assert not is_as_written(fleet.slots, "web.0", record.revision + 1, facts)
+        ready = slot_facts(replace(left, state=InstanceState.READY))
         assert not is_as_written(fleet.slots, "web.0", record.revision, ready)
 
 
@@ -167,7 +170,7 @@ def claims_of_box_a(connection: Connection, fleet: FleetView) -> Claims:
     )
 
 
-async def test_a_plan_that_has_become_old_claims_nothing(server: EmbeddedServer) -> None:
+async def test_an_outdated_plan_claims_no_slot(server: EmbeddedServer) -> None:
     offer = HostRecord(
         host_id="1", runtime="process", cpus=2, max_instances=2, services={"web": Offer()}
     )
@@ -175,14 +178,14 @@ async def test_a_plan_that_has_become_old_claims_nothing(server: EmbeddedServer)
         await fleet.hosts.put("box-a", offer)
         await fleet.services.create("web", ServiceRecord(version=1, target=4, slots=[0, 1, 2, 3]))
         claims = claims_of_box_a(connection, fleet)
-        assert await claims.take("web", 7) is None, "it is not in the set"
+        assert await claims.take("web", 7) is None, "the slot is not in the set"
         assert await claims.take("web", 1)
         assert await claims.take("web", 2)
         assert await claims.take("web", 3) is None, "there is no room for it"
         assert fleet.state.slots_of("web").keys() == {0, 1, 2}
 
 
-async def test_a_plan_that_has_become_old_releases_no_claim_of_another_host(
+async def test_an_outdated_plan_releases_no_claim_of_another_host(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection, watching(connection, 60) as fleet:
@@ -192,7 +195,7 @@ async def test_a_plan_that_has_become_old_releases_no_claim_of_another_host(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["taken", "lost"])
-async def test_a_claim_that_moves_is_answered_while_another_plan_takes_long(
+async def test_a_changed_owner_is_handled_while_the_plan_of_another_service_takes_long(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     take, stuck = Claims.take, asyncio.Event()
@@ -213,10 +216,10 @@ async def test_a_claim_that_moves_is_answered_while_another_plan_takes_long(
         if how == "taken":
             await store(gateway, "$KV.box_slots.web.0", encode(claim("box-b", "web-b")))
 
-            async def yielded() -> bool:
+            async def left() -> bool:
                 return mine.id not in {info.id for info in await instances(gateway, "web")}
 
-            await eventually(yielded, what="the instance ends")
+            await eventually(left, what="the instance ends")
         else:
             await jetstream(gateway).delete_stream("KV_box_slots")
 

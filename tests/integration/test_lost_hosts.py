@@ -1,4 +1,4 @@
-"""When a host counts as dead: its lease has run out, and the store itself has let go of it."""
+"""When a host counts as dead: its lease has expired here, and the store has removed it too."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ CLAIM = SlotRecord(
 
 
 class Watch:
-    """A fleet whose leases go by a clock that the test sets; the buckets are the server's."""
+    """A fleet whose leases run by a clock that the test sets, over real buckets."""
 
     def __init__(self, fleet: FleetView) -> None:
         self.fleet = fleet
         self.now = 0.0
 
-    def passes(self, seconds: float) -> None:
-        """That time goes by, watched all the while."""
+    def advance(self, seconds: float) -> None:
+        """Advance the clock in ticks of half a second."""
         until = self.now + seconds
         while self.now < until:
             self.now += 0.5
             self.fleet.tick()
 
-    async def sees_unreadable(self, key: str = "box-a") -> None:
-        """Return when something has been seen there that is no host's record."""
+    async def show_unreadable(self, key: str = "box-a") -> None:
+        """Return when the view has an unreadable record under the key."""
         fleet, newer = self.fleet, b'{"host_id":"old","cpus":{"p":4,"e":8}}'
         stored = await store(fleet._connection, f"$KV.box_hosts.{key}", newer)
         await eventually(lambda: fleet.hosts.unreadable.get(key) == stored.seq)
 
-    async def sees(self) -> None:
-        """Return when the lease that was renewed in the store has been seen."""
+    async def show_renewal(self) -> None:
+        """Return when the view has a renewal of the lease."""
         revision = await self.fleet.hosts.put("box-a", HOST)
         await eventually(lambda: self.fleet.hosts.revision("box-a") == revision)
 
@@ -73,82 +73,82 @@ async def watching(server: EmbeddedServer) -> AsyncIterator[Watch]:
         yield watch
 
 
-async def test_a_lease_that_the_store_keeps_a_little_longer_is_looked_for_again_soon(
+async def test_an_expired_lease_that_the_store_still_has_is_judged_again_after_a_second(
     server: EmbeddedServer,
 ) -> None:
     async with watching(server) as watch:
         fleet = watch.fleet
-        await watch.sees()
-        watch.passes(LEASE + 1)
+        await watch.show_renewal()
+        watch.advance(LEASE + 1)
         assert fleet.state.is_orphan(CLAIM)
-        assert not await fleet.is_dead(CLAIM)  # the bucket's own lease runs by another clock
-        watch.passes(1.5)
+        assert not await fleet.is_dead(CLAIM)  # the bucket expires it by its own clock
+        watch.advance(1.5)
         assert fleet.state.is_orphan(CLAIM), "after a second, not after another lease"
         await fleet.hosts.delete("box-a", fleet.hosts.revision("box-a"))
         assert await fleet.is_dead(CLAIM)
 
 
-async def test_a_lease_that_was_renewed_unseen_runs_anew(
+async def test_a_renewal_that_the_view_has_missed_restarts_the_lease(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with watching(server) as watch:
         fleet = watch.fleet
-        await watch.sees()
-        watch.passes(LEASE + 1)
-        unseen = Record(HOST, fleet.hosts.revision("box-a") + 1)
+        await watch.show_renewal()
+        watch.advance(LEASE + 1)
+        missed = Record(HOST, fleet.hosts.revision("box-a") + 1)
 
-        async def late_view_read(key: str) -> Record[HostRecord]:
-            return unseen
+        async def read_past_the_view(key: str) -> Record[HostRecord]:
+            return missed
 
-        monkeypatch.setattr(fleet.hosts, "read", late_view_read)
+        monkeypatch.setattr(fleet.hosts, "read", read_past_the_view)
         assert fleet.state.is_orphan(CLAIM)
         assert not await fleet.is_dead(CLAIM)
-        watch.passes(LEASE - 1)
+        watch.advance(LEASE - 1)
         assert not fleet.state.is_orphan(CLAIM)
 
 
-async def test_a_host_that_cannot_be_read_lives_while_it_is_heard_of_and_is_offered_nothing(
+async def test_a_host_with_an_unreadable_record_lives_while_it_renews_and_offers_nothing(
     server: EmbeddedServer,
 ) -> None:
     async with watching(server) as watch:
         fleet = watch.fleet
-        await watch.sees()
+        await watch.show_renewal()
         for _ in range(3):
-            await watch.sees_unreadable()
+            await watch.show_unreadable()
             assert (fleet.state.unreadable_hosts, fleet.state.hosts) == ({"box-a"}, {})
-            watch.passes(LEASE - 1)
+            watch.advance(LEASE - 1)
             assert not fleet.state.is_orphan(CLAIM)
-        await watch.sees()
+        await watch.show_renewal()
         assert (fleet.state.unreadable_hosts, fleet.state.hosts) == (set(), {"box-a": HOST})
-        await watch.sees_unreadable()
-        watch.passes(LEASE + 1)
+        await watch.show_unreadable()
+        watch.advance(LEASE + 1)
         assert fleet.state.is_orphan(CLAIM)
         assert not fleet.state.unreadable_hosts
 
 
-async def test_a_host_is_not_dead_of_whom_the_store_has_what_cannot_be_read(
+async def test_a_host_is_not_dead_while_the_store_has_an_unreadable_record_of_it(
     server: EmbeddedServer,
 ) -> None:
     async with watching(server) as watch:
         fleet = watch.fleet
-        await watch.sees()
-        watch.passes(LEASE + 1)
+        await watch.show_renewal()
+        watch.advance(LEASE + 1)
         await store(fleet._connection, "$KV.box_hosts.box-a", b"junk")
         assert not await fleet.is_dead(CLAIM)
-        await watch.sees_unreadable()
-        watch.passes(LEASE + 1)
+        await watch.show_unreadable()
+        watch.advance(LEASE + 1)
         assert fleet.state.is_orphan(CLAIM)
-        assert not await fleet.is_dead(CLAIM)  # the bucket's own lease runs by another clock
-        watch.passes(1.5)
+        assert not await fleet.is_dead(CLAIM)  # the bucket expires it by its own clock
+        watch.advance(1.5)
         assert fleet.state.is_orphan(CLAIM), "after a second, not after another lease"
         await fleet.hosts.delete("box-a", fleet.hosts.revision("box-a"))
         assert await fleet.is_dead(CLAIM)
 
 
-async def test_what_is_put_under_no_hosts_name_is_no_host(server: EmbeddedServer) -> None:
+async def test_a_record_under_an_invalid_host_name_is_ignored(server: EmbeddedServer) -> None:
     async with watching(server) as watch:
         fleet = watch.fleet
-        await watch.sees_unreadable("Box_1")
+        await watch.show_unreadable("Box_1")
         await fleet.hosts.put("Box_2", HOST)
         assert (fleet.state.unreadable_hosts, fleet.state.hosts) == (set(), {})
         assert fleet._leases.holders == set()

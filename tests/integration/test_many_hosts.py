@@ -1,4 +1,4 @@
-"""One service over several hosts: counted, placed and scaled down as one."""
+"""One service on several hosts is counted, placed and scaled down as one."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.support import ask, eventually
 S = InstanceState
 
 
-async def test_the_idlest_go_whichever_host_they_are_on(
+async def test_scaling_down_ends_the_idlest_instances_on_any_host(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with Fleet.of(server, tmp_path, "box-a", "box-b") as fleet:
         placed = await fleet.run(4)
         infos = await serving(fleet.gateway, "web", 4)
-        idle = {infos[0].id, infos[1].id}  # the oldest: by age alone the others would go
+        idle = {infos[0].id, infos[1].id}  # the oldest: by age alone the others would end
         gate = tmp_path / "gate"
         work = [
             asyncio.ensure_future(fetch(info, f"/until?{gate}"))
@@ -38,11 +38,11 @@ async def test_the_idlest_go_whichever_host_they_are_on(
             if info.id not in idle
         ]
 
-        async def seen_busy() -> bool:
-            there = await instances(fleet.gateway, "web")
-            return {info.id for info in there if info.state is S.BUSY} == placed.keys() - idle
+        async def two_busy() -> bool:
+            listed = await instances(fleet.gateway, "web")
+            return {info.id for info in listed if info.state is S.BUSY} == placed.keys() - idle
 
-        await eventually(seen_busy, what="two are busy")
+        await eventually(two_busy, what="two are busy")
         answer = await ask(fleet.gateway, "web", 2)
         assert {info.id for info in answer.instances if info.state is S.DRAINING} == idle
         left = await serving(fleet.gateway, "web", 2)
@@ -52,7 +52,7 @@ async def test_the_idlest_go_whichever_host_they_are_on(
         await fleet.emptied()
 
 
-async def test_a_host_that_joins_brings_room_and_moves_nothing(
+async def test_a_host_that_joins_adds_capacity_and_moves_no_instance(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with Fleet.of(server, tmp_path, "box-a", "box-b", max_instances=3) as fleet:
@@ -67,7 +67,7 @@ async def test_a_host_that_joins_brings_room_and_moves_nothing(
         await fleet.emptied()
 
 
-async def test_a_wait_is_not_ended_by_a_box_that_has_not_heard_of_the_change(
+async def test_a_box_with_an_outdated_view_does_not_end_a_wait(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Fleet.of(server, tmp_path, "box-a") as fleet:
@@ -76,33 +76,33 @@ async def test_a_wait_is_not_ended_by_a_box_that_has_not_heard_of_the_change(
         assert late._components is not None
         view, loop = late._components.fleet.view.services, asyncio.get_running_loop()
         take = view.take
-        monkeypatch.setattr(view, "take", lambda *told: loop.call_later(0.3, take, *told))
+        monkeypatch.setattr(view, "take", lambda *args: loop.call_later(0.3, take, *args))
         client = ScaleClient(fleet.gateway)
-        for level in range(6):  # each Box answers about half of the looks
+        for level in range(6):  # each Box answers about half of the requests
             config = ScaleConfig(env={"LEVEL": f"{level}"})
             await client.scale("web", 2, config=config, wait=True)
             for info in await serving(fleet.gateway, "web", 2):
                 assert (await fetch(info, "/env"))["LEVEL"] == f"{level}"
 
 
-async def test_the_version_that_a_look_asks_for_is_checked(
+async def test_a_requested_record_version_is_checked(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with boxed(server, tmp_path) as (gateway, _):
 
-        async def look(version: str) -> str | None:
+        async def refusal(version: str) -> str | None:
             body = encode(InstancesRequest(service="web"))
             message = await gateway.request("box.instances", body, headers={"Box-Version": version})
             error = decode(InstancesResponse, message.data).error
             return f"{message.headers.get('Box-Code')}: {error}" if error else error
 
         body = encode(ScaleRequest(service="web", replicas=1))
-        for _ in range(2):  # what changes nothing rests on a version as well
+        for _ in range(2):  # the second changes nothing, and has a version too
             answer = await gateway.request("box.scale", body)
             assert answer.headers["Box-Version"] == "1"
-        assert await look("1") is None
-        assert await look("2") == "not_ready: not ready: it has seen version 1 of 2; ask again"
+        assert await refusal("1") is None
+        assert await refusal("2") == "not_ready: not ready: it has seen version 1 of 2; ask again"
         for wrong in ("", "-1", "one", "9" * 19):
-            refusal = str(await look(wrong))
-            assert "Box-Version" in refusal
-            assert refusal.startswith("invalid_request: ")
+            error = str(await refusal(wrong))
+            assert "Box-Version" in error
+            assert error.startswith("invalid_request: ")

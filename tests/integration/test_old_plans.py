@@ -1,4 +1,4 @@
-"""Plans that a loss of the store overtakes while they are being carried out."""
+"""A loss of the store while plans are being carried out."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from bridge.bus.jetstream.publish import store
 from tests.boxes import serving
 from tests.support import ask, box_config, connect, eventually, service_table
 
-MANY = _CONCURRENCY + 4  # claims, of which some have to wait for others
+MANY = _CONCURRENCY + 4  # claims: some must wait for others
 
 
-class Held:
-    """A supervisor whose claims for api take long, and a restorer that has not begun."""
+class DelayedClaims:
+    """Claims for api that wait at a gate, and a restorer that waits for `restoring`."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.claims = 0
         self.idle = 0
-        self.doors = asyncio.Event(), asyncio.Event()
-        self.mended = asyncio.Event()
+        self.gates = asyncio.Event(), asyncio.Event()
+        self.restoring = asyncio.Event()
         take, write_back, remake = Claims.take, restore._write_back, Supervisor._replace_ended
 
         async def take_long(claims: Claims, service: str, slot: int) -> Any:
             if service != "api":
                 return await take(claims, service, slot)
-            door = self.doors[self.claims >= MANY]
+            gate = self.gates[self.claims >= MANY]
             self.claims += 1
-            await door.wait()
+            await gate.wait()
             return None
 
         async def write_back_late(kind: Any, name: str) -> bool:
-            await self.mended.wait()
+            await self.restoring.wait()
             return await write_back(kind, name)
 
-        def note_idle(supervisor: Supervisor) -> None:
+        def count_idle(supervisor: Supervisor) -> None:
             self.idle += 1
             remake(supervisor)
 
         patch.setattr(Claims, "take", take_long)
         patch.setattr(restore, "_write_back", write_back_late)
-        patch.setattr(Supervisor, "_replace_ended", note_idle)
+        patch.setattr(Supervisor, "_replace_ended", count_idle)
 
 
-async def test_a_plan_goes_no_further_once_it_is_seen_that_the_store_has_lost_something(
+async def test_a_plan_stops_when_the_store_has_lost_a_record(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = Held(monkeypatch)
+    delayed = DelayedClaims(monkeypatch)
     services = service_table("api"), service_table("web")
     config = box_config(tmp_path, server.url, *services, max_instances=MANY + 2)
     async with connect(server.url) as gateway, Box.running(config) as box:
@@ -67,22 +67,22 @@ async def test_a_plan_goes_no_further_once_it_is_seen_that_the_store_has_lost_so
         await ask(gateway, "web", 2)
         before = await serving(gateway, "web", 2)
         await ask(gateway, "api", MANY)
-        await eventually(lambda: held.claims == _CONCURRENCY)
+        await eventually(lambda: delayed.claims == _CONCURRENCY)
         box._components.runner.supervisor.plan_needed(
             None
-        )  # as when a host joins: the next pass is over all
-        held.doors[0].set()
+        )  # as when a host joins: every service is planned again
+        delayed.gates[0].set()
         await eventually(
-            lambda: held.claims == MANY + _CONCURRENCY, what="api's turn, before web's"
+            lambda: delayed.claims == MANY + _CONCURRENCY, what="api is planned before web"
         )
         await store(gateway, key, older or b"")
-        await eventually(box.blocker, what="the loss is seen")
-        held.idle = 0
-        held.doors[1].set()
-        await eventually(lambda: held.idle, what="the pass is over")
-        assert held.claims == MANY + _CONCURRENCY, "what had not begun is left"
-        held.mended.set()
+        await eventually(box.blocker, what="the Box notices the loss")
+        delayed.idle = 0
+        delayed.gates[1].set()
+        await eventually(lambda: delayed.idle, what="the pass is over")
+        assert delayed.claims == MANY + _CONCURRENCY, "no further claim begins"
+        delayed.restoring.set()
         await eventually(lambda: box.blocker() is None, within=20)
-        await eventually(lambda: held.claims > MANY + _CONCURRENCY, what="what was left is done")
+        await eventually(lambda: delayed.claims > MANY + _CONCURRENCY, what="the rest is claimed")
         after = await serving(gateway, "web", 2)
         assert {info.id for info in after} == {info.id for info in before}

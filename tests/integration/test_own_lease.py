@@ -1,4 +1,4 @@
-"""A Box decides and plans only while its own lease is current, whatever else works."""
+"""A Box decides and plans only while its own lease is current."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support import ask, box_config, connect, eventually
 
 
 @pytest.mark.slow
-async def test_a_box_that_cannot_renew_its_lease_decides_nothing_until_it_can(
+async def test_a_box_that_cannot_renew_its_lease_decides_nothing(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
@@ -36,9 +36,9 @@ async def test_a_box_that_cannot_renew_its_lease_decides_nothing_until_it_can(
         with monkeypatch.context() as fault:
             fault.setattr(fleet.hosts, "put", withhold)
             refusal = "this Box's own lease is not current"
-            await eventually(lambda: box.blocker() == refusal, what="its lease is over")
+            await eventually(lambda: box.blocker() == refusal, what="its lease expires")
             before = await service_record(gateway)
-            for replicas in (2, 1, 3):  # what is so, fewer, and more
+            for replicas in (2, 1, 3):  # the same, fewer, and more
                 answer = await ask(gateway, "web", replicas, request_id=f"to-{replicas}")
                 assert (answer.accepted, answer.error) == (
                     False,

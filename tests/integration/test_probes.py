@@ -1,4 +1,4 @@
-"""Probes: what they answer, and that those of many instances fall together."""
+"""Results of probes, and the moments at which many instances are probed."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ TCP = Probe(tcp=True, timeout=5)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "localhost", "0.0.0.0", "::1", "::"])
-async def test_a_tcp_probe_passes_where_somebody_listens(address: str) -> None:
+async def test_a_tcp_probe_passes_where_a_process_listens(address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server(("", 0), family=family) as server:
         port = server.getsockname()[1]
         async with Prober.open(address) as prober:
             assert await prober.probe(TCP, port) is None
-            assert len(prober.ports) == 1  # known until the next look at the load
+            assert len(prober.ports) == 1  # kept until the next load sample
             prober.forget_closed()
             assert not prober.ports
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "localhost"])
-async def test_a_tcp_probe_says_why_it_fails(address: str, unused_port: int) -> None:
+async def test_a_failed_tcp_probe_reports_the_reason(address: str, unused_port: int) -> None:
     async with Prober.open(address) as prober:
         assert (
             await prober.probe(TCP, unused_port) == f"connection refused by {address}:{unused_port}"
         )
 
 
-async def test_a_tcp_probe_gives_up_in_time() -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:  # nobody accepts
+async def test_a_tcp_probe_ends_at_its_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:  # it never accepts
         port = deaf.getsockname()[1]
         async with Prober.open("127.0.0.1") as prober:
             waiting: list[socket.socket] = []
@@ -50,7 +50,7 @@ async def test_a_tcp_probe_gives_up_in_time() -> None:
     assert answer == "no answer within 0.1 s"
 
 
-def test_probes_of_many_instances_fall_together() -> None:
+def test_probes_of_many_instances_share_their_wake_ups() -> None:
     chance = random.Random(1)
     starts = [chance.uniform(1000, 1005) for _ in range(500)]
     moments = [start + until_next(start, 5.0) for start in starts]

@@ -141,7 +141,7 @@ async def test_a_store_has_one_server_at_a_time(server: EmbeddedServer) -> None:
         assert alive(following.pid)
 
 
-async def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+async def test_an_unusable_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ServerNotStarted, match="file/nats cannot be used: Not a directory"):
         await EmbeddedServer(tmp_path / "file" / "nats").start()

@@ -1,4 +1,4 @@
-"""Records that this Box cannot read: what a newer Box wrote is not there, but is not free."""
+"""Records that this Box cannot read: it cannot use them, but their keys are not free."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def state_of(box: Box) -> FleetState:
     return box._components.fleet.view.state
 
 
-async def test_a_service_whose_record_cannot_be_read_keeps_what_it_has(
+async def test_a_service_with_an_unreadable_record_keeps_its_instances(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with boxed(server, tmp_path, *SERVICES, max_instances=3) as (gateway, _):
@@ -44,7 +44,7 @@ async def test_a_service_whose_record_cannot_be_read_keeps_what_it_has(
 
         error = await eventually(refused)
         assert error.startswith("the record of 'web' cannot be read by Box box-a")
-        answer = await ask(gateway, "api", 3)  # two of the three places are web's
+        answer = await ask(gateway, "api", 3)  # web has two of the three places
         assert (answer.accepted, answer.target_replicas) == (False, 1)
         found = await instances(gateway, "web")
         assert [info.id for info in found] == [info.id for info in before]
@@ -52,7 +52,7 @@ async def test_a_service_whose_record_cannot_be_read_keeps_what_it_has(
         assert kept.data == NEWER
 
 
-async def test_what_cannot_be_read_is_known_from_the_first_view_on(
+async def test_unreadable_records_are_known_from_the_first_view(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with Box.running(box_config(tmp_path, server.url, name="box-b")):
@@ -69,7 +69,7 @@ async def test_what_cannot_be_read_is_known_from_the_first_view_on(
             assert kept.data == b'{"host":7}'
 
 
-async def test_an_order_that_cannot_be_read_is_a_cordon_and_is_not_overwritten(
+async def test_an_unreadable_order_counts_as_a_cordon_and_is_not_overwritten(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     newer = b'{"draining":true,"reason":{"text":"disk","ticket":7},"version":9}'
@@ -78,12 +78,12 @@ async def test_an_order_that_cannot_be_read_is_a_cordon_and_is_not_overwritten(
         boxes = [await fleet.join(name) for name in ("box-a", "box-b")]
 
         async def ordered(reason: str) -> None:
-            """Return when all Boxes see such an order, and answer."""
+            """Return when all Boxes see an order with this reason, and answer requests."""
 
             def seen() -> bool:
                 orders = [state_of(box).orders.get("box-b") for box in boxes]
-                told = [order and reason in order.reason for order in orders]
-                return all(told) and not any(box.blocker() for box in boxes)
+                shown = [order and reason in order.reason for order in orders]
+                return all(shown) and not any(box.blocker() for box in boxes)
 
             await eventually(seen, within=20, what=f"all see: {reason}")
 
@@ -121,7 +121,7 @@ def claim(service: str = "web", instance_id: str = "web-z", host: str = "box-z")
         pytest.param(claim(service="api"), id="service"),
     ],
 )
-async def test_a_claim_that_names_what_cannot_be_is_kept_apart_and_its_slot_is_not_free(
+async def test_the_slot_of_a_claim_with_an_invalid_name_is_not_free(
     server: EmbeddedServer, tmp_path: Path, wrong: bytes
 ) -> None:
     config = box_config(tmp_path, server.url, *SERVICES)
@@ -140,11 +140,11 @@ async def test_a_claim_that_names_what_cannot_be_is_kept_apart_and_its_slot_is_n
         await serving(gateway, "web", 3)
         assert state.slots_of("web").keys() == {0, 2, 3}
         assert (await jetstream(gateway).get_last_msg("KV_box_slots", key)).data == wrong
-        assert state.used.keys() == {"box-a"}, "nobody else holds anything"
+        assert state.used.keys() == {"box-a"}, "no other host holds a slot"
 
 
 @pytest.mark.slow
-async def test_a_lost_host_whose_last_word_was_junk_is_replaced(
+async def test_a_lost_host_with_an_unreadable_record_is_replaced(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with boxed(server, tmp_path, *SERVICES) as (gateway, _):
@@ -156,7 +156,7 @@ async def test_a_lost_host_whose_last_word_was_junk_is_replaced(
         assert "web-z" not in {info.id for info in await serving(gateway, "web", 2)}
 
 
-async def test_what_one_action_cannot_read_holds_up_no_other(
+async def test_an_unreadable_record_stops_only_its_own_action(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take = Claims.take
@@ -173,4 +173,4 @@ async def test_what_one_action_cannot_read_holds_up_no_other(
         await serving(gateway, "web", 2)
         assert box.metrics.refusals()["plans: unreadable record"] >= 1
         monkeypatch.undo()
-        await serving(gateway, "web", 3)  # it is tried again
+        await serving(gateway, "web", 3)  # the action is retried

@@ -1,4 +1,4 @@
-"""What needs attention on a host is told to the fleet, and by its metrics."""
+"""A host's alerts reach the fleet and its metrics."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tests.support import ask, box_config, connect, eventually
 HOST = "host box-a"
 
 
-async def told(gateway: Connection, service: str = "") -> str:
-    """What `box.instances` says of the host; empty if nothing."""
+async def alerts_of(gateway: Connection, service: str = "") -> str:
+    """The alerts of the host in a reply of `box.instances`, "" if there are none."""
     message = await gateway.request("box.instances", encode(InstancesRequest(service=service)))
     return decode(InstancesResponse, message.data).notices.get(HOST, "")
 
 
-async def test_a_journal_that_was_set_aside_is_told_until_somebody_removes_it(
+async def test_a_journal_set_aside_is_reported_until_it_is_removed(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     config = box_config(tmp_path, server.url)
@@ -41,19 +41,19 @@ async def test_a_journal_that_was_set_aside_is_told_until_somebody_removes_it(
     async with connect(server.url) as gateway:
         async with Box.running(config):
             [kept] = config.data_dir.glob(f"{JOURNAL}.damaged-*")
-            assert f"a damaged journal was set aside as {kept}" in await told(gateway)
-            assert str(kept) in await told(gateway, "web")
+            assert f"a damaged journal was set aside as {kept}" in await alerts_of(gateway)
+            assert str(kept) in await alerts_of(gateway, "web")
         async with Box.running(config):
-            assert str(kept) in await told(gateway)  # the next life tells it as well
+            assert str(kept) in await alerts_of(gateway)  # the next process reports it too
             kept.unlink()
 
-            async def silent() -> bool:
-                return not await told(gateway)
+            async def no_alert() -> bool:
+                return not await alerts_of(gateway)
 
-            await eventually(silent)
+            await eventually(no_alert)
 
 
-async def test_events_that_wait_are_told_with_the_time_since_when(
+async def test_waiting_events_are_reported_with_the_time_of_the_oldest(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alerts, "_PATIENCE", 0.0)
@@ -66,10 +66,10 @@ async def test_events_that_wait_are_told_with_the_time_since_when(
         assert (metric("events"), metric("age_seconds")) == (0.0, 0.0)
         stream = (await jetstream(gateway).stream_info("BOX_EVENTS")).config
         assert stream.max_msg_size is not None
-        await jetstream(gateway).update_stream(stream, max_msg_size=1)  # it takes nothing now
+        await jetstream(gateway).update_stream(stream, max_msg_size=1)  # it stores nothing now
         assert (await ask(gateway, "web", 1)).accepted
-        said = await eventually(lambda: told(gateway), what="the backlog is told")
-        assert " to be told, the oldest since 20" in said
+        alert = await eventually(lambda: alerts_of(gateway), what="the backlog is reported")
+        assert " to be told, the oldest since 20" in alert
         first = metric("age_seconds")
         assert first
         await eventually(lambda: (metric("age_seconds") or 0) > first)
@@ -77,10 +77,10 @@ async def test_events_that_wait_are_told_with_the_time_since_when(
         await jetstream(gateway).update_stream(stream, max_msg_size=-1)
         await serving(gateway, "web", 1)
 
-        async def silent() -> bool:
-            return not await told(gateway)
+        async def no_alert() -> bool:
+            return not await alerts_of(gateway)
 
-        await eventually(silent, within=20)
+        await eventually(no_alert, within=20)
         assert (metric("events"), metric("age_seconds")) == (0.0, 0.0)
 
 
@@ -94,7 +94,7 @@ class Plans(FleetListener):
         self._needed.append(services)
 
 
-async def test_a_changed_notice_in_a_hosts_lease_needs_no_new_plan(
+async def test_a_changed_notice_in_a_hosts_record_needs_no_new_plan(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     record = HostRecord(host_id="x", runtime="process", cpus=1, max_instances=1, services={})
@@ -114,7 +114,7 @@ async def test_a_changed_notice_in_a_hosts_lease_needs_no_new_plan(
         assert touched == [None, None]
 
 
-async def test_a_journal_that_cannot_be_written_is_told_with_the_lease(
+async def test_the_host_record_reports_a_journal_that_cannot_be_written(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     apply, full = JournalStore.apply, True
@@ -142,8 +142,8 @@ async def test_a_journal_that_cannot_be_written_is_told_with_the_lease(
         assert (box.blocker() or "").endswith("cannot be written: database or disk is full")
         full = False
 
-        async def silent() -> bool:
+        async def no_alert() -> bool:
             return not (await host()).notices
 
-        await eventually(silent)
+        await eventually(no_alert)
         await serving(gateway, "web", 1)

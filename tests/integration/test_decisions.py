@@ -1,4 +1,4 @@
-"""Decisions that wait their turn are taken from what is seen then, or not at all."""
+"""Decisions are taken from a current view, one at a time, or refused."""
 
 from __future__ import annotations
 
@@ -24,99 +24,101 @@ from tests.integration.test_connection import configured
 from tests.support import connect
 
 
-async def test_a_box_that_has_lost_sight_of_the_fleet_refuses_what_it_had_taken(
+async def test_a_box_without_a_current_view_refuses_a_request_that_it_has_accepted(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection:
         fleet = FleetView(connection, 3)
         seen = [None, "this Box's own lease is not current"]
-        ledger = Decisions(fleet, 2.0, now, lambda: seen[0])
+        decisions = Decisions(fleet, 2.0, now, lambda: seen[0])
         asked = AdmissionRequest(
             request=ScaleRequest(service="web", replicas=1), host="box-a", at=now()
         )
-        current = await ledger.decide(asked)
+        current = await decisions.decide(asked)
         assert current.code == ReplyCode.UNKNOWN_SERVICE
         seen.reverse()
         stale = "not ready: this Box's own lease is not current; ask again"
-        for attempt in (ledger.decide(asked), _answered(ledger, asked)):
+        for attempt in (decisions.decide(asked), _answered(decisions, asked)):
             with pytest.raises(Refusal) as refused:
                 await attempt
             assert refused.value.code == ReplyCode.NOT_READY
             assert str(refused.value) == stale
 
 
-async def test_a_step_that_waited_its_turn_is_not_taken_from_what_is_seen_no_more(
+async def test_no_step_is_decided_from_an_outdated_view(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection:
         fleet = FleetView(connection, 3)
-        ledger = Decisions(fleet, 2.0, now, lambda: "this Box is cut off")
-        looked: list[FleetState] = []
-        assert not await ledger.amend("web", looked.append)
-        assert looked == []
+        decisions = Decisions(fleet, 2.0, now, lambda: "this Box is cut off")
+        states: list[FleetState] = []
+        assert not await decisions.amend("web", states.append)
+        assert states == []
 
 
-async def test_what_changes_nothing_is_answered_at_once_but_not_past_a_decision_under_way(
+async def test_a_request_that_changes_nothing_is_answered_at_once_unless_a_decision_is_under_way(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection:
         fleet = FleetView(connection, 3)
-        ledger = Decisions(fleet, 2.0, now)
+        decisions = Decisions(fleet, 2.0, now)
         asked = AdmissionRequest(
             request=ScaleRequest(service="web", replicas=1), host="box-a", at=now()
         )
-        assert ledger.answer(asked) == await ledger.decide(asked)  # the plain way
-        async with ledger._my_turn():
-            assert ledger.answer(asked) is None
-            waiting = asyncio.ensure_future(ledger.decide(asked))
+        assert decisions.answer(asked) == await decisions.decide(
+            asked
+        )  # the same answer in its turn
+        async with decisions._my_turn():
+            assert decisions.answer(asked) is None
+            waiting = asyncio.ensure_future(decisions.decide(asked))
             await asyncio.sleep(0)  # it begins to wait
-        assert ledger.answer(asked) is None  # that one came first
-        assert await waiting == ledger.answer(asked)
+        assert decisions.answer(asked) is None  # that one came first
+        assert await waiting == decisions.answer(asked)
 
 
-async def test_what_must_be_written_is_not_answered_at_once(server: EmbeddedServer) -> None:
+async def test_a_request_that_needs_a_write_is_not_answered_at_once(server: EmbeddedServer) -> None:
     async with connect(server.url) as connection:
-        ledger = Decisions(_offering(connection), 2.0, now)
+        decisions = Decisions(_offering(connection), 2.0, now)
         more = AdmissionRequest(
             request=ScaleRequest(service="web", replicas=1), host="box-a", at=now()
         )
         same = AdmissionRequest(
             request=ScaleRequest(service="web", replicas=0), host="box-a", at=now()
         )
-        assert ledger.answer(more) is None
-        answer = ledger.answer(same)
+        assert decisions.answer(more) is None
+        answer = decisions.answer(same)
         assert answer is not None
         assert answer.response.accepted
 
 
-async def test_a_store_that_takes_nothing_is_told_once_not_at_each_request(
+async def test_an_outage_of_the_store_is_logged_once(
     server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with connect(server.url) as connection:
-        ledger = Decisions(_offering(connection), 2.0, now)
+        decisions = Decisions(_offering(connection), 2.0, now)
         asked = AdmissionRequest(
             request=ScaleRequest(service="web", replicas=1), host="box-a", at=now()
         )
         for _ in range(3):
             with pytest.raises(NoResponders, match=r"on \$KV.box_services.web"):
-                await ledger.decide(asked)  # there is no bucket
+                await decisions.decide(asked)  # there is no bucket
         await topology.ensure(connection)
-        assert (await ledger.decide(asked)).response.accepted
+        assert (await decisions.decide(asked)).response.accepted
         await topology.remove(connection)
         more = AdmissionRequest(
             request=ScaleRequest(service="web", replicas=2), host="box-a", at=now()
         )
         with pytest.raises(NoResponders):
-            await ledger.decide(more)
-    told = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert len(told) == 2, "once for each of two outages"
+            await decisions.decide(more)
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 2, "once for each of two outages"
 
 
 @pytest.mark.parametrize(
     ("server_limit", "wish", "bound"),
     [(16 * 1024, 17_000, "max_payload"), (4 * 1024 * 1024, 1_100_000, "max_msg_size")],
 )
-async def test_a_record_that_is_too_large_is_refused_with_the_bound_and_the_cure(
+async def test_a_record_that_is_too_large_is_refused_with_the_limit_and_the_fix(
     tmp_path: Path, server_limit: int, wish: int, bound: str
 ) -> None:
     async with (
@@ -124,11 +126,11 @@ async def test_a_record_that_is_too_large_is_refused_with_the_bound_and_the_cure
         connect(server.url) as connection,
     ):
         await topology.ensure(connection)
-        ledger = Decisions(_offering(connection), 2.0, now)
+        decisions = Decisions(_offering(connection), 2.0, now)
         large = ScaleConfig(env={"A": "x" * wish})
         request = ScaleRequest(service="web", replicas=3, config=large)
         with pytest.raises(TooLarge) as refused:
-            await ledger.decide(AdmissionRequest(request=request, host="box-a", at=now()))
+            await decisions.decide(AdmissionRequest(request=request, host="box-a", at=now()))
         refusal = refusal_of(refused.value)
         assert refusal.code == ReplyCode.TOO_LARGE
         error = str(refusal)
@@ -139,7 +141,7 @@ async def test_a_record_that_is_too_large_is_refused_with_the_bound_and_the_cure
         assert error.endswith("; raise that, or ask for fewer instances or a smaller config")
 
 
-async def test_a_step_that_the_store_never_takes_is_told_once_whatever_else_it_takes(
+async def test_a_step_that_the_store_always_refuses_is_logged_once_despite_other_successes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
@@ -147,17 +149,17 @@ async def test_a_step_that_the_store_never_takes_is_told_once_whatever_else_it_t
         connect(server.url) as connection,
     ):
         await topology.ensure(connection)
-        ledger = Decisions(_offering(connection), 2.0, now)
+        decisions = Decisions(_offering(connection), 2.0, now)
         large = ServiceRecord(version=1, slots=list(range(10_000)))
         for version in range(3):
-            assert not await ledger.amend("api", lambda _: large)
+            assert not await decisions.amend("api", lambda _: large)
             small = ServiceRecord(version=version)
-            assert await ledger.amend("web", lambda _: small)  # noqa: B023
-    [told] = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert "the record of api, with 10000 slots, is too large" in told.getMessage()
+            assert await decisions.amend("web", lambda _: small)  # noqa: B023
+    [error] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "the record of api, with 10000 slots, is too large" in error.getMessage()
 
 
-async def test_a_box_that_may_not_write_says_so_in_its_refusal(tmp_path: Path) -> None:
+async def test_a_refusal_names_the_permission_that_the_box_lacks(tmp_path: Path) -> None:
     allowed = '{ publish: { deny: "$KV.box_services.>" } }'
     text = f"authorization {{ users: [{{ user: u, password: p, permissions: {allowed} }}] }}"
     async with (
@@ -165,12 +167,12 @@ async def test_a_box_that_may_not_write_says_so_in_its_refusal(tmp_path: Path) -
         connect(server.url, user="u", password="p") as connection,
     ):
         await topology.ensure(connection)
-        ledger = Decisions(_offering(connection), 2.0, now)
+        decisions = Decisions(_offering(connection), 2.0, now)
         asked = AdmissionRequest(
             request=ScaleRequest(service="web", replicas=1), host="box-a", at=now()
         )
         with pytest.raises(NotPermitted) as refused:
-            await ledger.decide(asked)
+            await decisions.decide(asked)
         refusal = refusal_of(refused.value)
         assert refusal.code == ReplyCode.NOT_PERMITTED
         assert "may not publish on $KV.box_services.web: grant it" in str(refusal)

@@ -1,4 +1,4 @@
-"""Requests in flight: counted without holding anybody up, the Box's own probes left out."""
+"""Requests in flight are counted without blocking the loop, and without the Box's own probes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from bridge.box.runtimes.sockets import connections
 from bridge.settings import Probe
 
 
-async def test_the_loop_goes_on_while_the_tables_are_read_and_probes_do_not_count(
+async def test_counting_does_not_block_the_loop_and_ignores_probes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reading, probing = threading.Event(), threading.Event()
 
     def read_while_probed() -> list[tuple[int, int]]:
         reading.set()
-        assert probing.wait(10), "the loop stood still"
+        assert probing.wait(10), "the loop was blocked"
         return connections()
 
     monkeypatch.setattr("bridge.box.runner.inflight.connections", read_while_probed)
@@ -29,7 +29,9 @@ async def test_the_loop_goes_on_while_the_tables_are_read_and_probes_do_not_coun
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await connected.wait()
         await counted.wait()
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")  # else the probe comes again
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+        )  # otherwise aiohttp retries the probe
         writer.close()
         await writer.wait_closed()
         await closed.wait()
