@@ -20,7 +20,7 @@ from bridge.config import load_nats
 from bridge.gateway.errors import RequestTimeout, ScaleCapped, ScaleError, ScaleRefused, WaitTimeout
 from bridge.gateway.events.filter import Services
 from bridge.gateway.events.stream import EventStream
-from bridge.gateway.requests import RetriedRequest, new_request_id, outages_passed
+from bridge.gateway.requests import RetriedRequest, new_request_id, outages_ignored
 from bridge.protocol import (
     InstanceEvent,
     InstancesRequest,
@@ -119,7 +119,7 @@ class ScaleClient:
         question = RetriedRequest(
             self._subjects.scale, encode(request), deadline, limit, headers, request.request_id
         )
-        response = await question.answered(self.connection, ScaleResponse)
+        response = await question.response(self.connection, ScaleResponse)
         if not response.accepted:
             capped = question.code == ReplyCode.CAPPED
             error = ScaleCapped if capped else ScaleRefused
@@ -194,7 +194,7 @@ class ScaleClient:
         question = RetriedRequest(
             self._subjects.instances, body, deadline, limit, headers, changes=False
         )
-        page = await question.answered(self.connection, InstancesResponse)
+        page = await question.response(self.connection, InstancesResponse)
         if page.error is not None:
             raise ScaleError(page.error, question.code)
         return page
@@ -227,7 +227,7 @@ class ScaleClient:
             while (left := deadline - loop.time()) > 0:
                 pause = _FIRST_LOOK if stirred.is_set() else min(pause * 2, _POLL)
                 stirred.clear()
-                with outages_passed() if goal.taken else contextlib.suppress(RequestTimeout):
+                with outages_ignored() if goal.taken else contextlib.suppress(RequestTimeout):
                     seen = await self._look(service, min(_LOOK, left), goal.version)
                     if progress is not None:
                         progress(seen)

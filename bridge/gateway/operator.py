@@ -33,7 +33,7 @@ from bridge.admin_protocol import (
 from bridge.bus.core.connection import Connection
 from bridge.gateway.client import ScaleClient
 from bridge.gateway.errors import DrainStuck, DrainTimeout, OrderRefused, ScaleError, WaitTimeout
-from bridge.gateway.requests import RetriedRequest, new_request_id, outages_passed
+from bridge.gateway.requests import RetriedRequest, new_request_id, outages_ignored
 from bridge.protocol import encode, format_time, now
 from bridge.settings import NatsConfig
 from bridge.subjects import EXPIRES_AT, check_name
@@ -147,7 +147,7 @@ class Operator:
         deadline = loop.time() + timeout
         stuck_looks, left, short = 0, of, dict[str, int]()
         while loop.time() < deadline:
-            with outages_passed():
+            with outages_ignored():
                 found = await self.hosts(host, timeout=min(_LOOK, deadline - loop.time()))
                 there = found[0] if found else Host(name=host, live=False, used=0, services={})
                 left, short = there.used, there.short
@@ -214,7 +214,7 @@ class Operator:
         """
         request = PlanRequest(service=check_name("service", service), replicas=replicas)
         question = self._question(self._subjects.plan, request, timeout)
-        response = await question.answered(self.connection, PlanResponse)
+        response = await question.response(self.connection, PlanResponse)
         if response.error is not None and not response.service:
             raise OrderRefused(response, question.code)
         return response
@@ -237,7 +237,7 @@ class Operator:
         changes: bool = False,
     ) -> T:
         question = self._question(subject, request, timeout, changes=changes)
-        response = await question.answered(self.connection, cls)
+        response = await question.response(self.connection, cls)
         if response.error is not None:
             raise OrderRefused(response, question.code)
         return response
@@ -264,7 +264,7 @@ class Operator:
         old = {move.instance_id for move in moves if move.service == service}
         left, stuck_looks = len(old), 0
         while loop.time() < deadline:
-            with outages_passed():
+            with outages_ignored():
                 seen = await client.observe(service, timeout=min(_LOOK, deadline - loop.time()))
                 left = sum(info.id in old for info in seen.instances)
                 if progress is not None:

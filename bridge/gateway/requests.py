@@ -1,8 +1,8 @@
-"""Asking the Boxes: again and again until one answers, or the time is over.
+"""Requests to the Boxes, repeated until one answers or the deadline passes.
 
 A request is sent again every second until it is answered, so that a Box that froze with the first
-one does not matter. It carries an id or asks for a state, so that it has one effect however often
-it is sent, and the answer to any of its copies is as good: a slow one still counts.
+copy does not matter. It carries an id or only reads, so that it has one effect however often it is
+sent. The answer to any copy is valid, however late it comes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Final, TypeVar
 
 from bridge.bus.core.connection import Connection
@@ -22,18 +23,17 @@ from bridge.protocol import decode
 from bridge.reply_codes import TRANSIENT, ReplyCode
 from bridge.subjects import REPLY_CODE
 
-RESEND: Final = 1.0  # seconds until an unanswered request is sent again
-_COMEBACK: Final = 10.0  # seconds after an outage in which Boxes may not be back yet
-_AGAIN_AFTER: Final = 0.25  # seconds before asking those again who could not answer
+_RECOVERY: Final = 10.0  # seconds after an outage in which Boxes may still be reconnecting
+_RETRY: Final = 0.25  # seconds until a transient refusal, or a lack of Boxes, is retried
 
 T = TypeVar("T")
 
 
 class RetriedRequest:
-    """What is asked, until when, and whether it was sent `unanswered`: with unknown effect.
+    """A request to any Box, sent until `deadline` (in the loop's time).
 
-    `deadline` is in the loop's time; `limit`, `request_id` and whether it `changes` anything are
-    for the error once it has passed.
+    `limit` (seconds), `request_id` and whether it `changes` anything are for the error after the
+    deadline.
     """
 
     def __init__(
@@ -47,107 +47,99 @@ class RetriedRequest:
         *,
         changes: bool = True,
     ) -> None:
-        self.subject = subject
-        self.body = body
-        self.deadline = deadline
-        self.headers = headers
-        self.unanswered = False
         self.reply_headers: Mapping[str, str] = {}
-        self._limit = limit
-        self._request_id = request_id
-        self._changes = changes
+        self._subject = subject
+        self._body = body
+        self._deadline = deadline
+        self._headers = headers
+        self._timed_out = partial(RequestTimeout, subject, limit, request_id, changes=changes)
 
     @property
     def code(self) -> str | None:
         """The code of the last reply; None if it was no refusal."""
         return self.reply_headers.get(REPLY_CODE)
 
-    async def answered(self, connection: Connection, cls: type[T]) -> T:
-        """The first answer that is not a transient refusal, or the last one before the deadline.
+    async def response(self, connection: Connection, cls: type[T]) -> T:
+        """The first response that is not a transient refusal, or the last one before the deadline.
 
         Raises NoBoxError, RequestTimeout (the outcome is unknown), CutOff, and ProtocolError if the
         payload of a reply is invalid.
         """
-        inquiry = connection.inquire(self.subject, self.body, headers=self.headers)
+        request = connection.inquire(self._subject, self._body, headers=self._headers)
         try:
-            return await self._answered(connection, inquiry, cls)
+            return await self._response(connection, request, cls)
         finally:
-            inquiry.drop()
+            request.drop()
 
-    async def _answered(self, connection: Connection, inquiry: PendingRequest, cls: type[T]) -> T:
+    async def _response(self, connection: Connection, request: PendingRequest, cls: type[T]) -> T:
         refusal: T | None = None
         while True:
             try:
-                message = await self._ask(connection, inquiry)
+                message = await self._reply(connection, request)
             except NoBoxError:
                 if refusal is None:
                     raise
-                return refusal  # there was no time left to ask again, or nobody any more
+                return refusal  # the deadline has passed, or no Box is left
             self.reply_headers = message.headers
             refusal = response = decode(cls, message.data)
             expired = self.code == ReplyCode.EXPIRED
             if not expired and self.code not in TRANSIENT:
                 return response
-            if expired or not await _pause(_AGAIN_AFTER, self.deadline):
-                if self.unanswered:
-                    raise self.timed_out()  # no Box looked whether the first had an effect
+            if expired or not await _pause(_RETRY, self._deadline):
+                if request.unanswered:
+                    raise self._timed_out()  # no Box checked whether an earlier copy had an effect
                 return response
 
-    async def _ask(self, connection: Connection, inquiry: PendingRequest) -> Message:
-        """The next answer, asked for every second until the deadline."""
+    async def _reply(self, connection: Connection, request: PendingRequest) -> Message:
+        """The next reply to any copy. Raises NoBoxError, RequestTimeout and CutOff."""
         loop = asyncio.get_running_loop()
-        while (left := self.deadline - loop.time()) > 0:
+        while (left := self._deadline - loop.time()) > 0:
             try:
-                inquiry.send()
-                return await inquiry.answer(min(RESEND, left))
+                return await request.answer_by(self._deadline)
             except NoReply:
-                self.unanswered = True
+                break
             except NoResponders as exc:
-                # After an outage Boxes come back a moment later than this client may.
-                if not self.unanswered and connection.back_for() > _COMEBACK:
-                    raise NoBoxError(self.subject) from exc
-                await asyncio.sleep(min(_AGAIN_AFTER, left))
+                # After an outage Boxes may reconnect a moment later than this client.
+                if not request.unanswered and connection.back_for() > _RECOVERY:
+                    raise NoBoxError(self._subject) from exc
+                await asyncio.sleep(min(_RETRY, left))
             except CutOff:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(self.deadline):
+                    async with asyncio.timeout_at(self._deadline):
                         await connection.wait_connected()
-                if not (self.unanswered or connection.connected):
+                if not (request.unanswered or connection.connected):
                     raise
-        if not self.unanswered:
-            raise NoBoxError(self.subject)
-        raise self.timed_out()
-
-    def timed_out(self) -> RequestTimeout:
-        """The error for a question that was asked and not answered."""
-        return RequestTimeout(self.subject, self._limit, self._request_id, changes=self._changes)
+        if not request.unanswered:
+            raise NoBoxError(self._subject)
+        raise self._timed_out()
 
 
-def passes(exc: BusError | ScaleError) -> bool:
-    """Whether a question that ended so may well be answered if it is asked again in a moment."""
+def is_transient(exc: BusError | ScaleError) -> bool:
+    """Whether a query that ended with `exc` may be answered if it is retried a moment later."""
     if isinstance(exc, CutOff | NoBoxError | RequestTimeout):
         return True
     return isinstance(exc, ScaleError) and exc.code in TRANSIENT
 
 
 @contextlib.contextmanager
-def outages_passed() -> Iterator[None]:
-    """Nothing, if it ends with an error that `passes`: for one of many looks at what was taken, and
-    stands whether anybody answers or not.
+def outages_ignored() -> Iterator[None]:
+    """Suppress transient errors in the block: for one of many queries about a change that was
+    accepted, and that stands whether or not a Box answers.
     """
     try:
         yield
     except (BusError, ScaleError) as exc:
-        if not passes(exc):
+        if not is_transient(exc):
             raise
 
 
 def new_request_id() -> str:
-    """An id that no other request has."""
+    """A new random request id."""
     return secrets.token_hex(8)
 
 
 async def _pause(seconds: float, deadline: float) -> bool:
-    """Wait, unless the deadline comes first; whether it does not."""
+    """Sleep, unless the deadline would pass first. Returns whether it slept."""
     left = deadline - asyncio.get_running_loop().time()
     if left <= seconds:
         return False

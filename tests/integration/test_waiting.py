@@ -93,12 +93,12 @@ async def test_a_wait_looks_past_boxes_that_are_gone_not_ready_and_cut_off(
 ) -> None:
     passed: list[BusError | ScaleError] = []
 
-    def passes(exc: BusError | ScaleError) -> bool:
+    def is_transient(exc: BusError | ScaleError) -> bool:
         passed.append(exc)
         return real(exc)
 
-    real = requests.passes
-    monkeypatch.setattr(requests, "passes", passes)
+    real = requests.is_transient
+    monkeypatch.setattr(requests, "is_transient", is_transient)
     for waiter in ("operator", "client"):
         monkeypatch.setattr(f"bridge.gateway.{waiter}._LOOK", 0.5)
     looks: list[int] = []

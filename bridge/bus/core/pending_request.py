@@ -11,12 +11,14 @@ from bridge.bus.core.message import Message
 from bridge.errors import NoReply, NoResponders
 
 _NO_RESPONDERS: Final = 503
+_RESEND: Final = 1.0  # seconds until an unanswered request is sent again
 
 
 class PendingRequest:
     """Collects the answers in `waiting` under its `token` until it is dropped.
 
-    `publish` sends one copy; `timeout` is the default for an answer, in seconds after `send`.
+    `publish` sends one copy; `timeout` is the default for an answer, in seconds after `send`. The
+    request is `unanswered` if `answer_by` sent a copy and got no answer to it in time.
     """
 
     __slots__ = (
@@ -29,6 +31,7 @@ class PendingRequest:
         "_waiter",
         "_waiting",
         "subject",
+        "unanswered",
     )
 
     def __init__(
@@ -40,6 +43,7 @@ class PendingRequest:
         timeout: float,
     ) -> None:
         self.subject = subject
+        self.unanswered = False
         self._waiting = waiting
         self._token = token
         self._publish = publish
@@ -80,6 +84,23 @@ class PendingRequest:
         if not message.data and message.status == _NO_RESPONDERS:
             raise NoResponders(self.subject)
         return message
+
+    async def answer_by(self, deadline: float) -> Message:
+        """The next answer to any copy. A copy is sent now, and one each second until `deadline`, in
+        the loop's time.
+
+        Raises NoReply at the deadline (the outcome is unknown), CutOff if a copy could not be sent
+        (earlier ones may be `unanswered`), NoResponders and NotPermitted.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            self.send()
+            try:
+                return await self.answer(min(_RESEND, deadline - loop.time()))
+            except NoReply:
+                self.unanswered = True
+                if loop.time() >= deadline:
+                    raise
 
     def drop(self) -> None:
         """Take no more answers."""

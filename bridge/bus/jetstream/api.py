@@ -23,6 +23,7 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.errors import (
     BusError,
+    CutOff,
     NoReply,
     NoResponders,
     NotPermitted,
@@ -30,7 +31,6 @@ from bridge.errors import (
     StoreUnsuitable,
 )
 
-_RESEND: Final = 1.0  # seconds until an unanswered call is sent again
 _TIMEOUT: Final = 5.0  # seconds for a call that names no other time
 
 # What nats-py raises where an answer is not as JetStream writes it: not JSON, a field of another
@@ -106,16 +106,12 @@ class RequestAdapter:
 
     async def _request_repeatedly(self, subject: str, payload: bytes, timeout: float) -> Message:
         """The first answer to any copy. Raises as `Connection.request` does."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
         request = self._connection.inquire(subject, payload)
         try:
-            while True:
-                request.send()
-                try:
-                    return await request.answer(min(_RESEND, deadline - loop.time()))
-                except NoReply:
-                    if loop.time() >= deadline or not self._connection.connected:
-                        raise
+            return await request.answer_by(asyncio.get_running_loop().time() + timeout)
+        except CutOff as exc:
+            if not request.unanswered:
+                raise
+            raise NoReply(subject, timeout) from exc
         finally:
             request.drop()
