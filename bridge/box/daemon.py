@@ -226,7 +226,7 @@ class _Lifecycle:
         try:
             async with asyncio.timeout(_FLUSH_TIMEOUT):
                 await fleet.outbox.flush()
-                await fleet.registrations.flushed()
+                await fleet.registrations.wait_stored()
         except TimeoutError:
             _log.warning(
                 "%d events are not published yet: this Box publishes them when it is started again",

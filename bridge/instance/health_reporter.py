@@ -1,8 +1,8 @@
-"""Telling Boxes and gateways how an instance does, cheaply however busy it is.
+"""Reports the health of an instance to Boxes and gateways, at a cost that does not grow with load.
 
-A report goes out when something has changed, once in a sample (1 s) at most, and every three
-samples in any case, for what an instance says counts for ten. Counting a request changes a number
-and sends nothing by itself.
+A report is sent when something has changed, at most once per sample (1 s), and every three samples
+in any case: a report counts for ten samples. Counting a request changes a number and sends nothing
+by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _REPEAT: Final = 3  # samples
 
 
 class Reporter:
-    """See the module. Silent until there is something to say; `run` says it until cancelled."""
+    """See the module. `run` sends reports from the first change on, until cancelled."""
 
     def __init__(self, connection: Connection, subject: str, sample: float) -> None:
         self._connection = connection
@@ -30,14 +30,14 @@ class Reporter:
         self._sample = sample
         self._health = InstanceHealth()
         self._inflight = 0
-        self._changed = asyncio.Event()
+        self._change = asyncio.Event()
 
     @property
     def health(self) -> InstanceHealth:
-        """What is said of the instance now."""
+        """The current report."""
         return replace(self._health, inflight_requests=self._inflight)
 
-    def say(
+    def update(
         self,
         *,
         inflight: int | None = None,
@@ -45,7 +45,7 @@ class Reporter:
         cpu_percent: float | None = None,
         memory_bytes: int | None = None,
     ) -> None:
-        """Change what is said; None leaves it as it is. Raises ProtocolError for what cannot be."""
+        """Change the report; None keeps a value. Raises ProtocolError for an invalid value."""
         if inflight is not None and not 0 <= inflight <= U32_MAX:
             raise ProtocolError("InstanceHealth", "inflight_requests", f"{inflight} is not a u32")
         if memory_bytes is not None and not 0 <= memory_bytes < 2**64:
@@ -60,25 +60,25 @@ class Reporter:
         )
         if inflight is not None:
             self._inflight = inflight
-        self._changed.set()
+        self._change.set()
 
     async def __aenter__(self) -> Self:
         self._inflight += 1
-        self._changed.set()
+        self._change.set()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._inflight = max(0, self._inflight - 1)
-        self._changed.set()
+        self._change.set()
 
     async def run(self) -> None:
-        """Report, until cancelled. What cannot be sent now is said with the next report."""
-        await self._changed.wait()
+        """Report until cancelled. A report that cannot be sent is replaced by the next one."""
+        await self._change.wait()
         while True:
-            self._changed.clear()
+            self._change.clear()
             with contextlib.suppress(BusError):
                 self._connection.publish(self._subject, encode(self.health))
             await asyncio.sleep(self._sample)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout((_REPEAT - 1) * self._sample):
-                    await self._changed.wait()
+                    await self._change.wait()

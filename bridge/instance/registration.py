@@ -1,12 +1,11 @@
-"""An instance that registers itself: announced while it serves, withdrawn however it ends.
+"""An instance that registers itself: registered while it serves, withdrawn when it ends.
 
-What it promises, from the moment the block begins:
+What it promises, from the beginning of the block:
 
-- Gateways are told where the instance serves; that is repeated as the lease that it is, and at once
-  after a reconnect.
-- It is withdrawn when the block ends, by itself, by an error or by SIGTERM, within 3 s; if NATS
-  cannot be reached then, the lease runs out.
-- Once withdrawn, by whomever, it is never announced again: ids are not reused.
+- The registration is published, renewed as a lease, and published again at once after a reconnect.
+- The instance is withdrawn within 3 s when the block ends, normally, by an error or by SIGTERM. If
+  NATS cannot be reached then, the lease expires.
+- After a withdrawal, by any peer, it is never registered again: ids are not reused.
 """
 
 from __future__ import annotations
@@ -44,13 +43,13 @@ _log = logging.getLogger(__name__)
 
 _PATIENCE: Final = 10.0  # seconds for the first connection
 _LAST: Final = 3.0  # seconds for the withdrawal
-_DELAY: Final = 1.0  # seconds from the withdrawal to the end: gateways let go meanwhile
+_DELAY: Final = 1.0  # seconds from the withdrawal to the end: gateways remove the route meanwhile
 _MAX_REASON: Final = 1000  # letters, as in an event's message
-_TERMINATED: Final = 128 + signal.SIGTERM  # the exit code that shells give it
+_TERMINATED: Final = 128 + signal.SIGTERM  # the exit code by the convention of shells
 
 
 class Registration:
-    """What `register` gives: this instance, as gateways know it."""
+    """The registration of this instance; made by `register`."""
 
     def __init__(
         self,
@@ -58,36 +57,36 @@ class Registration:
         registration: InstanceRegistration,
         *,
         host: str = "",
-        announced: bool = False,
+        by_box: bool = False,
         timing: Timing | None = None,
     ) -> None:
         timing = timing or Timing()
         self._connection = connection
-        self._told = registration
-        self._announced = announced
-        self._registry = Registrations(connection, host, timing, _nothing)
+        self._registration = registration
+        self._by_box = by_box
+        self._registrations = Registrations(connection, host, timing, _nothing)
         subject = connection.subjects.health(self.service, self.instance_id)
         self._reporter = Reporter(connection, subject, timing.sample)
         self._withdrawn = False
 
     @property
     def instance_id(self) -> str:
-        """The id under which it is known."""
-        return self._told.instance_id
+        """Its id."""
+        return self._registration.instance_id
 
     @property
     def service(self) -> str:
-        """The service that it is an instance of."""
-        return self._told.service
+        """The service that it belongs to."""
+        return self._registration.service
 
     @property
     def endpoint(self) -> str:
-        """Where gateways reach it."""
-        return self._told.endpoint
+        """The address at which gateways reach it."""
+        return self._registration.endpoint
 
     @property
     def withdrawn(self) -> bool:
-        """Whether gateways were told to let go of it, by itself or by its Box."""
+        """Whether it was withdrawn, by itself or by its Box."""
         return self._withdrawn
 
     def report(
@@ -98,13 +97,13 @@ class Registration:
         cpu_percent: float | None = None,
         memory_bytes: int | None = None,
     ) -> None:
-        """Say how the instance does; None leaves what was said. CPU is in percent of one core.
+        """Report the health of the instance; None keeps a value. CPU is in percent of one core.
 
-        It beats what its Box measures, all of it but CPU and memory that were never given: who
-        reports health reports the requests in flight as well. Raises ProtocolError for a value
-        that cannot be.
+        The report replaces what the Box measures, except CPU and memory that were never given. An
+        instance that reports its health must report its requests in flight, too. Raises
+        ProtocolError for an invalid value.
         """
-        self._reporter.say(
+        self._reporter.update(
             inflight=inflight,
             healthy=healthy,
             cpu_percent=cpu_percent,
@@ -118,46 +117,48 @@ class Registration:
         return self._reporter
 
     def mark(self, *, healthy: bool) -> None:
-        """Have gateways pass the instance over, or not, without a word about its load."""
-        metadata = {key: value for key, value in self._told.metadata.items() if key != HEALTHY_KEY}
+        """Have gateways skip the instance, or use it again, without a report of its load."""
+        metadata = {
+            key: value for key, value in self._registration.metadata.items() if key != HEALTHY_KEY
+        }
         if not healthy:
             metadata[HEALTHY_KEY] = "false"
-        if metadata != self._told.metadata:
-            self._told = replace(self._told, metadata=metadata)
-            self._registry.amend(self._told)
+        if metadata != self._registration.metadata:
+            self._registration = replace(self._registration, metadata=metadata)
+            self._registrations.update(self._registration)
 
     async def withdraw(self, reason: str = "") -> None:
-        """Have gateways let go of it, for good. Takes 3 s at most."""
-        if self._announced:
-            self._withdrawn = True  # its Box sees to the rest
+        """Withdraw the instance for good. Takes 3 s at most."""
+        if self._by_box:
+            self._withdrawn = True  # its Box deregisters it
             return
-        gone = InstanceDeregistration(
+        deregistration = InstanceDeregistration(
             instance_id=self.instance_id, service=self.service, reason=reason[:_MAX_REASON]
         )
         try:
             async with asyncio.timeout(_LAST):
                 if not self._withdrawn:
                     self._withdrawn = True
-                    await self._registry.deregister(gone)
-                await self._registry.flushed()
+                    await self._registrations.deregister(deregistration)
+                await self._registrations.wait_stored()
         except TimeoutError:
-            _log.warning("%s could not be withdrawn: its lease will run out", self.instance_id)
+            _log.warning("%s could not be withdrawn: its lease will expire", self.instance_id)
 
     @contextlib.asynccontextmanager
-    async def kept(self) -> AsyncIterator[None]:
-        """Announced, and renewed, until the block ends. Raises NotPermitted where it may not be."""
-        subjects, told = self._connection.subjects, self._told
+    async def renewal(self) -> AsyncIterator[None]:
+        """Register, and renew until the block ends. Raises NotPermitted if this user may not."""
+        subjects, registration = self._connection.subjects, self._registration
         unwatch = self._connection.watch(self._on_change)
-        withdrawals = subjects.deregister(told.service, told.instance_id)
+        withdrawals = subjects.deregister(registration.service, registration.instance_id)
         listener = await self._connection.listen(withdrawals, self._take_withdrawal)
         try:
             async with task_scope() as tasks:
                 tasks.create_task(self._reporter.run(), name="reporter")
-                if not self._announced:
-                    tasks.create_task(self._registry.run(), name="registry")
-                    await self._registry.register(told)
-                    if self._registry.denied:
-                        raise self._registry.denied
+                if not self._by_box:
+                    tasks.create_task(self._registrations.run(), name="registrations")
+                    await self._registrations.register(registration)
+                    if self._registrations.denied:
+                        raise self._registrations.denied
                 yield
         finally:
             unwatch()
@@ -165,16 +166,16 @@ class Registration:
 
     def _on_change(self, up: bool) -> None:
         if up:
-            self._registry.renew_all()
+            self._registrations.renew_all()
 
     def _take_withdrawal(self, message: Message) -> None:
-        """Its Box, or an operator, has withdrawn it."""
-        gone = read_withdrawal(message.data, self.service, self.instance_id)
-        if isinstance(gone, str):
-            self._connection.metrics.refuse("deregister", gone)
+        """Its Box, or an operator, has withdrawn the instance."""
+        withdrawal = read_withdrawal(message.data, self.service, self.instance_id)
+        if isinstance(withdrawal, str):
+            self._connection.metrics.refuse("deregister", withdrawal)
         elif not self._withdrawn:
             self._withdrawn = True
-            self._registry.withdrawn(self.instance_id)
+            self._registrations.retire(self.instance_id)
 
 
 @contextlib.asynccontextmanager
@@ -188,46 +189,45 @@ async def register(
     deregister_delay: float | None = None,
     timing: Timing | None = None,
 ) -> AsyncIterator[Registration]:
-    """Be an instance of `service` at `endpoint` (``host:port``) while the block lasts::
+    """Register this process as an instance of `service` at `endpoint` (``host:port``)::
 
         async with register(service="web", endpoint="10.0.0.5:8080") as registration:
             async with registration.request():
                 ...
 
-    What is left out, the Box that made this process says: its environment names the service, the
-    id, the port, the host's address, NATS and the configured metadata, to which `metadata` is
-    added. Where the Box registers the instance itself (``registration = "box"``), this only
-    reports its health. Without a Box the id is ``<service>-<random>``.
+    The environment of a process that a Box started has the defaults: the service, the id, the port,
+    the host's address, NATS and the configured metadata, to which `metadata` is added. If the Box
+    registers the instance (``registration = "box"``), this only reports its health. Without a Box
+    the id is ``<service>-<random>``.
 
-    Where the program has no handler of SIGTERM of its own, SIGTERM withdraws the instance, cancels
-    the block `deregister_delay` seconds later (1, or 0 for an instance of a Box, which has waited
-    already) and then raises SystemExit(143). A program that handles it leaves the block when it is
-    to end.
+    Unless the program handles SIGTERM, SIGTERM withdraws the instance, cancels the block after
+    `deregister_delay` seconds (1, or 0 for an instance of a Box, which waits itself) and raises
+    SystemExit(143). A program that handles SIGTERM must leave the block to end.
 
-    Raises ConfigError for what is missing, ProtocolError for what is wrong (16 KiB of metadata at
-    most), ConnectFailed, and NotPermitted. While NATS cannot be reached later on, nothing is
-    raised: the registration is made good by itself.
+    Raises ConfigError for a missing argument, ProtocolError for an invalid one (metadata is limited
+    to 16 KiB), ConnectFailed, and NotPermitted. A later outage of NATS raises nothing: the client
+    registers the instance again after it.
     """
     box = load_instance()
-    told = identify(
+    identity = identify(
         box, service=service, endpoint=endpoint, metadata=metadata, instance_id=instance_id
     )
-    of_box = told.instance_id == box.instance_id
+    of_box = identity.instance_id == box.instance_id
     if deregister_delay is None:
         deregister_delay = 0.0 if of_box else _DELAY
     async with contextlib.AsyncExitStack() as stack:
         if connection is None:
             connection = await stack.enter_async_context(
-                Connection.open(load_nats(), name=told.instance_id, patience=_PATIENCE)
+                Connection.open(load_nats(), name=identity.instance_id, patience=_PATIENCE)
             )
         registration = Registration(
             connection,
-            told,
+            identity,
             host=box.host,
-            announced=of_box and box.registered_by_box,
+            by_box=of_box and box.registered_by_box,
             timing=timing,
         )
-        async with _terminable(registration, deregister_delay), registration.kept():
+        async with _terminable(registration, deregister_delay), registration.renewal():
             try:
                 yield registration
             except BaseException as exc:
@@ -244,31 +244,29 @@ def identify(
     metadata: Mapping[str, str] | None = None,
     instance_id: str | None = None,
 ) -> InstanceRegistration:
-    """What is to be told, from the arguments and from what `box` has handed this process.
+    """The registration, from the arguments and the environment that the Box gave this process.
 
-    Raises ConfigError and ProtocolError as `register` does.
+    Raises ConfigError and ProtocolError, as `register` does.
     """
     service = check_name("service", service or box.service or _missing("service", "BOX_SERVICE"))
-    mine = service == box.service  # a process may serve others besides
+    of_box = service == box.service  # a process may serve other services, too
     if endpoint is None:
-        if not (mine and box.address and box.port):
+        if not (of_box and box.address and box.port):
             _missing("endpoint", "BOX_ADDRESS and PORT")
         endpoint = endpoint_of(box.address, box.port)
-    given = (box.metadata if mine else {}) | dict(metadata or {})
-    instance_id = instance_id or (box.instance_id if mine else "") or new_id(service)
+    merged = (box.metadata if of_box else {}) | dict(metadata or {})
+    instance_id = instance_id or (box.instance_id if of_box else "") or new_id(service)
     return InstanceRegistration(
         instance_id=check_name("instance id", instance_id),
         service=service,
         endpoint=check_endpoint(endpoint),
-        metadata=dict(check_metadata(given)),
+        metadata=dict(check_metadata(merged)),
         started_at=now(),
     )
 
 
 def _missing(argument: str, variable: str) -> str:
-    raise ConfigError(
-        argument, f"is missing: give it, or run under a Box, which hands it over in {variable}"
-    )
+    raise ConfigError(argument, f"is missing: pass it, or run under a Box, which sets {variable}")
 
 
 def _reason(exc: BaseException) -> str:
@@ -278,7 +276,7 @@ def _reason(exc: BaseException) -> str:
 
 
 async def _nothing() -> None:
-    """In place of mending the streams: that is for Boxes to do, and they do it."""
+    """Only Boxes restore the streams."""
 
 
 # ── SIGTERM ──────────────────────────────────────────────────────────────────────────────
@@ -311,7 +309,7 @@ async def _terminable(registration: Registration, delay: float) -> AsyncIterator
 
 @contextlib.contextmanager
 def _on_sigterm(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` in the loop on SIGTERM, unless the program handles that itself."""
+    """Call `act` in the loop on SIGTERM, unless the program handles the signal itself."""
     own = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
     if own or threading.current_thread() is not threading.main_thread():
         yield
@@ -325,5 +323,7 @@ def _on_sigterm(act: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is on_signal:  # else the program has its own by now
+        if (
+            signal.getsignal(signal.SIGTERM) is on_signal
+        ):  # else the program has set its own meanwhile
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

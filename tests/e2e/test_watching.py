@@ -52,7 +52,7 @@ async def test_each_verb_has_help_with_an_example(verb: str, tmp_path: Path) -> 
         (["relay", "--to", "http://x/", "--state", "Nope"], "Invalid value"),
         (["relay", "--to", "http://x/", "--since", "1y"], "is neither all, nor a sequence"),
         (["relay", "--to", "http://x/", "--header", "x"], "must be NAME=VALUE"),
-        (["relay", "--to", "http://x/", "--header", "Ce-Id=x"], "is what the relay says itself"),
+        (["relay", "--to", "http://x/", "--header", "Ce-Id=x"], "the relay sets Ce-Id itself"),
         (["relay", "--to", "http://x/", "--header", "A=@/none"], "/none cannot be read"),
         (["relay", "--to", "http://x/", "--timeout", "0"], "Must be > 0"),
         (["relay", "--to", "http://x/", "--max-attempts", "0"], "Must be >= 1"),
@@ -170,7 +170,7 @@ async def test_a_relay_says_what_it_does_and_ends_on_a_signal(
             await receiver.stop()
             await tell(connection, "web-1", 3, state=S.FAILED)
             await tell(connection, "web-2", 3, state=S.FAILED)
-            await relay.said("outage: .* takes nothing")
+            await relay.said("outage: .* accepts no event")
             await receiver.start()
             await relay.said("recovered: .* answers again")
             relay.process.send_signal(signal.SIGINT)

@@ -346,7 +346,7 @@ async def test_a_stop_finishes_what_is_under_way_and_leaves_the_rest_in_order(
             for number in range(1, 6):
                 await tell(bus, "web-1", number)
             await asked.wait()
-            await eventually(lambda: len(running.relay._lanes) == 5)
+            await eventually(lambda: len(running.relay._queue) == 5)
             running.relay.stop()
             go.set()
         assert receiver.taken == ["web-1.1"]

@@ -1,8 +1,7 @@
 """An instance event as a CloudEvent 1.0 over HTTP, in binary content mode.
 
-The body is the event's JSON as it came from the bus; what a CloudEvent must say beside it goes into
-``ce-`` headers, after the HTTP Protocol Binding for CloudEvents 1.0.2 (3.1, Binary Content Mode).
-Pure.
+The body is the event's JSON as it came from the bus. The attributes of the CloudEvent are ``ce-``
+headers, by the HTTP Protocol Binding for CloudEvents 1.0.2 (3.1, Binary Content Mode). Pure.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ from bridge.protocol import InstanceEvent, format_time
 from bridge.subjects import TRACEPARENT
 
 TYPE: Final = "dev.box-bridge.instance"
-"""``ce-type`` starts with this; the state that the instance went to follows, or ``note``."""
+"""The start of ``ce-type``; the new state of the instance follows, or ``note``."""
 
 _PLAIN: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def event_id(event: InstanceEvent, box_seq: int, seq: int) -> str:
-    """``<instance_id>.<box_seq>``: together with the source it names this event and no other, so
-    that a receiver can drop what comes again. What no Box has numbered (`box_seq` 0) is named by
-    its sequence in the stream, ``<instance_id>.stream-<seq>``.
+    """``<instance_id>.<box_seq>``: unique together with the source, so that a receiver can drop
+    repeated deliveries. An event without a number of a Box (`box_seq` 0) is named by its sequence
+    in the stream, ``<instance_id>.stream-<seq>``.
     """
     return f"{event.instance_id}.{box_seq or f'stream-{seq}'}"
 
@@ -41,8 +40,8 @@ def ce_headers(
 ) -> dict[str, str]:
     """The headers of the request whose body is the event's JSON.
 
-    `host` is the Box that told it, empty where that is unknown. A `traceparent` goes as the HTTP
-    header and, as the binding asks of extensions, as an attribute; what is none is left out.
+    `host` is the Box that reported it, empty if unknown. A valid `traceparent` becomes the HTTP
+    header and, as the binding requires of extensions, an attribute.
     """
     attributes = {
         "specversion": "1.0",
@@ -59,8 +58,8 @@ def ce_headers(
 
 
 def header_value(value: str) -> str:
-    """`value` as the binding wants it in a header (3.1.3.2): space, double-quote, percent and what
-    lies outside U+0021 to U+007E are percent-encoded as UTF-8.
+    """`value` as the binding encodes it in a header (3.1.3.2): space, double-quote, percent and
+    characters outside U+0021 to U+007E are percent-encoded as UTF-8.
     """
     return quote(value, safe=_PLAIN, errors="replace")
 

@@ -1,11 +1,11 @@
-"""Which event is sent next: in order for each instance, and patient with a receiver that fails.
+"""The queue of a relay: in order for each instance, with back-off for a receiver that fails.
 
-Each instance has a lane. One event of a lane is under way at a time, and the next one only when
-that is settled, so a failing event holds back its own instance and no other one. When the events of
-two instances or more fail and none succeeds in between, the receiver itself is out: then it is
-asked one event at a time, in turns, so that an outage uses up the attempts of few events.
+Each instance has a lane. One event of a lane is sent at a time, and the next one only after its
+outcome, so a failing event delays its own instance and no other. If events of two instances or more
+fail without a success in between, the receiver itself is out. Then one event at a time is sent, in
+turns of the lanes, so that an outage uses up the attempts of few events.
 
-Pure: the time (in seconds of any clock) and the chance (0 to 1) are arguments.
+Pure: the time (in seconds of any clock) and the random number (0 to 1) are arguments.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from msgspec import Struct
 
 from bridge.protocol import InstanceEvent
 
-_OUT: Final = 3  # failures with no success between them, after which it is called an outage
+_OUT: Final = 3  # consecutive failures that make an outage
 
 
 class Item(Protocol):
-    """What the lanes need to know of a delivery."""
+    """The part of a delivery that the queue uses."""
 
     @property
     def event(self) -> InstanceEvent: ...
@@ -38,28 +38,28 @@ T = TypeVar("T", bound=Item)
 
 
 class Backoff(Struct, frozen=True, kw_only=True):
-    """Seconds before another attempt: `first`, doubled with each, `most` at most; half of it is
-    left to chance, so that many relays do not come back at once.
+    """Seconds before the next attempt: `first`, doubled with each failure up to `most`. Half of it
+    is random, so that many relays do not retry at once.
     """
 
     first: float = 1.0
     most: float = 60.0
 
     def delay(self, failures: int, chance: float) -> float:
-        """After so many failures in a row."""
+        """The delay after so many consecutive failures."""
         whole = min(self.most, self.first * 2.0 ** min(failures - 1, 30))
         return float(whole * (0.5 + chance / 2))
 
 
 class QueuedEvent(Struct, Generic[T], eq=False):
-    """An event in a lane, and how often sending it has failed."""
+    """An event in a lane, and its failed attempts."""
 
     item: T
     failures: int = 0
 
     @property
     def place(self) -> tuple[int, int]:
-        """Its place in its lane: by Box-Seq, and by the stream's sequence where it has none."""
+        """The place in its lane: by Box-Seq, or by the stream's sequence without one."""
         return self.item.box_seq, 0 if self.item.box_seq else self.item.seq
 
 
@@ -69,7 +69,7 @@ class _InstanceQueue(Struct, Generic[T], eq=False):
 
 
 class DeliveryQueue(Generic[T]):
-    """See the module. Each event that `next` gave out is answered by `settled` or `failed`."""
+    """See the module. The caller reports the outcome of each `next` to `settle` or `fail`."""
 
     def __init__(self, backoff: Backoff) -> None:
         self._backoff = backoff
@@ -79,18 +79,18 @@ class DeliveryQueue(Generic[T]):
         self._turn = 0
         self._under_way = 0
         self._count = 0
-        self._hold_until = float("-inf")  # the receiver said so
-        self._probe_at = float("-inf")  # it is out
+        self._hold_until = float("-inf")  # the receiver's Retry-After
+        self._probe_at = float("-inf")  # the next attempt in an outage
         self._rounds = 0
         self._failing: set[str] = set()
         self._failures = 0
 
     def __len__(self) -> int:
-        """How many events are held, those under way among them."""
+        """The number of events, including those that are being sent."""
         return self._count
 
     def __iter__(self) -> Iterator[QueuedEvent[T]]:
-        """All that is held, in no order."""
+        """All events, in no particular order."""
         for lane in self._lanes.values():
             yield from lane.events
 
@@ -100,12 +100,12 @@ class DeliveryQueue(Generic[T]):
 
     @property
     def out(self) -> bool:
-        """Whether the receiver seems to be out: nothing has succeeded for some failures."""
+        """Whether the receiver seems to be out: too many failures since the last success."""
         return self._failures >= _OUT or len(self._failing) > 1
 
     def put(self, item: T) -> None:
-        """Hold one more event. The same one again (it was delivered twice) takes the place of the
-        first, for its acknowledgement is the one that the server waits for.
+        """Add an event. If it is queued already (it was delivered again), the new delivery replaces
+        the old one: the server waits for its acknowledgement.
         """
         name = item.event.instance_id
         lane = self._lanes.get(name)
@@ -121,7 +121,7 @@ class DeliveryQueue(Generic[T]):
         self._count += 1
 
     def next(self, now: float) -> QueuedEvent[T] | None:
-        """An event to be sent now, if there is one."""
+        """An event to send now; None if there is none."""
         while self._later and self._later[0][0] <= now:
             self._ready.append(heapq.heappop(self._later)[2])
         if not self._ready or now < self._gate or self._probing:
@@ -130,18 +130,18 @@ class DeliveryQueue(Generic[T]):
         return self._ready.popleft().events[0]
 
     def wait(self, now: float) -> float | None:
-        """Seconds until `next` may have one, as things stand; None if that needs other news."""
+        """Seconds until `next` may have an event; None if only another call can change that."""
         if self._probing or not (self._ready or self._later):
             return None
         due = now if self._ready else self._later[0][0]
         return max(0.0, due - now, self._gate - now)
 
-    def settled(self, held: QueuedEvent[T], *, succeeded: bool) -> None:
-        """The event is done with. `succeeded` says that the receiver answered."""
+    def settle(self, held: QueuedEvent[T], *, succeeded: bool) -> None:
+        """Remove the event. `succeeded` means that the receiver answered."""
         self._under_way -= 1
         self._count -= 1
         if succeeded:
-            self._recovered()
+            self._recover()
         name = held.item.event.instance_id
         lane = self._lanes[name]
         lane.events.remove(held)
@@ -151,11 +151,11 @@ class DeliveryQueue(Generic[T]):
             del self._lanes[name]
             self._failing.discard(name)
 
-    def failed(
+    def fail(
         self, held: QueuedEvent[T], now: float, chance: float, retry_after: float | None = None
     ) -> None:
-        """The event is to be sent again. `retry_after`: the receiver wants nothing, of any
-        instance, for so many seconds.
+        """Queue the event for another attempt. `retry_after`: the receiver accepts no event of any
+        instance for so many seconds.
         """
         self._under_way -= 1
         held.failures += 1
@@ -176,16 +176,16 @@ class DeliveryQueue(Generic[T]):
 
     @property
     def _gate(self) -> float:
-        """Nothing is sent before."""
+        """The time before which nothing is sent."""
         return max(self._hold_until, self._probe_at)
 
     @property
     def _probing(self) -> bool:
-        """Whether the receiver is out, and being asked."""
+        """Whether the receiver is out, and an attempt is running."""
         return len(self._failing) > 1 and self._under_way > 0
 
-    def _recovered(self) -> None:
-        """It answers: what waited because it was out need not wait any more."""
+    def _recover(self) -> None:
+        """The receiver answered: events that wait because of the outage are ready."""
         self._failures = self._rounds = 0
         self._probe_at = float("-inf")
         if len(self._failing) > 1:

@@ -1,12 +1,11 @@
-"""Handing instance events to an HTTP endpoint: each one at least once, in order for each instance.
+"""Delivers instance events to an HTTP endpoint: at least once, in order for each instance.
 
-An event leaves its durable when the endpoint has taken it (2xx), or when it is stored as a dead
-letter, and not before: whoever is killed meanwhile, it comes again. What may be answered otherwise
-later (5xx, 408, 425, 429, a redirect, silence, no connection) is sent again after a growing pause;
-any other 4xx, and too many attempts, make a dead letter. `lanes` has the order, `cloudevents` what
-is sent.
+An event is acknowledged only after the endpoint accepted it (2xx), or after it was stored as a dead
+letter: if the relay is killed before, the event comes again. Temporary failures (5xx, 408, 425,
+429, a redirect, silence, no connection) are retried after a growing pause. Any other 4xx, and too
+many attempts, make a dead letter. `delivery_queue` has the order, `cloudevents` the headers.
 
-One relay works under a name at a time: two would both hold events of one instance.
+Only one relay may run under a name at a time: two would both hold events of one instance.
 """
 
 from __future__ import annotations
@@ -38,18 +37,18 @@ from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
 
-_AT_ONCE: Final = 8  # requests under way
-_HELD: Final = 256  # events that are held, those that wait for another attempt among them
-_ACK_WAIT: Final = 10.0  # seconds after which an event that a dead relay held comes again
-_ACK_DELAY: Final = 1.0  # seconds more that nats-server takes for it
-_GRACE: Final = 2.0  # seconds beyond a request's timeout that a stop waits for it
+_AT_ONCE: Final = 8  # concurrent requests
+_MAX_UNACKED: Final = 256  # events in the queue, including those that wait for another attempt
+_ACK_WAIT: Final = 10.0  # seconds after which an event of a relay that died comes again
+_ACK_DELAY: Final = 1.0  # seconds that nats-server may take longer
+_GRACE: Final = 2.0  # seconds that a stop waits beyond a request's timeout
 
 
 class RelayConfig(Struct, frozen=True, kw_only=True):
-    """What is relayed, and how patiently. `timeout` is in seconds, for one request.
+    """Which events are relayed, where to, and how often they are retried.
 
-    `start` is where a durable begins that is not there yet. `headers` go with each request; their
-    values are told to nobody else.
+    `timeout` is in seconds, for one request. A durable that does not exist yet begins at `start`.
+    `headers` are sent with each request; their values are never logged or stored.
     """
 
     url: str
@@ -65,7 +64,7 @@ class RelayConfig(Struct, frozen=True, kw_only=True):
 
 
 class Counts(Struct, kw_only=True):
-    """What has become of the events of this run."""
+    """The outcomes of this run's events."""
 
     delivered: int = 0
     retried: int = 0
@@ -74,7 +73,7 @@ class Counts(Struct, kw_only=True):
 
 
 class Notice(Struct, frozen=True, kw_only=True):
-    """Something that who runs a relay wants to know, as a sentence and as figures."""
+    """A report for the operator of a relay: a sentence and the counts."""
 
     what: Literal["waiting", "started", "outage", "recovered", "dead_letter", "missed", "stopped"]
     at: datetime
@@ -93,17 +92,17 @@ class Relay:
         self,
         connection: Connection,
         config: RelayConfig,
-        tell: Callable[[Notice], None] = lambda notice: None,
+        on_notice: Callable[[Notice], None] | None = None,
     ) -> None:
         self.counts = Counts()
         self.started = False
         self._connection = connection
         self._config = config
-        self._tell = tell
-        self._lanes: DeliveryQueue[Delivery] = DeliveryQueue(config.backoff)
-        self._news = asyncio.Event()
+        self._on_notice = on_notice
+        self._queue: DeliveryQueue[Delivery] = DeliveryQueue(config.backoff)
+        self._change = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._out_since = 0.0
+        self._outage_start = 0.0
         self._dead = connection.subjects.dead(config.durable)
         self._letters = Publisher(
             connection,
@@ -114,15 +113,15 @@ class Relay:
         )
 
     def stop(self) -> None:
-        """Finish what is under way, for the timeout of a request at most, and leave the rest."""
+        """Finish the running requests, for at most their timeout, and leave the other events."""
         self._stopping.set()
-        self._news.set()
+        self._change.set()
 
     async def run(self) -> Counts:
-        """Relay until `stop`; what became of the events.
+        """Relay until `stop`; returns the counts.
 
-        Raises ConfigError for a URL or header that cannot be, and what `DurableEvents.open` and
-        `topology.ensure` raise.
+        Raises ConfigError for an invalid URL or header, and as `DurableEvents.open` and
+        `topology.ensure` do.
         """
         config = self._config
         async with Webhook.open(
@@ -140,11 +139,11 @@ class Relay:
                     states=config.states or None,
                     start=config.start,
                     ack_wait=config.ack_wait,
-                    max_unacked=_HELD,
+                    max_unacked=_MAX_UNACKED,
                 ) as deliveries:
                     await self._relay(deliveries, webhook)
         counts = self.counts
-        self._say(
+        self._notify(
             "stopped",
             f"{counts.delivered} delivered, {counts.retried} attempts failed, {counts.dead} dead "
             f"letters, {counts.left} held and left for the next run",
@@ -152,14 +151,14 @@ class Relay:
         return counts
 
     async def _settle(self) -> None:
-        """Wait until what an earlier run still held comes again: newer events of the same instances
-        would else come first.
+        """Wait until the unanswered events of an earlier run come again: otherwise newer events of
+        the same instances would come first.
         """
         stream, name = self._connection.subjects.events_stream, self._config.durable
         if not (count := await outstanding(self._connection, stream, name)):
             return
         wait = self._config.ack_wait + 2 * _ACK_DELAY
-        self._say("waiting", f"{wait:g} s, for {count} events that an earlier run held")
+        self._notify("waiting", f"{wait:g} s, for {count} unanswered events of an earlier run")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):
                 await self._stopping.wait()
@@ -167,13 +166,13 @@ class Relay:
     async def _relay(self, deliveries: DurableEvents, webhook: Webhook) -> None:
         config = self._config
         self.started = True
-        what = ", ".join(config.services) or "all services"
-        self._say(
-            "started", f"events of {what} to {shown(config.url)}, as durable {config.durable}"
+        services = ", ".join(config.services) or "all services"
+        self._notify(
+            "started", f"events of {services} to {shown(config.url)}, as durable {config.durable}"
         )
         async with task_scope() as tasks:
             intake = tasks.create_task(self._take_in(deliveries), name="relay-intake")
-            tasks.create_task(self._keep(), name="relay-keeper")
+            tasks.create_task(self._extend(), name="relay-extend")
             workers = [
                 tasks.create_task(self._work(webhook), name=f"relay-{number}")
                 for number in range(_AT_ONCE)
@@ -186,33 +185,33 @@ class Relay:
     async def _take_in(self, deliveries: DurableEvents) -> None:
         async for delivery in deliveries:
             if isinstance(delivery, Reset):
-                self._say(
+                self._notify(
                     "missed",
-                    f"the stream of events was {delivery.reason}: from sequence "
-                    f"{delivery.expected} on some are missing, it goes on at {delivery.next}",
+                    f"the stream of events was {delivery.reason}: events from sequence "
+                    f"{delivery.expected} on are missing; the relay continues at {delivery.next}",
                 )
                 continue
-            self._lanes.put(delivery)
-            self._news.set()
+            self._queue.put(delivery)
+            self._change.set()
 
-    async def _keep(self) -> None:
-        """Tell the server that what is held is not forgotten."""
+    async def _extend(self) -> None:
+        """Extend `ack_wait` of all events in the queue."""
         while True:
             await asyncio.sleep(self._config.ack_wait / 3)
             with contextlib.suppress(BusError):
-                for held in list(self._lanes):
-                    if held in self._lanes:
+                for held in list(self._queue):
+                    if held in self._queue:
                         await held.item.working()
 
     async def _give_back(self) -> None:
-        """What is left, in its order, so that the next run has it at once and in order."""
-        left = sorted(self._lanes, key=lambda held: held.item.seq)
+        """Give back the remaining events: the next run gets them at once and in order."""
+        left = sorted(self._queue, key=lambda held: held.item.seq)
         self.counts.left = len(left)
-        with contextlib.suppress(BusError):  # it comes again in any case
+        with contextlib.suppress(BusError):  # the server delivers them again in any case
             for held in left:
                 await held.item.retry()
 
-    # ── one event after the other ────────────────────────────────────────────────────────
+    # ── sending ────────────────────────────────────────────────────────
 
     async def _work(self, webhook: Webhook) -> None:
         while held := await self._next():
@@ -225,56 +224,56 @@ class Relay:
                 traceparent=delivery.headers.get(TRACEPARENT, ""),
             )
             await self._judge(held, await webhook.post(delivery.data, headers))
-            self._news.set()
+            self._change.set()
 
     async def _next(self) -> QueuedEvent[Delivery] | None:
-        """The next event to be sent, once there is one; None when it is time to stop."""
+        """The next event to send, once there is one; None after `stop`."""
         clock = asyncio.get_running_loop().time
         while not self._stopping.is_set():
-            if held := self._lanes.next(clock()):
+            if held := self._queue.next(clock()):
                 return held
-            self._news.clear()
+            self._change.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._lanes.wait(clock())):
-                    await self._news.wait()
+                async with asyncio.timeout(self._queue.wait(clock())):
+                    await self._change.wait()
         return None
 
     async def _judge(self, held: QueuedEvent[Delivery], answer: WebhookResponse) -> None:
         if answer.verdict is Outcome.TAKEN:
             self.counts.delivered += 1
-            await self._done(held, answered=True)
+            await self._settle_event(held, answered=True)
             return
         if answer.verdict is Outcome.REFUSED:
-            await self._bury(held, answer.reason)
-            await self._done(held, answered=True)
+            await self._store_dead_letter(held, answer.reason)
+            await self._settle_event(held, answered=True)
             return
         self.counts.retried += 1
         if held.failures + 1 >= self._config.max_attempts:
-            await self._bury(held, answer.reason)
-            await self._done(held, answered=False)
+            await self._store_dead_letter(held, answer.reason)
+            await self._settle_event(held, answered=False)
             return
-        was_out = self._lanes.out
+        was_out = self._queue.out
         at = asyncio.get_running_loop().time()
-        chance = random.random()  # noqa: S311, it spreads load
-        self._lanes.failed(held, at, chance, answer.retry_after)
-        if self._lanes.out and not was_out:
-            self._out_since = at
-            self._say("outage", f"{shown(self._config.url)} takes nothing: {answer.reason}")
+        chance = random.random()  # noqa: S311, it spreads the load
+        self._queue.fail(held, at, chance, answer.retry_after)
+        if self._queue.out and not was_out:
+            self._outage_start = at
+            self._notify("outage", f"{shown(self._config.url)} accepts no event: {answer.reason}")
 
-    async def _done(self, held: QueuedEvent[Delivery], *, answered: bool) -> None:
-        """Acknowledge, and only then let the instance's next event go."""
-        with contextlib.suppress(BusError):  # it comes again, and is known to be handled
+    async def _settle_event(self, held: QueuedEvent[Delivery], *, answered: bool) -> None:
+        """Acknowledge the event before the instance's next one is sent."""
+        with contextlib.suppress(BusError):  # if it comes again, it is recognised as handled
             await held.item.ack()
-        was_out = self._lanes.out
-        self._lanes.settled(held, succeeded=answered)
-        if was_out and not self._lanes.out:
-            seconds = asyncio.get_running_loop().time() - self._out_since
-            self._say(
+        was_out = self._queue.out
+        self._queue.settle(held, succeeded=answered)
+        if was_out and not self._queue.out:
+            seconds = asyncio.get_running_loop().time() - self._outage_start
+            self._notify(
                 "recovered", f"{shown(self._config.url)} answers again, after {seconds:.1f} s"
             )
 
-    async def _bury(self, held: QueuedEvent[Delivery], reason: str) -> None:
-        """Return when it is stored as a dead letter, however long that takes."""
+    async def _store_dead_letter(self, held: QueuedEvent[Delivery], reason: str) -> None:
+        """Return when the event is stored as a dead letter, however long that takes."""
         delivery = held.item
         headers = dead_headers(
             delivery.headers,
@@ -293,9 +292,11 @@ class Relay:
         await self._letters.publish([letter])
         self.counts.dead += 1
         event = delivery.event
-        said = f"{event.instance_id} {event.to_state} (stream sequence {delivery.seq})"
-        self._say("dead_letter", f"{said}, to {self._dead}: {headers['Box-Dead-Reason']}")
+        name = f"{event.instance_id} {event.to_state} (stream sequence {delivery.seq})"
+        self._notify("dead_letter", f"{name}, to {self._dead}: {headers['Box-Dead-Reason']}")
 
-    def _say(self, what: str, text: str) -> None:
+    def _notify(self, what: str, text: str) -> None:
+        if self._on_notice is None:
+            return
         counts = Counts(**{name: getattr(self.counts, name) for name in Counts.__struct_fields__})
-        self._tell(Notice(what=what, at=now(), text=text, counts=counts))  # type: ignore[arg-type]
+        self._on_notice(Notice(what=what, at=now(), text=text, counts=counts))  # type: ignore[arg-type]

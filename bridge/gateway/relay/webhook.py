@@ -1,7 +1,7 @@
-"""One HTTP endpoint that is handed requests, and what its answers mean.
+"""One HTTP endpoint: sends requests and judges the answers.
 
-Certificates are verified, redirects are not followed, and what is secret is never shown: the values
-of the headers that the user gave, a password or a query in the URL.
+Certificates are verified and redirects are not followed. Secrets are never shown: the values of the
+configured headers, and a password or query in the URL.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from bridge.http_exchange import HEADER_NAME, BadResponse, Channel, Response, fa
 from bridge.version import VERSION
 
 _TRANSIENT_4XX: Final = (408, 425, 429)  # timeout, too early, too many: the request may be right
-_MOST_WAIT: Final = 3600.0  # seconds of a Retry-After that are heeded
-_START: Final = 4096  # bytes of a response's body that are looked at
-_SAID: Final = 200  # letters of it that are shown
-_IDLE: Final = 15.0  # seconds after which an unused connection is not used again
+_MAX_WAIT: Final = 3600.0  # seconds of a Retry-After, at most
+_START: Final = 4096  # bytes of a response's body that are read
+_MAX_TEXT: Final = 200  # letters of it that are shown
+_IDLE: Final = 15.0  # seconds for which an idle connection may be reused
 
-_IN_TARGET: Final = "".join(map(chr, range(0x21, 0x7F)))  # what a request line can hold
-_OURS: Final = ("content-type", "content-length", "transfer-encoding", "host", "connection")
+_IN_TARGET: Final = "".join(map(chr, range(0x21, 0x7F)))  # valid in a request line
+_OWN_HEADERS: Final = ("content-type", "content-length", "transfer-encoding", "host", "connection")
 
 
 class Outcome(enum.Enum):
-    """What an answer means for the event that was sent."""
+    """The meaning of an answer for the event that was sent."""
 
-    TAKEN = "2xx: the receiver has it"
-    AGAIN = "it may take it later"
-    REFUSED = "it never will"
+    TAKEN = "2xx: the receiver has the event"
+    AGAIN = "the receiver may accept it later"
+    REFUSED = "the receiver will never accept it"
 
 
 class WebhookResponse(Struct, frozen=True, kw_only=True):
-    """What came of a request. `reason` is for people; `retry_after` is in seconds, None where the
-    receiver named no time.
+    """The outcome of a request. `reason` is a short message; `retry_after` is in seconds, None if
+    the receiver named no time.
     """
 
     verdict: Outcome
@@ -72,9 +72,9 @@ class Webhook:
     async def open(
         cls, url: str, *, headers: Mapping[str, str], timeout: float
     ) -> AsyncIterator[Webhook]:
-        """Be able to post to `url` with these `headers`, `timeout` seconds for each request.
+        """A webhook for `url` that sends these `headers`, with `timeout` seconds for each request.
 
-        Raises ConfigError for a URL or header that cannot be.
+        Raises ConfigError for an invalid URL or header.
         """
         check(url, headers)
         webhook = cls(url, headers, timeout)
@@ -85,7 +85,7 @@ class Webhook:
                 channel.close()
 
     async def post(self, body: bytes, headers: Mapping[str, str]) -> WebhookResponse:
-        """Post once. Never raises for what a receiver or the network can do."""
+        """Post once. A failure of the receiver or the network is an outcome, not an exception."""
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         length = f"Content-Length: {len(body)}\r\n\r\n"
         try:
@@ -93,20 +93,20 @@ class Webhook:
                 self._start + lines.encode() + length.encode() + body,
                 asyncio.get_running_loop().time() + self._timeout,
             )
-            said = self._without_secrets(_said(response))[:_SAID]
+            text = self._without_secrets(_text(response))[:_MAX_TEXT]
             wait = retry_after(response.headers.get("retry-after", ""), datetime.now(UTC))
-            return judge(response.status, said, wait)
+            return judge(response.status, text, wait)
         except TimeoutError:
             return WebhookResponse(
                 verdict=Outcome.AGAIN, reason=f"no answer within {self._timeout:g} s"
             )
-        except Exception as exc:  # TLS and the resolver have many kinds
+        except Exception as exc:  # TLS and the resolver raise many kinds
             reason = self._without_secrets(failure(exc, self._where))
             return WebhookResponse(verdict=Outcome.AGAIN, reason=reason)
 
     async def _exchange(self, request: bytes, deadline: float) -> Response:
-        """Send on an idle connection or on a new one. The receiver may have closed an idle one
-        meanwhile; the request is then sent once more.
+        """Send on an idle connection, or on a new one. If the receiver has closed an idle one
+        meanwhile, the request is sent once more.
         """
         loop = asyncio.get_running_loop()
         while self._idle:
@@ -153,44 +153,44 @@ def judge(status: int, said: str = "", wait: float | None = None) -> WebhookResp
     if 400 <= status < 500 and status not in _TRANSIENT_4XX:
         return WebhookResponse(verdict=Outcome.REFUSED, reason=reason)
     if 300 <= status < 400:
-        reason = f"HTTP {status}: redirects are not followed; give the address that it leads to"
+        reason = f"HTTP {status}: redirects are not followed; configure the target of the redirect"
     return WebhookResponse(verdict=Outcome.AGAIN, reason=reason, retry_after=wait)
 
 
 def retry_after(value: str, now: datetime) -> float | None:
-    """The seconds that a Retry-After header asks for (RFC 9110, 10.2.3), an hour at most; None for
-    one that says nothing.
+    """The seconds of a Retry-After header (RFC 9110, 10.2.3), an hour at most; None if it is
+    missing or invalid.
     """
     value = value.strip()
     if value.isascii() and value.isdigit():
-        return min(float(value.lstrip("0")[:9] or 0), _MOST_WAIT)
+        return min(float(value.lstrip("0")[:9] or 0), _MAX_WAIT)
     try:
         at = parsedate_to_datetime(value)
         at = at if at.tzinfo else at.replace(tzinfo=UTC)
-        return min(max((at - now).total_seconds(), 0.0), _MOST_WAIT)
+        return min(max((at - now).total_seconds(), 0.0), _MAX_WAIT)
     except Exception:  # no date, or one that no clock can hold: the parser fails in many ways
         return None
 
 
 def check(url: str, headers: Mapping[str, str]) -> None:
-    """Raises ConfigError where they can make no request, without showing a header's value."""
+    """Raises ConfigError for an invalid URL or header, without showing a header's value."""
     try:
         parts = urlsplit(url)
-        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         _ascii_host(parts.netloc.rpartition("@")[2])
     except ValueError:  # UnicodeError is one
-        right = False
-    if not right or not url.isprintable() or " " in url:
-        raise ConfigError("--to", "that is not a URL such as https://example.com/events")
+        valid = False
+    if not valid or not url.isprintable() or " " in url:
+        raise ConfigError("--to", "is not a URL such as https://example.com/events")
     if "@" in urlsplit(url).netloc and "authorization" in map(str.lower, headers):
-        raise ConfigError("--to", "it has a user already: leave out the Authorization header")
+        raise ConfigError("--to", "the URL has a user already: leave out the Authorization header")
     for name, value in headers.items():
         if HEADER_NAME.fullmatch(name) is None:
-            raise ConfigError("--header", f"{name!r} is not a header's name")
-        if name.lower().startswith("ce-") or name.lower() in _OURS:
-            raise ConfigError("--header", f"{name} is what the relay says itself")
+            raise ConfigError("--header", f"{name!r} is not a valid header name")
+        if name.lower().startswith("ce-") or name.lower() in _OWN_HEADERS:
+            raise ConfigError("--header", f"the relay sets {name} itself")
         if any(c in value for c in "\r\n\0") or not value.isascii():
-            raise ConfigError("--header", f"the value of {name} cannot be in a header")
+            raise ConfigError("--header", f"the value of {name} is not valid in a header")
 
 
 def shown(url: str) -> str:
@@ -200,8 +200,8 @@ def shown(url: str) -> str:
 
 
 def _request_start(url: str, headers: Mapping[str, str]) -> bytes:
-    """The request line and the headers that each request has. The target is sent as it was given;
-    only letters that cannot stand in a URL are encoded.
+    """The request line and the headers of every request. The target is sent as configured; only
+    characters that are invalid in a URL are encoded.
     """
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
@@ -218,7 +218,7 @@ def _request_start(url: str, headers: Mapping[str, str]) -> bytes:
 
 
 def _basic(user: str) -> str:
-    """The token of HTTP Basic for ``user:password`` as a URL has it."""
+    """The token of HTTP Basic for ``user:password`` in a URL."""
     name, _, password = user.partition(":")
     return base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
 
@@ -234,8 +234,8 @@ def _ascii_host(host: str) -> str:
     return host if host.isascii() else host.encode("idna").decode()
 
 
-def _said(response: Response) -> str:
-    """The start of the body as one line; nothing of a body that is compressed."""
+def _text(response: Response) -> str:
+    """The start of the body as one line; empty for a compressed body."""
     if response.headers.get("content-encoding", "identity").lower() != "identity":
         return ""
     text = response.body.decode(errors="replace")

@@ -55,18 +55,18 @@ def test_one_event_of_each_instance_is_under_way() -> None:
     first = taken(lanes)
     assert names(lanes) == ["b.1"]
     assert lanes.wait(0) is None
-    lanes.settled(first, succeeded=True)
+    lanes.settle(first, succeeded=True)
     assert names(lanes) == ["a.2"]
 
 
 def test_an_instance_whose_event_fails_waits_and_the_others_do_not() -> None:
     lanes = lanes_of(item("a", 1), item("a", 2), item("b", 1))
-    lanes.failed(taken(lanes), 0, 1.0)
+    lanes.fail(taken(lanes), 0, 1.0)
     for number in (1, 2, 3):
         lanes.put(item("b", number))
         held = taken(lanes)
         assert (held.item.event.instance_id, held.item.box_seq) == ("b", number)
-        lanes.settled(held, succeeded=True)
+        lanes.settle(held, succeeded=True)
     assert lanes.wait(0) == 1.0
     assert lanes.next(0.9) is None
     again = taken(lanes, 1.0)
@@ -84,7 +84,7 @@ def test_the_pause_doubles_up_to_a_bound_and_half_of_it_is_chance() -> None:
 def test_a_receiver_that_is_out_is_asked_one_event_at_a_time_and_in_turns() -> None:
     lanes = lanes_of(*(item(name, 1) for name in "abcd"))
     for held in [taken(lanes) for _ in range(4)]:
-        lanes.failed(held, 0, 1.0)
+        lanes.fail(held, 0, 1.0)
     assert lanes.out
     asked, now = [], 0.0
     for _ in range(8):
@@ -92,12 +92,12 @@ def test_a_receiver_that_is_out_is_asked_one_event_at_a_time_and_in_turns() -> N
         held = taken(lanes, now)
         assert lanes.next(now) is None
         asked.append(held.item.event.instance_id)
-        lanes.failed(held, now, 1.0)
+        lanes.fail(held, now, 1.0)
     assert sorted(asked[:4]) == sorted(asked[4:]) == list("abcd")
     # Nine rounds of one pause each, not one for each event.
     assert now == 1 + 2 + 4 + 8 + 16 + 32 + 60 + 60
     now += lanes.wait(now) or 0
-    lanes.settled(taken(lanes, now), succeeded=True)
+    lanes.settle(taken(lanes, now), succeeded=True)
     assert len(names(lanes, now)) == 3  # all at once again
 
 
@@ -109,15 +109,15 @@ def test_an_outage_uses_up_the_attempts_of_few() -> None:
         assert wait is not None
         now += wait
         while held := lanes.next(now):
-            lanes.failed(held, now, 0.5)
+            lanes.fail(held, now, 0.5)
     assert max(held.failures for held in lanes) <= 3
 
 
 def test_a_wish_to_wait_holds_for_all_and_outlasts_another_success() -> None:
     lanes = lanes_of(item("a", 1), item("b", 1), item("c", 1))
     first, second = taken(lanes), taken(lanes)
-    lanes.failed(first, 0, 1.0, retry_after=30.0)
-    lanes.settled(second, succeeded=True)
+    lanes.fail(first, 0, 1.0, retry_after=30.0)
+    lanes.settle(second, succeeded=True)
     assert lanes.wait(0) == 30.0
     assert names(lanes, 29.9) == []
     assert names(lanes, 30.0) == ["c.1", "a.1"]
@@ -125,7 +125,7 @@ def test_a_wish_to_wait_holds_for_all_and_outlasts_another_success() -> None:
 
 def test_a_pause_that_is_longer_than_the_wish_stays() -> None:
     lanes = lanes_of(item("a", 1))
-    lanes.failed(taken(lanes), 0, 1.0, retry_after=0.0)
+    lanes.fail(taken(lanes), 0, 1.0, retry_after=0.0)
     assert lanes.wait(0) == 1.0
 
 
@@ -144,7 +144,7 @@ def test_what_comes_late_is_sent_in_its_place() -> None:
     for _ in range(3):
         held = taken(lanes)
         sent.append(held.item.box_seq)
-        lanes.settled(held, succeeded=True)
+        lanes.settle(held, succeeded=True)
     assert sent == [1, 2, 3]
     assert lanes.wait(0) is None
     assert not lanes.out
@@ -155,14 +155,14 @@ def test_events_without_a_number_keep_the_order_of_the_stream() -> None:
     held = taken(lanes)
     assert held.item.seq == 4
     assert held in lanes
-    lanes.settled(held, succeeded=True)
+    lanes.settle(held, succeeded=True)
     assert held not in lanes
 
 
 @pytest.mark.parametrize("answered", [True, False])
 def test_an_event_that_is_given_up_makes_way(answered: bool) -> None:
     lanes = lanes_of(item("a", 1), item("a", 2))
-    lanes.settled(taken(lanes), succeeded=answered)
+    lanes.settle(taken(lanes), succeeded=answered)
     assert names(lanes) == ["a.2"]
 
 
@@ -195,10 +195,10 @@ def test_whatever_fails_all_is_sent_in_order_and_nothing_is_stuck(
             held = under_way.pop(chance.randrange(len(under_way)))
             if chance.random() < failing:
                 after = chance.choice([None, 5.0])
-                lanes.failed(held, now, chance.random(), after)
+                lanes.fail(held, now, chance.random(), after)
             else:
                 sent.setdefault(held.item.event.instance_id, []).append(held.item.box_seq)
-                lanes.settled(held, succeeded=True)
+                lanes.settle(held, succeeded=True)
         elif len(lanes):
             wait = lanes.wait(now)
             assert wait is not None

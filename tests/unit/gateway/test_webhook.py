@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import ssl
 from datetime import UTC, datetime
+from typing import NoReturn
 
 import pytest
 
 from bridge.errors import ConfigError
-from bridge.gateway.relay.webhook import Outcome, check, judge, retry_after, shown
+from bridge.gateway.relay.webhook import Outcome, Webhook, check, judge, retry_after, shown
+from bridge.http_exchange import BadResponse
 
 NOW = datetime(2026, 11, 21, 8, tzinfo=UTC)
+_TLS_ERRORS = (ssl.SSLError(1, "wrong version"), ssl.SSLCertVerificationError("self-signed"))
+_TLS_ERRORS[0].reason = "WRONG_VERSION_NUMBER"
+_TLS_ERRORS[1].verify_message = "self-signed certificate"
 
 
 @pytest.mark.parametrize(
@@ -97,3 +105,30 @@ def test_there_is_one_authorization_at_most() -> None:
 
 def test_what_a_url_hides_is_not_shown() -> None:
     assert shown("https://me:pw@example.com:8443/in?token=x#y") == "https://example.com:8443/in"
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        OSError(113, "No route to host"),
+        ConnectionResetError(),
+        TimeoutError(),
+        socket.gaierror(-2, "Name or service not known"),
+        *_TLS_ERRORS,
+        BadResponse("not HTTP"),
+        UnicodeError("label empty or too long"),
+        asyncio.IncompleteReadError(b"", 1),
+    ],
+    ids=repr,
+)
+async def test_every_error_of_the_network_is_an_outcome_that_is_retried(exc: Exception) -> None:
+    async with Webhook.open("http://user:secret@host/?key", headers={}, timeout=1.0) as webhook:
+
+        async def fail(*_: object) -> NoReturn:
+            raise exc
+
+        webhook._exchange = fail  # type: ignore[method-assign,assignment]
+        answer = await webhook.post(b"{}", {})
+    assert answer.verdict is Outcome.AGAIN
+    assert answer.reason
+    assert "secret" not in answer.reason
