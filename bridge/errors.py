@@ -24,6 +24,7 @@ carries its data as attributes, and its message says what to do about it::
     │   ├── Refusal               a Box refuses a request: nothing was changed
     │   ├── HostTaken             another Box has this data_dir or this host name
     │   ├── JournalError          the host's journal cannot be kept or read
+    │   │   ├── JournalDamaged    its file is damaged
     │   │   └── ForeignJournal    another version wrote it, and this one cannot read it
     │   ├── EngineUnsuitable      the container engine is missing, too old or lacks what is set
     │   └── InstanceError         one instance could not be made or reached
@@ -313,7 +314,20 @@ class HostTaken(BoxError):
 class JournalError(BoxError):
     """The host's journal cannot be read or written.
 
-    Fix: check the disk and the permissions of `data_dir`.
+    `transient` says that the same call may succeed later: the disk is full or read-only, for
+    example. Fix: check the disk and the permissions of `data_dir`.
+    """
+
+    def __init__(self, problem: str, *, transient: bool = False) -> None:
+        super().__init__(problem)
+        self.transient = transient
+
+
+class JournalDamaged(JournalError):
+    """The journal's file is damaged.
+
+    Fix: check the disk, then restart the Box. It keeps the damaged file, and builds a new journal
+    from what runs on the host and from the fleet's records.
     """
 
 

@@ -40,10 +40,10 @@ async def _idle(site: Site) -> AsyncIterator[Sides]:
 def _used(pid: int) -> float:
     """Seconds of processor that a process has taken so far, to the nanosecond."""
     from bridge.box.runtimes.process.usage import (
-        read_load,  # a part of the extra `box`, as it needs psutil
+        read_sample,  # a part of the extra `box`, as it needs psutil
     )
 
-    load = read_load(pid)
+    load = read_sample(pid)
     assert load is not None, "the Box that is measured has ended"
     return load.cpu
 

@@ -99,10 +99,10 @@ async def _grow(settings: NatsConfig, count: int) -> float:
 def _resident() -> int:
     """Bytes of memory that this process has."""
     from bridge.box.runtimes.process.usage import (
-        read_load,  # a part of the extra `box`, as it needs psutil
+        read_sample,  # a part of the extra `box`, as it needs psutil
     )
 
-    load = read_load(os.getpid())
+    load = read_sample(os.getpid())
     assert load is not None
     return load.memory
 

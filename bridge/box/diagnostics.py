@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 import shutil
-import sqlite3
 import subprocess
 import tempfile
 import time
@@ -187,14 +186,8 @@ def _is_locked(directory: Path) -> bool | None:
 
 def _check_undamaged(path: Path) -> None:
     """Raise JournalError if the file at `path` is damaged."""
-    try:
-        store = JournalStore(path, readonly=True)
-        try:
-            store.check()
-        finally:
-            store.close()
-    except sqlite3.Error as exc:
-        raise JournalError(f"the journal {path} is damaged: {exc}") from exc
+    with contextlib.closing(JournalStore(path, readonly=True)) as store:
+        store.check()
 
 
 def _programs(config: Config) -> Finding:

@@ -26,7 +26,7 @@ from bridge import EventHub, RouteTable
 from bridge.bench import fleets, large, registrations
 from bridge.bench.machine import Machine, describe_machine
 from bridge.bench.row import Site
-from bridge.box.runtimes.process.usage import ProcessSample, read_load
+from bridge.box.runtimes.process.usage import ProcessSample, read_sample
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
@@ -190,7 +190,7 @@ async def of_a_hub(connection: Connection, size: int, curves: Curves) -> None:
 
 
 def _look(pid: int) -> ProcessSample:
-    load = read_load(pid)
+    load = read_sample(pid)
     assert load is not None
     return load
 

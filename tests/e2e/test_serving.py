@@ -223,7 +223,7 @@ async def test_when_nobody_answers_ps_shows_what_the_journal_of_this_host_says(
         assert re.search(rf"{second['id']} .* ready .* {second['endpoint']}", told.out)
         assert first["id"] not in told.out
         assert re.search(r"^cut off from NATS since 20\S+Z$", told.out, re.MULTILINE)
-        waits = r"^\d+ events? waits? to be told, the oldest since 20\S+Z$"
+        waits = r"^\d+ events? waits? to be published, the oldest since 20\S+Z$"
         assert re.search(waits, told.out, re.MULTILINE)
         assert "a damaged journal was set aside as" in told.out
         assert "cannot connect to NATS" in told.err

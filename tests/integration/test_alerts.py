@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from msgspec.structs import replace
 from bridge.box.daemon import Box
 from bridge.box.fleet.view import FleetListener, FleetView
 from bridge.box.journal import alerts
-from bridge.box.journal.store import JOURNAL, Change, JournalStore
+from bridge.box.journal.store import JOURNAL
 from bridge.box.state.records import HostRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
@@ -21,6 +20,7 @@ from bridge.bus.jetstream.api import jetstream
 from bridge.protocol import InstancesRequest, InstancesResponse, decode, encode
 from bridge.tasks import task_scope
 from tests.boxes import serving
+from tests.failing_sqlite import FULL, FailingSqlite
 from tests.support import ask, box_config, connect, eventually
 
 HOST = "host box-a"
@@ -56,7 +56,7 @@ async def test_a_journal_set_aside_is_reported_until_it_is_removed(
 async def test_waiting_events_are_reported_with_the_time_of_the_oldest(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(alerts, "_PATIENCE", 0.0)
+    monkeypatch.setattr(alerts, "_MAX_DELAY", 0.0)
     config = box_config(tmp_path, server.url)
     async with connect(server.url) as gateway, Box.running(config) as box:
 
@@ -69,7 +69,7 @@ async def test_waiting_events_are_reported_with_the_time_of_the_oldest(
         await jetstream(gateway).update_stream(stream, max_msg_size=1)  # it stores nothing now
         assert (await ask(gateway, "web", 1)).accepted
         alert = await eventually(lambda: alerts_of(gateway), what="the backlog is reported")
-        assert " to be told, the oldest since 20" in alert
+        assert " to be published, the oldest since 20" in alert
         first = metric("age_seconds")
         assert first
         await eventually(lambda: (metric("age_seconds") or 0) > first)
@@ -117,13 +117,7 @@ async def test_a_changed_notice_in_a_hosts_record_needs_no_new_plan(
 async def test_the_host_record_reports_a_journal_that_cannot_be_written(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    apply, full = JournalStore.apply, True
-
-    def refuse(store: JournalStore, changes: Sequence[Change]) -> None:
-        if full:
-            raise sqlite3.OperationalError("database or disk is full")
-        apply(store, changes)
-
+    sqlite = FailingSqlite.install(monkeypatch)
     config = box_config(tmp_path, server.url)
     async with connect(server.url) as gateway, Box.running(config) as box:
 
@@ -132,7 +126,7 @@ async def test_the_host_record_reports_a_journal_that_cannot_be_written(
             return decode(HostRecord, raw.data or b"")
 
         assert (await host()).notices == []
-        monkeypatch.setattr(JournalStore, "apply", refuse)
+        sqlite.fault = FULL
         assert (await ask(gateway, "web", 1)).accepted
 
         async def problem() -> bool:
@@ -140,7 +134,7 @@ async def test_the_host_record_reports_a_journal_that_cannot_be_written(
 
         await eventually(problem)
         assert (box.blocker() or "").endswith("cannot be written: database or disk is full")
-        full = False
+        sqlite.fault = None
 
         async def no_alert() -> bool:
             return not (await host()).notices

@@ -1,6 +1,7 @@
-"""What of this host needs a person's attention, in sentences.
+"""Alerts: what on this host needs a person's attention, as sentences.
 
-A living Box tells them to the fleet with its lease; of one that nobody hears, its journal has them.
+A live Box publishes its alerts with its lease. For a Box that cannot be reached, they are read from
+its journal.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from bridge.box.journal.store import CUT_OFF, SET_ASIDE, Snapshot
 from bridge.observe import Metrics
 from bridge.protocol import format_time
 
-_PATIENCE: Final = 5.0  # seconds that an event may wait before anybody is told of it
+_MAX_DELAY: Final = 5.0  # seconds that an event may wait before an alert mentions it
 
 
 class Alerts:
-    """What a living Box has to say of itself: `trouble` is why nothing can be made here. Keeps the
-    age of its backlog in the metrics.
+    """The alerts of a live Box; also exports the age of its backlog as a metric.
+
+    `trouble` returns why this host cannot make instances, or "".
     """
 
     def __init__(
@@ -39,39 +41,47 @@ class Alerts:
         metrics.backlog_age.set_function(self._age)
 
     def all(self) -> list[str]:
-        """All that is to be said now."""
-        said = _of_facts({SET_ASIDE: self._journal.set_aside})
-        if self._age() > _PATIENCE:
-            said.append(_of_backlog(self._journal.backlog, self._outbox.oldest))
-        return [*said, trouble] if (trouble := self._trouble()) else said
+        """The current alerts."""
+        alerts = _list_facts({SET_ASIDE: self._journal.set_aside})
+        if self._age() > _MAX_DELAY:
+            alerts.append(_describe_backlog(self._journal.backlog, self._outbox.oldest))
+        return [*alerts, trouble] if (trouble := self._trouble()) else alerts
 
     def _age(self) -> float:
-        """Seconds since the oldest event happened that is not stored yet; 0 if all are."""
+        """Seconds since the oldest event that the stream has not stored; 0 without a backlog."""
         oldest = self._outbox.oldest
         return max(0.0, (self._clock() - oldest).total_seconds()) if oldest else 0.0
 
 
 def list_alerts(snapshot: Snapshot, *, alive_at: datetime | None = None) -> list[str]:
-    """What the journal has to say for a Box that nobody hears; of one that is alive at that time
-    the newest events are on their way, and not worth telling.
+    """The alerts in a journal, for a Box that cannot be reached.
+
+    For a Box that is alive at `alive_at`, events of the last 5 s are on their way: no alert.
     """
-    said, oldest = _of_facts(snapshot.facts), snapshot.oldest
-    under_way = alive_at and oldest and (alive_at - oldest).total_seconds() <= _PATIENCE
+    alerts, oldest = _list_facts(snapshot.facts), snapshot.oldest
+    under_way = alive_at and oldest and (alive_at - oldest).total_seconds() <= _MAX_DELAY
     if snapshot.backlog and not under_way:
-        said.append(_of_backlog(snapshot.backlog, oldest))
-    return said
+        alerts.append(_describe_backlog(snapshot.backlog, oldest))
+    return alerts
 
 
-def _of_facts(facts: Mapping[str, str]) -> list[str]:
-    said = []
+def _list_facts(facts: Mapping[str, str]) -> list[str]:
+    alerts = []
     if since := facts.get(CUT_OFF):
-        said.append(f"cut off from NATS since {since}")
-    # Whoever has removed the file has been told.
-    if (aside := facts.get(SET_ASIDE)) and Path(aside).exists():
-        said.append(f"a damaged journal was set aside as {aside}: look into it, then remove it")
-    return said
+        alerts.append(f"cut off from NATS since {since}")
+    if (aside := facts.get(SET_ASIDE)) and _may_exist(Path(aside)):
+        alerts.append(f"a damaged journal was set aside as {aside}: inspect it, then delete it")
+    return alerts
 
 
-def _of_backlog(count: int, oldest: datetime | None) -> str:
+def _may_exist(path: Path) -> bool:
+    """Whether the file exists; True where that cannot be checked. Deleting it ends the alert."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
+
+
+def _describe_backlog(count: int, oldest: datetime | None) -> str:
     since = f", the oldest since {format_time(oldest)}" if oldest else ""
-    return f"{count} {'event waits' if count == 1 else 'events wait'} to be told{since}"
+    return f"{count} {'event waits' if count == 1 else 'events wait'} to be published{since}"

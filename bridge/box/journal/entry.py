@@ -1,4 +1,4 @@
-"""What the journal keeps: one entry for each instance, and the events that wait in the outbox."""
+"""The journal's records: one entry for each instance, and the events that wait in the outbox."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from bridge.settings import ServiceConfig
 
 
 class JournalEntry(Struct, frozen=True, kw_only=True):
-    """One instance: all that is needed to take it back after this process was killed.
+    """One instance: everything that a restarted Box needs to take it over.
 
-    `slot` is its slot, `config` the config_id that it was made with, `service` and `overrides`
-    what it was made from. `identity` is its process, None before one was started. `leaving` says
-    why it is to go, empty while it is not. `failures` counts those before it in its slot, running;
-    once it has failed as well it is one of them, and `retry_at` is when its slot is tried again.
+    - `slot`: its slot; `config`: the config_id it was made with.
+    - `service`, `overrides`: the configuration it was made from.
+    - `identity`: its process; None before the start.
+    - `leaving`: the reason why it must end; empty while it may stay.
+    - `failures`: the consecutive failures in its slot before it; its own counts as well once it has
+      failed. `retry_at` is when the Box tries the slot again.
     """
 
     slot: int
@@ -34,14 +36,15 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
 
     @property
     def demand(self) -> Demand:
-        """What the instance is to have of its host."""
+        """The share of its host that the instance needs."""
         usual = Demand.of(self.service.vcpus, self.service.memory_mib)
         return Demand.of(self.overrides.vcpus, self.overrides.memory_mib, usual)
 
 
 class PendingEvent(Struct, frozen=True):
-    """An event that is not known to be stored: its place in the outbox, its Box-Seq, and `data`,
-    the event as it travels.
+    """An event that the stream has not acknowledged.
+
+    `n` is its place in the outbox, `seq` its Box-Seq, `data` its wire payload.
     """
 
     n: int

@@ -1,16 +1,16 @@
-"""What this host must not forget, on its own disk: its instances, and what is yet to be told.
+"""The journal: this host's instances and its unpublished events, on its own disk.
 
-SQLite in WAL mode with ``synchronous=FULL``; one thread writes, and takes all that has gathered
-into one transaction (group commit). What it promises:
+SQLite in WAL mode with ``synchronous=FULL``. One thread writes, and puts all waiting changes into
+one transaction (group commit). Guarantees:
 
-- An instance's state and the event that tells of it are written in one transaction, in the order
-  of the calls; after `written` they outlive the process and the machine's power.
-- What happens in one turn of the loop is written together. An event that was stored in the stream
-  is struck out a little later, with what comes next: telling it once more does no harm.
-- Nothing that was given to it is dropped: while the disk is full, changes wait in memory, are
-  tried again twice a second, and `problem` says why.
-- A damaged journal is kept beside the new one, never deleted (`set_aside` names it). What another
-  version wrote is read as far as it is known here, or else left as it is: no Box works beside it.
+- An instance's state and the event that reports it are written in one transaction, in the order of
+  the calls. After `wait_written` they survive the process and a power failure.
+- Changes of one turn of the event loop are written together. An event that the stream has stored is
+  deleted a little later, with the next change: publishing it twice does no harm.
+- No change is dropped. While the disk is full, changes wait in memory, are retried twice a second,
+  and `problem` names the reason.
+- A damaged journal is kept beside the new one, never deleted; `set_aside` names it. The journal of
+  another version is read as far as this version knows it, or else left alone: no Box starts on it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import sqlite3
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -36,31 +35,34 @@ from bridge.version import VERSION
 
 _log = logging.getLogger(__name__)
 
-_RETRY: Final = 0.5  # seconds between tries to write to a disk that is full
-_CLOSE_PATIENCE: Final = 5.0  # seconds for the last group
-_STRIKE_OUT: Final = 0.1  # seconds until events that were stored are struck out
-_AT_HAND: Final = 10_000  # events that are kept in memory for the outbox; about 10 MB
+_RETRY: Final = 0.5  # seconds between writes to a disk that is full
+_CLOSE_TIMEOUT: Final = 5.0  # seconds for the last group
+_DELETE_DELAY: Final = 0.1  # seconds until stored events are deleted
+_CACHE: Final = 10_000  # written events that are kept in memory for the outbox; about 10 MB
 
 
 class Journal:
-    """See the module. Made by `open`; belongs to one event loop."""
+    """See the module. `open` makes it; it belongs to one event loop.
+
+    `new_events` is set whenever events were written to the disk; whoever reads them clears it.
+    """
 
     def __init__(self, store: JournalStore, set_aside: str) -> None:
         self._store = store
         self._loop = asyncio.get_running_loop()
-        self._news = threading.Condition()
-        self._changes: list[Change] = []  # the thread's
-        self._gathered: list[Change] = []  # the loop's, until the thread is given them
-        self._giving = False
-        self._later: asyncio.TimerHandle | None = None
+        self._condition = threading.Condition()
+        self._queue: list[Change] = []  # the thread's; guarded by the condition
+        self._waiting: list[Change] = []  # the loop's, until it hands them to the thread
+        self._hand_over_due = False
+        self._delete_timer: asyncio.TimerHandle | None = None
         self._closing = False
-        self._given = 0
-        self._kept = 0
-        self._moved = asyncio.Event()
+        self._accepted = 0  # changes, ever
+        self._written = 0
+        self._progress = asyncio.Event()
         self._failure: JournalError | None = None
         self._problem = ""
-        self._unwritten: deque[tuple[int, PendingEvent]] = deque()  # events, with their ticket
-        self._at_hand: deque[PendingEvent] = deque()  # the oldest that are written, without a gap
+        self._unwritten: deque[tuple[int, PendingEvent]] = deque()  # with their number of a change
+        self._cache: deque[PendingEvent] = deque()  # the oldest written events, without a gap
         self._number = store.last_number()
         self.set_aside = set_aside or store.facts().get(SET_ASIDE, "")
         self.entries = store.entries()
@@ -69,18 +71,24 @@ class Journal:
         self.last_before_restart = store.last_pending()
         self.backlog = store.backlog()
         self.undelivered = store.undelivered()
-        self.on_written: Callable[[], None] = lambda: None
-        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
+        self.new_events = asyncio.Event()
+        self.new_events.set()
+        self._thread = threading.Thread(target=self._run_writer, name="journal", daemon=True)
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, path: Path) -> AsyncIterator[Journal]:
-        """The journal at `path`; a damaged one is set aside, and a new one begun.
+        """The journal at `path`. A damaged file is set aside, and a new one is started.
 
-        Raises JournalError where none can be kept, or where another version's cannot be read.
+        Raises JournalError if no journal can be kept there, or if another version's file cannot be
+        read.
         """
         store, set_aside = await asyncio.to_thread(open_store, path)
-        journal = cls(store, set_aside)
+        try:
+            journal = cls(store, set_aside)
+        except BaseException:
+            store.close()
+            raise
         journal._thread.start()
         journal.set_fact(WRITTEN_BY, VERSION)  # on disk no later than the first event
         try:
@@ -93,178 +101,177 @@ class Journal:
     def put(
         self, entry: JournalEntry, event: InstanceEvent | None = None, *, traceparent: str = ""
     ) -> None:
-        """The instance as it is now, and the event that made it so, in one transaction."""
+        """Write the instance's state and the event that reports it, in one transaction."""
         life = entry.life
-        self._give(("instances", (life.info.id,), (life.info.id, encode(entry))))
+        self._accept(("instances", (life.info.id,), (life.info.id, encode(entry))))
         if event is not None:
             self._number += 1
             new = PendingEvent(self._number, life.seq, event, traceparent, encode(event))
             row = (new.n, life.info.id, new.seq, new.data, traceparent)
-            self._give(("outbox", (new.n, new.n), row))
+            self._accept(("outbox", (new.n, new.n), row))
             self.backlog += 1
-            self._unwritten.append((self._given, new))
+            self._unwritten.append((self._accepted, new))
 
     def forget(self, instance_id: str) -> None:
-        """The instance has ended, and everybody who must know does."""
-        self._give(("instances", (instance_id,), None))
+        """Delete the entry of an instance that has ended, once every peer that must know does."""
+        self._accept(("instances", (instance_id,), None))
 
     def mark_stored(self, numbers: Sequence[int]) -> None:
-        """These events, which `pending` gave together, are stored in the stream."""
+        """Delete these events, which one call of `pending` returned: the stream has stored them."""
         self.backlog -= len(numbers)
-        self._give_later(("outbox", (numbers[0], numbers[-1]), None))
+        self._accept(("outbox", (numbers[0], numbers[-1]), None), later=True)
 
     def keep_service(self, name: str, record: ServiceRecord) -> None:
-        """The newest version of a service's record that was seen; an older one is ignored."""
+        """Write the newest known record of a service; an older version is ignored."""
         known = self.services.get(name)
         if known is not None and known.version >= record.version:
             return
         self.services[name] = record
         values = (name, record.version, encode(record))
-        self._give(("services", (name,), values))
+        self._accept(("services", (name,), values))
 
     def keep_order(self, host: str, order: HostOrder) -> None:
-        """The newest order for a host that was seen; an older one is ignored."""
+        """Write the newest known order for a host; an older version is ignored."""
         known = self.orders.get(host)
         if known is not None and known.version >= order.version:
             return
         self.orders[host] = order
-        self._give(("orders", (host,), (host, encode(order))))
+        self._accept(("orders", (host,), (host, encode(order))))
 
     def set_fact(self, fact: str, value: str) -> None:
-        """A fact about this host, for whoever looks while the Box cannot answer; "" removes it."""
-        self._give(("facts", (fact,), (fact, value) if value else None))
+        """Write a fact about this host, for reading while the Box cannot answer; "" deletes it."""
+        self._accept(("facts", (fact,), (fact, value) if value else None))
 
     async def wait_written(self) -> None:
-        """Return when everything given so far is on disk, however long that takes."""
-        ticket = self._given
+        """Return when every change so far is on disk, however long that takes."""
+        ticket = self._accepted
         self._hand_over()
-        while self._kept < ticket:
-            await self._moved.wait()
+        while self._written < ticket:
+            await self._progress.wait()
 
     @property
     def problem(self) -> str:
-        """Why changes cannot be written just now; empty while they can."""
+        """Why changes cannot be written now; empty while they can."""
         return self._problem
 
     @property
     def unwritten_since(self) -> datetime | None:
-        """When the oldest event happened that is not on disk; None if all are. For any thread."""
+        """The time of the oldest event that is not on disk; None if all are. For any thread."""
         try:
             return self._unwritten[0][1].event.timestamp
         except IndexError:
             return None
 
     async def watch(self) -> None:
-        """Raise JournalError once the journal is beyond help."""
+        """Raise JournalError once the journal can never be written again."""
         while self._failure is None:
-            await self._moved.wait()
+            await self._progress.wait()
         raise self._failure
 
     # ── reading ──────────────────────────────────────────────────────────────────────────
 
     async def pending(self, after: int, limit: int) -> list[PendingEvent]:
-        """The first `limit` events after number `after` that are yet to be told.
+        """The first `limit` events after number `after` that the stream has not stored.
 
-        What was written lately is at hand: reading it back, and decoding it, would cost as much
-        again as writing it did, and a lone event a fifth of a millisecond on its way.
+        Events that were written lately come from memory: to read and decode them again would cost
+        as much as writing them did, and delay a single event by 0.2 ms.
         """
-        fresh = self._at_hand
-        while fresh and fresh[0].n <= after:
-            fresh.popleft()
-        if fresh and fresh[0].n == after + 1:
-            return list(itertools.islice(fresh, limit))
+        cache = self._cache
+        while cache and cache[0].n <= after:
+            cache.popleft()
+        if cache and cache[0].n == after + 1:
+            return list(itertools.islice(cache, limit))
         return await asyncio.to_thread(self._store.pending, after, limit)
 
-    # ── the thread ───────────────────────────────────────────────────────────────────────
+    # ── the writer's thread ──────────────────────────────────────────────────────────────
 
-    def _give(self, change: Change) -> None:
-        """Have the change written at the end of this turn of the loop."""
-        self._gathered.append(change)
-        self._given += 1
-        if not self._giving:
-            self._giving = True
+    def _accept(self, change: Change, *, later: bool = False) -> None:
+        """Have the change written at the end of this turn of the loop.
+
+        With `later` it is written with the next change, or alone after a delay.
+        """
+        self._waiting.append(change)
+        self._accepted += 1
+        if later:
+            if self._delete_timer is None:
+                self._delete_timer = self._loop.call_later(_DELETE_DELAY, self._hand_over)
+        elif not self._hand_over_due:
+            self._hand_over_due = True
             self._loop.call_soon(self._hand_over)
 
-    def _give_later(self, change: Change) -> None:
-        """Have it written with what comes next, or alone if nothing does."""
-        self._gathered.append(change)
-        self._given += 1
-        if self._later is None:
-            self._later = self._loop.call_later(_STRIKE_OUT, self._hand_over)
-
     def _hand_over(self) -> None:
-        """Give the thread what has gathered."""
-        self._giving = False
-        if self._later is not None:
-            self._later.cancel()
-            self._later = None
-        if self._gathered:
-            with self._news:
-                self._changes += self._gathered
-                self._news.notify()
-            self._gathered.clear()
+        """Give the waiting changes to the thread."""
+        self._hand_over_due = False
+        if self._delete_timer is not None:
+            self._delete_timer.cancel()
+            self._delete_timer = None
+        if self._waiting:
+            with self._condition:
+                self._queue += self._waiting
+                self._condition.notify()
+            self._waiting.clear()
 
-    def _write(self) -> None:
+    def _run_writer(self) -> None:
         while True:
-            with self._news:
-                while not (self._changes or self._closing):
-                    self._news.wait()
-                if not self._changes:
+            with self._condition:
+                while not (self._queue or self._closing):
+                    self._condition.wait()
+                if not self._queue:
                     return
-                group = self._changes[:]
-            problem = self._try(group)
-            with self._news:
-                if not problem:
-                    del self._changes[: len(group)]
+                group = self._queue[:]
+            written = self._write(group)
+            with self._condition:
+                if written:
+                    del self._queue[: len(group)]
                 elif self._closing:
                     return
                 else:
-                    self._news.wait(_RETRY)
+                    self._condition.wait(_RETRY)
 
-    def _try(self, group: Sequence[Change]) -> str:
-        """Why the group could not be written; empty if it was."""
-        problem, fatal = "", None
+    def _write(self, group: Sequence[Change]) -> bool:
+        """Write the group, and report to the loop; whether it was written."""
+        failure: JournalError | None = None
         try:
             self._store.apply(group)
-        except sqlite3.OperationalError as exc:  # full, read-only, an I/O error: may pass
-            problem = f"the journal {self._store.path} cannot be written: {exc}"
-        except sqlite3.Error as exc:
-            problem = f"the journal {self._store.path} is damaged: {exc}"
-            fatal = JournalError(problem)
+        except JournalError as exc:
+            failure = exc
+        except Exception as exc:  # a thread that died here would leave `wait_written` waiting
+            failure = JournalError(f"the journal {self._store.path} cannot be written: {exc!r}")
+            failure.__cause__ = exc
         with contextlib.suppress(RuntimeError):  # the loop has ended before the thread
-            self._loop.call_soon_threadsafe(
-                self._tell, 0 if problem else len(group), problem, fatal
-            )
-        return problem
+            self._loop.call_soon_threadsafe(self._note, 0 if failure else len(group), failure)
+        return failure is None
 
-    def _tell(self, written: int, problem: str, fatal: JournalError | None) -> None:
+    def _note(self, written: int, failure: JournalError | None) -> None:
+        problem = str(failure or "")
         if problem and problem != self._problem:
-            _log.error("%s; %d changes wait", problem, self._given - self._kept)
+            _log.error("%s; %d changes wait", problem, self._accepted - self._written)
         elif self._problem and not problem:
             _log.info("the journal can be written again")
         self._problem = problem
-        self._failure = self._failure or fatal
-        self._kept += written
-        while self._unwritten and self._unwritten[0][0] <= self._kept:
+        if failure and not failure.transient:
+            self._failure = self._failure or failure
+        self._written += written
+        while self._unwritten and self._unwritten[0][0] <= self._written:
             _, event = self._unwritten.popleft()
-            fresh = self._at_hand
-            if not fresh or (fresh[-1].n + 1 == event.n and len(fresh) < _AT_HAND):
-                fresh.append(event)
-        self._moved.set()
-        self._moved = asyncio.Event()
+            cache = self._cache
+            if not cache or (cache[-1].n + 1 == event.n and len(cache) < _CACHE):
+                cache.append(event)
+        self._progress.set()
+        self._progress = asyncio.Event()
         if written:
-            self.on_written()
+            self.new_events.set()
 
     async def _close(self) -> None:
         self._hand_over()
-        with self._news:
+        with self._condition:
             self._closing = True
-            self._news.notify()
-        await asyncio.to_thread(self._thread.join, _CLOSE_PATIENCE)
-        lost = len(self._changes)
+            self._condition.notify()
+        await asyncio.to_thread(self._thread.join, _CLOSE_TIMEOUT)
+        lost = len(self._queue)
         self._store.close()
         if lost:
             raise JournalError(
                 f"{lost} changes could not be written to {self._store.path}: "
-                f"{self._problem or 'it did not answer in time'}"
+                f"{self._problem or 'the disk did not answer in time'}"
             )

@@ -1,7 +1,7 @@
-"""The way of events from the journal into the stream, in the order in which they happened.
+"""The outbox: publishes events from the journal to the stream, in the order in which they happened.
 
-An event leaves the journal when the stream has acknowledged it, and not before: an outage of any
-length delays events and loses none.
+An event leaves the journal only after the stream has acknowledged it: an outage of any length
+delays events and loses none.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from bridge.bus.jetstream.publisher import LIMIT, Publisher
 from bridge.observe import Metrics
 from bridge.subjects import BOX_HOST, BOX_SEQ, MSG_ID, TRACEPARENT, Subjects
 
-Sent = Callable[[int], None]
-"""Told the Box-Seq of an event once it is stored."""
+Listener = Callable[[int], None]
+"""Called with the Box-Seq of an event once the stream has stored it."""
 
 
 class Outbox:
@@ -37,40 +37,37 @@ class Outbox:
         self._subjects = subjects
         self._host = host
         self._metrics = metrics
-        self._listeners: dict[str, Sent] = {}
-        self._work = asyncio.Event()
-        self._work.set()
+        self._listeners: dict[str, Listener] = {}
         self._empty = asyncio.Event()
         self._oldest: datetime | None = None
-        journal.on_written = self._work.set
         metrics.backlog.set_function(lambda: journal.backlog)
 
-    def listen(self, instance_id: str, sent: Sent) -> None:
-        """Tell `sent` of each event of the instance that is stored, until `forget`."""
-        self._listeners[instance_id] = sent
+    def listen(self, instance_id: str, listener: Listener) -> None:
+        """Call `listener` for each stored event of the instance, until `forget`."""
+        self._listeners[instance_id] = listener
 
     def forget(self, instance_id: str) -> None:
-        """The instance has no more to tell."""
+        """The instance publishes no more events."""
         self._listeners.pop(instance_id, None)
 
     @property
     def oldest(self) -> datetime | None:
-        """When the oldest event happened that is not stored yet; None if all are."""
+        """The time of the oldest event that is not stored yet; None if all are."""
         return self._oldest or self._journal.unwritten_since
 
     async def flush(self) -> None:
-        """Return when every event told so far is stored."""
+        """Return when the stream has stored every event that the journal got so far."""
         await self._journal.wait_written()
         while self._journal.backlog:
             self._empty.clear()
             await self._empty.wait()
 
     async def run(self) -> None:
-        """Send what the journal holds, and what comes."""
+        """Publish the events in the journal, and those that come."""
         after = 0
         while True:
-            await self._work.wait()
-            self._work.clear()
+            await self._journal.new_events.wait()
+            self._journal.new_events.clear()
             while page := await self._journal.pending(after, LIMIT):
                 self._oldest = page[0].event.timestamp
                 doubtful = page[0].n <= self._journal.last_before_restart
@@ -79,8 +76,8 @@ class Outbox:
                 self._metrics.events.inc(len(page))
                 after = page[-1].n
                 for item in page:
-                    if sent := self._listeners.get(item.event.instance_id):
-                        sent(item.seq)
+                    if listener := self._listeners.get(item.event.instance_id):
+                        listener(item.seq)
             self._oldest = None
             self._empty.set()
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
 from bridge.box.runner.probes import Prober
-from bridge.box.runtimes.sockets import connections, established
+from bridge.box.runtimes.sockets import connections, count_by_port
 
 Inside = Callable[[AbstractSet[int]], Counter[int]]
 
@@ -43,7 +43,7 @@ class InflightCounter:
             return self._counts
 
     def _count(self) -> Counter[int]:
-        counts = established(connections(), without=self._prober.ports)
+        counts = count_by_port(connections(), without=self._prober.ports)
         if self._inside:
             counts.update(self._inside(self._prober.ports))
         return counts

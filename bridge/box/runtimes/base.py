@@ -1,7 +1,8 @@
-"""What a Box asks of a runtime, whatever makes the instances."""
+"""The interface between a Box and a runtime, which makes and watches the instances of a host."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
@@ -18,11 +19,11 @@ from bridge.settings import ServiceConfig
 
 
 class Spec(Struct, frozen=True, kw_only=True):
-    """All that makes one instance: a service's configuration with a request's overrides.
+    """Everything that defines one instance: its service's configuration with a request's overrides.
 
-    `port` 0 means any, else it is the first that `port_map` fixes. `directory` is the instance's
-    own. `fence` is the file that says until when the instance may live (see
-    bridge.box.fleet.fence), None where there is no such limit.
+    `port` is the first host port that `port_map` fixes; 0 means any port. `directory` belongs to
+    this instance alone. `fence` is the file that holds the time until which the instance may live
+    (see bridge.box.fleet.fence); None means no limit.
     """
 
     instance_id: str
@@ -53,7 +54,7 @@ class Spec(Struct, frozen=True, kw_only=True):
         cwd: Path,
         fence: Path | None = None,
     ) -> Spec:
-        """The spec of one instance; a relative `cwd` of the service starts at `cwd`."""
+        """The spec of one instance. A relative `cwd` of the service starts at `cwd`."""
         port_map = overrides.port_map or config.port_map
         return cls(
             instance_id=instance_id,
@@ -61,7 +62,8 @@ class Spec(Struct, frozen=True, kw_only=True):
             slot=slot,
             command=config.command,
             entrypoint=config.entrypoint,
-            cwd=str(cwd / Path(config.cwd).expanduser()),
+            # Path.expanduser raises for a user that does not exist; the start then names the path.
+            cwd=str(cwd / os.path.expanduser(config.cwd)),  # noqa: PTH111
             env=config.env | overrides.env | service_environment(config),
             vcpus=config.vcpus if overrides.vcpus is None else overrides.vcpus,
             memory_mib=(
@@ -75,17 +77,17 @@ class Spec(Struct, frozen=True, kw_only=True):
         )
 
 
-_UNSEEN: Final = "ended while its Box was away, its exit code unknown"
+_NOT_SEEN: Final = "ended with an unknown exit code while its Box was not running"
 
 
 class Exit(Struct, frozen=True, kw_only=True):
     """How an instance's main process ended: its exit code, or the signal that killed it.
 
-    An exit code of 128 + n is taken for signal n, as shells have it. `code` None means that
-    nobody knows: it ended while its Box was away, and left no word. Without `ran` it was never
-    let go: its Box died first. With `fenced` it was ended because its host's lease was to end, or
-    nothing was left to watch that.
-    `why` is what the runtime knows beside that.
+    Runtimes read an exit code of 128 + n as signal n, as shells do. `code` None means unknown: the
+    instance ended while its Box was not running, and left no exit code. `ran` False means that its
+    command never started, because its Box died first. `fenced` means that the instance was ended
+    because the lease of its host was about to expire, or could not be checked. `why` is what the
+    runtime knows in addition.
     """
 
     code: int | None = 0
@@ -96,12 +98,12 @@ class Exit(Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         if self.fenced:
-            return "fenced: its host's lease was to end, or could not be watched"
+            return "fenced: the lease of its host was about to expire, or could not be checked"
         why = f": {self.why}" if self.why else ""
         if self.signal:
             return f"killed by signal {self.signal}{why}"
         if self.code is None:
-            return f"ended, its exit code unknown{why}" if why else _UNSEEN
+            return f"ended with an unknown exit code{why}" if why else _NOT_SEEN
         return f"exited with code {self.code}{why}"
 
 
@@ -113,7 +115,7 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 
 class LivingInstance(Struct, frozen=True):
-    """A living instance as it was found on the host: its process, and where it may serve."""
+    """An instance that lives on this host: its process, and its port; 0 if that is unknown."""
 
     identity: ProcessIdentity
     port: int
@@ -124,89 +126,97 @@ class Handle(Protocol):
 
     @property
     def instance_id(self) -> str:
-        """The instance that this is."""
+        """The id of the instance."""
 
     @property
     def port(self) -> int:
-        """The host port it serves on; 0 before it was started."""
+        """The host port on which it serves; 0 before the start."""
 
 
 class Runtime(Protocol):
-    """How instances are made. Failures raise InstanceError, saying what is wrong."""
+    """Makes, watches and ends the instances of one host.
+
+    - Every failure is an InstanceError that names the reason; foreign exceptions stop here.
+    - EngineSilent, a kind of InstanceError, means that the outcome is unknown: ask again.
+    """
 
     @property
     def lacks(self) -> Mapping[str, str]:
-        """What cannot be honoured on this host of what the runtime can elsewhere, and why, by the
-        field of a request's config.
+        """What the runtime cannot honour on this host, although it can elsewhere.
+
+        Maps the field of a request's config to the reason.
         """
 
     @property
     def problem(self) -> str:
-        """Why no instance can be made or looked at just now; empty while all is well."""
+        """Why the runtime can neither make nor inspect instances now; "" while it can."""
 
     async def run(self) -> None:
-        """Look after the instances until cancelled, if that needs doing."""
+        """Watch the instances until cancelled, if the runtime needs a task for that."""
 
-    async def create(self, spec: Spec, tell: Callable[[str], None]) -> Handle:
-        """Make what must be there before the start: a directory, an image.
+    async def create(self, spec: Spec, report: Callable[[str], None]) -> Handle:
+        """Prepare the start: the directory, the image, the container.
 
-        `tell` gets sentences on how that comes along, where it takes its time. Cancelled, it leaves
-        nothing but what `sweep` ends.
+        `report` gets the progress of a long step as sentences. A cancelled call leaves only what
+        `sweep` removes.
         """
 
     async def start(
         self, handle: Handle, record: Callable[[ProcessIdentity, int], Awaitable[None]]
     ) -> None:
-        """Boot it. May be called again after `stop`, and then takes another port.
+        """Start the instance. Another call after `stop` starts it again, on another port.
 
-        `record` is awaited with its process and port before the instance does anything, so that
-        both can be written down first; with what is known of them then, and again with all, where
-        the start itself decides. Raises PortTaken if its fixed port is not free.
+        `record` is awaited with the process and the port before the command runs, so that the
+        caller can write both down first. Where only the start itself determines them, `record` is
+        awaited again afterwards. Raises PortTaken if the fixed port is in use.
         """
 
     async def adopt(self, spec: Spec, identity: ProcessIdentity | None, port: int) -> Handle:
-        """Take back an instance that an earlier life of this Box started, as it wrote down.
+        """Take over an instance that this Box started before its restart.
 
-        If that very process is no more, `watch` tells at once how it ended, where it left word.
+        `identity` and `port` are what `record` got. If that process has ended, `watch` returns at
+        once, with the exit code where the instance left one.
         """
 
     async def list_living(self) -> Mapping[str, LivingInstance]:
-        """The living instances of this Box's directory, by id, whoever started them."""
+        """The living instances of this Box's directory, by id, whichever process started them."""
 
     async def watch(self, handle: Handle) -> Exit:
-        """Return when the instance has ended; what escaped its group `sweep` ends."""
+        """Return when the instance has ended. `sweep` ends processes that left its group."""
 
     async def stop(self, handle: Handle, grace: float) -> Exit:
-        """Ask it to end, with all that it started, wait `grace` seconds for that, then end what
-        is left. Returns when it has ended.
+        """End the instance and everything that it started; return when it has ended.
+
+        SIGTERM comes first, SIGKILL after `grace` seconds.
         """
 
     async def listens(self, handle: Handle) -> bool:
         """Whether the instance itself listens on its port.
 
-        Raises PortTaken if somebody else does.
+        Raises PortTaken if another process does.
         """
 
     async def usage(self, handles: Iterable[Handle]) -> Mapping[str, Usage]:
-        """What each of `handles` uses, by instance id; in one pass, as it is called often."""
+        """The usage of each of `handles`, by instance id. One pass for all: it is called often."""
 
     def requests_inside(self, without: AbstractSet[int]) -> Counter[int]:
-        """The established connections, by `Handle.port`, of instances with networks of their own,
-        which the tables of this host do not show; but for those from the ports in `without`. Called
-        in a thread.
+        """The established connections of instances that have networks of their own, by host port.
+
+        The tables of this host do not show them. Connections from the ports in `without` do not
+        count. Blocks: call it in a thread.
         """
 
     async def sweep(self) -> list[str]:
-        """End what carries this Box's label but belongs to none of its instances.
+        """End what carries this Box's label but belongs to no instance of the Box.
 
-        Returns the ids whose strays were ended.
+        Returns the instance ids on those labels.
         """
 
     def last_line(self, handle: Handle) -> str:
-        """The last thing the instance said, for the message of its failure; may be empty."""
+        """The last log line of the instance, for the message of its failure; may be empty."""
 
     def forget(self, handle: Handle) -> None:
-        """The instance has ended for good: its port is free again."""
+        """Release what the runtime holds for an instance that has ended: its port, its watch."""
 
     async def end_all(self) -> None:
-        """End all that still runs, at once, and return when it has ended, as far as it can be."""
+        """Kill every instance that still runs; return when all have ended, or after a deadline."""

@@ -1,6 +1,6 @@
-"""What a Box hands its instances in their environment. `bridge.config` reads it there.
+"""The environment variables that a Box gives its instances; `bridge.config` reads them there.
 
-Nothing of it is secret: an instance that is to speak for itself gets credentials of its own, by
+They hold nothing secret. An instance that needs credentials of its own gets them from
 ``[services.<name>] env``. Pure.
 """
 
@@ -14,30 +14,29 @@ from bridge.subjects import DEFAULT_PREFIX
 
 
 def box_environment(config: Config) -> dict[str, str]:
-    """What all instances of a Box get: how to reach NATS, and where gateways reach this host.
+    """The variables of every instance of a Box: how to reach NATS, and this host's address.
 
-    The URL has no credentials in it; a service's own `env` overrides it.
+    The URL carries no credentials. A service's own `env` overrides these variables.
     """
-    given = {
-        "NATS_URL": ",".join(map(_anonymous, config.nats.urls)),
+    variables = {
+        "NATS_URL": ",".join(map(_without_credentials, config.nats.urls)),
         "NATS_CA": config.nats.ca,
         HOST: config.box.name,
         ADDRESS: config.box.address,
     }
     if config.nats.prefix != DEFAULT_PREFIX:
-        given["BOX_BRIDGE_PREFIX"] = config.nats.prefix
-    return {name: value for name, value in given.items() if value}
+        variables["BOX_BRIDGE_PREFIX"] = config.nats.prefix
+    return {name: value for name, value in variables.items() if value}
 
 
 def service_environment(service: ServiceConfig) -> dict[str, str]:
-    """What the instances of one service get beside that."""
-    given = {REGISTRATION: service.registration}
+    """The variables that the instances of one service get in addition."""
+    variables = {REGISTRATION: service.registration}
     if service.metadata:
-        given[METADATA] = msgspec.json.encode(service.metadata).decode()
-    return given
+        variables[METADATA] = msgspec.json.encode(service.metadata).decode()
+    return variables
 
 
-def _anonymous(url: str) -> str:
-    """`url` without what stands before its @."""
+def _without_credentials(url: str) -> str:
     scheme, separator, rest = url.rpartition("://")
     return scheme + separator + rest.rpartition("@")[2]

@@ -1,4 +1,4 @@
-"""Which runtime a configuration asks for, ready to make instances."""
+"""Opens the runtime that the configuration selects."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import socket
 
 from bridge.box.runtimes.base import Runtime
 from bridge.box.runtimes.environment import box_environment
+from bridge.box.runtimes.foreign_errors import mapped_errors
 from bridge.box.runtimes.logs import instances_dir
 from bridge.box.runtimes.oci.engines import find_engine
 from bridge.box.runtimes.oci.runtime import OciRuntime
@@ -18,14 +19,15 @@ from bridge.settings import Config
 
 
 async def open_runtime(config: Config, host_id: str) -> Runtime:
-    """The runtime of this host; what it makes belongs to the Box with `host_id`.
+    """The runtime of this host. Its instances belong to the Box with `host_id`.
 
-    Raises EngineUnsuitable, saying what to install, where there is no engine that will do.
+    Raises EngineUnsuitable, naming what to install, if no usable container engine is there.
     """
     box = config.box
     if box.runtime == "process":
         root = instances_dir(config.data_dir)
-        return ProcessRuntime(root, box.port_range, config.environ | box_environment(config))
+        with mapped_errors("the process runtime cannot be opened"):
+            return ProcessRuntime(root, box.port_range, config.environ | box_environment(config))
     engine = await asyncio.to_thread(
         find_engine, box.engine, isolation=box.isolation, environ=config.environ
     )
@@ -34,15 +36,15 @@ async def open_runtime(config: Config, host_id: str) -> Runtime:
         host_id,
         secrets=config.data_dir / "secrets",
         environ=box_environment(config),
-        address=await asyncio.to_thread(_publishable, box.address),
+        address=await asyncio.to_thread(_publish_address, box.address),
         isolation=box.isolation,
         sample=config.timing.sample,
     )
 
 
-def _publishable(address: str) -> str:
-    """`address` if ports can be published at it: an address of this host; else "", everywhere."""
-    with contextlib.suppress(ValueError, OSError):
+def _publish_address(address: str) -> str:
+    """`address` if ports can be published there; else "", which means at every address."""
+    with contextlib.suppress(ValueError, OSError):  # a name, or another host's address
         parsed = ipaddress.ip_address(address)
         family = socket.AF_INET6 if parsed.version == 6 else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:

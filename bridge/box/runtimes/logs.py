@@ -1,29 +1,35 @@
-"""Where instances leave what they say, and for how long it is kept."""
+"""The directories of instances: their logs, and how long they are kept after the end."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+_log = logging.getLogger(__name__)
+
 STDOUT: Final = "stdout.log"
 STDERR: Final = "stderr.log"
-ENGINE: Final = "engine"  # says which program made a container, and has its log until it has ended
-KEPT: Final = 10  # directories of ended instances, of each service
+ENGINE: Final = "engine"
+"""Names the engine that runs the container and holds its log until the container has ended."""
 
-_TAIL: Final = 4096  # bytes of a log in which its last line is looked for
+KEEP_DIRECTORIES: Final = 10
+"""How many directories of ended instances are kept, of each service."""
+
+_TAIL: Final = 4096  # bytes at the end of a log that are searched for the last line
 
 
 def instances_dir(data_dir: Path) -> Path:
-    """Beneath it each instance has a directory, named like the instance."""
+    """The directory that holds one directory for each instance, named like the instance."""
     return data_dir / "instances"
 
 
 def last_line(file: Path) -> str:
-    """The last line of `file` that is not blank; empty if there is none."""
+    """The last line of `file` that is not blank; "" if there is no such line, or no such file."""
     try:
         with file.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL))
@@ -33,17 +39,31 @@ def last_line(file: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
+def last_log_line(directory: Path) -> str:
+    """The last line that an instance wrote: to stderr, or else to stdout."""
+    return last_line(directory / STDERR) or last_line(directory / STDOUT)
+
+
 def prune(data_dir: Path, living: Iterable[str]) -> None:
-    """Delete the directories of ended instances but for the newest of each service."""
-    alive = set(living)
+    """Delete the directories of ended instances, except the newest ones of each service.
+
+    A failure is logged and leaves the directories for the next call: a Box works on without it.
+    """
+    try:
+        for directory in _surplus(instances_dir(data_dir), set(living)):
+            shutil.rmtree(directory, ignore_errors=True)
+    except OSError as exc:
+        _log.warning("directories of ended instances cannot be deleted: %s", exc)
+
+
+def _surplus(root: Path, living: set[str]) -> list[Path]:
     by_service: dict[str, list[tuple[float, Path]]] = {}
-    root = instances_dir(data_dir)
     for directory in root.iterdir() if root.is_dir() else ():
-        if directory.name not in alive and directory.is_dir():
+        if directory.name not in living and directory.is_dir():
             service = directory.name.rpartition("-")[0]
-            with contextlib.suppress(FileNotFoundError):  # somebody else cleans up, too
+            with contextlib.suppress(FileNotFoundError):  # deleted by somebody else
                 entry = (directory.stat().st_mtime, directory)
                 by_service.setdefault(service, []).append(entry)
-    for entries in by_service.values():
-        for _, directory in sorted(entries)[:-KEPT]:
-            shutil.rmtree(directory, ignore_errors=True)
+    return [
+        item for entries in by_service.values() for _, item in sorted(entries)[:-KEEP_DIRECTORIES]
+    ]

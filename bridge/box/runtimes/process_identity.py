@@ -1,4 +1,4 @@
-"""Which process this is: a pid alone is recycled, and says nothing after a reboot."""
+"""Process identity across restarts of the Box: a pid alone is reused, and a boot resets it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Final
 
 from msgspec import Struct
 
-_STATE: Final = 0  # fields of /proc/<pid>/stat after the command's closing bracket: proc(5), 3
-_STARTED: Final = 19  # and 22, less the first three
+from bridge.errors import BoxError
+
+# Fields of /proc/<pid>/stat after the command's closing bracket: 3 and 22 of proc(5), less three.
+_STATE: Final = 0
+_STARTED: Final = 19
 _DEAD: Final = ("Z", "X")
 
 
 class ProcessIdentity(Struct, frozen=True, kw_only=True):
-    """A process for good: its pid, when it started (clock ticks after the boot), and which boot.
+    """One process: its pid, its start time (clock ticks after the boot), and the boot.
 
     No two processes of one host share all three.
     """
@@ -25,11 +28,11 @@ class ProcessIdentity(Struct, frozen=True, kw_only=True):
 
 
 GONE: Final = ProcessIdentity(pid=0, started=0, boot_id="")
-"""A process that is no more, and of which nothing else is known."""
+"""Stands for a process that has ended and of which nothing else is known."""
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """The process that has `pid` now; None if there is none, or if it is dead but not reaped."""
+    """The process that has `pid` now; None if there is no such process, or if it is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
@@ -41,11 +44,14 @@ def identify(pid: int) -> ProcessIdentity | None:
 
 
 def is_alive(identity: ProcessIdentity) -> bool:
-    """Whether that very process lives."""
+    """Whether this very process lives."""
     return identify(identity.pid) == identity
 
 
 @cache
 def boot_id() -> str:
-    """The kernel's name for this boot."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    """The kernel's id of the current boot. Raises BoxError where /proc does not show it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except (OSError, ValueError) as exc:
+        raise BoxError(f"the kernel's boot id cannot be read: {exc}; mount /proc") from exc

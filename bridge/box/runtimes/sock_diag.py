@@ -1,13 +1,13 @@
-"""Which TCP connections are established, and who listens, asked of the kernel (sock_diag(7)).
+"""TCP sockets from the kernel's sock_diag(7): established connections, and listeners.
 
-Reading ``/proc/net/tcp`` has the kernel write a line for each socket of the host, and every probe
-that was answered leaves one in TIME_WAIT for a minute: with 500 instances, six thousand lines a
-second to be thrown away. Here the kernel picks those that are established, and answers in binary:
-0.5 ms instead of 10.
+Reading ``/proc/net/tcp`` makes the kernel write a line for each socket of the host. Every answered
+probe leaves a socket in TIME_WAIT for a minute: 500 instances mean 6,000 useless lines a second.
+sock_diag selects by state in the kernel and answers in binary: 0.5 ms instead of 10.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -32,21 +32,26 @@ _PORTS: Final = struct.Struct("!4xHH")  # family, state, timer, retransmits; loc
 _INODE: Final = struct.Struct("=68xI")
 _ERRNO: Final = struct.Struct("=i")
 _ANSWER: Final = 64 * 1024  # bytes
+_RECORD: Final = _INODE.size  # bytes of a record that are read here
+_LEAST: Final = {_DONE: 0, _ERROR: _ERRNO.size}  # bytes of a body, by the type of the message
 
 
 def established() -> list[Connection]:
-    """The established connections of this host, IPv4 and IPv6; raises OSError where the kernel does
-    not tell.
+    """The established connections of this host, IPv4 and IPv6.
+
+    Raises OSError where the kernel does not answer, or not in the expected format.
     """
-    return [_PORTS.unpack_from(found) for found in _sockets(_ESTABLISHED)]
+    return [_PORTS.unpack_from(record) for record in _sockets(_ESTABLISHED)]
 
 
 def listening() -> list[tuple[int, int]]:
-    """The ports of this host on which somebody listens, and the inodes of these sockets, by which
-    /proc/<pid>/fd names them; raises OSError as `established` does.
+    """The listening ports of this host, each with the inode of its socket.
+
+    /proc/<pid>/fd names sockets by inode. Raises OSError as `established` does.
     """
     return [
-        (_PORTS.unpack_from(found)[0], _INODE.unpack_from(found)[0]) for found in _sockets(_LISTENS)
+        (_PORTS.unpack_from(record)[0], _INODE.unpack_from(record)[0])
+        for record in _sockets(_LISTENS)
     ]
 
 
@@ -63,15 +68,26 @@ def _dump(kernel: socket.socket, family: int, states: int) -> Iterator[bytes]:
     size = _HEADER.size + len(query)
     kernel.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, family, 0) + query)
     while True:
-        answer = kernel.recv(_ANSWER)
-        at = 0
-        while at < len(answer):
-            length, kind, _, _, _ = _HEADER.unpack_from(answer, at)
-            body = at + _HEADER.size
+        for kind, body in split_messages(kernel.recv(_ANSWER)):
             if kind == _DONE:
                 return
-            if kind == _ERROR:
-                number = -_ERRNO.unpack_from(answer, body)[0]
-                raise OSError(number, os.strerror(number))
-            yield answer[body : at + length]
-            at += (length + 3) & ~3  # NLMSG_ALIGN
+            yield body
+
+
+def split_messages(answer: bytes) -> Iterator[tuple[int, bytes]]:
+    """The type and the body of each netlink message in `answer`.
+
+    Raises OSError for an error message, and for an answer that is cut off.
+    """
+    at = 0
+    while at < len(answer):
+        header = answer[at : at + _HEADER.size].ljust(_HEADER.size, b"\0")
+        length, kind, _, _, _ = _HEADER.unpack(header)
+        body = answer[at + _HEADER.size : at + length]
+        if len(body) < length - _HEADER.size or length < _HEADER.size + _LEAST.get(kind, _RECORD):
+            raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
+        if kind == _ERROR:
+            number = -_ERRNO.unpack_from(body)[0]
+            raise OSError(number, os.strerror(number))
+        yield kind, body
+        at += (length + 3) & ~3  # NLMSG_ALIGN

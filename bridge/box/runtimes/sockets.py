@@ -1,13 +1,14 @@
-"""Who is connected to which port, and who listens there.
+"""TCP ports of this host: which are free, who listens, and how many connections each has.
 
-Connections are read off the kernel in one pass for all instances (sock_diag.py; where that is not
-to be had, its tables): psutil's table maps each socket to its process, which means reading every
-descriptor of every process; once a second for a whole host only the ports matter.
+Connections come from the kernel in one pass for all instances (sock_diag.py), or from its tables
+where sock_diag is not available. psutil would map each socket to its process, and read every
+descriptor of every process for that; once a second, for a whole host, the ports are enough.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections import Counter
@@ -19,66 +20,85 @@ from typing import Any, Final
 import psutil
 
 from bridge.box.runtimes import sock_diag
+from bridge.box.runtimes.foreign_errors import mapped_errors
 from bridge.box.runtimes.sock_diag import Connection
 
-_TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-_ESTABLISHED: Final = "01"
+LISTENING: Final = "0A"
+"""States in the kernel's tables: see include/net/tcp_states.h."""
+ESTABLISHED: Final = "01"
+
+_UNSUPPORTED: Final = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 
 def connections() -> list[Connection]:
-    """The established connections of this host."""
+    """The established connections of this host. Raises InstanceError if they cannot be read."""
     try:
         return sock_diag.established()
     except OSError:  # a kernel without it, or a sandbox that forbids it
-        return list(parse(read_tables()))
+        with mapped_errors("the connections of this host cannot be read"):
+            return list(parse(read_tables("self"), ESTABLISHED))
 
 
-def established(
-    found: Iterable[Connection], *, without: AbstractSet[int] = frozenset()
+def count_by_port(
+    pairs: Iterable[Connection], *, without: AbstractSet[int] = frozenset()
 ) -> Counter[int]:
-    """How many of the connections `found` are established to each local port.
+    """How many connections each local port has.
 
-    Those from the remote ports in `without` (the Box's own probes) do not count.
+    Connections from the remote ports in `without`, the Box's own probes, do not count.
     """
-    return Counter(local for local, remote in found if remote not in without)
+    return Counter(local for local, remote in pairs if remote not in without)
 
 
-def parse(lines: Iterable[str]) -> Iterator[Connection]:
-    """The established connections among the `lines` of ``/proc/net/tcp``."""
+def parse(lines: Iterable[str], state: str) -> Iterator[Connection]:
+    """The ports of the sockets in `state`, from the `lines` of ``/proc/net/tcp``."""
     for line in lines:
         fields = line.split(None, 4)
-        if len(fields) > 3 and fields[3] == _ESTABLISHED:
+        if len(fields) > 3 and fields[3] == state:
             local, remote = (int(field.rpartition(":")[2], 16) for field in fields[1:3])
             yield local, remote
 
 
-def read_tables() -> Iterator[str]:
-    """The lines of the kernel's TCP tables, IPv4 and IPv6."""
-    for table in _TABLES:
-        with contextlib.suppress(FileNotFoundError), table.open() as file:
+def read_tables(pid: int | str) -> Iterator[str]:
+    """The lines of the TCP tables, IPv4 and IPv6, of the network that the process `pid` is in."""
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(FileNotFoundError), Path(f"/proc/{pid}/net/{name}").open() as file:
             yield from file
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens on `port`, on any address of this host."""
-    for family, address in ((socket.AF_INET, ""), (socket.AF_INET6, "")):
-        with contextlib.suppress(_Unsupported), _socket(family) as probe:
-            try:
-                probe.bind((address, port))
-            except OSError:
-                return False
+    """Whether no process listens on `port`, on any address of this host.
+
+    Raises InstanceError if that cannot be checked.
+    """
+    with mapped_errors(f"port {port} cannot be checked"):
+        for family in (socket.AF_INET, socket.AF_INET6):
+            probe = _open_socket(family)
+            if probe is None:
+                continue
+            with probe:
+                try:
+                    probe.bind(("", port))
+                except OSError:
+                    return False
     return True
 
 
 def serves(pids: Iterable[int], port: int) -> bool:
-    """Whether one of these very processes listens on `port`; asks for no more than it takes to find
-    one.
-    """
+    """Whether one of exactly these processes listens on `port`; stops at the first that does."""
     try:
         wanted = {f"socket:[{inode}]" for local, inode in sock_diag.listening() if local == port}
     except OSError:
         return any(_is_listening(pid, port) for pid in pids)
     return bool(wanted) and any(_holds(pid, wanted) for pid in pids)
+
+
+def holder(port: int) -> str:
+    """The process that listens on `port`, for a message: name and pid, where permitted."""
+    with contextlib.suppress(psutil.Error, OSError):
+        for conn in psutil.net_connections(kind="tcp"):
+            if conn.pid and _listens_on(conn, port):
+                return f"{psutil.Process(conn.pid).name()} (pid {conn.pid})"
+    return "another process"
 
 
 def _holds(pid: int, sockets: AbstractSet[str]) -> bool:
@@ -90,39 +110,28 @@ def _holds(pid: int, sockets: AbstractSet[str]) -> bool:
 def _target(file: Path) -> str:
     try:
         return str(file.readlink())
-    except OSError:  # closed meanwhile
+    except OSError:  # closed in the meantime
         return ""
 
 
 def _is_listening(pid: int, port: int) -> bool:
     with contextlib.suppress(psutil.Error):
-        found = psutil.Process(pid).net_connections(kind="tcp")
-        return any(_serves(conn, port) for conn in found)
+        return any(_listens_on(conn, port) for conn in psutil.Process(pid).net_connections("tcp"))
     return False
 
 
-def holder(port: int) -> str:
-    """Who listens on `port`, for a message: a name and a pid, where we may know."""
-    with contextlib.suppress(psutil.Error, OSError):
-        for conn in psutil.net_connections(kind="tcp"):
-            if conn.pid and _serves(conn, port):
-                return f"{psutil.Process(conn.pid).name()} (pid {conn.pid})"
-    return "another process"
-
-
-def _serves(conn: Any, port: int) -> bool:
+def _listens_on(conn: Any, port: int) -> bool:
     return bool(conn.status == psutil.CONN_LISTEN and conn.laddr and conn.laddr.port == port)
 
 
-class _Unsupported(OSError):
-    """This machine has no such address family."""
-
-
-def _socket(family: int) -> socket.socket:
+def _open_socket(family: int) -> socket.socket | None:
+    """A socket to bind; None if this host lacks the address family."""
     try:
         probe = socket.socket(family, socket.SOCK_STREAM)
     except OSError as exc:
-        raise _Unsupported from exc
+        if exc.errno in _UNSUPPORTED:
+            return None
+        raise
     # Connections that linger in TIME_WAIT do not keep a server from listening.
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:

@@ -181,7 +181,7 @@ async def test_a_process_beside_the_main_one_that_runs_out_of_memory_is_told_in_
     async with boxed(server, tmp_path, table, **containers(podman)) as (gateway, recorder):
         await ask(gateway, "web", 1)
         event = await first_failure(recorder)
-        assert event.message.startswith("exited with code 4: a process of it was killed, out of")
+        assert event.message.startswith("exited with code 4: one of its processes was killed, out")
 
 
 # ── images ───────────────────────────────────────────────────────────────────────────────
@@ -283,8 +283,11 @@ def failing(directory: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("echo podman version 2.1.1", "is version 2.1.1, 3.0 is needed: apt-get install podman"),
-        ("echo lxc 4.0", "it is none of podman, docker, nerdctl, a3s-box"),
+        (
+            "echo podman version 2.1.1",
+            "version 2.1.1; install 3.0 or later: apt-get install podman",
+        ),
+        ("echo lxc 4.0", "must be one of podman, docker, nerdctl, a3s-box"),
         ("echo no daemon >&2; exit 1", "exit code 1: no daemon"),
     ],
 )
@@ -310,5 +313,5 @@ async def test_sandbox_isolation_is_for_the_engine_that_has_it(
 ) -> None:
     more = containers(podman)["more"] + '\nisolation = "sandbox"'
     box = Box(box_config(tmp_path, server.url, web(), more=more))
-    with pytest.raises(EngineUnsuitable, match="not for podman"):
+    with pytest.raises(EngineUnsuitable, match="podman has no isolation"):
         await box.run()

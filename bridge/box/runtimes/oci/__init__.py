@@ -1,1 +1,1 @@
-"""The OCI runtime: an instance is a container or a MicroVM that a container engine runs."""
+"""Runtime ``oci``: a container engine runs the instances."""

@@ -1,7 +1,7 @@
-"""What is said to a container engine: each call's arguments, from values. Pure.
+"""The command lines for container engines: each call's arguments, built from values. Pure.
 
-Nothing secret is among them: everybody on the host can read a command line. What an instance gets
-in its environment goes by a file.
+No argument is secret, because every user of the host can read a command line. An instance gets its
+environment from a file.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ LABEL_INSTANCE: Final = "box-bridge.instance"
 LABEL_SERVICE: Final = "box-bridge.service"
 LABEL_SLOT: Final = "box-bridge.slot"
 
-_LINES: Final = 1000  # of a container's log that are kept when it has ended
+_TAIL: Final = 1000  # lines of a container's log
 
 
 class ContainerSpec(Struct, frozen=True, kw_only=True):
-    """A container to be made. `address` is where its ports are published, "" for everywhere."""
+    """A container to create. `address` is where its ports are published; "" means everywhere."""
 
     name: str
     image: str
@@ -40,7 +40,7 @@ class ContainerSpec(Struct, frozen=True, kw_only=True):
 
 
 def labels(host_id: str, instance_id: str, service: str, slot: int) -> dict[str, str]:
-    """By which a container is found again, by its Box and by people."""
+    """The labels by which a Box, or a person, finds the container of an instance."""
     return {
         LABEL_HOST: host_id,
         LABEL_SERVICE: service,
@@ -49,85 +49,90 @@ def labels(host_id: str, instance_id: str, service: str, slot: int) -> dict[str,
     }
 
 
-def make(kind: EngineKind, order: ContainerSpec) -> list[str]:
-    """Make the container; with an engine that does not ``create``, let it go as well."""
-    words = ["create"] if kind.creates else ["run", "-d"]
-    words += ["--name", order.name]
-    for key, value in order.labels.items():
-        words += ["--label", f"{key}={value}"]
-    for entry in order.ports or [f"0:{guest_port([])}"]:
-        words += ["-p", _published(kind, entry, order.address)]
-    if order.vcpus is not None:
-        words += ["--cpus", str(order.vcpus)]
-    if order.memory_mib is not None:
-        words += ["--memory", f"{order.memory_mib}m"]
+def create(kind: EngineKind, spec: ContainerSpec) -> list[str]:
+    """Create the container. An engine without ``create`` starts it in the same call."""
+    arguments = ["create"] if kind.creates else ["run", "-d"]
+    arguments += ["--name", spec.name]
+    for key, value in spec.labels.items():
+        arguments += ["--label", f"{key}={value}"]
+    for entry in spec.ports or [f"0:{guest_port([])}"]:
+        arguments += ["-p", _publish(kind, entry, spec.address)]
+    if spec.vcpus is not None:
+        arguments += ["--cpus", str(spec.vcpus)]
+    if spec.memory_mib is not None:
+        arguments += ["--memory", f"{spec.memory_mib}m"]
         if kind.swap:
-            words += ["--memory-swap", f"{order.memory_mib}m"]  # else it gets as much again
-    if order.isolation:
-        words += ["--isolation", order.isolation]
-    words += ["--env-file", order.env_file]
-    if order.entrypoint:
-        words += ["--entrypoint", order.entrypoint[0]]  # one word is all that docker takes
-    words.append(order.image)
-    rest = [*order.entrypoint[1:], *order.command]
+            arguments += ["--memory-swap", f"{spec.memory_mib}m"]  # the default adds as much swap
+    if spec.isolation:
+        arguments += ["--isolation", spec.isolation]
+    arguments += ["--env-file", spec.env_file]
+    if spec.entrypoint:
+        arguments += ["--entrypoint", spec.entrypoint[0]]  # docker takes a single word
+    arguments.append(spec.image)
+    rest = [*spec.entrypoint[1:], *spec.command]
     if rest and kind.dashes:
-        words.append("--")
-    port = str(guest_port(order.ports))
-    return words + [word.replace("{port}", port) for word in rest]
+        arguments.append("--")
+    port = str(guest_port(spec.ports))
+    return arguments + [word.replace("{port}", port) for word in rest]
 
 
 def start(name: str) -> list[str]:
-    """Let a container go that was made."""
+    """Start a container that was created."""
     return ["start", name]
 
 
 def stop(name: str, grace: float) -> list[str]:
-    """Ask it to end, and kill it after `grace` seconds: engines take whole ones."""
+    """Send SIGTERM, and SIGKILL after `grace` seconds, rounded up: engines take whole seconds."""
     return ["stop", "-t", str(math.ceil(grace)), name]
 
 
 def remove(kind: EngineKind, names: Sequence[str]) -> list[str]:
-    """End containers at once, if they run, and remove them."""
+    """Kill containers that run, and remove them."""
     return [*kind.remove, *names]
 
 
 def inspect(names: Sequence[str]) -> list[str]:
-    """Ask for all that is known of containers; of one at a time unless `kind.inspects_many`."""
+    """Show the state of containers: of one for each call unless `kind.inspects_many`."""
     return ["inspect", *names]
 
 
-def listing(kind: EngineKind, host_id: str) -> list[str]:
-    """Ask for the containers of one Box, ended ones too."""
+def list_containers(kind: EngineKind, host_id: str) -> list[str]:
+    """List the containers of one Box, including those that have ended."""
     return ["ps", "-a", "--filter", f"label={LABEL_HOST}={host_id}", *kind.listing]
 
 
-def sampling(kind: EngineKind) -> list[str]:
-    """Ask what all running containers use."""
+def stats(kind: EngineKind) -> list[str]:
+    """Show what all running containers use."""
     return ["stats", "--no-stream", *kind.sampling]
 
 
 def logs(name: str) -> list[str]:
-    """Ask for all that a container said: podman 4.3 loses a last line without an end in a tail."""
+    """Print a container's whole log: podman 4.3 drops an unterminated last line with ``--tail``."""
     return ["logs", name]
 
 
 def tail(name: str) -> list[str]:
-    """Ask for the last that a container said, where all would take too long."""
-    return ["logs", "--tail", str(_LINES), name]
+    """Print the end of a container's log, where the whole log would take too long."""
+    return ["logs", "--tail", str(_TAIL), name]
 
 
-def look_at_image(kind: EngineKind, image: str) -> list[str]:
-    """Ask whether an image is here."""
+def pull(image: str) -> list[str]:
+    """Pull an image from its registry."""
+    return ["pull", image]
+
+
+def inspect_image(kind: EngineKind, image: str) -> list[str]:
+    """Exit with 0 if the image is on this host."""
     return [*kind.image, image]
 
 
 def env_file(env: Mapping[str, str]) -> bytes:
-    """The file by which an instance gets its environment; `rules` refuse what it cannot carry."""
+    """The environment file of an instance; `runtime_limits` refuses what it cannot hold."""
     return "".join(f"{key}={value}\n" for key, value in env.items()).encode()
 
 
-def _published(kind: EngineKind, entry: str, address: str) -> str:
-    """A ``-p`` for ``host:guest``, where host 0 is any port."""
+def _publish(kind: EngineKind, entry: str, address: str) -> str:
+    """The value of ``-p`` for ``host:guest``; host 0 means any port."""
     host, guest = port_pair(entry)
     if not (address and kind.address):
         # Engines that publish at an address take an empty host port for any.

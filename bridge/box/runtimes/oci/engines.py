@@ -1,7 +1,7 @@
-"""The container engines: where they differ, in one table, and which one this host has.
+"""The container engines: their differences in one table, and the search for this host's engine.
 
-All of them share a command line, and `engine_words` says it. What one of them lacks is refused
-when a request needs it, from what `Engine.lacks` says of this host.
+All engines share most of a command line (commands.py). A request that needs what an engine lacks
+is refused, with the reason from `Engine.lacks`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Final
 
 from msgspec import Struct, field
 
+from bridge.box.runtimes.foreign_errors import FOREIGN, describe
 from bridge.errors import EngineUnsuitable
 
-_PATIENCE: Final = 10.0  # seconds for `--version`, which asks no daemon
+_TIMEOUT: Final = 10.0  # seconds for `--version`, which asks no daemon
 _VERSION: Final = re.compile(
     r"(podman|docker|nerdctl|a3s-box)\b.*?(\d+)\.(\d+)(\S*)", re.IGNORECASE
 )
@@ -26,16 +27,20 @@ _CGROUPS_V2: Final = Path("/sys/fs/cgroup/cgroup.controllers")
 
 
 class EngineKind(Struct, frozen=True, kw_only=True):
-    """What is particular about one kind of engine.
+    """The properties of one kind of engine.
 
-    `oldest` is the oldest version that has all that is asked of it. With `creates` an instance is
-    made by ``create`` and let go by ``start``, else by one ``run -d``. `inspects_many` says whether
-    ``inspect`` takes several names, `image` which command looks at an image, `listing` and
-    `sampling` which format makes ``ps`` and ``stats`` speak JSON, `remove` what ends and removes at
-    once. `address` says whether a port can be published at one address of the host, `swap` whether
-    swap can be limited, `dashes` whether the command follows ``--``, `isolation` which values of
-    ``[box] isolation`` it knows. `trims` says that blanks around the values of an environment file
-    are lost.
+    - `oldest`: the oldest version that supports every call of this package.
+    - `install`: how to install it, for messages.
+    - `creates`: whether it has ``create`` and ``start``; else ``run -d`` does both.
+    - `inspects_many`: whether ``inspect`` takes several names.
+    - `image`: the command that inspects an image.
+    - `listing`, `sampling`: the arguments that make ``ps`` and ``stats`` print JSON.
+    - `remove`: the command that kills and removes containers.
+    - `address`: whether it can publish a port at one address of the host.
+    - `swap`: whether it can limit swap.
+    - `dashes`: whether the container's command follows ``--``.
+    - `isolation`: the values of ``[box] isolation`` that it knows.
+    - `trims`: whether it drops the blanks around a value in an environment file.
     """
 
     name: str
@@ -95,10 +100,10 @@ KINDS: Final[dict[str, EngineKind]] = {
 
 
 class Engine(Struct, frozen=True, kw_only=True):
-    """An engine of this host: its kind, the program, its version.
+    """An engine of this host: its kind, its program, its version.
 
-    `lacks` says, by the field of a request's config (``vcpus``, ``memory_mib``, ``env``), why it
-    cannot honour that here; what `env` says is about values with blanks around them.
+    `lacks` maps a field of a request's config (``vcpus``, ``memory_mib``, ``env``) to the reason
+    why this engine cannot honour it here. `env` concerns only values with blanks around them.
     """
 
     kind: EngineKind
@@ -108,35 +113,36 @@ class Engine(Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """For people: ``podman 4.3.1``."""
+        """The name for messages: ``podman 4.3.1``."""
         return f"{self.kind.name} {self.version}"
 
 
 def find_engine(name: str, *, isolation: str = "", environ: Mapping[str, str]) -> Engine:
-    """The engine that ``[box] engine`` names: a kind that is looked for on the PATH, or a path.
+    """The engine that ``[box] engine`` names: a kind that is searched on the PATH, or a path.
 
-    Which kind a path is, it says itself. Asks for the version alone: whether a daemon behind it
-    answers is another question. Blocks, for ten seconds at most. Raises EngineUnsuitable, saying
-    what to install or to set.
+    ``--version`` tells which kind a path is. A daemon behind the engine is not called. Blocks for
+    10 s at most. Raises EngineUnsuitable, naming what to install or to set.
     """
     path = shutil.which(name, path=environ.get("PATH", os.defpath))
     if path is None:
         raise EngineUnsuitable(name, f"there is no such program here: {_install(name)}")
-    said = _version_of(name, path, environ)
-    match = _VERSION.search(said)
+    output = _version_output(name, path, environ)
+    match = _VERSION.search(output)
     if match is None:
         known = ", ".join(KINDS)
-        raise EngineUnsuitable(name, f"{path} --version says {said[:80]!r}: it is none of {known}")
+        raise EngineUnsuitable(
+            name, f"{path} --version prints {output[:80]!r}, but must be one of {known}"
+        )
     kind = KINDS[match[1].lower()]
     version = f"{match[2]}.{match[3]}{match[4].rstrip(',')}"
     if (int(match[2]), int(match[3])) < kind.oldest:
         least = ".".join(map(str, kind.oldest))
         raise EngineUnsuitable(
-            name, f"{path} is version {version}, {least} is needed: {kind.install}"
+            name, f"{path} is version {version}; install {least} or later: {kind.install}"
         )
     if isolation not in kind.isolation:
         raise EngineUnsuitable(
-            name, f"isolation = {isolation!r} is not for {kind.name}: leave it out, or use a3s-box"
+            name, f"{kind.name} has no isolation = {isolation!r}: leave it out, or use a3s-box"
         )
     lacks = _lacks(kind, version, root=os.geteuid() == 0, unified=_CGROUPS_V2.exists())
     return Engine(kind=kind, path=path, version=version, lacks=lacks)
@@ -148,30 +154,30 @@ def _install(name: str) -> str:
     return "give the path of podman, docker, nerdctl or a3s-box, or of a script that calls one"
 
 
-def _version_of(name: str, path: str, environ: Mapping[str, str]) -> str:
+def _version_output(name: str, path: str, environ: Mapping[str, str]) -> str:
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             [path, "--version"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
             env=dict(environ),
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        raise EngineUnsuitable(name, f"{path} --version: {exc}") from exc
-    if done.returncode:
-        said = done.stderr[-200:].decode(errors="replace").strip()
-        raise EngineUnsuitable(name, f"{path} --version: exit code {done.returncode}: {said}")
-    return done.stdout[:1000].decode(errors="replace").strip()
+    except FOREIGN as exc:
+        raise EngineUnsuitable(name, f"{path} --version: {describe(exc)}") from exc
+    if result.returncode:
+        error = result.stderr[-200:].decode(errors="replace").strip()
+        raise EngineUnsuitable(name, f"{path} --version: exit code {result.returncode}: {error}")
+    return result.stdout[:1000].decode(errors="replace").strip()
 
 
 def _lacks(kind: EngineKind, version: str, *, root: bool, unified: bool) -> dict[str, str]:
-    """What an engine of this kind lacks on this host. Pure."""
+    """`Engine.lacks` for this kind of engine on this host. Pure."""
     lacks = {}
     if kind.name == "podman" and not root and not unified:
         why = f"podman {version} without root needs cgroups v2 to limit it: run the Box as root"
         lacks = {"vcpus": why, "memory_mib": why}
     if kind.trims:
-        lacks["env"] = f"{kind.name} loses the blanks around a value: quote it"
+        lacks["env"] = f"{kind.name} drops the blanks around a value: quote it"
     return lacks

@@ -1,4 +1,4 @@
-"""Images: here, or pulled once for all the instances that wait for one."""
+"""Images: present on the host, or pulled once for all instances that wait for them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from collections.abc import Callable
 from typing import Final
 from weakref import WeakValueDictionary
 
-from bridge.box.runtimes.oci import commands as words
-from bridge.box.runtimes.oci.parsing import complaint
+from bridge.box.runtimes.oci import commands, parsing
 from bridge.box.runtimes.oci.subprocess_calls import EngineCalls
 from bridge.errors import InstanceError
 from bridge.tasks import task_scope
 
-_PATIENCE: Final = 1800.0  # seconds for a pull
-_EVERY: Final = 1.0  # seconds between tellings: each is an event, and they are kept for days
-_MOST: Final = 20  # tellings of one pull, of which more come ever more slowly
+_PULL_TIMEOUT: Final = 1800.0  # seconds
+_REPORT_EVERY: Final = 1.0  # seconds: each report is an event, and events are kept for days
+_REPORTS: Final = 20  # reports of one pull at that rate; after that, the interval doubles each time
 
 
 class ImagePulls:
@@ -25,40 +24,42 @@ class ImagePulls:
 
     def __init__(self, calls: EngineCalls) -> None:
         self._calls = calls
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def provide(self, image: str, tell: Callable[[str], None]) -> None:
-        """Return when `image` is here. While it is pulled, `tell` gets how far that has come.
+    async def provide(self, image: str, report: Callable[[str], None]) -> None:
+        """Return when `image` is on this host. `report` gets the progress of a pull.
 
-        Raises InstanceError with the engine's reason if it cannot be pulled.
+        Raises InstanceError with the engine's reason if the image cannot be pulled.
         """
-        if await self._is_here(image):
+        if await self._is_present(image):
             return
-        turn = self._turns.setdefault(image, asyncio.Lock())
-        if turn.locked():
-            tell(f"waiting for image {image}, which is being pulled")
-        async with turn:
-            if not await self._is_here(image):
-                await self._pull(image, tell)
+        lock = self._locks.setdefault(image, asyncio.Lock())
+        if lock.locked():
+            report(f"waiting for image {image}, which is being pulled")
+        async with lock:
+            if not await self._is_present(image):
+                await self._pull(image, report)
 
-    async def _is_here(self, image: str) -> bool:
-        kind = self._calls.engine.kind
-        return (await self._calls.ask(words.look_at_image(kind, image))).ok
+    async def _is_present(self, image: str) -> bool:
+        return (await self._calls.call(commands.inspect_image(self._calls.engine.kind, image))).ok
 
-    async def _pull(self, image: str, tell: Callable[[str], None]) -> None:
-        tell(f"pulling image {image}")
+    async def _pull(self, image: str, report: Callable[[str], None]) -> None:
+        report(f"pulling image {image}")
         started = time.monotonic()
         progress = _Progress()
         async with task_scope() as tasks:
-            tasks.create_task(progress.tell(lambda line: tell(f"pulling image {image}: {line}")))
-            answer = await self._calls.ask(["pull", image], within=_PATIENCE, tell=progress.take)
-        if not answer.ok:
-            raise InstanceError(f"image {image} cannot be pulled: {complaint(answer.err)}")
-        tell(f"pulled image {image} in {time.monotonic() - started:.1f} s")
+            tasks.create_task(progress.run(lambda line: report(f"pulling image {image}: {line}")))
+            result = await self._calls.call(
+                commands.pull(image), timeout=_PULL_TIMEOUT, on_line=progress.take
+            )
+        if not result.ok:
+            reason = parsing.error_line(result.err)
+            raise InstanceError(f"image {image} cannot be pulled: {reason}")
+        report(f"pulled image {image} in {time.monotonic() - started:.1f} s")
 
 
 class _Progress:
-    """Thins the lines of a pull out, to what is worth an event."""
+    """Reduces the lines of a pull to those that are worth an event."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -66,11 +67,11 @@ class _Progress:
     def take(self, line: str) -> None:
         self._last = line
 
-    async def tell(self, tell: Callable[[str], None]) -> None:
-        """Tell the newest line now and then, if it is new; until cancelled."""
-        told = ""
+    async def run(self, report: Callable[[str], None]) -> None:
+        """Report the newest line at intervals, if it has changed; until cancelled."""
+        previous = ""
         for count in itertools.count():
-            await asyncio.sleep(_EVERY * 2.0 ** max(0, count - _MOST))
-            if self._last != told:
-                told = self._last
-                tell(told)
+            await asyncio.sleep(_REPORT_EVERY * 2.0 ** max(0, count - _REPORTS))
+            if self._last != previous:
+                previous = self._last
+                report(previous)

@@ -1,8 +1,8 @@
-"""What a container engine answers, as values. Pure.
+"""The output of a container engine, parsed into values. Pure.
 
-Engines agree on the shape that docker gave its answers, more or less: podman lists in one array,
-docker and nerdctl one object a line, a3s-box puts some of it beside the docker-shaped part. What
-none of these is raises ValueError, and is told as the engine's failure.
+Engines print more or less the shapes that docker introduced: podman lists in one array, docker and
+nerdctl print one object a line, a3s-box adds fields of its own beside the docker-shaped part.
+Anything else raises an exception of `foreign_errors.FOREIGN`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from msgspec import Struct, field
 from bridge.box.runtimes.base import Usage
 from bridge.box.state.runtime_limits import port_pair
 
-_UNBEGUN: Final = frozenset({"created", "configured", "initialized"})
-_GOING: Final = frozenset({"running", "paused", "stopping", "restarting", "up"})
+_NOT_STARTED: Final = frozenset({"created", "configured", "initialized"})
+_RUNNING: Final = frozenset({"running", "paused", "stopping", "restarting", "up"})
 _SIZE: Final = re.compile(r"([\d.]+)\s*([kKMGT]?)(i?)B")
 _DURATION: Final = re.compile(r"([\d.]+)(ns|µs|us|ms|s|m|h)")
 _SECONDS: Final = {"ns": 1e-9, "µs": 1e-6, "us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
@@ -32,14 +32,14 @@ _ERROR: Final = re.compile(
 
 
 class ContainerState(Struct, frozen=True, kw_only=True):
-    """One container as its engine has it. `ports` maps the guest's to the host's.
+    """One container as its engine reports it. `ports` maps guest ports to host ports.
 
-    `begun` says whether it was ever let go, `running` whether it runs now; `code` is None where the
-    engine does not know how it ended. `pid` is 0 where none is told.
+    `started` says whether it was ever started, `running` whether it runs now. `code` is None where
+    the engine does not know how it ended, `pid` 0 where the engine reports no pid.
     """
 
     name: str
-    begun: bool
+    started: bool
     running: bool
     pid: int = 0
     code: int | None = None
@@ -49,8 +49,10 @@ class ContainerState(Struct, frozen=True, kw_only=True):
 
 
 class ContainerSample(Struct, frozen=True, kw_only=True):
-    """What one container uses. `cpu_seconds` is what it has had so far, None where only a share of
-    the last moment is told, in percent of one processor.
+    """What one container uses.
+
+    `cpu_seconds` counts since its start; None where the engine reports only `cpu_percent`, the
+    share of one processor in the last moment.
     """
 
     cpu_percent: float
@@ -79,7 +81,7 @@ class _Network(Struct, rename="pascal"):
 
 
 class _Inspected(Struct):
-    """Docker's names first, then what a3s-box has beside them."""
+    """Docker's field names first, then those that a3s-box adds."""
 
     state: _StateDocument = field(name="State")
     docker_name: str = field(default="", name="Name")
@@ -89,31 +91,31 @@ class _Inspected(Struct):
     port_map: list[str] = field(default_factory=list)
 
 
-def states(data: bytes) -> dict[str, ContainerState]:
-    """What ``inspect`` says, by the containers' names."""
-    found = msgspec.json.decode(data or b"[]", type=list[_Inspected])
-    return {state.name: state for state in map(_state, found)}
+def parse_inspect(data: bytes) -> dict[str, ContainerState]:
+    """The output of ``inspect``, by container name."""
+    documents = msgspec.json.decode(data or b"[]", type=list[_Inspected])
+    return {state.name: state for state in map(_state, documents)}
 
 
-def _state(found: _Inspected) -> ContainerState:
-    said = found.state
-    status = said.status.lower()
+def _state(document: _Inspected) -> ContainerState:
+    state = document.state
+    status = state.status.lower()
     return ContainerState(
-        name=(found.docker_name or found.name).removeprefix("/"),
-        begun=status not in _UNBEGUN,
-        running=said.running or status in _GOING,
-        pid=said.pid or found.pid or 0,
-        code=said.exit_code,
-        oom=said.oom_killed,
-        error=said.error,
-        ports=_ports(found),
+        name=(document.docker_name or document.name).removeprefix("/"),
+        started=status not in _NOT_STARTED,
+        running=state.running or status in _RUNNING,
+        pid=state.pid or document.pid or 0,
+        code=state.exit_code,
+        oom=state.oom_killed,
+        error=state.error,
+        ports=_ports(document),
     )
 
 
-def _ports(found: _Inspected) -> dict[int, int]:
-    pairs = [port_pair(entry.removesuffix("/tcp")) for entry in found.port_map]
+def _ports(document: _Inspected) -> dict[int, int]:
+    pairs = [port_pair(entry.removesuffix("/tcp")) for entry in document.port_map]
     ports = {guest: host for host, guest in pairs if host}
-    bound = found.network.ports if found.network and found.network.ports else {}
+    bound = document.network.ports if document.network and document.network.ports else {}
     for guest, bindings in bound.items():
         number, _, protocol = guest.partition("/")
         hosts = [item.host_port for item in bindings or () if item.host_port.isdecimal()]
@@ -125,21 +127,21 @@ def _ports(found: _Inspected) -> dict[int, int]:
 # ── ps ───────────────────────────────────────────────────────────────────────────────────
 
 
-def listed(data: bytes) -> dict[str, bool]:
-    """The containers that ``ps -a`` lists, by name: whether each runs."""
-    found = {}
+def parse_list(data: bytes) -> dict[str, bool]:
+    """The output of ``ps -a``, by container name: whether each container runs."""
+    running = {}
     for item in _objects(data):
         names = item.get("Names") or item.get("Name") or item.get("name") or ""
         name = names[0] if isinstance(names, list) and names else str(names).partition(",")[0]
         status = str(item.get("State") or item.get("Status") or item.get("status") or "").lower()
         if not name:
             raise ValueError("it lists a container without a name")
-        found[str(name).removeprefix("/")] = (status.split() or [""])[0] in _GOING
-    return found
+        running[str(name).removeprefix("/")] = (status.split() or [""])[0] in _RUNNING
+    return running
 
 
 def _objects(data: bytes) -> list[dict[str, Any]]:
-    """The objects of an array, or of lines."""
+    """The objects of an array, or of one line each."""
     text = data.strip()
     if text.startswith(b"["):
         return msgspec.json.decode(text, type=list[dict[str, Any]])
@@ -149,8 +151,8 @@ def _objects(data: bytes) -> list[dict[str, Any]]:
 # ── stats ────────────────────────────────────────────────────────────────────────────────
 
 
-def samples(data: bytes) -> dict[str, ContainerSample]:
-    """What ``stats --no-stream`` says, by the containers' names: JSON, or a table."""
+def parse_stats(data: bytes) -> dict[str, ContainerSample]:
+    """The output of ``stats --no-stream``, JSON or a table, by container name."""
     if data.strip()[:1] in (b"[", b"{"):
         return dict(_sample(item) for item in _objects(data))
     return _table(data.decode(errors="replace"))
@@ -168,7 +170,7 @@ def _sample(item: dict[str, Any]) -> tuple[str, ContainerSample]:
 
 
 def _table(text: str) -> dict[str, ContainerSample]:
-    found: dict[str, ContainerSample] = {}
+    samples: dict[str, ContainerSample] = {}
     heads: list[str] = []
     for line in text.splitlines():
         cells = [cell for cell in _COLUMN.split(line.strip()) if cell]
@@ -177,23 +179,23 @@ def _table(text: str) -> dict[str, ContainerSample]:
         elif heads and len(cells) == len(heads):
             row = dict(zip(heads, cells, strict=True))
             memory = row.get("MEM USAGE / LIMIT", "").partition("/")[0]
-            found[row["NAME"]] = ContainerSample(
+            samples[row["NAME"]] = ContainerSample(
                 cpu_percent=_percent(row.get("CPU %", "")),
                 cpu_seconds=None,
                 memory_bytes=_bytes(memory),
             )
-    return found
+    return samples
 
 
 def _percent(text: str) -> float:
     try:
         return float(text.strip().removesuffix("%"))
     except ValueError:
-        return 0.0  # "--": it has just ended
+        return 0.0  # "--": the container has just ended
 
 
 def _bytes(text: str) -> int:
-    """Podman counts in thousands (``kB``), docker in 1,024 (``KiB``)."""
+    """A number of bytes: podman uses powers of 1,000 (``kB``), docker of 1,024 (``KiB``)."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         return 0
@@ -203,14 +205,17 @@ def _bytes(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    """Go's durations: ``1m2.5s``, ``40.2ms``."""
+    """A duration in Go's format, in seconds: ``1m2.5s``, ``40.2ms``."""
     return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(text))
 
 
-def usage(
+def compute_usage(
     before: tuple[float, ContainerSample] | None, after: tuple[float, ContainerSample]
 ) -> Usage:
-    """What a container uses now, from two samples with their times in seconds of one clock."""
+    """What a container uses now, from two samples with their times in seconds of one clock.
+
+    `before` is None for the first sample.
+    """
     at, sample = after
     share = sample.cpu_percent if sample.cpu_seconds is None else 0.0
     if before is not None and sample.cpu_seconds is not None:
@@ -221,29 +226,30 @@ def usage(
     return Usage(cpu_percent=share, memory_bytes=sample.memory_bytes)
 
 
-# ── complaints ───────────────────────────────────────────────────────────────────────────
+# ── error output ─────────────────────────────────────────────────────────────────────────
 
 
-def complaint(stderr: str) -> str:
-    """The line that says what went wrong: the last that calls itself an error, else the last."""
+def error_line(stderr: str) -> str:
+    """The line with the reason: the last one that is marked as an error, else the last one."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if _ERROR.match(line)]
-    said = (errors or lines or ["it gave no reason"])[-1]
-    return _ERROR.sub("", said).strip('"')
+    reason = (errors or lines or ["the engine gave no reason"])[-1]
+    return _ERROR.sub("", reason).strip('"')
 
 
-def is_taken_port(stderr: str) -> bool:
-    """Whether a container could not start because somebody has its port."""
+def is_port_taken(stderr: str) -> bool:
+    """Whether a container could not start because another process has its port."""
     return "address already in use" in stderr or "port is already allocated" in stderr
 
 
 def is_missing(stderr: str) -> bool:
-    """Whether a call failed because there is no such container. In these words alone: whoever takes
-    another failure for it gives up an instance that lives.
+    """Whether a call failed because there is no such container.
+
+    Only these words count: a Box that mistakes another failure for it drops a living instance.
     """
     return _MISSING.search(stderr) is not None
 
 
 def is_name_taken(stderr: str) -> bool:
-    """Whether a container could not be made because there is one of that name."""
+    """Whether a container could not be created because its name is in use."""
     return "already in use" in stderr and "name" in stderr

@@ -1,7 +1,7 @@
-"""Calling a container engine: every call has a deadline, and what is kept of its answer a limit.
+"""Calls to a container engine, as subprocesses: each has a deadline, and its output has a limit.
 
-Nothing here knows what is said. A call that is given up is killed with what it started; what the
-engine has let go (a container, its monitor) lives in sessions of its own.
+This module does not know what the arguments mean. A call that is given up is killed, together with
+what it started; a container and its monitor live in sessions of their own.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from typing import Final
 
 from msgspec import Struct
 
+from bridge.box.runtimes.foreign_errors import FOREIGN, describe
 from bridge.box.runtimes.oci.engines import Engine
 from bridge.errors import EngineSilent, InstanceError
 from bridge.tasks import task_scope
 
-_LONGEST: Final = 64 << 20  # bytes of an answer; `inspect` says 10 KiB of each container
-_LONGEST_WORDS: Final = 64 << 10  # bytes of complaints that are kept: the last ones
+_MAX_OUTPUT: Final = 64 << 20  # bytes of stdout; `inspect` prints 10 KiB for each container
+_KEEP_ERRORS: Final = 64 << 10  # bytes of stderr that are kept: the last ones
 _CHUNK: Final = 64 << 10
-_AT_ONCE: Final = 16  # of the calls that take turns
-_CLOSING: Final = 1.0  # seconds for pipes to close after the call; a child may hold them open
+_CONCURRENT: Final = 16  # calls of `call_in_turn` that run at once
+_CLOSE_TIMEOUT: Final = 1.0  # seconds for pipes to close after the call; a child may hold them open
 
 
 class CallResult(Struct, frozen=True, kw_only=True):
-    """How a call ended, and what it said."""
+    """The exit code and the output of a call."""
 
     code: int
     out: bytes
@@ -39,59 +40,66 @@ class CallResult(Struct, frozen=True, kw_only=True):
 
 
 class EngineCalls:
-    """Calls to one engine. `patience` is the deadline in seconds of what should be quick."""
+    """Calls to one engine. `timeout` is the default deadline, in seconds."""
 
-    def __init__(self, engine: Engine, environ: Mapping[str, str], patience: float) -> None:
+    def __init__(self, engine: Engine, environ: Mapping[str, str], timeout: float) -> None:
         self.engine = engine
-        self.patience = patience
+        self.timeout = timeout
         self._environ = environ
-        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._turns = asyncio.Semaphore(_CONCURRENT)
 
-    async def ask(
+    async def call(
         self,
-        words: Sequence[str],
+        arguments: Sequence[str],
         *,
-        within: float | None = None,
-        tell: Callable[[str], None] | None = None,
+        timeout: float | None = None,
+        on_line: Callable[[str], None] | None = None,
         last: int = 0,
     ) -> CallResult:
-        """Call, and return what it said, whatever that was; or the `last` bytes of it, where it may
-        be long. `tell` gets each line as it comes.
+        """Call the engine and return its output, whatever the exit code.
 
-        Raises EngineSilent if there is no answer `within` so many seconds, and if there is no
-        engine to call any more: whether the call took effect is unknown then.
+        With `last`, only the last so many bytes of stdout and stderr are kept. `on_line` gets each
+        line as it comes. Raises EngineSilent if the engine does not answer in time, or cannot be
+        run now: whether the call took effect is unknown, and another try may succeed. Raises
+        InstanceError if the arguments cannot be passed, or if the output exceeds 64 MiB.
         """
-        patience = within or self.patience
-        call = f"{self.engine.kind.name} {words[0]}"
+        seconds = timeout or self.timeout
+        command = f"{self.engine.kind.name} {arguments[0]}"
         try:
-            async with asyncio.timeout(patience):
-                return await self._call(words, tell, last)
-        except TimeoutError:
-            raise EngineSilent(self.engine.name, call, f"no answer within {patience:g} s") from None
+            async with asyncio.timeout(seconds):
+                return await self._call(arguments, on_line, last)
+        except TimeoutError as exc:
+            reason = f"no answer within {seconds:g} s"
+            raise EngineSilent(self.engine.name, command, reason) from exc
         except OSError as exc:
-            raise EngineSilent(self.engine.name, call, f"cannot be run: {exc}") from exc
+            reason = f"cannot be run: {describe(exc)}"
+            raise EngineSilent(self.engine.name, command, reason) from exc
+        except FOREIGN as exc:  # a NUL byte in an argument, for example: no later call succeeds
+            raise InstanceError(f"{command}: {describe(exc)}") from exc
 
-    async def make(self, words: Sequence[str], *, within: float, last: int = 0) -> CallResult:
-        """The same for a call of which many may come at once: it takes its turn among those."""
-        async with self._places:
-            return await self.ask(words, within=within, last=last)
+    async def call_in_turn(
+        self, arguments: Sequence[str], *, timeout: float, last: int = 0
+    ) -> CallResult:
+        """`call`, at most 16 at once: for calls that many instances make at the same time."""
+        async with self._turns:
+            return await self.call(arguments, timeout=timeout, last=last)
 
     async def _call(
-        self, words: Sequence[str], tell: Callable[[str], None] | None, last: int
+        self, arguments: Sequence[str], on_line: Callable[[str], None] | None, last: int
     ) -> CallResult:
         process = await asyncio.create_subprocess_exec(
             self.engine.path,
-            *words,
+            *arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=dict(self._environ),
-            start_new_session=True,  # a Ctrl-C is for the Box, which knows what to do
+            start_new_session=True,  # a Ctrl-C is for the Box, not for the engine
         )
         assert process.stdout is not None
         assert process.stderr is not None
-        out = _PipeBuffer(last or _LONGEST, tell, last=bool(last))
-        err = _PipeBuffer(last or _LONGEST_WORDS, tell, last=True)
+        out = _PipeBuffer(last or _MAX_OUTPUT, on_line, last=bool(last))
+        err = _PipeBuffer(last or _KEEP_ERRORS, on_line, last=True)
         try:
             async with task_scope() as tasks:
                 reads = [
@@ -99,7 +107,7 @@ class EngineCalls:
                     tasks.create_task(err.read(process.stderr)),
                 ]
                 code = await process.wait()
-                await asyncio.wait(reads, timeout=_CLOSING)
+                await asyncio.wait(reads, timeout=_CLOSE_TIMEOUT)
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -110,14 +118,14 @@ class EngineCalls:
 
 
 class _PipeBuffer:
-    """What is kept of one pipe: `limit` bytes, the `last` ones or else no more than these."""
+    """The output of one pipe: the `last` `limit` bytes, or all of at most `limit` bytes."""
 
     def __init__(
-        self, limit: int, tell: Callable[[str], None] | None, *, last: bool = False
+        self, limit: int, on_line: Callable[[str], None] | None, *, last: bool = False
     ) -> None:
         self.data = bytearray()
         self._limit = limit
-        self._tell = tell
+        self._on_line = on_line
         self._last = last
         self._line = b""
 
@@ -128,16 +136,16 @@ class _PipeBuffer:
                 if not self._last:
                     raise InstanceError(f"the engine's answer is longer than {self._limit} bytes")
                 del self.data[: -self._limit]
-            if self._tell:
+            if self._on_line:
                 *lines, rest = (self._line + chunk).replace(b"\r", b"\n").split(b"\n")
                 self._line = rest[-_CHUNK:]
                 for line in lines:
                     if text := line.decode(errors="replace").strip():
-                        self._tell(text)
+                        self._on_line(text)
 
 
 def _close(process: asyncio.subprocess.Process) -> None:
-    """Let go of pipes that a child of the call's may hold open."""
+    """Close pipes that a child of the call may hold open."""
     transport = getattr(process, "_transport", None)
     if transport is not None:
         transport.close()

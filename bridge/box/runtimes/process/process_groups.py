@@ -1,4 +1,4 @@
-"""Who belongs to an instance: its process group, and what has left that group."""
+"""Which processes belong to an instance: its process group, and descendants that left the group."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import psutil
 
 
 def group_of(pid: int) -> int:
-    """The process group of `pid`, -1 if there is no such process."""
+    """The process group of `pid`; -1 if there is no such process, or none that may be seen."""
     try:
         return os.getpgid(pid)
-    except ProcessLookupError:
+    except OSError:
         return -1
 
 
 def has_others(leader: int) -> bool:
-    """Whether somebody but the leader still lives in its group."""
+    """Whether a process other than the leader still lives in the leader's group."""
     for pid in psutil.pids():
         if pid != leader and group_of(pid) == leader:
             with contextlib.suppress(psutil.Error):
@@ -29,8 +29,9 @@ def has_others(leader: int) -> bool:
 
 
 def members(leader: int) -> Iterator[int]:
-    """The leader, its group, its descendants in groups of their own: the likeliest first, so that
-    who finds one among the first need not look at all processes of the host.
+    """The leader, its group, and its descendants in groups of their own.
+
+    The likeliest come first: a caller that finds its process there need not look at all of them.
     """
     own = children(leader)
     yield leader
@@ -43,13 +44,13 @@ def members(leader: int) -> Iterator[int]:
 
 
 def children(pid: int) -> list[int]:
-    """The direct children of a process; asks the kernel, which lists them, not all processes."""
+    """The direct children of a process. The kernel lists them, without a look at all processes."""
     try:
-        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except FileNotFoundError:  # no such process, or a kernel built without CONFIG_PROC_CHILDREN
         with contextlib.suppress(psutil.Error):
             return [child.pid for child in psutil.Process(pid).children()]
         return []
     except OSError:
         return []
-    return [int(child) for child in listed]
+    return [int(word) for word in words]

@@ -1,8 +1,8 @@
-"""Instances as processes: one process group each, nothing to install.
+"""Runtime ``process``: each instance is a process group; there is nothing to install.
 
-Each instance has a directory with its stdout and stderr in a file each, a port, and a label that it
-carries in its environment, by which strays are found. It runs under a shim (shim.py), which leads
-its group, outlives the Box, and leaves the exit code behind.
+Each instance has a port and a directory with its logs. It carries a label in its environment, by
+which a sweep finds strays. It runs under a shim (shim.py), which leads its group, outlives the Box,
+and writes down the exit code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import Final
 import psutil
 
 from bridge.box.runtimes.base import Exit, Handle, LivingInstance, Spec, Usage
-from bridge.box.runtimes.logs import STDERR, STDOUT, last_line
+from bridge.box.runtimes.foreign_errors import FOREIGN, call_in_thread, mapped_errors
+from bridge.box.runtimes.logs import last_log_line
 from bridge.box.runtimes.process import shim
 from bridge.box.runtimes.process.process_groups import group_of, has_others, members
 from bridge.box.runtimes.process.usage import UsageMeter
@@ -31,9 +32,10 @@ from bridge.box.runtimes.process_identity import ProcessIdentity, identify, is_a
 from bridge.box.runtimes.sockets import holder, is_free, serves
 from bridge.errors import InstanceError, PortTaken
 
-_LOOK: Final = 0.05  # seconds between looks at a group that has lost its leader
-_EXEC_PATIENCE: Final = 1.0  # seconds for the shim to run the command, on a busy machine
-_KILL_PATIENCE: Final = 10.0  # seconds after SIGKILL; only a process stuck in the kernel lasts
+_POLL: Final = 0.05  # seconds between looks at a group that has lost its leader
+_EXEC_TIMEOUT: Final = 1.0  # seconds for the shim to run the command, on a busy machine
+_KILL_TIMEOUT: Final = 10.0  # seconds after SIGKILL; only a process in the kernel takes longer
+_UNREADABLE: Final = "the processes of this host cannot be read"
 
 
 class Process:
@@ -41,25 +43,17 @@ class Process:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.popen: subprocess.Popen[bytes] | None = None  # None as well for an adopted one
+        self.popen: subprocess.Popen[bytes] | None = None  # None for an adopted instance, too
         self.identity: ProcessIdentity | None = None
         self.ended: asyncio.Future[Exit] | None = None
         self.killed = False
         self.grace_ends = 0.0  # the loop's time; until then its group may end by itself
         self.cpus: set[int] = set()
-        self._port = 0
+        self.port = 0
 
     @property
     def instance_id(self) -> str:
         return self.spec.instance_id
-
-    @property
-    def port(self) -> int:
-        return self._port
-
-    @port.setter
-    def port(self, value: int) -> None:
-        self._port = value
 
     @property
     def pid(self) -> int:
@@ -70,7 +64,7 @@ class Process:
 
 
 class ProcessRuntime:
-    """Runtime ``process``. `environ` is what instances inherit, `ports` where they serve."""
+    """See the module. `environ` is what instances inherit; `ports` are the ports they get."""
 
     def __init__(self, root: Path, ports: range, environ: Mapping[str, str]) -> None:
         self._root = root.absolute()
@@ -86,13 +80,11 @@ class ProcessRuntime:
     problem: Final = ""
 
     async def run(self) -> None:
-        """There is nothing to do: the kernel tells."""
+        """Nothing to do: the kernel wakes the event loop when an instance ends."""
 
-    async def create(self, spec: Spec, tell: Callable[[str], None]) -> Process:
-        try:
+    async def create(self, spec: Spec, report: Callable[[str], None]) -> Process:
+        with mapped_errors("the instance's directory cannot be made"):
             spec.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise InstanceError(f"cannot make {spec.directory}: {exc.strerror}") from exc
         process = self._processes[spec.instance_id] = Process(spec)
         return process
 
@@ -103,13 +95,15 @@ class ProcessRuntime:
         process.port = self._take_port(process)
         process.popen, process.identity, process.grace_ends = None, None, 0.0
         process.ended, process.killed = asyncio.get_running_loop().create_future(), False
-        try:
-            process.popen = await asyncio.to_thread(self._spawn, process)
-            process.identity = identify(process.popen.pid)
-            self._limit(process)
-            self._watch(process)
-        except OSError as exc:
-            raise InstanceError(f"cannot start {process.spec.command[0]}: {exc}") from exc
+        with mapped_errors(f"cannot start {' '.join(process.spec.command[:1])}"):
+            try:
+                process.popen = await asyncio.to_thread(self._spawn, process)
+                process.identity = identify(process.popen.pid)
+                self._limit(process)
+                self._watch(process)
+            except FOREIGN:
+                _discard(process)
+                raise
         gate = process.popen.stdin
         assert gate is not None
         try:
@@ -117,25 +111,29 @@ class ProcessRuntime:
                 await record(process.identity, process.port)
                 gate.write(b"go\n")
         finally:
-            with contextlib.suppress(BrokenPipeError):  # it has ended already: `watch` tells
+            with contextlib.suppress(BrokenPipeError):  # it has ended: `watch` returns how
                 gate.close()
 
     async def adopt(self, spec: Spec, identity: ProcessIdentity | None, port: int) -> Process:
-        process = self._processes[spec.instance_id] = Process(spec)
+        process = Process(spec)
         process.identity, process.port = identity, port
         process.ended = asyncio.get_running_loop().create_future()
         if identity is not None and is_alive(identity):
-            with contextlib.suppress(ProcessLookupError):
+            with (
+                mapped_errors(f"cannot adopt {spec.instance_id}"),
+                contextlib.suppress(ProcessLookupError),
+            ):
                 self._watch(process)
                 if spec.vcpus is not None:
                     process.cpus = os.sched_getaffinity(identity.pid)
                     self._cpu_use.update(process.cpus)
         if identity is None or not is_alive(identity):
             self._note_end(process)
+        self._processes[spec.instance_id] = process
         return process
 
     async def list_living(self) -> Mapping[str, LivingInstance]:
-        return await asyncio.to_thread(shim.list_living, self._root)
+        return await call_in_thread(_UNREADABLE, shim.list_living, self._root)
 
     async def watch(self, handle: Handle) -> Exit:
         ended = self._process(handle).ended
@@ -148,28 +146,32 @@ class ProcessRuntime:
             return Exit()
         await self._command_runs(process)
         process.grace_ends = asyncio.get_running_loop().time() + grace
-        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_PATIENCE)):
+        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_TIMEOUT)):
             if not process.ended.done():
                 process.killed = number == signal.SIGKILL
                 _signal_group(process, number)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience):
                     return await asyncio.shield(process.ended)
-        raise InstanceError(f"process {process.pid} does not end, not even by SIGKILL")
+        raise InstanceError(
+            f"process {process.pid} has not ended {_KILL_TIMEOUT:g} s after SIGKILL"
+        )
 
     async def _command_runs(self, process: Process) -> None:
-        """Return when the shim runs the command: a signal before would be the shim's alone."""
-        for _ in range(round(_EXEC_PATIENCE / _LOOK)):
-            if not _running(process) or await asyncio.to_thread(shim.has_command, process.pid):
+        """Return when the shim runs the command: an earlier signal would reach the shim alone."""
+        for _ in range(round(_EXEC_TIMEOUT / _POLL)):
+            if not _is_running(process):
                 return
-            await asyncio.sleep(_LOOK)
+            if await call_in_thread(_UNREADABLE, shim.has_command, process.pid):
+                return
+            await asyncio.sleep(_POLL)
 
     async def listens(self, handle: Handle) -> bool:
-        return await asyncio.to_thread(self._listens, self._process(handle))
+        return await call_in_thread(_UNREADABLE, self._listens, self._process(handle))
 
     async def usage(self, handles: Iterable[Handle]) -> Mapping[str, Usage]:
         groups = {process.pid: process for process in map(self._process, handles) if process.pid}
-        return await asyncio.to_thread(self._usage, groups)
+        return await call_in_thread(_UNREADABLE, self._usage, groups)
 
     def requests_inside(self, without: AbstractSet[int]) -> Counter[int]:
         return Counter()
@@ -178,20 +180,19 @@ class ProcessRuntime:
         if not self._sweep_due:
             return []
         self._sweep_due = False
-        known = {process.pid for process in self._processes.values() if _running(process)}
-        return await asyncio.to_thread(self._end_strays, known)
+        known = {process.pid for process in self._processes.values() if _is_running(process)}
+        return await call_in_thread(_UNREADABLE, self._end_strays, known)
 
     def last_line(self, handle: Handle) -> str:
-        directory = self._process(handle).spec.directory
-        return last_line(directory / STDERR) or last_line(directory / STDOUT)
+        return last_log_line(self._process(handle).spec.directory)
 
     async def end_all(self) -> None:
-        running = [process for process in self._processes.values() if _running(process)]
+        running = [process for process in self._processes.values() if _is_running(process)]
         for process in running:
             process.killed = True
             _signal_group(process, signal.SIGKILL)
         if ends := [process.ended for process in running if process.ended is not None]:
-            await asyncio.wait(ends, timeout=_KILL_PATIENCE)
+            await asyncio.wait(ends, timeout=_KILL_TIMEOUT)
         self._sweep_due = True
         await self.sweep()
 
@@ -207,18 +208,19 @@ class ProcessRuntime:
         return handle
 
     def _take_port(self, process: Process) -> int:
-        """A fixed port if it is free, else the next free one of the range after the last taken:
-        a port just left may still be in somebody's routes.
+        """The fixed port, if it is free; without one, the next free port of the range.
+
+        The search starts after the last port taken: gateways may still route to a port just left.
         """
         if fixed := process.spec.port:
             if not is_free(fixed):
                 raise PortTaken(fixed, holder(fixed))
             return fixed
-        held = {other.port for other in self._processes.values()}
+        reserved = {other.port for other in self._processes.values()}
         for offset in range(len(self._ports)):
             index = (self._next_port + offset) % len(self._ports)
             port = self._ports[index]
-            if port not in held and is_free(port):
+            if port not in reserved and is_free(port):
                 self._next_port = index + 1
                 return port
         first, last = self._ports[0], self._ports[-1]
@@ -250,7 +252,7 @@ class ProcessRuntime:
             os.sched_setaffinity(process.pid, process.cpus)
 
     def _watch(self, process: Process) -> None:
-        """Have the loop tell when the shim ends, and end what it leaves in its group."""
+        """Have the loop notice the end of the shim, and end what it leaves in its group."""
         loop = asyncio.get_running_loop()
         pidfd = os.pidfd_open(process.pid)
 
@@ -260,21 +262,25 @@ class ProcessRuntime:
             end_group()
 
         def end_group() -> None:
-            # A shell that was asked to end is gone at once; what it ran may need its grace.
-            if loop.time() < process.grace_ends and has_others(process.pid):
-                loop.call_later(_LOOK, end_group)
+            # A shell ends at once after SIGTERM; what it ran may need the grace.
+            if loop.time() < process.grace_ends and _may_have_others(process.pid):
+                loop.call_later(_POLL, end_group)
                 return
             if process.popen is not None:
-                # While the dead leader is not reaped its group cannot be another's.
+                # Until the dead leader is reaped, no other group can get its number.
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.popen.wait()
             self._note_end(process)
 
-        loop.add_reader(pidfd, on_exit)
+        try:
+            loop.add_reader(pidfd, on_exit)
+        except OSError:
+            os.close(pidfd)
+            raise
 
     def _note_end(self, process: Process) -> None:
-        """The shim has ended; what is left of its group, a sweep finds by its label."""
+        """The shim has ended. A sweep finds by the label what is left of the group."""
         self._sweep_due = True
         if process.ended is not None and not process.ended.done():
             code = process.popen.returncode if process.popen else None
@@ -289,7 +295,7 @@ class ProcessRuntime:
         if serves(members(process.pid), process.port):
             return True
         if is_free(process.port):
-            return False  # it was somebody's for a moment only
+            return False  # another process had it for a moment
         raise PortTaken(process.port, holder(process.port))
 
     def _usage(self, groups: Mapping[int, Process]) -> dict[str, Usage]:
@@ -300,35 +306,51 @@ class ProcessRuntime:
         }
 
     def _end_strays(self, known: set[int]) -> list[str]:
-        ended = []
+        strays = set()
         for pid in psutil.pids():
             if pid == os.getpid() or group_of(pid) in known:
                 continue
             with contextlib.suppress(psutil.Error, OSError):
                 process = psutil.Process(pid)
                 label = process.environ().get(shim.LABEL, "")
-                # A child of a living instance that made itself a group stays with it.
+                # A child of a living instance may lead a group of its own.
                 if Path(label).parent == self._root and not self._is_living(label):
                     process.kill()
-                    ended.append(Path(label).name)
-        return sorted(set(ended))
+                    strays.add(Path(label).name)
+        return sorted(strays)
 
     def _is_living(self, label: str) -> bool:
         process = self._processes.get(Path(label).name)
-        # One that is being spawned carries the label before its pid is known here.
-        return process is not None and _started(process)
+        # An instance that is being spawned carries the label before its pid is known here.
+        return process is not None and _is_starting_or_running(process)
 
 
-def _started(process: Process) -> bool:
+def _is_starting_or_running(process: Process) -> bool:
     return process.ended is not None and not process.ended.done()
 
 
-def _running(process: Process) -> bool:
-    return process.pid != 0 and _started(process)
+def _is_running(process: Process) -> bool:
+    return process.pid != 0 and _is_starting_or_running(process)
+
+
+def _may_have_others(leader: int) -> bool:
+    """Whether the leader's group may have other living processes."""
+    try:
+        return has_others(leader)
+    except FOREIGN:  # /proc cannot be read now: the grace bounds the wait
+        return True
+
+
+def _discard(process: Process) -> None:
+    """End a shim that could not be set up; its command has not run."""
+    if process.popen is not None:
+        process.popen.kill()
+        process.popen.wait()
+    process.popen, process.identity, process.ended = None, None, None
 
 
 def _signal_group(process: Process, number: int) -> None:
-    """Only while the shim lives is the group surely its own."""
+    """Signal the group. Without a living shim, another group may have got its number."""
     if process.identity is not None and is_alive(process.identity):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)

@@ -1,18 +1,19 @@
-"""The small shell under which an instance runs, and which leads its process group.
+"""The shim: a small shell that runs an instance's command and leads its process group.
 
-- It waits for a word before it starts the command, so that limits hold from the first instruction,
-  and so that the Box can write down which process it is before it does anything; should the Box die
-  meanwhile, the shim ends without running it.
-- It outlives the Box and leaves the exit code in a file, so that an instance that ended while no
-  Box looked can still say how.
-- It ends a fenced instance before the lease of its host does, and at once when it cannot see to
-  that any more: whatever ends the guard but a SIGKILL has it end the whole group first.
-- It carries the instance's label in its environment, and so does all that the instance starts.
+- The shim waits for a line on stdin before it starts the command. Limits hold from the command's
+  first instruction, and the Box can write down the process before it does anything. If the Box
+  dies before that, the shim ends without running the command.
+- The shim outlives the Box and writes the exit code to a file, so that the next Box process can
+  read how an instance ended.
+- The shim ends a fenced instance before the lease of its host expires, and at once when it can no
+  longer check the lease: its guard kills the whole group, unless the guard itself gets a SIGKILL.
+- The shim and everything that the instance starts carry the instance's label in the environment.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -50,25 +51,29 @@ code=$?
 echo "$code" >"$BOX_INSTANCE_DIR/exit"
 exit "$code"
 """
-# Its own stderr goes nowhere: "Killed" would pass for the instance's last words. The guard waits by
-# `read`, on the pipe of the word, of which it holds both ends: where no process may be forked, bash
-# would try to make a `sleep` for 15 s. dash knows no -t, which is status 2, but fails at once.
+# The shim's own stderr is discarded: a shell's "Killed" would pass for the instance's last line.
+# The guard waits with `read` on the pipe of stdin, of which it holds both ends. With `sleep`, bash
+# would retry for 15 s where no process can be forked. dash has no `read -t`: it fails with status 2
+# at once, and `sleep` waits instead.
 _EXIT: Final = "exit"
 _NEVER: Final = "never\n"
 _FENCED: Final = "fenced\n"
-_SIGNALLED: Final = 128  # a shell's code for a command that signal n killed is this plus n
+_CODE: Final = re.compile(r"([0-9]{1,9})\n")
+_SIGNALLED: Final = 128  # the exit code of a command that signal n killed is this plus n
 
 
 class _Shim(subprocess.Popen[bytes]):
-    """A shim may outlive its Box, and a start may be called off: to let go of one that lives is no
-    mistake, and nothing to warn of. One that was never told to go ends then.
+    """A Popen that may be dropped while its process lives, without a ResourceWarning.
+
+    A shim outlives its Box, and a start may be cancelled. A shim that still waits for its line
+    ends when this object goes, because its stdin is closed.
     """
 
     def __del__(self) -> None:
         if self.stdin is not None:
             self.stdin.close()
-        # It has the child reaped later. That it takes what warns is not in its documentation, but
-        # it has since Python 3.6, and a filter of warnings cannot be had as the interpreter ends.
+        # Popen.__del__ has a later call reap the child. Its `_warn` argument is not documented,
+        # but exists since Python 3.6; a warnings filter is gone when the interpreter ends.
         super().__del__(_warn=lambda *_, **__: None)  # type: ignore[call-arg]
 
 
@@ -80,10 +85,10 @@ def spawn(
     env: Mapping[str, str],
     fence: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start the shim in a session of its own; a line on its stdin lets `command` go.
+    """Start the shim in a session of its own. A line on its stdin starts `command`.
 
     stdout and stderr are files in `directory`: a pipe would kill the instance with the Box. Raises
-    OSError.
+    OSError, or ValueError for a NUL byte in `command` or `env`.
     """
     (directory / _EXIT).unlink(missing_ok=True)
     with (directory / STDOUT).open("ab") as stdout, (directory / STDERR).open("ab") as stderr:
@@ -99,19 +104,21 @@ def spawn(
 
 
 def read_exit(directory: Path, returncode: int | None, *, killed: bool) -> Exit:
-    """How the instance ended: as its shim wrote, or as the shim itself did (`returncode`, None if
-    nobody knows; `killed` if it was we who killed it).
+    """How the instance ended: from the file that the shim wrote, else from the shim's own end.
+
+    `returncode` is the shim's, None if it is unknown; `killed` says that this Box killed it. The
+    instance can write to the file as well, so any content is valid input.
     """
     try:
-        text = (directory / _EXIT).read_text()
+        text = (directory / _EXIT).read_text(errors="replace")
     except OSError:
         text = ""
     if text == _NEVER:
         return Exit(ran=False)
     if text == _FENCED:
         return Exit(signal=signal.SIGKILL, fenced=True)
-    if text.endswith("\n") and text.strip().isdigit():
-        code = int(text)
+    if match := _CODE.fullmatch(text):
+        code = int(match[1])
     elif returncode is None:
         return Exit(signal=signal.SIGKILL) if killed else Exit(code=None)
     elif returncode >= 0:
@@ -124,7 +131,7 @@ def read_exit(directory: Path, returncode: int | None, *, killed: bool) -> Exit:
 
 def list_living(root: Path) -> dict[str, LivingInstance]:
     """The living instances under `root`, by id: their shims lead sessions and carry the label."""
-    found = {}
+    living = {}
     for pid in psutil.pids():
         if group_of(pid) != pid:
             continue
@@ -132,17 +139,20 @@ def list_living(root: Path) -> dict[str, LivingInstance]:
             environ = psutil.Process(pid).environ()
             label, identity = Path(environ.get(LABEL, "")), identify(pid)
             if label.parent == root and identity is not None:
-                port = environ.get("PORT", "")
-                found[label.name] = LivingInstance(identity, int(port) if port.isdigit() else 0)
-    return found
+                living[label.name] = LivingInstance(identity, _port(environ.get("PORT", "")))
+    return living
 
 
 def has_command(pid: int) -> bool:
-    """Whether a child of the shim's is the command: before its exec it looks like the shim."""
+    """Whether a child of the shim runs the command: until its exec, a child looks like the shim."""
     with contextlib.suppress(OSError):
         like = _command_line(pid)
         return any(_command_line(child) != like for child in children(pid))
     return False
+
+
+def _port(text: str) -> int:
+    return int(text) if re.fullmatch(r"[0-9]{1,5}", text) else 0
 
 
 def _command_line(pid: int) -> bytes:

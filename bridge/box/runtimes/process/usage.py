@@ -1,8 +1,8 @@
-"""What groups of processes use: CPU and memory.
+"""CPU and memory that groups of processes use.
 
-The kernel has a clock of the CPU of each process. Where it stands still the process did nothing,
-its memory is as it was, and there is nothing to be read; else one small file is. psutil reads six
-files for the same two numbers, which for 500 instances, once a second, is a fortieth of a core.
+The kernel keeps a CPU clock for each process. Where that clock stands still, the process did
+nothing and its memory is unchanged, so nothing is read. Otherwise one small file is read. psutil
+reads six files for the same two numbers: for 500 instances, once a second, 1/40 of a core.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RESIDENT: Final = 21
 
 
 class ProcessSample(Struct, frozen=True, gc=False):
-    """One process: seconds of CPU so far, bytes of memory, and when it started (clock ticks)."""
+    """One process: seconds of CPU since its start, bytes of memory, start time in clock ticks."""
 
     cpu: float
     memory: int
@@ -35,44 +35,47 @@ class ProcessSample(Struct, frozen=True, gc=False):
 
 
 class UsageMeter:
-    """Measures groups, each time since the last."""
+    """Measures groups of processes; each measurement covers the time since the last one."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, ProcessSample] = {}
+        self._samples: dict[int, ProcessSample] = {}
         self._at = 0.0
 
     def measure(self, groups: Container[int], now: float) -> tuple[Counter[int], Counter[int]]:
-        """Percent of one core, in tenths, and bytes of memory of each of the `groups`, but for
-        their leaders; `now` in seconds. The CPU of a process counts from the second look on.
+        """Tenths of a percent of one core, and bytes of memory, of each of the `groups`.
+
+        Leaders do not count. `now` is in seconds. The CPU of a process counts from the second
+        measurement on. Raises OSError if /proc cannot be read.
         """
         cpu: Counter[int] = Counter()
         memory: Counter[int] = Counter()
-        seen: dict[int, ProcessSample] = {}
+        samples: dict[int, ProcessSample] = {}
         span = now - self._at
         for pid in pids():
             group = group_of(pid)
             if group not in groups or pid == group:
                 continue
-            before = self._seen.get(pid)
-            load = read_load(pid, before)
-            if load is None:
+            before = self._samples.get(pid)
+            sample = read_sample(pid, before)
+            if sample is None:
                 continue
-            seen[pid] = load
-            memory[group] += load.memory
-            if before is not None and before.started == load.started and span > 0:
-                cpu[group] += round((load.cpu - before.cpu) / span * 1000)
-        self._seen, self._at = seen, now
+            samples[pid] = sample
+            memory[group] += sample.memory
+            if before is not None and before.started == sample.started and span > 0:
+                cpu[group] += round((sample.cpu - before.cpu) / span * 1000)
+        self._samples, self._at = samples, now
         return cpu, memory
 
 
 def pids() -> list[int]:
-    """All processes of this host."""
+    """The pids of all processes of this host."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 (thousands)
 
 
-def read_load(pid: int, before: ProcessSample | None = None) -> ProcessSample | None:
-    """What `pid` uses; None if there is no such process. `before` is what it used when it was
-    looked at last: the same if its clock has not moved.
+def read_sample(pid: int, before: ProcessSample | None = None) -> ProcessSample | None:
+    """What `pid` uses; None if there is no such process.
+
+    `before`, the last sample of this process, is returned if the process's clock has not moved.
     """
     with contextlib.suppress(OSError):
         cpu = time.clock_gettime(_cpu_clock(pid))
@@ -88,7 +91,8 @@ def read_load(pid: int, before: ProcessSample | None = None) -> ProcessSample | 
 
 
 def _cpu_clock(pid: int) -> int:
-    """The number of the clock of the CPU that a process has used: as clock_getcpuclockid(3) and
-    linux/posix-timers.h make it (CPUCLOCK_SCHED is 2).
+    """The number of the CPU clock of `pid`.
+
+    Computed as in clock_getcpuclockid(3) and linux/posix-timers.h (CPUCLOCK_SCHED is 2).
     """
     return ~pid << 3 | 2

@@ -1,4 +1,4 @@
-"""The journal: what was written is there again, whatever happened to the process or the disk."""
+"""The journal: what was written survives every fault of the process and of the disk."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from bridge.box.state.records import HostOrder, ServiceRecord
 from bridge.errors import ForeignJournal, JournalError
 from bridge.protocol import InstanceEvent, InstanceState, ScaleConfig, encode, now
 from bridge.settings import ServiceConfig
+from tests.failing_sqlite import FULL, FailingSqlite
 from tests.support import eventually
 
 S = InstanceState
@@ -45,7 +46,7 @@ def stepped(before: JournalEntry, to: InstanceState) -> tuple[JournalEntry, Inst
     return replace(before, life=life), event
 
 
-async def test_what_was_written_is_there_in_the_next_life(tmp_path: Path) -> None:
+async def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     first = entry()
     second, event = stepped(first, S.BOOTING)
@@ -68,7 +69,7 @@ async def test_what_was_written_is_there_in_the_next_life(tmp_path: Path) -> Non
         assert journal.backlog == 0
 
 
-async def test_a_number_in_the_outbox_is_never_given_twice(tmp_path: Path) -> None:
+async def test_a_number_in_the_outbox_is_never_used_twice(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     at, event = stepped(entry(), S.BOOTING)
     async with Journal.open(path) as journal:
@@ -83,20 +84,20 @@ async def test_a_number_in_the_outbox_is_never_given_twice(tmp_path: Path) -> No
     assert second.n > first.n
 
 
-async def test_what_is_at_hand_is_what_the_file_says(
+async def test_events_from_memory_equal_those_in_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "_AT_HAND", 7)  # the rest is read from the file
+    monkeypatch.setattr(journal_module, "_CACHE", 7)  # the rest is read from the file
     at = entry()
     async with Journal.open(tmp_path / "journal.db") as journal:
         after = 0
         for count in (1, 3, 20, 2, 30, 5):
             for _ in range(count):
-                at = replace(at, life=lifecycle.note(at.life, now(), "so it is")[0])
-                journal.put(at, lifecycle.note(at.life, now(), "so it is")[1], traceparent="t")
+                at = replace(at, life=lifecycle.note(at.life, now(), "note")[0])
+                journal.put(at, lifecycle.note(at.life, now(), "note")[1], traceparent="t")
             await journal.wait_written()
             while page := await journal.pending(after, 4):
-                assert page == journal._store.pending(after, len(page))  # the plain way
+                assert page == journal._store.pending(after, len(page))  # without the cache
                 journal.mark_stored([item.n for item in page])
                 after = page[-1].n
         await journal.wait_written()
@@ -105,23 +106,17 @@ async def test_what_is_at_hand_is_what_the_file_says(
         assert after == 61
 
 
-async def test_an_event_is_at_hand_when_it_is_on_disk_and_not_before(
+async def test_an_event_is_pending_once_it_is_on_disk_and_not_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fails = True
-    apply = journal_store.JournalStore.apply
-
-    def full(store: journal_store.JournalStore, changes: list[journal_store.Change]) -> None:
-        if fails:
-            raise sqlite3.OperationalError("database or disk is full")
-        apply(store, changes)
-
-    monkeypatch.setattr(journal_store.JournalStore, "apply", full)
+    sqlite = FailingSqlite.install(monkeypatch)
     async with Journal.open(tmp_path / "journal.db") as journal:
+        await journal.wait_written()
+        sqlite.fault = FULL
         journal.put(*stepped(entry(), S.BOOTING))
         await eventually(lambda: "disk is full" in journal.problem, what="the disk is full")
         assert await journal.pending(0, 10) == []
-        fails = False
+        sqlite.fault = None
         await journal.wait_written()
         assert len(await journal.pending(0, 10)) == 1
 
@@ -166,21 +161,15 @@ async def test_only_the_newest_version_of_a_record_is_kept(tmp_path: Path) -> No
 async def test_many_changes_at_once_share_transactions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    groups: list[int] = []
-    apply = journal_store.JournalStore.apply
-
-    def counted(store: journal_store.JournalStore, changes: list[journal_store.Change]) -> None:
-        groups.append(len(changes))
-        apply(store, changes)
-
+    sqlite = FailingSqlite.install(monkeypatch)
     async with Journal.open(tmp_path / "journal.db") as journal:
         await journal.wait_written()
-        monkeypatch.setattr(journal_store.JournalStore, "apply", counted)
+        before = sqlite.transactions
         for number in range(500):
             journal.put(entry(f"web-{number}"))
         await journal.wait_written()
-    assert sum(groups) == 500
-    assert len(groups) < 100
+        assert sqlite.transactions - before < 100
+    assert len(read_snapshot(tmp_path / "journal.db").entries) == 500
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "foreign"])
@@ -208,42 +197,42 @@ async def test_a_damaged_journal_is_set_aside_and_a_new_one_begun(
     assert len(seen.entries) == 1
 
 
-def in_the_words_of_a_newer_version(value: object) -> object:
-    """Each struct in `value` with a field that nobody knows here."""
+def with_new_fields(value: object) -> object:
+    """Each struct in `value` with a field that this version does not know."""
     if not isinstance(value, Struct):
         return value
-    known = {key: in_the_words_of_a_newer_version(item) for key, item in asdict(value).items()}
+    known = {key: with_new_fields(item) for key, item in asdict(value).items()}
     return {**known, "new_in_the_next_version": [1]}
 
 
 def rewrite(path: Path, entry: bytes) -> None:
-    """Have the journal's one instance be journaled as `entry`."""
+    """Replace the journal's single entry with `entry`."""
     db = sqlite3.connect(path)
     with db:
         assert db.execute("UPDATE instances SET entry = ?", (entry,)).rowcount == 1
     db.close()
 
 
-async def test_what_a_newer_version_adds_to_an_instance_is_passed_over(tmp_path: Path) -> None:
+async def test_settings_that_a_newer_version_wrote_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     first, event = stepped(entry(), S.BOOTING)
     async with Journal.open(path) as journal:
         journal.put(first, event)
-    rewrite(path, msgspec.json.encode(in_the_words_of_a_newer_version(first)))
+    rewrite(path, msgspec.json.encode(with_new_fields(first)))
     assert read_snapshot(path).entries == [first]
     async with Journal.open(path) as journal:
         assert (journal.entries, journal.backlog, journal.set_aside) == ({"web-1": first}, 1, "")
 
 
 async def rewritten(path: Path, word: bytes) -> bytes:
-    """A journal whose one instance is in a state `word` that nobody knows; returns its bytes."""
+    """Write a journal whose instance is in the unknown state `word`; returns the file's bytes."""
     async with Journal.open(path) as journal:
         journal.put(entry())
     rewrite(path, encode(entry()).replace(b"Creating", word))
     return path.read_bytes()
 
 
-async def test_what_another_version_says_and_this_one_cannot_read_is_no_damage(
+async def test_a_state_that_only_another_version_knows_is_not_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "journal.db"
@@ -259,7 +248,7 @@ async def test_what_another_version_says_and_this_one_cannot_read_is_no_damage(
 
 
 @pytest.mark.parametrize(("writer", "word"), [("this", b"Hibernating"), ("99.1", b"Creatin\xe7")])
-async def test_what_no_version_has_written_is_damage(
+async def test_a_row_that_no_version_can_have_written_is_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str, word: bytes
 ) -> None:
     path = tmp_path / "journal.db"
@@ -295,23 +284,17 @@ def test_an_older_schema_is_brought_forward(tmp_path: Path) -> None:
     store.close()
 
 
-async def test_what_cannot_be_written_waits_and_is_written_later(
+async def test_changes_wait_while_the_disk_is_full_and_are_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fails = True
-    apply = journal_store.JournalStore.apply
-
-    def full(store: journal_store.JournalStore, changes: list[journal_store.Change]) -> None:
-        if fails:
-            raise sqlite3.OperationalError("database or disk is full")
-        apply(store, changes)
-
+    sqlite = FailingSqlite.install(monkeypatch)
     async with Journal.open(tmp_path / "journal.db") as journal:
-        monkeypatch.setattr(journal_store.JournalStore, "apply", full)
+        await journal.wait_written()
+        sqlite.fault = FULL
         journal.put(entry("web-1"))
         await eventually(lambda: "disk is full" in journal.problem, what="the disk is full")
         journal.put(entry("web-2"))
-        fails = False
+        sqlite.fault = None
         await journal.wait_written()
         assert journal.problem == ""
     assert len(read_snapshot(tmp_path / "journal.db").entries) == 2
@@ -320,37 +303,30 @@ async def test_what_cannot_be_written_waits_and_is_written_later(
 async def test_the_oldest_event_that_is_not_on_disk_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fails = True
-    apply = journal_store.JournalStore.apply
-
-    def full(store: journal_store.JournalStore, changes: list[journal_store.Change]) -> None:
-        if fails:
-            raise sqlite3.OperationalError("database or disk is full")
-        apply(store, changes)
-
-    monkeypatch.setattr(journal_store.JournalStore, "apply", full)
+    sqlite = FailingSqlite.install(monkeypatch)
     async with Journal.open(tmp_path / "journal.db") as journal:
+        await journal.wait_written()
+        sqlite.fault = FULL
         journal.put(entry("web-0"))
-        assert journal.unwritten_since is None  # an intent is nobody's news
+        assert journal.unwritten_since is None  # an entry without an event
         first, event = stepped(entry("web-1"), S.BOOTING)
         journal.put(first, event)
         journal.put(*stepped(first, S.READY))
         assert journal.unwritten_since == event.timestamp
-        fails = False
+        sqlite.fault = None
         await journal.wait_written()
         assert journal.unwritten_since is None
 
 
-async def test_what_is_lost_at_the_end_is_told(
+async def test_changes_that_are_lost_at_the_end_are_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(store: journal_store.JournalStore, changes: list[journal_store.Change]) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
+    sqlite = FailingSqlite.install(monkeypatch)
 
     async def work() -> None:
         async with Journal.open(tmp_path / "journal.db") as journal:
             await journal.wait_written()
-            monkeypatch.setattr(journal_store.JournalStore, "apply", full)
+            sqlite.fault = FULL
             journal.put(entry())
             await eventually(lambda: journal.problem != "", what="the disk is full")
 
@@ -361,12 +337,11 @@ async def test_what_is_lost_at_the_end_is_told(
 async def test_a_journal_that_is_damaged_while_at_work_ends_its_box(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(store: journal_store.JournalStore, changes: list[journal_store.Change]) -> None:
-        raise sqlite3.DatabaseError("database disk image is malformed")
+    sqlite = FailingSqlite.install(monkeypatch)
 
     async def work() -> None:
         async with Journal.open(tmp_path / "journal.db") as journal:
-            monkeypatch.setattr(journal_store.JournalStore, "apply", broken)
+            sqlite.fault = sqlite3.DatabaseError("database disk image is malformed")
             journal.put(entry())
             async with asyncio.timeout(10):
                 await journal.watch()
@@ -375,7 +350,9 @@ async def test_a_journal_that_is_damaged_while_at_work_ends_its_box(
         await work()
 
 
-async def test_looking_changes_nothing_whether_a_box_is_at_work_or_not(tmp_path: Path) -> None:
+async def test_reading_a_snapshot_changes_nothing_with_or_without_a_box(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "journal.db"
     async with Journal.open(path) as journal:
         journal.put(entry())
@@ -388,6 +365,6 @@ async def test_looking_changes_nothing_whether_a_box_is_at_work_or_not(tmp_path:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_looking_for_a_journal_that_is_not_there_says_so(tmp_path: Path) -> None:
+def test_a_snapshot_of_a_missing_journal_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="no Box has worked here"):
         read_snapshot(tmp_path / "journal.db")

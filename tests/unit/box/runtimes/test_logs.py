@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.box.runtimes.logs import KEPT, instances_dir, prune
+from bridge.box.runtimes.logs import KEEP_DIRECTORIES, instances_dir, prune
 
 
 def ended(data_dir: Path, count: int) -> list[Path]:
@@ -17,10 +17,10 @@ def ended(data_dir: Path, count: int) -> list[Path]:
 
 
 def test_the_newest_of_a_service_and_the_living_stay(tmp_path: Path) -> None:
-    before = ended(tmp_path, KEPT + 3)
+    before = ended(tmp_path, KEEP_DIRECTORIES + 3)
     prune(tmp_path, living=[before[0].name])
     assert before[0].is_dir()
-    assert len(list(instances_dir(tmp_path).iterdir())) == KEPT + 1
+    assert len(list(instances_dir(tmp_path).iterdir())) == KEEP_DIRECTORIES + 1
 
 
 def test_a_directory_that_goes_meanwhile_is_nobodys_loss(

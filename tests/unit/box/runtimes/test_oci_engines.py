@@ -8,8 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from bridge.box.fleet.host_record import host_record, offers
-from bridge.box.runtimes.oci import commands as words
-from bridge.box.runtimes.oci import parsing as answers
+from bridge.box.runtimes.oci import commands, parsing
 from bridge.box.runtimes.oci.engines import KINDS, Engine, find_engine
 from bridge.box.runtimes.oci.parsing import ContainerSample, ContainerState
 from bridge.box.scheduler.placement import unfit
@@ -19,7 +18,7 @@ from bridge.protocol import ScaleConfig
 from bridge.settings import BoxConfig, Config, ServiceConfig
 from tests.paths import TESTS
 
-ORDER = words.ContainerSpec(
+ORDER = commands.ContainerSpec(
     name="web-abc",
     image="nginx:alpine",
     entrypoint=["/bin/server", "-x"],
@@ -27,7 +26,7 @@ ORDER = words.ContainerSpec(
     ports=["0:80", "8443:443"],
     vcpus=2,
     memory_mib=512,
-    labels=words.labels("4f1d", "web-abc", "web", 7),
+    labels=commands.labels("4f1d", "web-abc", "web", 7),
     env_file="/data/env",
     address="127.0.0.1",
 )
@@ -77,8 +76,8 @@ def test_an_engine_is_looked_for_on_the_path_that_is_given(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("echo docker version 19.3", "20.10 is needed"),
-        ("echo hello", "none of podman, docker, nerdctl, a3s-box"),
+        ("echo docker version 19.3", "install 20.10 or later"),
+        ("echo hello", "must be one of podman, docker, nerdctl, a3s-box"),
         ("exit 3", "exit code 3"),
         ("kill -9 $$", "exit code -9"),
     ],
@@ -92,7 +91,7 @@ def test_isolation_is_for_the_engine_that_has_it(tmp_path: Path) -> None:
     path = program(tmp_path, "echo a3s-box 3.2.0")
     assert find_engine(path, isolation="sandbox", environ={}).kind.name == "a3s-box"
     path = program(tmp_path, "echo podman version 4.3.1")
-    with pytest.raises(EngineUnsuitable, match="not for podman: leave it out"):
+    with pytest.raises(EngineUnsuitable, match=r"podman has no isolation.*leave it out"):
         find_engine(path, isolation="sandbox", environ={})
 
 
@@ -101,7 +100,7 @@ def test_isolation_is_for_the_engine_that_has_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["podman", "docker", "nerdctl"])
 def test_the_engines_of_containers_create_one(kind: str) -> None:
-    assert words.make(KINDS[kind], ORDER) == [
+    assert commands.create(KINDS[kind], ORDER) == [
         *("create", "--name", "web-abc", *LABELS),
         *("-p", "127.0.0.1::80", "-p", "127.0.0.1:8443:443"),
         *("--cpus", "2", "--memory", "512m", "--memory-swap", "512m"),
@@ -112,46 +111,46 @@ def test_the_engines_of_containers_create_one(kind: str) -> None:
 
 def test_a3s_box_runs_one_as_its_documentation_says() -> None:
     order = replace(ORDER, isolation="sandbox")
-    assert words.make(KINDS["a3s-box"], order) == [
+    assert commands.create(KINDS["a3s-box"], order) == [
         *("run", "-d", "--name", "web-abc", *LABELS),
         *("-p", "0:80", "-p", "8443:443", "--cpus", "2", "--memory", "512m"),
         *("--isolation", "sandbox", "--env-file", "/data/env"),
         *("--entrypoint", "/bin/server", "nginx:alpine", "--", "-x", "--listen", "0.0.0.0:80"),
     ]
-    microvm = words.make(KINDS["a3s-box"], ORDER)
+    microvm = commands.create(KINDS["a3s-box"], ORDER)
     assert "--isolation" not in microvm  # left out for a MicroVM
-    assert words.listing(KINDS["a3s-box"], "4f1d") == [
+    assert commands.list_containers(KINDS["a3s-box"], "4f1d") == [
         *("ps", "-a", "--filter", "label=box-bridge.host-id=4f1d", "--format", "json"),
     ]
-    assert words.sampling(KINDS["a3s-box"]) == ["stats", "--no-stream"]
-    assert words.remove(KINDS["a3s-box"], ["web-abc"]) == ["rm", "-f", "web-abc"]
+    assert commands.stats(KINDS["a3s-box"]) == ["stats", "--no-stream"]
+    assert commands.remove(KINDS["a3s-box"], ["web-abc"]) == ["rm", "-f", "web-abc"]
 
 
 def test_what_is_not_asked_for_is_left_to_the_image_and_the_engine() -> None:
     bare = replace(
         ORDER, entrypoint=[], command=[], ports=[], vcpus=None, memory_mib=None, address=""
     )
-    assert words.make(KINDS["docker"], bare) == [
+    assert commands.create(KINDS["docker"], bare) == [
         *("create", "--name", "web-abc", *LABELS, "-p", "8080"),
         *("--env-file", "/data/env", "nginx:alpine"),
     ]
 
 
 def test_ports_are_published_at_an_address_of_either_kind() -> None:
-    six = words.make(KINDS["podman"], replace(ORDER, address="::1"))
+    six = commands.create(KINDS["podman"], replace(ORDER, address="::1"))
     assert ("[::1]::80" in six, "[::1]:8443:443" in six) == (True, True)
-    everywhere = words.make(KINDS["podman"], replace(ORDER, address=""))
+    everywhere = commands.create(KINDS["podman"], replace(ORDER, address=""))
     assert ("80" in everywhere, "8443:443" in everywhere) == (True, True)
 
 
 def test_grace_is_whole_seconds_and_never_less_than_was_asked() -> None:
-    assert words.stop("web-abc", 0.3) == ["stop", "-t", "1", "web-abc"]
-    assert words.stop("web-abc", 0) == ["stop", "-t", "0", "web-abc"]
-    assert words.stop("web-abc", 10.0) == ["stop", "-t", "10", "web-abc"]
+    assert commands.stop("web-abc", 0.3) == ["stop", "-t", "1", "web-abc"]
+    assert commands.stop("web-abc", 0) == ["stop", "-t", "0", "web-abc"]
+    assert commands.stop("web-abc", 10.0) == ["stop", "-t", "10", "web-abc"]
 
 
 def test_an_environment_file_has_a_line_a_variable() -> None:
-    assert words.env_file({"A": " b=c ", "D": ""}) == b"A= b=c \nD=\n"
+    assert commands.env_file({"A": " b=c ", "D": ""}) == b"A= b=c \nD=\n"
 
 
 # ── what is answered ─────────────────────────────────────────────────────────────────────
@@ -165,13 +164,13 @@ def test_inspect_of_docker_and_podman() -> None:
         {"Name": "web-def", "State": {"Status": "exited", "Running": false, "Pid": 0,
         "ExitCode": 137, "OOMKilled": true}, "NetworkSettings": {"Ports": {}}},
         {"Name": "web-new", "State": {"Status": "created", "Running": false, "ExitCode": 0}}]"""
-    found = answers.states(data)
+    found = parsing.parse_inspect(data)
     assert found["web-abc"] == ContainerState(
-        name="web-abc", begun=True, running=True, pid=4711, code=0, ports={80: 41213}
+        name="web-abc", started=True, running=True, pid=4711, code=0, ports={80: 41213}
     )
     assert (found["web-def"].code, found["web-def"].oom) == (137, True)
-    assert (found["web-new"].begun, found["web-new"].running) == (False, False)
-    assert answers.states(b"") == {}
+    assert (found["web-new"].started, found["web-new"].running) == (False, False)
+    assert parsing.parse_inspect(b"") == {}
 
 
 @pytest.mark.parametrize(
@@ -184,17 +183,17 @@ def test_inspect_of_docker_and_podman() -> None:
     ids=["podman", "docker", "nerdctl"],
 )
 def test_ps_of_the_engines_of_containers(data: bytes) -> None:
-    assert answers.listed(data) == {"web-abc": True, "web-def": False}
+    assert parsing.parse_list(data) == {"web-abc": True, "web-def": False}
 
 
 def test_an_empty_list_is_no_container() -> None:
-    assert answers.listed(b"") == answers.listed(b"[]\n") == {}
+    assert parsing.parse_list(b"") == parsing.parse_list(b"[]\n") == {}
 
 
 @pytest.mark.parametrize("data", [b"{", b"[1]", b'[{"State": "running"}]', b"usage: ps"])
 def test_a_list_that_is_none_is_not_taken_for_an_empty_one(data: bytes) -> None:
     with pytest.raises((ValueError, TypeError)):
-        answers.listed(data)
+        parsing.parse_list(data)
 
 
 def test_stats_of_podman_and_docker() -> None:
@@ -202,25 +201,25 @@ def test_stats_of_podman_and_docker() -> None:
         b'[{"name": "web-abc", "cpu_time": "1m2.5s", "cpu_percent": "18.90%", '
         b'"mem_usage": "512kB / 25.28GB"}]'
     )
-    assert answers.samples(podman) == {
+    assert parsing.parse_stats(podman) == {
         "web-abc": ContainerSample(cpu_percent=18.9, cpu_seconds=62.5, memory_bytes=512_000)
     }
     docker = b'{"Name":"web-abc","CPUPerc":"0.07%","MemUsage":"1.5MiB / 2GiB"}\n'
-    assert answers.samples(docker) == {
+    assert parsing.parse_stats(docker) == {
         "web-abc": ContainerSample(cpu_percent=0.07, cpu_seconds=None, memory_bytes=1_572_864)
     }
     ended = b'{"Name":"web-abc","CPUPerc":"--","MemUsage":"-- / --"}'
-    assert answers.samples(ended)["web-abc"].memory_bytes == 0
+    assert parsing.parse_stats(ended)["web-abc"].memory_bytes == 0
 
 
 def test_a_share_of_the_processor_is_that_of_the_time_between_two_samples() -> None:
     def sample(seconds: float) -> ContainerSample:
         return ContainerSample(cpu_percent=99.0, cpu_seconds=seconds, memory_bytes=1)
 
-    assert answers.usage((10.0, sample(1.0)), (12.0, sample(1.5))).cpu_percent == 25.0
-    assert answers.usage(None, (12.0, sample(1.5))).cpu_percent == 0.0
+    assert parsing.compute_usage((10.0, sample(1.0)), (12.0, sample(1.5))).cpu_percent == 25.0
+    assert parsing.compute_usage(None, (12.0, sample(1.5))).cpu_percent == 0.0
     told = ContainerSample(cpu_percent=7.0, cpu_seconds=None, memory_bytes=1)
-    assert answers.usage(None, (12.0, told)).cpu_percent == 7.0
+    assert parsing.compute_usage(None, (12.0, told)).cpu_percent == 7.0
 
 
 @pytest.mark.parametrize(
@@ -229,11 +228,11 @@ def test_a_share_of_the_processor_is_that_of_the_time_between_two_samples() -> N
         ('time="…" level=warning msg="x"\nError: no such image\n', "no such image"),
         ("Error response from daemon: No such container: x", "No such container: x"),
         ("something else", "something else"),
-        ("", "it gave no reason"),
+        ("", "the engine gave no reason"),
     ],
 )
 def test_a_complaint_is_the_line_that_says_what_is_wrong(stderr: str, said: str) -> None:
-    assert answers.complaint(stderr) == said
+    assert parsing.error_line(stderr) == said
 
 
 @pytest.mark.parametrize(
@@ -250,7 +249,7 @@ def test_a_complaint_is_the_line_that_says_what_is_wrong(stderr: str, said: str)
     ],
 )
 def test_a_missing_container_is_told_from_an_engine_that_fails(stderr: str, missing: bool) -> None:
-    assert answers.is_missing(stderr) == missing
+    assert parsing.is_missing(stderr) == missing
 
 
 # ── a3s-box, from a transcript that was written by hand ──────────────────────────────────
@@ -265,25 +264,25 @@ def a3s_box() -> dict[str, bytes]:
 
 
 def test_the_documented_list_of_a3s_box(a3s_box: dict[str, bytes]) -> None:
-    call = " ".join(["a3s-box", *words.listing(KINDS["a3s-box"], "4f1d")])
-    assert answers.listed(a3s_box[call]) == {"web-abc": True, "web-def": False}
+    call = " ".join(["a3s-box", *commands.list_containers(KINDS["a3s-box"], "4f1d")])
+    assert parsing.parse_list(a3s_box[call]) == {"web-abc": True, "web-def": False}
 
 
 def test_the_documented_inspect_of_a3s_box(a3s_box: dict[str, bytes]) -> None:
     def state(name: str) -> ContainerState:
-        call = " ".join(["a3s-box", *words.inspect([name])])
-        return answers.states(a3s_box[call])[name]
+        call = " ".join(["a3s-box", *commands.inspect([name])])
+        return parsing.parse_inspect(a3s_box[call])[name]
 
     assert state("web-abc") == ContainerState(
-        name="web-abc", begun=True, running=True, pid=4711, ports={80: 41213}
+        name="web-abc", started=True, running=True, pid=4711, ports={80: 41213}
     )
-    assert state("web-def") == ContainerState(name="web-def", begun=True, running=False, code=137)
-    assert state("web-new") == ContainerState(name="web-new", begun=False, running=False)
+    assert state("web-def") == ContainerState(name="web-def", started=True, running=False, code=137)
+    assert state("web-new") == ContainerState(name="web-new", started=False, running=False)
 
 
 def test_the_documented_stats_of_a3s_box(a3s_box: dict[str, bytes]) -> None:
-    call = " ".join(["a3s-box", *words.sampling(KINDS["a3s-box"])])
-    assert answers.samples(a3s_box[call]) == {
+    call = " ".join(["a3s-box", *commands.stats(KINDS["a3s-box"])])
+    assert parsing.parse_stats(a3s_box[call]) == {
         "web-abc": ContainerSample(cpu_percent=12.5, cpu_seconds=None, memory_bytes=96_500_000)
     }
 
@@ -309,7 +308,7 @@ def test_what_an_engine_lacks_is_refused_when_a_request_needs_it() -> None:
 def test_blanks_around_a_value_are_refused_where_the_engine_loses_them(tmp_path: Path) -> None:
     a3s_box = find_engine(program(tmp_path, "echo a3s-box 3.2.0"), environ={}).lacks
     padded = ScaleConfig(env={"A": " b"})
-    assert "A cannot be honoured: a3s-box loses the blanks" in (
+    assert "A cannot be honoured: a3s-box drops the blanks" in (
         refusal("oci", padded, cpus=1, lacks=a3s_box) or ""
     )
     assert refusal("oci", padded, cpus=1) is None

@@ -16,8 +16,9 @@ from bridge.box.runtimes import sock_diag
 from bridge.box.runtimes.process.process_groups import children, members
 from bridge.box.runtimes.process.shim import has_command
 from bridge.box.runtimes.sockets import (
+    ESTABLISHED,
     connections,
-    established,
+    count_by_port,
     is_free,
     parse,
     read_tables,
@@ -38,20 +39,20 @@ TABLE = """\
 
 
 def test_established_connections_count_at_the_serving_end_but_not_probes() -> None:
-    found = list(parse(TABLE.splitlines()))
-    assert established(found)[0x4E20] == 3
-    assert established(found, without={0xA002})[0x4E20] == 2
-    assert established(found)[1] == 0
+    found = list(parse(TABLE.splitlines(), ESTABLISHED))
+    assert count_by_port(found)[0x4E20] == 3
+    assert count_by_port(found, without={0xA002})[0x4E20] == 2
+    assert count_by_port(found)[1] == 0
 
 
 def test_a_real_connection_is_seen_and_a_listening_port_is_not_free() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert not is_free(port)
-        assert established(connections())[port] == 0
+        assert count_by_port(connections())[port] == 0
         with socket.create_connection(("127.0.0.1", port)) as client:
-            assert established(connections())[port] == 1
-            assert established(connections(), without={client.getsockname()[1]})[port] == 0
+            assert count_by_port(connections())[port] == 1
+            assert count_by_port(connections(), without={client.getsockname()[1]})[port] == 0
     assert is_free(port)
 
 
@@ -60,7 +61,7 @@ def test_an_ipv6_listener_is_seen_too() -> None:
         port = server.getsockname()[1]
         assert not is_free(port)
         with socket.create_connection(("::1", port)):
-            assert established(connections())[port] == 1
+            assert count_by_port(connections())[port] == 1
 
 
 def test_the_kernel_tells_what_its_tables_say() -> None:
@@ -74,12 +75,12 @@ def test_the_kernel_tells_what_its_tables_say() -> None:
             socket.create_connection(("127.0.0.1", other)),
             socket.create_connection(("::1", other)),
         ):
-            asked = established(sock_diag.established())
-            read = established(parse(read_tables()))
+            asked = count_by_port(sock_diag.established())
+            read = count_by_port(parse(read_tables("self"), ESTABLISHED))
             assert [asked[port], asked[other]] == [read[port], read[other]] == [1, 2]
             assert asked[plain.getsockname()[1]] == 1
         # Whoever closes first is in TIME_WAIT now: the tables have it, and nobody is told.
-        assert established(sock_diag.established())[port] == 0
+        assert count_by_port(sock_diag.established())[port] == 0
 
 
 def test_where_the_kernel_is_not_to_be_asked_its_tables_are_read(
@@ -92,7 +93,7 @@ def test_where_the_kernel_is_not_to_be_asked_its_tables_are_read(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)):
-            assert established(connections())[port] == 1
+            assert count_by_port(connections())[port] == 1
 
 
 def test_who_listens_is_found_without_a_look_at_all_processes(

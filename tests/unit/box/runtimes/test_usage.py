@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from bridge.box.runtimes.process.usage import UsageMeter, read_load
+from bridge.box.runtimes.process.usage import UsageMeter, read_sample
 
 BURN = "import time\nwhile True: time.process_time()"
 TREE = f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', {BURN!r}])"
@@ -31,7 +31,7 @@ def leading(code: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_process_is_read_as_psutil_reads_it() -> None:
     me = psutil.Process()
-    load = read_load(me.pid)
+    load = read_sample(me.pid)
     assert load is not None
     times = me.cpu_times()
     assert load.cpu == pytest.approx(times.user + times.system, abs=0.5)
@@ -42,19 +42,19 @@ def test_a_process_is_read_as_psutil_reads_it() -> None:
 def test_a_process_that_did_nothing_is_not_read_again() -> None:
     with leading("import time; time.sleep(60)") as child:
         deadline = time.monotonic() + 20
-        before, load = None, read_load(child.pid)
+        before, load = None, read_sample(child.pid)
         while (before is None or load is not before) and time.monotonic() < deadline:
             time.sleep(0.05)  # until it sleeps
-            before, load = load, read_load(child.pid, load)
+            before, load = load, read_sample(child.pid, load)
         assert before is not None
         assert load is before
-        assert load == read_load(child.pid)
+        assert load == read_sample(child.pid)
 
 
 def test_a_process_that_is_not_there_uses_nothing() -> None:
     child = subprocess.Popen([sys.executable, "-S", "-c", "pass"])
     child.wait()
-    assert read_load(child.pid) is None
+    assert read_sample(child.pid) is None
 
 
 def test_a_group_uses_what_its_members_do_and_its_leader_does_not_count() -> None:
