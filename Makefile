@@ -11,12 +11,13 @@ PYTEST_ARGS :=
 SOAK := kills sim
 BENCH_ARGS :=
 BENCH_READY := .bench-venv/.ready
+DOCS_READY := $(VENV)/.docs
 SIM_ARGS := --seeds 9990 --full 10
 
 # Without it each program that a test starts compiles its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-all lint check soak bench clean
+.PHONY: help demo test test-all lint check soak bench docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -45,6 +46,9 @@ soak: $(READY) ## kills at random, then simulated fleets (SOAK=kills, SOAK=sim, 
 bench: $(READY) $(BENCH_READY) ## how fast it is, beside its peers; writes bench-results/ (BENCH_ARGS=--help)
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
+docs: $(DOCS_READY) ## the site, strict, with its links checked: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file .mkdocs.yml
+
 clean: ## remove the environments and everything that was built or measured
 	rm -rf $(VENV) .bench-venv bench-results build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf tests/interop/js/node_modules
@@ -59,6 +63,10 @@ $(READY): pyproject.toml requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)
+
+$(DOCS_READY): docs/requirements.txt $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 # The peers are installed apart from what is measured.
 $(BENCH_READY): tests/bench/peers/requirements.txt

@@ -39,6 +39,8 @@ TRANSIENT: Final = frozenset({ReplyCode.NOT_READY, ReplyCode.BUSY})
 class Refusal(BoxError):
     """A Box refuses a request, and nothing was changed: the code for clients, the reason for
     people. The text of the error is the `error` of the reply.
+
+    Fix: nothing: a Box answers with it, and clients raise ScaleRefused or OrderRefused.
     """
 
     def __init__(self, code: ReplyCode, reason: str) -> None:

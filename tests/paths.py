@@ -8,6 +8,7 @@ from typing import Final
 TESTS: Final = Path(__file__).parent
 REPOSITORY: Final = TESTS.parent
 DOCS: Final = REPOSITORY / "docs"
+EXAMPLES: Final = REPOSITORY / "examples"
 SERVICES: Final = TESTS / "services"
 
 HTTP_SERVICE: Final = SERVICES / "http_service.py"

@@ -91,7 +91,7 @@ def journal(directory: Path) -> Finding:
             "start the Box: it sets a damaged file aside, and rebuilds from the fleet's records",
         )
     if alerts := list_alerts(snapshot, alive_at=now() if locked else None):
-        cure = "the Box publishes the events once NATS answers; see docs/faults.md"
+        cure = "the Box publishes the events once NATS answers; see docs/explanation/journal.md"
         return warn("; ".join(alerts), cure)
     living = sum(entry.life.info.state not in ENDED for entry in snapshot.entries)
     return ok(f"it is undamaged and lists {living} instances; {state}")

@@ -1,9 +1,8 @@
-"""What docs/instances.md says to type and to configure does what it says."""
+"""The four lines of shell that register a server, and the NATS user that may do that alone."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +14,8 @@ from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.errors import NotPermitted
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, decode
-from tests.paths import DOCS, REPOSITORY
+from tests.paths import EXAMPLES, REPOSITORY
 from tests.support import Recorder, connect, eventually
-
-TEXT = (DOCS / "instances.md").read_text()
 
 NATS = f"""#!{sys.executable}
 # In place of the nats CLI: `nats pub [-H NAME:VALUE] SUBJECT BODY`, and nothing else.
@@ -44,17 +41,10 @@ asyncio.run(publish())
 """
 
 
-def block(kind: str) -> str:
-    """The one code block of this kind."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
-    [text] = [text for language, text in blocks if language == kind]
-    return str(text)
-
-
 async def test_four_lines_of_shell_register_a_server_and_withdraw_it_when_it_ends(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    lines = block("sh").splitlines()
+    lines = (EXAMPLES / "register.sh").read_text().splitlines()
     assert len(lines) == 4
     program = tmp_path / "bin" / "nats"
     program.parent.mkdir()
@@ -76,20 +66,21 @@ async def test_four_lines_of_shell_register_a_server_and_withdraw_it_when_it_end
         assert await shell.wait() == 0
         await eventually(lambda: ".deregister." in recorder.messages[-1].subject)
         *announced, withdrawn = recorder.messages
-        told = decode(InstanceRegistration, announced[0].data)
-        assert (told.service, told.endpoint) == ("web", "10.0.0.5:8080")
+        first = decode(InstanceRegistration, announced[0].data)
+        assert (first.service, first.endpoint) == ("web", "10.0.0.5:8080")
         assert {message.subject for message in announced} == {
-            f"box.register.web.{told.instance_id}"
+            f"box.register.web.{first.instance_id}"
         }
         assert {message.headers["Nats-TTL"] for message in announced} == {"30"}
         gone = decode(InstanceDeregistration, withdrawn.data)
-        assert withdrawn.subject == f"box.deregister.web.{told.instance_id}"
-        assert (gone.instance_id, gone.reason) == (told.instance_id, "it has ended")
+        assert withdrawn.subject == f"box.deregister.web.{first.instance_id}"
+        assert (gone.instance_id, gone.reason) == (first.instance_id, "it has ended")
 
 
-async def test_the_permissions_let_an_instance_speak_for_its_service_alone(tmp_path: Path) -> None:
+async def test_the_user_for_instances_may_register_its_own_service_alone(tmp_path: Path) -> None:
     file = tmp_path / "nats.conf"
-    file.write_text(block("").replace("$BOX_PASSWORD", "b").replace("$WEB_PASSWORD", "w"))
+    text = (EXAMPLES / "instance-user.conf").read_text()
+    file.write_text(text.replace("$BOX_PASSWORD", "b").replace("$WEB_PASSWORD", "w"))
     async with (
         EmbeddedServer(tmp_path / "nats", config=file) as server,
         connect(server.url, user="box", password="b") as gateway,

@@ -1,7 +1,8 @@
 """What one message costs, counted: tasks, turns of the loop, calls and memory.
 
 Counts, unlike times, are the same on every machine: one that grows is a hot path that has lost what
-made it fast (docs/performance.md). A bound is what was counted when it was set, and a tenth.
+made it fast (docs/explanation/performance.md). A bound is what was counted when it was set, and a
+tenth.
 """
 
 from __future__ import annotations

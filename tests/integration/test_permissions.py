@@ -25,8 +25,8 @@ from tests.support import box_config, connect
 
 
 def documented() -> str:
-    """The users of docs/doctor.md, as a server's configuration."""
-    page = (DOCS / "doctor.md").read_text()
+    """The users of docs/reference/permissions.md, as a server's configuration."""
+    page = (DOCS / "reference" / "permissions.md").read_text()
     block: str = re.findall(r"```\n(authorization .*?)```", page, re.DOTALL)[0]
     return block.replace("$BOX_PASSWORD", "p").replace("$GATEWAY_PASSWORD", "p")
 
@@ -133,5 +133,5 @@ async def test_a_denial_is_told_beside_all_the_rest(tmp_path: Path) -> None:
         told = found(report, "permissions")
         assert told.status is FAIL
         assert told.says == "as Box box-a this user may not publish box.events.*"
-        assert "docs/doctor.md" in told.cure
+        assert "docs/reference/permissions.md" in told.cure
         assert statuses(report, "nats", "jetstream", "journal") == [OK, OK, OK]

@@ -3,8 +3,9 @@
 nats-py reads through a StreamReader and writes through a task that waits for work: a request and
 its reply take nine turns of the event loops at both ends. Here bytes are parsed in the turn in
 which they arrive, and the first frame of a turn is written in that turn. That leaves three turns
-and a third of the time (docs/performance.md). The other frames of a turn are written in one piece
-at its end: Python 3.12 and newer would send many small pieces, at half the rate.
+and a third of the time (docs/explanation/performance-techniques.md). The other frames of a turn are
+written in one piece at its end: Python 3.12 and newer would send many small pieces, at half the
+rate.
 """
 
 from __future__ import annotations

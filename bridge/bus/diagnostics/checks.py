@@ -31,7 +31,7 @@ _TRIPS: Final = 3  # to the server and back, of which the quickest counts: the r
 _SKEW: Final = 1.0  # seconds
 _MAX_SKEW: Final = 5.0  # seconds; a request expires 10 s after it was made, if not told otherwise
 
-_GRANT: Final = "grant that to this NATS user: docs/doctor.md lists what is needed"
+_GRANT: Final = "grant that to this NATS user: docs/reference/permissions.md lists what is needed"
 
 
 async def server(connection: Connection) -> Finding:

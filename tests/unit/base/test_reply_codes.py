@@ -9,12 +9,11 @@ from bridge.errors import CutOff, NameRefused, NoResponders, NotPermitted, Store
 from bridge.reply_codes import TRANSIENT, Refusal, ReplyCode
 from tests.paths import DOCS
 
-CONTRACT = DOCS / "contract.md"
+CODES = DOCS / "reference" / "refusal-codes.md"
 
 
 def test_the_contract_lists_each_code_and_after_which_the_same_request_may_succeed() -> None:
-    _, _, section = CONTRACT.read_text().partition("### Codes of refusals")
-    rows = re.findall(r"^\| `([a-z_]+)` \|.*\| ([^|]+) \|$", section, re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z_]+)` \|.*\| ([^|]+) \|$", CODES.read_text(), re.MULTILINE)
     assert [code for code, _ in rows] == list(ReplyCode)
     assert {code for code, retry in rows if retry == "soon, the same request"} == TRANSIENT
 
