@@ -1,9 +1,9 @@
-"""A nats-server with JetStream that lives and dies with its owner.
+"""A nats-server with JetStream that lives as long as its owner.
 
-`EmbeddedServer` runs the real server, with the configuration that a fleet runs in production
-(deploy/nats/nats-server.conf). It is ready when it says so (its ports file), logs to a file (a
-pipe that nobody reads would block it), and is left behind by nobody: the kernel kills it when
-the owner dies, however the owner dies. A store has one server at a time.
+`EmbeddedServer` runs the real server with the configuration of a production fleet
+(deploy/nats/nats-server.conf). The server reports that it is ready by its ports file, and logs to a
+file (an unread pipe would block it). The kernel kills it when the owner ends, even by SIGKILL. A
+store has one server at a time.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from msgspec import Struct
 from bridge.bus.server_binary import find_binary
 from bridge.errors import BusError, ServerNotStarted
 
-_POLL: Final = 0.01  # seconds between looks at the ports file
-_STOP_GRACE: Final = 10.0  # seconds for an orderly end before SIGKILL
-_WATCH: Final = 0.5  # seconds between looks at whether the server has ended by itself
-_LOCK_PATIENCE: Final = 2.0  # seconds for a server to go whose owner was killed
+_POLL: Final = 0.01  # seconds between checks of the ports file
+_STOP_GRACE: Final = 10.0  # seconds from SIGTERM to SIGKILL
+_WATCH: Final = 0.5  # seconds between checks whether the server has ended
+_LOCK_PATIENCE: Final = 2.0  # seconds for the server of an owner that was killed to end
 
-# Runs in the child before nats-server does. PR_SET_PDEATHSIG (1) has the kernel send SIGKILL
-# (9) when the owner dies; should it have died already, the parent is another one.
+# Runs in the child before nats-server. With PR_SET_PDEATHSIG (1) the kernel sends SIGKILL (9) when
+# the owner ends; if it has ended already, the parent is another process.
 _LEASH: Final = (
     "import ctypes,os,sys;"
     "ctypes.CDLL(None).prctl(1,9);"
@@ -51,8 +51,8 @@ class _Ports(Struct):
 class EmbeddedServer:
     """A nats-server in a directory of its own; `async with` starts and stops it.
 
-    `port` 0 takes a free one. The store in `directory` lasts: a server started there again has
-    all that was acknowledged. `kill`, `pause` and `resume` are for fault tests.
+    `port` 0 selects a free one. The store in `directory` is durable: a server that is started there
+    again has everything that was acknowledged. `kill`, `pause` and `resume` are for fault tests.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int:
-        """The server's process id, 0 while it does not run."""
+        """The server's process id; 0 while it does not run."""
         return self._process.pid if self._process else 0
 
     async def __aenter__(self) -> Self:
@@ -112,7 +112,7 @@ class EmbeddedServer:
                 shutil.rmtree(ports, ignore_errors=True)
 
     async def stop(self) -> None:
-        """Stop in order, or by SIGKILL after 10 s; returns when the process is gone."""
+        """Stop by SIGTERM, or by SIGKILL after 10 s; returns when the process has ended."""
         process, self._process = self._process, None
         if process is None or process.poll() is not None:
             return
@@ -123,37 +123,37 @@ class EmbeddedServer:
             await _ended(process, _STOP_GRACE)
 
     async def watch(self) -> None:
-        """Raise BusError when the server ends without having been told to."""
+        """Raise BusError when the server ends without `stop` or `kill`."""
         while True:
             if self._process is not None and (code := self._process.poll()) is not None:
-                raise BusError(f"nats-server ended by itself, with {code}: see {self.log_file}")
+                raise BusError(f"nats-server ended with code {code}: see {self.log_file}")
             await asyncio.sleep(_WATCH)
 
     async def kill(self) -> None:
-        """Kill with -9; `start` brings it back on the same port with the same store."""
+        """Kill by SIGKILL; `start` starts it again on the same port with the same store."""
         if self._process is not None:
             self._process.kill()
             await _ended(self._process, _STOP_GRACE)
             self._process = None
 
     def pause(self) -> None:
-        """Freeze the server: connections stay open, and nothing answers once this returns."""
+        """Freeze the server: connections stay open, and it answers nothing once this returns."""
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
-            # One of its threads must run to stop the rest, which on a busy machine takes a while.
+            # One of its threads must run to stop the others, which takes a while on a busy machine.
             with contextlib.suppress(ChildProcessError):  # it has ended
                 os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
-        """Go on after `pause`."""
+        """Continue after `pause`."""
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
 
     @contextlib.asynccontextmanager
     async def _locked(self) -> AsyncIterator[int]:
-        """Take the directory's lock, for the server to inherit: two in one store destroy it.
+        """Lock the directory: two servers in one store would destroy it.
 
-        The lock is held until the last process that has it open ends, which is the server.
+        The server inherits the lock, which is held until the last process that has it open ends.
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ class EmbeddedServer:
             while not _flocked(lock):
                 if asyncio.get_running_loop().time() > deadline:
                     raise ServerNotStarted(
-                        f"another one works in {self.directory}: "
+                        f"another server runs in {self.directory}: "
                         "stop it, or choose another data_dir"
                     )
                 await asyncio.sleep(_POLL)
@@ -183,7 +183,7 @@ class EmbeddedServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=(lock,),
-            start_new_session=True,  # a Ctrl-C is for the owner, who stops the server last
+            start_new_session=True,  # Ctrl-C is for the owner, which stops the server last
         )
 
     async def _ready(self, ports: Path) -> None:
@@ -195,7 +195,9 @@ class EmbeddedServer:
                 self._port = int(url.rpartition(":")[2])
                 return
             if self._process.poll() is not None:
-                raise ServerNotStarted(f"it exited with {self._process.returncode}", self._tail())
+                raise ServerNotStarted(
+                    f"it exited with code {self._process.returncode}", self._tail()
+                )
             if asyncio.get_running_loop().time() > deadline:
                 raise ServerNotStarted(f"not ready within {self._patience:g} s", self._tail())
             await asyncio.sleep(_POLL)
@@ -215,7 +217,7 @@ def _flocked(file: BinaryIO) -> bool:
 
 
 def _listening(ports: Path) -> str:
-    """The client URL that the server wrote into its ports file; empty until it has."""
+    """The client URL in the server's ports file; empty until it is written."""
     for file in ports.glob("*.ports"):
         with contextlib.suppress(msgspec.MsgspecError):  # being written
             return next(iter(msgspec.json.decode(file.read_bytes(), type=_Ports).nats), "")

@@ -98,7 +98,7 @@ async def test_up_ends_when_its_server_does_and_leaves_nothing_behind(home: Path
         assert labelled(str(instance))
         os.kill(server_of(up.process.pid), signal.SIGKILL)
         assert await up.ended() == 1
-        await up.said("nats-server ended by itself, with -9: see .*nats-server.log")
+        await up.said("nats-server ended with code -9: see .*nats-server.log")
     assert not labelled(str(instance))
 
 

@@ -80,7 +80,7 @@ async def test_a_box_at_work_is_found_well_and_is_not_disturbed(
         assert [told.status for told in quick] == [OK] * len(quick), quick
         journal = "it is undamaged and lists 2 instances; a Box uses it"
         assert found(report, "journal").says == journal
-        assert "all as they must be" in found(report, "topology").says
+        assert "all with the right settings" in found(report, "topology").says
         assert not any(told.cure for told in quick)
         assert await stored() == before
         assert (await ask(gateway, "web", 1)).accepted
@@ -187,7 +187,7 @@ async def test_more_copies_than_there_are_servers_are_told(
 ) -> None:
     file = box_file(tmp_path, server.url, replicas=3)
     told = found(await examine(file, {}), "topology")
-    assert (told.status, "in no cluster" in told.says) == (FAIL, True)
+    assert (told.status, "not in a cluster" in told.says) == (FAIL, True)
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_the_binary_can_be_chosen_and_a_wrong_choice_is_told(
 
 @pytest.mark.slow
 async def test_a_store_has_one_server_at_a_time(server: EmbeddedServer) -> None:
-    with pytest.raises(ServerNotStarted, match=r"another one works in .*nats: stop it"):
+    with pytest.raises(ServerNotStarted, match=r"another server runs in .*nats: stop it"):
         await EmbeddedServer(server.directory).start()
     async with connect(server.url) as connection:
         assert connection.connected

@@ -11,7 +11,7 @@ from bridge.bus.leases import WatchedLeases
 
 def _no_guard(leases: WatchedLeases[str], now: float) -> set[str]:
     """Whoever is gone is dead, though many are, and however short the watch was."""
-    return set(leases._gone)
+    return set(leases._expiries)
 
 
 async def _no_look(self: view.FleetView, claim: Any) -> bool:

@@ -1,8 +1,7 @@
-"""Is the bus fit for a fleet? One check each for the server, JetStream, the user's rights, the
-streams and the clock.
+"""Checks of the bus: the server, JetStream, the user's permissions, the streams and the clock.
 
-Each gives a Finding, or raises a BusError for what kept it from finding anything. Nothing is
-created, changed or stored.
+Each returns a Finding, or raises a BusError if it cannot be done. No check creates, changes or
+stores anything.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from bridge.settings import Timing
 
 _OLDEST: Final = (2, 11)  # per-message TTLs
 _BATCHES: Final = (2, 12)  # atomic batches: more than ten times the events a second
-_FULL: Final = 0.8  # of what the account may store
-_FAR: Final = 0.1  # seconds to the server and back; each claim and decision waits for it
-_TRIPS: Final = 3  # to the server and back, of which the quickest counts: the rest is this machine
+_FULL: Final = 0.8  # of the account's limits
+_FAR: Final = 0.1  # seconds of a round trip; each claim and decision waits for it
+_TRIPS: Final = 3  # round trips, of which the fastest counts: the others measure this machine
 _SKEW: Final = 1.0  # seconds
-_MAX_SKEW: Final = 5.0  # seconds; a request expires 10 s after it was made, if not told otherwise
+_MAX_SKEW: Final = 5.0  # seconds; a request expires 10 s after its creation by default
 
 _GRANT: Final = "grant that to this NATS user: docs/reference/permissions.md lists what is needed"
 
 
 async def server(connection: Connection) -> Finding:
-    """Which server it is, how far away, and whether it is new enough."""
+    """The server's version and its distance."""
     info = connection.server_info
     version = str(info.get("version", "?"))
     away = min([await _round_trip(connection) for _ in range(_TRIPS)])
@@ -51,15 +50,15 @@ async def server(connection: Connection) -> Finding:
 
 
 async def _round_trip(connection: Connection) -> float:
-    """Seconds to the server and back, this once."""
+    """Seconds of one round trip to the server."""
     started = time.monotonic()
     await connection.flush()
     return time.monotonic() - started
 
 
 async def jetstream(connection: Connection) -> Finding:
-    """Whether there is a store, and how much of it this account has left."""
-    await topology.api_level(connection)  # raises StoreUnsuitable, with the cure
+    """Whether JetStream is available, and how much of its limits the account has left."""
+    await topology.api_level(connection)  # raises StoreUnsuitable
     info = await _account(connection)
     limits = _limits(info)
     if none := [name for name, _, most in limits if most == 0]:
@@ -76,19 +75,19 @@ async def jetstream(connection: Connection) -> Finding:
 
 
 async def rights(connection: Connection, host: str) -> Finding:
-    """Whether the user may do all that the Box `host` does; without a host, what a gateway does."""
+    """Whether the user has the permissions of the Box `host`; without a host, of a gateway."""
     settings = connection.settings
     wanted = permissions.of_box(settings, host) if host else permissions.of_gateway(settings)
     missing = await permissions.lacking(connection, wanted)
-    who = f"Box {host}" if host else "a gateway"
+    role = f"Box {host}" if host else "a gateway"
     if missing:
-        return fail(f"as {who} this user may not {', '.join(missing)}", _GRANT)
+        return fail(f"as {role} this user may not {', '.join(missing)}", _GRANT)
     tried = len(wanted.publish) + len(wanted.subscribe)
-    return ok(f"all that {who} needs is allowed ({tried} subjects tried)")
+    return ok(f"all that {role} needs is allowed ({tried} subjects tried)")
 
 
 async def streams(connection: Connection, timing: Timing | None) -> Finding:
-    """Whether the streams and buckets keep what they must, as far as they exist."""
+    """Whether the existing streams and buckets have the settings that a fleet needs."""
     replicas = connection.settings.replicas
     wanted = topology.streams(
         connection.subjects,
@@ -107,39 +106,39 @@ async def streams(connection: Connection, timing: Timing | None) -> Finding:
     if broken:
         return fail(
             "; ".join(broken),
-            "mend them with `nats stream edit NAME`, or choose another [nats] prefix",
+            "fix them with `nats stream edit NAME`, or choose another [nats] prefix",
         )
     if len(missing) == len(wanted):
         return _replicated(connection) or warn(
-            f"none of the {len(wanted)} streams and buckets is there yet",
-            "start a Box, which makes them; or check the prefix",
+            f"none of the {len(wanted)} streams and buckets exists yet",
+            "start a Box, which creates them; or check the prefix",
         )
     if missing:
-        return warn(f"missing: {', '.join(missing)}", "a Box makes them when it starts")
-    if ailing := _ailing(there):
-        return warn(ailing, "see to those servers: `nats server report jetstream`")
+        return warn(f"missing: {', '.join(missing)}", "a Box creates them when it starts")
+    if lagging := _lagging(there):
+        return warn(lagging, "check those servers: `nats server report jetstream`")
     return _replicated(connection) or ok(
-        f"{len(there)} streams and buckets, {_copies(replicas)}, all as they must be"
+        f"{len(there)} streams and buckets, {_copies(replicas)}, all with the right settings"
     )
 
 
 async def clock(connection: Connection, now: Callable[[], datetime]) -> Finding:
-    """How far this host's clock is from the server's, which dates all that is stored."""
+    """The difference of this host's clock to the server's, which stamps all stored messages."""
     started = now()
     before = time.monotonic()
     try:
         there = await server_time(connection)
     except NoReply:
-        return skip("there is no stream yet that could tell the server's time: start a Box")
+        return skip("the server's time is unknown without a stream: start a Box")
     took = time.monotonic() - before
     off = (started + timedelta(seconds=took / 2) - there).total_seconds()
     side = "ahead of" if off > 0 else "behind"
     says = f"{abs(off):.3f} s {side} the NATS server's, give or take {took / 2:.3f} s"
     surely = max(0.0, abs(off) - took / 2)
     if surely > _MAX_SKEW:
-        return fail(says, "set it, with NTP (`timedatectl`): requests would be taken for expired")
+        return fail(says, "set it with NTP (`timedatectl`): requests would count as expired")
     if surely > _SKEW:
-        return warn(says, "set it, with NTP (`timedatectl`)")
+        return warn(says, "set it with NTP (`timedatectl`)")
     return ok(says)
 
 
@@ -149,9 +148,7 @@ async def _account(connection: Connection) -> AccountInfo:
 
 
 def _limits(info: AccountInfo) -> list[tuple[str, int, int]]:
-    """What the account uses and may use: bytes of each storage, numbers of the rest. An account
-    with tiers has its limits there.
-    """
+    """Name, use and limit of each resource of the account; its limits are in the tiers, if any."""
     parts: list[Any] = [*info.tiers.values()] if info.tiers else [info]
     found = [
         limit
@@ -167,38 +164,38 @@ def _limits(info: AccountInfo) -> list[tuple[str, int, int]]:
 
 
 def _replicated(connection: Connection) -> Finding | None:
-    """What is wrong with the number of copies; None if nothing is."""
+    """The problem with the number of replicas; None if there is none."""
     replicas, info = connection.settings.replicas, connection.server_info
     servers = len(set(info.get("connect_urls") or ())) or 1
     if replicas > 1 and not info.get("cluster"):
         return fail(
-            f"replicas = {replicas}, but this server is in no cluster",
+            f"replicas = {replicas}, but this server is not in a cluster",
             "set [nats] replicas = 1, or connect to a cluster",
         )
     if replicas > servers:
         return warn(
-            f"replicas = {replicas}, but the cluster tells of {servers} servers",
+            f"replicas = {replicas}, but the cluster reports {servers} servers",
             "add servers to it, or lower [nats] replicas",
         )
     if replicas == 1 and info.get("cluster") and servers >= 3:
         return warn(
             f"one copy of each stream in a cluster of {servers} servers",
-            "set [nats] replicas = 3, and `nats stream edit NAME --replicas 3` for what exists",
+            "set [nats] replicas = 3, and run `nats stream edit NAME --replicas 3` for each stream",
         )
     return None
 
 
-def _ailing(found: list[StreamInfo]) -> str:
-    """Which servers have not all that is stored, and of which streams; empty if all have."""
+def _lagging(found: list[StreamInfo]) -> str:
+    """The servers that lag behind, and with which streams; empty if there are none."""
     behind: dict[str, list[str]] = {}
     for info in found:
         peers: list[Any] = (info.cluster.replicas if info.cluster else None) or []
         for peer in peers:
-            # One that was killed is not said to be offline for minutes; it just is not current.
+            # A server that was killed is not reported offline for minutes, but not current.
             if peer.offline or not peer.current:
                 behind.setdefault(str(peer.name), []).append(str(info.config.name))
     return "; ".join(
-        f"server {name} is away, or behind with {', '.join(streams)}"
+        f"server {name} is offline, or behind with {', '.join(streams)}"
         for name, streams in behind.items()
     )
 

@@ -1,12 +1,12 @@
-"""What a NATS user must be allowed to send and to hear, and whether it is.
+"""The permissions that a NATS user needs, and which of them it has.
 
-A server says no with an `-ERR` on the connection and in no other way: who is not listened to
-hears nothing. So each subject is tried for real, in ways that change nothing:
+A server reports a denial only by an `-ERR` on the connection. Therefore each subject is tried, with
+messages that change nothing:
 
-- what a stream would store names another stream than its own in a header, and is refused;
-- what JetStream would carry out is no JSON;
-- what a Box would carry out has expired;
-- what is about an instance is about one of the service `box-doctor`, which nobody runs.
+- a message for a stream names another stream in a header, so that the stream refuses it;
+- a request to JetStream is not JSON;
+- a request to a Box has expired;
+- a message about an instance names the service `box-doctor`, which does not exist.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from bridge.settings import NatsConfig
 from bridge.subjects import EXPIRES_AT, INBOXES, Subjects
 from bridge.tasks import task_scope
 
-NOBODY: Final = "box-doctor"  # the service, instance and stream that there are not
+NOBODY: Final = "box-doctor"  # a service, instance and stream that do not exist
 
 _PATIENCE: Final = 4.0  # seconds
-_SETTLE: Final = 0.05  # seconds for the tasks to see what the server has said by then
+_SETTLE: Final = 0.05  # seconds for the tasks to process the server's errors
 _NOT_JSON: Final = b"box-bridge doctor"
 _ELSEWHERE: Final = {"Nats-Expected-Stream": NOBODY}
 _EXPIRED: Final = {EXPIRES_AT: "1970-01-01T00:00:01Z"}
 
 
 class Right(Struct, frozen=True, kw_only=True):
-    """A right: the subjects to be allowed, as NATS permissions have them, and how it is tried."""
+    """A permission: the subjects to allow, in NATS syntax, and the message that tries it."""
 
     allow: str
     subject: str
@@ -45,14 +45,14 @@ class Right(Struct, frozen=True, kw_only=True):
 
 
 class Rights(Struct, frozen=True, kw_only=True):
-    """All that a Box, or a gateway, must be allowed to publish and to subscribe to."""
+    """The permissions that a Box, or a gateway, needs to publish and to subscribe."""
 
     publish: list[Right]
     subscribe: list[Right]
 
 
 def of_box(settings: NatsConfig, host: str) -> Rights:
-    """The rights that the Box `host` needs."""
+    """The permissions that the Box `host` needs."""
     subjects = settings.subjects
     buckets = _buckets(subjects)
     publish = [
@@ -80,7 +80,7 @@ def of_box(settings: NatsConfig, host: str) -> Rights:
 
 
 def of_gateway(settings: NatsConfig) -> Rights:
-    """The rights that a gateway needs: to scale, to watch, and to route."""
+    """The permissions that a gateway needs: to scale, to watch, and to route."""
     subjects = settings.subjects
     scale = encode(ScaleRequest(service=NOBODY, replicas=0))
     publish = [
@@ -101,21 +101,21 @@ def of_gateway(settings: NatsConfig) -> Rights:
 
 
 async def lacking(connection: Connection, rights: Rights) -> list[str]:
-    """What of `rights` this connection's user has not: ``publish box.events.*``, …
+    """The permissions of `rights` that this connection's user lacks: ``publish box.events.*``, …
 
-    Raises CutOff and NoReply where the server cannot be asked.
+    Raises CutOff and NoReply if the server does not answer.
     """
     listeners = [await connection.listen(right.subject, _ignore) for right in rights.subscribe]
     try:
         async with task_scope() as tasks:
-            tried = [
+            attempts = [
                 (right, tasks.create_task(_denied(connection, right))) for right in rights.publish
             ]
-            # A refusal comes before the answer to a ping that was sent later: the second one is.
+            # A denial arrives before the PONG of a later PING, which the second one is.
             await connection.flush(_PATIENCE)
             await connection.flush(_PATIENCE)
-            await asyncio.wait([task for _, task in tried], timeout=_SETTLE)
-            publish = [right for right, task in tried if task.done() and task.result()]
+            await asyncio.wait([task for _, task in attempts], timeout=_SETTLE)
+            publish = [right for right, task in attempts if task.done() and task.result()]
             subscribe = [
                 right
                 for right, listener in zip(rights.subscribe, listeners, strict=True)
@@ -130,7 +130,7 @@ async def lacking(connection: Connection, rights: Rights) -> list[str]:
 
 
 async def _denied(connection: Connection, right: Right) -> bool:
-    """Whether the user may not publish there. Whatever else comes back, it could be sent."""
+    """Whether the user may not publish there. After any other reply the message was sent."""
     subject = _in_domain(connection, right.subject)
     try:
         await connection.request(

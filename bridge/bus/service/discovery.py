@@ -1,4 +1,4 @@
-"""What `nats micro ls|info|stats` asks of a service, and what it is told (NATS ADR-32)."""
+"""The replies to `nats micro ls|info|stats` about a service (NATS ADR-32)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TYPE: Final = "io.nats.micro.v1."
 
 
 class EndpointInfo(Struct, frozen=True, kw_only=True):
-    """An endpoint as INFO shows it."""
+    """An endpoint in a reply to INFO."""
 
     name: str
     subject: str
@@ -22,7 +22,7 @@ class EndpointInfo(Struct, frozen=True, kw_only=True):
 
 
 class EndpointStats(Struct, frozen=True, kw_only=True):
-    """An endpoint as STATS shows it; times in nanoseconds."""
+    """An endpoint in a reply to STATS; times are in nanoseconds."""
 
     name: str
     subject: str
@@ -54,7 +54,7 @@ class _Stats(_Identity, frozen=True, kw_only=True):
 
 
 class Description(Struct, frozen=True, kw_only=True):
-    """Who a service is; `started` is RFC 3339, `metadata` never null."""
+    """The identity of a service; `started` is RFC 3339, `metadata` never null."""
 
     name: str
     id: str
@@ -65,7 +65,7 @@ class Description(Struct, frozen=True, kw_only=True):
 
     @property
     def subjects(self) -> tuple[str, str, str]:
-        """The subjects on which the three verbs come in, for all, by name and by id."""
+        """The subjects of the three verbs: for all services, by name and by id."""
         return "$SRV.*", f"$SRV.*.{self.name}", f"$SRV.*.{self.name}.{self.id}"
 
     def answer(
@@ -74,7 +74,7 @@ class Description(Struct, frozen=True, kw_only=True):
         endpoints: Callable[[], list[EndpointInfo]],
         stats: Callable[[], list[EndpointStats]],
     ) -> bytes | None:
-        """The answer to PING, INFO or STATS; None for any other verb."""
+        """The reply to PING, INFO or STATS; None for any other verb."""
         common = {
             "name": self.name,
             "id": self.id,
