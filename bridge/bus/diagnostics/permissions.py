@@ -144,7 +144,7 @@ async def _denied(connection: Connection, right: Right) -> bool:
 
 
 def _ignore(message: Message) -> None:
-    """What comes meanwhile is for others, who hear it too."""
+    """Ignore a message: it is for other subscribers."""
 
 
 def _in_domain(connection: Connection, subject: str) -> str:

@@ -1,6 +1,6 @@
 """JetStream: streams and buckets, created, written to, followed and read under durable names.
 
-Each write ends in an acknowledgement or in an error that says whether anything was stored. Each
+Each write ends in an acknowledgement or in an error that states whether anything was stored. Each
 reader resyncs by itself and reports what it missed.
 """
 

@@ -56,7 +56,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     """The last message that was read: stream sequence `position` of the stream created at
     `created`.
 
-    `created` tells a re-created stream from the old one, whatever their sequences.
+    `created` distinguishes a re-created stream from the old one, whatever their sequences.
     """
 
     position: int

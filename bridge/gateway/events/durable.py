@@ -3,7 +3,7 @@
 At least once: the server remembers which events were acknowledged. It delivers an event without an
 answer again after `ack_wait` seconds, to any worker of the name. Within one process exactly once:
 an event that was acknowledged here is not returned here again, even if it was stored or delivered
-twice (its ``Box-Seq`` tells).
+twice (by its ``Box-Seq``).
 
 A single worker that acknowledges each event before it takes the next gets the events in order.
 """

@@ -134,20 +134,20 @@ class Webhook:
             channel.close()
         return response
 
-    def _without_secrets(self, said: str) -> str:
-        """A receiver may repeat what it was sent."""
+    def _without_secrets(self, text: str) -> str:
+        """`text` without secrets: a receiver may repeat what it was sent."""
         for secret in self._secrets:
-            said = said.replace(secret, "***")
-        return said
+            text = text.replace(secret, "***")
+        return text
 
 
-def judge(status: int, said: str = "", wait: float | None = None) -> WebhookResponse:
-    """What an answer with this status means; `said` is the start of its body.
+def judge(status: int, text: str = "", wait: float | None = None) -> WebhookResponse:
+    """The outcome for an answer with this status; `text` is the start of its body.
 
-    A 4xx says that the request is wrong and would be wrong again, but for 408, 425 and 429. A
-    redirect is not followed and may be mended at either end, so it is tried again.
+    A 4xx means that the request is wrong and would be refused again, except for 408, 425 and 429. A
+    redirect is not followed; it is retried, as the operator of either end may fix it.
     """
-    reason = f"HTTP {status}" + (f": {said}" if said else "")
+    reason = f"HTTP {status}" + (f": {text}" if text else "")
     if 200 <= status < 300:
         return WebhookResponse(verdict=Outcome.TAKEN)
     if 400 <= status < 500 and status not in _TRANSIENT_4XX:

@@ -49,7 +49,7 @@ class RouteTable:
         self._feed = RouteFeed(
             connection, self._state, services, timing.registration_ttl, self._on_change
         )
-        self._chance = random.Random().randrange  # noqa: S311 - nobody gains by guessing it
+        self._chance = random.Random().randrange  # noqa: S311 - a guess gains nothing
         self._inflight: dict[Key, int] = {}
         self._readers: weakref.WeakSet[Changes] = weakref.WeakSet()
         self._change = asyncio.Event()
