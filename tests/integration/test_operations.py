@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from bridge import DrainStuck, DrainTimeout, OrderRefused, ScaleClient, ScaleConfig
 from bridge.admin_protocol import Entry, Fate, Host
 from bridge.box.scheduler import reports
-from bridge.box.scheduler.planner import KEPT_OFF
+from bridge.box.scheduler.planner import EXCLUSION
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.errors import NameRefused
@@ -244,12 +244,12 @@ async def test_a_slot_that_fails_five_times_running_on_a_host_is_kept_off_it_for
         record = await service_record(fleet.gateway)
         [kept] = record.avoid
         assert (kept.slot, kept.host) == (0, "box-a")
-        assert now() < kept.until <= now() + KEPT_OFF
+        assert now() < kept.until <= now() + EXCLUSION
         await fleet.emptied()
         assert set((await fleet.run(1)).values()) == {"box-b"}, "box-a has more room, but no"
         assert failures() == 5
         await fleet.emptied()
-        fleet.ahead = KEPT_OFF
+        fleet.ahead = EXCLUSION
         assert set((await fleet.run(1)).values()) == {"box-b"}
         await eventually(lambda: failures() == 10, what="box-a had its chance again")
         fleet.ahead = timedelta()  # or the question would come too late

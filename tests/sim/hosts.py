@@ -75,7 +75,7 @@ class Host:
     def offers(self, service: str, record: ServiceRecord) -> bool:
         """Whether it can run `service` as its record has it."""
         there = self.record()
-        return service in self.services and not placement.unfit(service, there, record.config)
+        return service in self.services and not placement.run_blocker(service, there, record.config)
 
     # ── its instances ────────────────────────────────────────────────────────────────────
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from bridge.box.scheduler import rollout
-from bridge.box.scheduler.placement import host_port, unfit
+from bridge.box.scheduler.placement import host_port, run_blocker
 from bridge.box.state.lifecycle import SERVING
 from bridge.box.state.records import ServiceRecord, SlotRecord
 from bridge.subjects import parse_slot_key, slot_key
@@ -99,7 +99,7 @@ class Unsettled:
             if host.gone or service not in host.services or host.name in avoided:
                 continue
             there = host.record()
-            fits = not unfit(service, there, record.config)
+            fits = not run_blocker(service, there, record.config)
             taken = host_port(record.config, there, service) and any(
                 key.startswith(f"{service}.") and entry.value and entry.value.host == host.name
                 for key, entry in self._world.buckets["slots"].last.items()

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from bridge.box.fleet.decisions import Decisions
 from bridge.box.fleet.view import FleetView
-from bridge.box.scheduler.placement import demand, room, unfit
-from bridge.box.scheduler.planner import avoiding
+from bridge.box.scheduler.placement import demand, room, run_blocker
+from bridge.box.scheduler.planner import with_avoidance
 from bridge.box.state import lifecycle
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import Decision, HostIdentity, ServiceRecord, SlotRecord
@@ -55,7 +55,7 @@ class Claims:
         me, listed = self._fleet.state.hosts.get(self._me.host), service in self._services
         if me is None or listed != (service in me.services) or not (listed or record.on_request):
             return False
-        return not unfit(service, me, record.config)
+        return not run_blocker(service, me, record.config)
 
     async def take(self, service: str, slot: int) -> Record[SlotRecord] | None:
         """Claim a slot that is free, or a dead host's. None if the plan is outdated."""
@@ -112,7 +112,7 @@ class Claims:
             return replace(
                 record,
                 version=record.version + 1,
-                avoid=avoiding(record, slot, me, at),
+                avoid=with_avoidance(record, slot, me, at),
                 decision=Decision(at=at, host=me, replicas=record.target, error=note, step=True),
             )
 

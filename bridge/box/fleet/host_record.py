@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from bridge.box.fleet import fence
 from bridge.box.state.records import Demand, HostRecord, Offer
-from bridge.box.state.runtime_limits import NO_LACKS, fixed_port, refusal
+from bridge.box.state.runtime_limits import NO_LACKS, config_blocker, fixed_port
 from bridge.errors import ConfigError
 from bridge.protocol import ScaleConfig
 from bridge.settings import Config, ServiceConfig
@@ -54,7 +54,7 @@ def offers(config: Config, lacks: Mapping[str, str] = NO_LACKS) -> dict[str, Off
         )
         runtime = config.box.runtime
         problem = (
-            refusal(runtime, defaults, cpus=cpus(), lacks=lacks)
+            config_blocker(runtime, defaults, cpus=cpus(), lacks=lacks)
             or _misfit(runtime, service)
             or (fence.blocker(config.timing) if service.fence else None)
         )

@@ -80,7 +80,7 @@ def decide(request: AdmissionRequest, fleet: FleetState) -> Admission:
     hosts = capacity_for(scale.service, fleet, wanted)
     if not hosts.able and not _only_lowers(request, record):
         return refuse(scale, fleet, _no_host(scale.service, fleet, wanted, hosts.blockers))
-    if wanted.on_request and (why := on_request.limit_reached(scale.service, fleet, request.at)):
+    if wanted.on_request and (why := on_request.limit_blocker(scale.service, fleet, request.at)):
         return refuse(scale, fleet, Refusal(ReplyCode.CAPACITY_EXCEEDED, why))
     return _grant(request, fleet, record, on_request.fully_named(config), hosts)
 

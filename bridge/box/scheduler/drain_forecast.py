@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from bridge.box.scheduler.placement import HostRoom, Placement, able_hosts, avoided
+from bridge.box.scheduler.placement import HostRoom, Placement, able_hosts, excluded_hosts
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import HostOrder
 
@@ -47,7 +47,7 @@ class DrainForecast:
             record, (vacant, leaving) = fleet.services[service], homeless[service]
             board = Placement(service, fleet, record, spare, able[service])
             # One that moves gets a new slot, which is kept off no host.
-            placed = board.place(vacant, avoided(record, at)) | board.place(leaving, {})
+            placed = board.place(vacant, excluded_hosts(record, at)) | board.place(leaving, {})
             self._missing[service] = len(vacant) + len(leaving) - len(placed)
 
     def short(self, host: str) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """Services that a request alone makes, by naming an image that hosts admit. Pure.
 
-Whether requests make a service is settled when it begins, and remembered in its record: the same
-name never means a host's own configuration at one time and an image at another while it has
-instances. Names are free to invent, so a fleet remembers a bounded number of them.
+Whether requests make a service is decided when it begins, and stored in its record. While it has
+instances, its name never changes its meaning from a host's own configuration to an image. Requests
+may invent any name, so a fleet remembers a bounded number of them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from bridge.images import full_reference
 from bridge.protocol import ScaleConfig
 from bridge.settings import ServiceConfig
 
-MAX_ON_REQUEST: Final = 1000  # of a fleet; records are never deleted, a loss of the store is healed
-REMEMBERED: Final = timedelta(days=7)  # the config of one at 0; as long as its events are kept
+# In a fleet. Records are never deleted: a missing record counts as lost, and is restored.
+MAX_ON_REQUEST: Final = 1000
+REMEMBERED: Final = timedelta(days=7)  # the config of a service at 0: as long as its events
 
 
 def basis(service: str, fleet: FleetState, at: datetime) -> ServiceRecord:
-    """The record that a decision starts from. Whether requests may make the service by an image
-    is settled when it begins: they may if no live Box lists it. One that Boxes have run by their
-    own configuration is never taken over.
+    """The record that a decision starts from. Requests may make the service by an image if no live
+    Box lists it when it begins. A service that Boxes have run by their own configuration is never
+    taken over.
     """
     record, listed = fleet.services.get(service), fleet.is_listed(service)
     if record is None:
@@ -45,21 +46,21 @@ def _is_idle(record: ServiceRecord) -> bool:
 
 
 def is_forgotten(record: ServiceRecord, at: datetime) -> bool:
-    """Whether nothing of the record counts any more but its version and what it was asked for."""
+    """Whether only the version and the requests of the record still count."""
     decided = record.decision
     return _is_idle(record) and (decided is None or decided.at + REMEMBERED <= at)
 
 
-def limit_reached(service: str, fleet: FleetState, at: datetime) -> str:
-    """Why the service, which a request would make, is one more than a fleet may have; empty if it
-    is not.
-    """
-    there = fleet.services.get(service)
-    if there is not None and not is_forgotten(there, at):
-        return ""
-    made = (item for item in fleet.services.values() if item.on_request)
-    if sum(not is_forgotten(item, at) for item in made) < MAX_ON_REQUEST:
-        return ""
+def limit_blocker(service: str, fleet: FleetState, at: datetime) -> str | None:
+    """Why a request must not make the service: the fleet remembers as many as it may."""
+    record = fleet.services.get(service)
+    if record is not None and not is_forgotten(record, at):
+        return None
+    remembered = sum(
+        record.on_request and not is_forgotten(record, at) for record in fleet.services.values()
+    )
+    if remembered < MAX_ON_REQUEST:
+        return None
     return (
         f"unknown service {service!r}: requests have made {MAX_ON_REQUEST} services, and a fleet "
         f"remembers no more; one that is at 0 is forgotten after {REMEMBERED.days} days"
@@ -67,8 +68,8 @@ def limit_reached(service: str, fleet: FleetState, at: datetime) -> str:
 
 
 def fully_named(config: ScaleConfig) -> ScaleConfig:
-    """`config` with its image in the one form that every engine reads alike; what is no reference
-    stays as it is, and is admitted by nobody who has not configured it.
+    """`config` with its image as a full reference, which every engine reads alike. An invalid
+    reference stays as it is: only a host that is configured with it admits it.
     """
     try:
         return replace(config, image=full_reference(config.image)) if config.image else config
@@ -77,6 +78,6 @@ def fully_named(config: ScaleConfig) -> ScaleConfig:
 
 
 def made_from(record: ServiceRecord) -> ServiceConfig | None:
-    """How an instance of a service is made that no host lists; None if requests do not make it."""
+    """The configuration of a service that no host lists; None if requests do not make it."""
     image = record.config.image
     return ServiceConfig(image=image) if record.on_request and image else None

@@ -1,9 +1,8 @@
 """Which hosts can run a service, and which of them should take a slot. Pure.
 
-Every Box gives the same answer from the same records. Of the hosts with room it is one on which
-there is what the instance is to have, of these the one with the most room, then the one with the
-fewest instances of the service, then the first by name. Nothing moves because a host joined: only
-free slots are placed.
+Every Box gives the same answer from the same records. Hosts with room are ranked: first those that
+have the vcpus and memory that the instance demands, then by most room, then by fewest instances of
+the service, then by name. Only free slots are placed, so a host that joins moves nothing.
 """
 
 from __future__ import annotations
@@ -24,124 +23,129 @@ from bridge.box.state.records import (
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.state.runtime_limits import fixed_port, refusal
+from bridge.box.state.runtime_limits import config_blocker, fixed_port
 from bridge.images import admits, same_image
 from bridge.protocol import ScaleConfig
 
 Rank = tuple[bool, int, int, str]
-"""Where a host stands: the first of all takes the next slot. Its name comes last."""
+"""The rank of a host; the lowest takes the next slot. Its name comes last."""
 
-_NONE: Final = (True, 0, 0, "")
+_NO_RANK: Final = (True, 0, 0, "")
 
 
 def able_hosts(
     service: str, fleet: FleetState, record: ServiceRecord
 ) -> tuple[dict[str, HostRecord], dict[str, str]]:
-    """The live hosts that can run `service` as `record` has it, cordoned ones too; and of those
-    that offer it, why the others cannot.
+    """The live hosts that can run `service` with the config of `record`, cordoned ones included;
+    and, for the other hosts that offer it, the reasons why they cannot.
     """
-    able, why_not = {}, {}
-    refused: dict[tuple[object, ...], str] = {}  # most hosts are alike
+    able, blockers = {}, {}
+    config_blockers: dict[tuple[object, ...], str | None] = {}  # most hosts are alike
     for name, host in fleet.offering(service, on_request=record.on_request).items():
         offer = host.services.get(service)
         kind = host.runtime, host.cpus, host.images, *host.lacks.items(), offer and offer.image
-        if kind not in refused:
-            refused[kind] = _refused(service, host, record.config)
-        if why := _mislabelled(service, host, record.config) or refused[kind]:
-            why_not[name] = why
+        if kind not in config_blockers:
+            config_blockers[kind] = _config_blocker(service, host, record.config)
+        if blocker := _label_blocker(service, host, record.config) or config_blockers[kind]:
+            blockers[name] = blocker
         else:
             able[name] = host
-    return able, why_not
+    return able, blockers
 
 
-def unfit(service: str, host: HostRecord, config: ScaleConfig) -> str:
-    """Why a host that offers `service` cannot run it with `config`; empty if it can. One that does
-    not list it offers to make it from an image.
+def run_blocker(service: str, host: HostRecord, config: ScaleConfig) -> str | None:
+    """Why a host that offers `service` cannot run it with `config`. A host that does not list the
+    service offers to run it from an image.
     """
-    return _mislabelled(service, host, config) or _refused(service, host, config)
+    return _label_blocker(service, host, config) or _config_blocker(service, host, config)
 
 
-def _mislabelled(service: str, host: HostRecord, config: ScaleConfig) -> str:
+def _label_blocker(service: str, host: HostRecord, config: ScaleConfig) -> str | None:
     offer = host.services.get(service)
     if offer is None and not config.image:
         return "it does not list the service, and no image is named for it"
-    return _missing(offer, host) if offer else ""
+    return _missing_label(offer, host) if offer else None
 
 
-def _missing(offer: Offer, host: HostRecord) -> str:
-    """What label the host of `offer` lacks for it; empty if none."""
+def _missing_label(offer: Offer, host: HostRecord) -> str | None:
+    """Which label of `offer` its host lacks."""
     for label, value in offer.needs.items():
-        if (found := host.labels.get(label)) != value:
-            return f"it needs a host with {label} = {value!r}, not {found!r}"
-    return ""
+        if (actual := host.labels.get(label)) != value:
+            return f"it needs a host with {label} = {value!r}, not {actual!r}"
+    return None
 
 
-def _refused(service: str, host: HostRecord, config: ScaleConfig) -> str:
-    if why := refusal(host.runtime, config, cpus=host.cpus, lacks=host.lacks):
-        return why
+def _config_blocker(service: str, host: HostRecord, config: ScaleConfig) -> str | None:
+    if blocker := config_blocker(host.runtime, config, cpus=host.cpus, lacks=host.lacks):
+        return blocker
     offer = host.services.get(service)
     image, configured = config.image, offer.image if offer else ""
     if not image or same_image(image, configured) or admits(host.images, image):
-        return ""
+        return None
     return f"image {image[:120]!r} is not admitted by its [box] allow_images"
 
 
 def rivals(fleet: FleetState, able: Mapping[str, HostRecord]) -> set[str]:
-    """The services that could use the hosts `able`: those that they list and have the labels for,
-    and those made by requests whose image one of them admits; what cannot be read may be one of
-    these. What their configs ask for is no matter: a request may change that, and keeps the target.
+    """The services that could use the hosts `able`.
+
+    These are the services that the hosts list and have the labels for, those made by requests whose
+    image a host admits, and those with an unreadable record, as they may be made by requests. Their
+    configs do not count: a request may change the config and keep the target.
     """
-    found = set[str]()
+    services = set[str]()
     for host in able.values():
         for name, offer in host.services.items():
-            if name not in found and not _missing(offer, host):
-                found.add(name)
+            if name not in services and not _missing_label(offer, host):
+                services.add(name)
     if patterns := {host.images for host in able.values() if host.images}:
-        found |= fleet.unreadable_services
-        found |= {
+        services |= fleet.unreadable_services
+        services |= {
             name
             for name, record in fleet.services.items()
             if record.on_request and any(admits(own, record.config.image or "") for own in patterns)
         }
-    return found
+    return services
 
 
 def host_port(config: ScaleConfig, host: HostRecord, service: str) -> int:
-    """The host port that an instance of `service` on `host` is bound to; 0 if to none."""
+    """The fixed port of an instance of `service` on `host`; 0 if any port will do."""
     if config.port_map:
         return fixed_port(config.port_map)
     return host.services.get(service, NO_OFFER).fixed_port
 
 
 def demand(config: ScaleConfig, host: HostRecord, service: str) -> Demand:
-    """What an instance of `service` with `config` is to have of `host`."""
-    usual = host.services.get(service, NO_OFFER).demand
-    return Demand.of(config.vcpus, config.memory_mib, usual)
+    """The vcpus and memory that an instance of `service` with `config` demands of `host`."""
+    default = host.services.get(service, NO_OFFER).demand
+    return Demand.of(config.vcpus, config.memory_mib, default)
 
 
 def room(name: str, host: HostRecord, fleet: FleetState) -> int:
-    """How many more instances the host may take: none while it is cordoned, or not ready."""
+    """How many more instances the host may take; 0 while it is cordoned or not ready."""
     if name in fleet.orders or not host.ready:
         return 0
     return host.max_instances - fleet.used.get(name, 0)
 
 
 def first_at_work(hosts: Mapping[str, HostRecord]) -> str:
-    """Who of `hosts` does what one of them has to: the first that is ready; "" if none is."""
+    """The host that does the work that only one host should do: the first that is ready, by name;
+    "" if no host is.
+    """
     return min((name for name, host in hosts.items() if host.ready), default="")
 
 
 def capacity(name: str, host: HostRecord, fleet: FleetState) -> int:
-    """How many instances the host counts for in a decision: a cordoned one for those that it has;
-    one that is being drained for none, as their room elsewhere must not be promised to others.
+    """How many instances the host counts for in a decision. A cordoned host counts for those that
+    it has. A host that is being drained counts for none: its instances need room elsewhere, which
+    must not be granted to others.
     """
     order = fleet.orders.get(name)
     return holds(name, host, fleet) if order is None or not order.draining else 0
 
 
 def holds(name: str, host: HostRecord, fleet: FleetState) -> int:
-    """How many instances the host can have as things are: a cordoned one those that it has, and on
-    its way back a host may have more than it should.
+    """How many instances the host can have now. A cordoned host can have those that it has, up to
+    `max_instances`: a host that returns after an outage may have more.
     """
     if name not in fleet.orders:
         return host.max_instances
@@ -156,30 +160,30 @@ def place(
     *,
     at: datetime,
 ) -> dict[int, str]:
-    """Which host should take each of the `free` slots at `at`; those for which there is no room
-    are not in the result.
+    """The host that should take each of the `free` slots at `at`. Slots for which there is no room
+    are left out.
     """
     free = sorted(free)
     if not free:
-        return {}  # the usual case, and a board costs a look at each host
+        return {}  # the usual case, and a Placement costs a look at each host
     hosts = fleet.offering(service, on_request=record.on_request)
     return Placement(service, fleet, record, HostRoom(fleet, hosts)).place(
-        free, avoided(record, at)
+        free, excluded_hosts(record, at)
     )
 
 
-def avoided(record: ServiceRecord, at: datetime) -> dict[int, set[str]]:
+def excluded_hosts(record: ServiceRecord, at: datetime) -> dict[int, set[str]]:
     """The hosts that slots must not be placed on at `at`, by slot."""
-    found: dict[int, set[str]] = {}
+    hosts: dict[int, set[str]] = {}
     for item in record.avoid:
         if item.until > at:
-            found.setdefault(item.slot, set()).add(item.host)
-    return found
+            hosts.setdefault(item.slot, set()).add(item.host)
+    return hosts
 
 
 class HostRoom:
-    """What each of `hosts`, else of all, has left, and what its instances are to have, while slots
-    are being placed; boards of several services may share one.
+    """The room on each of `hosts` (all by default) and the demands of its instances, while slots
+    are being placed. Placements of several services may share it.
     """
 
     def __init__(self, fleet: FleetState, hosts: Mapping[str, HostRecord] | None = None) -> None:
@@ -189,8 +193,8 @@ class HostRoom:
 
 
 class Placement:
-    """Where slots of one service can go while they are being placed; `able` are the hosts that can
-    run it, if that is known.
+    """Places slots of one service, one after the other. `able` are the hosts that can run it, if
+    the caller knows them.
     """
 
     def __init__(
@@ -198,68 +202,69 @@ class Placement:
         service: str,
         fleet: FleetState,
         record: ServiceRecord,
-        spare: HostRoom,
+        host_room: HostRoom,
         able: Mapping[str, HostRecord] | None = None,
     ) -> None:
         self._hosts = able_hosts(service, fleet, record)[0] if able is None else able
-        self._spare = spare
-        needs = ((name, demand(record.config, host, service)) for name, host in self._hosts.items())
-        self._needs = {name: wish for name, wish in needs if wish != NOTHING}
-        self._fixed = {
+        self._host_room = host_room
+        demands = ((n, demand(record.config, host, service)) for n, host in self._hosts.items())
+        self._demands = {name: item for name, item in demands if item != NOTHING}
+        self._fixed_port = {
             name for name, host in self._hosts.items() if host_port(record.config, host, service)
         }
-        self._own = Counter(fleet.service_slots(service).hosts)
+        self._slot_counts = Counter(fleet.service_slots(service).hosts)
 
     def best(self) -> str:
-        """The host that should take the next slot; "" if there is none."""
-        return min(self._ranks(), default=_NONE)[-1]
+        """The host that should take the next slot; "" if no host can."""
+        return min(self._ranks(), default=_NO_RANK)[-1]
 
-    def place(self, slots: Iterable[int], off: Mapping[int, Container[str]]) -> dict[int, str]:
-        """One after the other, each of `slots` is taken by the host that should, of those that it
-        is not kept `off`; those for which there is no room are not in the result.
+    def place(self, slots: Iterable[int], excluded: Mapping[int, Container[str]]) -> dict[int, str]:
+        """The host for each of `slots`, in this order; `excluded` has the hosts that a slot must
+        not be placed on. Slots for which there is no room are left out.
         """
-        if off or self._needs or self._fixed:
-            return self._one_by_one(slots, off)
+        if excluded or self._demands or self._fixed_port:
+            return self._one_by_one(slots, excluded)
         placed = dict(zip(slots, self._in_turn(), strict=False))
         for name, count in Counter(placed.values()).items():
-            self._own[name] += count
-            self._spare.room[name] -= count
+            self._slot_counts[name] += count
+            self._host_room.room[name] -= count
         return placed
 
     def _one_by_one(
-        self, slots: Iterable[int], off: Mapping[int, Container[str]]
+        self, slots: Iterable[int], excluded: Mapping[int, Container[str]]
     ) -> dict[int, str]:
         placed = {}
-        ranks = self._ranks()  # a slot changes nothing but the rank of who takes it
+        ranks = self._ranks()  # a slot changes only the rank of the host that takes it
         heapq.heapify(ranks)
         for slot in slots:
             if not ranks:
                 break
-            passed_over = _pass_over(ranks, off.get(slot, ()))
+            skipped = _pop_excluded(ranks, excluded.get(slot, ()))
             if ranks:
                 placed[slot] = best = ranks[0][-1]
                 if (rank := self.take(best)) is None:
                     heapq.heappop(ranks)
                 else:
                     heapq.heapreplace(ranks, rank)
-            for rank in passed_over:
+            for rank in skipped:
                 heapq.heappush(ranks, rank)
         return placed
 
     def _in_turn(self) -> Iterator[str]:
-        """Who takes slot after slot where that costs room, and nothing else.
+        """The host for one slot after the other, where a slot costs room and nothing else.
 
-        The hosts with the most room take one each, in order of what they have of the service, and
-        then have as much room as those that had one less. What a host has and its room add up to
-        the same before and after, so their order is settled when they come in.
+        The hosts with the most room take one slot each, in the order of their instances of the
+        service. They then have as much room as the hosts that had one place less. The sum of its
+        instances and its room stays the same for each host, so the order among them is fixed when
+        they join.
         """
         waiting = sorted(self._ranks(), reverse=True)
         turns, names = list[tuple[int, str]](), list[str]()
         for room in range(-waiting[-1][1] if waiting else 0, 0, -1):
             before = len(turns)
             while waiting and -waiting[-1][1] == room:
-                _, _, own, name = waiting.pop()
-                turns.append((own + room, name))
+                _, _, count, name = waiting.pop()
+                turns.append((count + room, name))
             if len(turns) > before:
                 turns.sort()
                 names = [name for _, name in turns]
@@ -270,45 +275,47 @@ class Placement:
         return [self._rank(name) for name in self._hosts if self.left(name) > 0]
 
     def left(self, name: str) -> int:
-        """How many more instances of the service the host may take; none beside one whose port is
-        fixed.
+        """How many more instances of the service the host may take: with a fixed port one, if it
+        has none yet.
         """
-        if name in self._fixed:
-            return 0 if self._own[name] else min(1, self._spare.room[name])
-        return self._spare.room[name]
+        if name in self._fixed_port:
+            return 0 if self._slot_counts[name] else min(1, self._host_room.room[name])
+        return self._host_room.room[name]
 
     def take(self, name: str) -> Rank | None:
-        """The host takes a slot; returns where it stands then, None if it has no more room."""
-        self._own[name] += 1
-        self._spare.room[name] -= 1
-        if (needs := self._needs.get(name)) is not None:
-            self._spare.reserved[name] = self._spare.reserved[name].plus(needs)
+        """Count a slot for the host. Returns its new rank, None if it has no room left."""
+        self._slot_counts[name] += 1
+        self._host_room.room[name] -= 1
+        if (demand := self._demands.get(name)) is not None:
+            self._host_room.reserved[name] = self._host_room.reserved[name].plus(demand)
         return self._rank(name) if self.left(name) > 0 else None
 
     def give_back(self, claim: SlotRecord) -> None:
-        """The host of `claim`, which lives, has it no more."""
+        """Count the slot of `claim`, whose host is live, as given up."""
         name = claim.host
-        self._own[name] -= 1
-        self._spare.room[name] += 1
-        self._spare.reserved[name] = self._spare.reserved[name].plus(claim.demand, -1)
+        self._slot_counts[name] -= 1
+        self._host_room.room[name] += 1
+        self._host_room.reserved[name] = self._host_room.reserved[name].plus(claim.demand, -1)
 
     def fits(self, name: str) -> bool:
-        """Whether what the instance is to have is there; a wish to 0, or of 0, is none."""
-        if (needs := self._needs.get(name)) is None:
+        """Whether the host has the vcpus and memory that the instance demands. A demand of 0, and
+        an unknown amount of memory, always fits.
+        """
+        if (demand := self._demands.get(name)) is None:
             return True
-        host, then = self._hosts[name], self._spare.reserved[name].plus(needs)
-        return (then.vcpus <= host.cpus or not needs.vcpus) and (
-            not (host.memory_mib and needs.memory_mib) or then.memory_mib <= host.memory_mib
+        host, total = self._hosts[name], self._host_room.reserved[name].plus(demand)
+        return (total.vcpus <= host.cpus or not demand.vcpus) and (
+            not (host.memory_mib and demand.memory_mib) or total.memory_mib <= host.memory_mib
         )
 
     def _rank(self, name: str) -> Rank:
-        """Where the host stands among those that could take the next slot: the least one does."""
-        return not self.fits(name), -self._spare.room[name], self._own[name], name
+        """The rank of the host among those that could take the next slot."""
+        return not self.fits(name), -self._host_room.room[name], self._slot_counts[name], name
 
 
-def _pass_over(ranks: list[Rank], off: Container[str]) -> list[Rank]:
-    """Take from a heap of ranks those that come before the first whose host is not in `off`."""
-    passed_over = []
-    while ranks and ranks[0][-1] in off:
-        passed_over.append(heapq.heappop(ranks))
-    return passed_over
+def _pop_excluded(ranks: list[Rank], excluded: Container[str]) -> list[Rank]:
+    """Pop the ranks of excluded hosts from the top of a heap, and return them."""
+    skipped = []
+    while ranks and ranks[0][-1] in excluded:
+        skipped.append(heapq.heappop(ranks))
+    return skipped

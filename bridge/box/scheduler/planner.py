@@ -1,7 +1,7 @@
-"""What this host should do about one service, as the fleet stands. Pure.
+"""The actions that this host should take for one service, in the current state of the fleet. Pure.
 
-Every Box plans from the same records and so gives the same answer to "who takes this slot"
-(placement.py). Races that remain are settled by the claim.
+Every Box plans from the same records and places slots in the same way (placement.py). If two hosts
+still try to take one slot, the claim decides.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from bridge.box.scheduler.placement import first_at_work, place, room
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import Avoidance, HostIdentity, ServiceRecord, SlotRecord
 
-MAX_FAILURES: Final = 5  # running, and a slot is let go where another host can try
-KEPT_OFF: Final = timedelta(minutes=10)  # of the host on which it failed
-MAX_KEPT_OFF: Final = 1000  # slots and hosts of one service: 120 kB of a record, which has bounds
+MAX_FAILURES: Final = 5  # consecutive ones, then the slot goes to another host if one has room
+EXCLUSION: Final = timedelta(minutes=10)  # of a slot from the host on which it failed
+MAX_EXCLUSIONS: Final = 1000  # of one service: 120 kB of a record, whose size is bounded
 
 
 class LocalInstance(Struct, frozen=True, kw_only=True):
-    """What this host has in a slot: an instance that lives, leaves, or has ended.
+    """This host's instance in a slot: it lives, is leaving, or has ended.
 
-    After a failure `retry_at` (monotonic seconds) is when the next instance may be made;
-    `failures` have there been, running. `settled` says that the end has been told, so that the
+    After a failure the next instance may be made at `retry_at` (monotonic seconds); `failures`
+    counts the consecutive ones. `settled`: the end of the instance has been published, so that the
     slot may be given up.
     """
 
@@ -87,33 +87,32 @@ def plan(
     now: float,
     at: datetime,
 ) -> list[Action]:
-    """What `me` should do about `service`; `local` is what it has in which slot, `now` the
-    monotonic clock and `at` the wall's.
+    """The actions of host `me` for `service`; `local` has its instances by slot, `now` is the time
+    of the monotonic clock and `at` that of the wall clock.
 
-    A missing record is no order: nothing is started or stopped for it. Drains come first: they
-    ask for no wait, during which the record could change.
+    Without a record nothing is started or stopped. Drains come first: they need no wait during
+    which the record could change.
     """
     record = fleet.services.get(service)
     if record is None:
         return []
-    slots = fleet.slots_of(service)
-    actions = _unwanted(service, record, fleet, me, local, slots)
+    actions = _unwanted(service, record, fleet, me, local, fleet.slots_of(service))
     for slot in _own(service, fleet, me):
         mine = local.get(slot)
         if (mine is None or mine.ended) and (
-            again := _again(service, fleet, record, slot, me, mine, now, at)
+            action := _next_in_slot(service, fleet, record, slot, me, mine, now, at)
         ):
-            actions.append(again)
+            actions.append(action)
     return actions + _to_take(service, fleet, record, me, local, at)
 
 
 def _own(service: str, fleet: FleetState, me: HostIdentity) -> list[int]:
     """The slots of the set that `me` holds, in order."""
-    tally = fleet.service_slots(service)
-    return sorted(tally.by_holder.get((me.host, me.host_id), set()) & tally.wanted)
+    slots = fleet.service_slots(service)
+    return sorted(slots.by_holder.get((me.host, me.host_id), set()) & slots.wanted)
 
 
-def _again(
+def _next_in_slot(
     service: str,
     fleet: FleetState,
     record: ServiceRecord,
@@ -123,16 +122,18 @@ def _again(
     now: float,
     at: datetime,
 ) -> Action | None:
-    """What becomes of a slot of `me` in which nothing lives: another instance, when one is due,
-    unless another host should have it: at once if this one is to be empty, else when one is due
-    and instances keep failing here. A forced drain needs no other host.
+    """The action for a slot of `me` without a living instance.
+
+    A due slot gets another instance, unless another host should take it. While this host is being
+    drained, another host should take it at once; a forced drain needs no other host. Otherwise
+    another host should take it if the slot is due and instances keep failing here.
     """
     order, due = fleet.orders.get(me.host), _is_due(mine, now)
     drained = order is not None and order.draining and (mine is None or mine.settled)
     if order is not None and drained and order.forced:
         return Release(slot=slot)
-    leaves = drained or (due and _keeps_failing(mine))
-    if leaves and _has_alternative(service, fleet, record, slot, me, at):
+    moves = drained or (due and _keeps_failing(mine))
+    if moves and _has_alternative(service, fleet, record, slot, me, at):
         return Release(slot=slot) if drained else GiveUp(slot=slot)
     return Make(slot=slot) if due else None
 
@@ -145,8 +146,8 @@ def remake(
     *,
     now: float,
 ) -> list[int]:
-    """The slots of `me` whose instance has ended and is to be replaced, as far as was known when
-    the fleet was last seen. That much a host may do while it is cut off.
+    """The slots of `me` whose instance has ended and is to be replaced, by the last view of the
+    fleet. A host may do this while it is cut off.
     """
     record = fleet.services.get(service)
     if record is None:
@@ -157,15 +158,15 @@ def remake(
 
 
 def wake_at(local: Iterable[LocalInstance], *, since: float) -> float | None:
-    """When (monotonic) a plan comes out differently from one made then, though nothing changed."""
+    """The time (monotonic) at which the plan changes although the fleet does not."""
     return min(
         (item.retry_at for item in local if item.ended and item.retry_at > since), default=None
     )
 
 
 def _to_reclaim(service: str, fleet: FleetState, free: AbstractSet[int]) -> dict[int, str]:
-    """Those of the `free` slots whose claims the store has lost, and the live hosts they are of:
-    what runs there wins over a record that is missing, so nobody else takes them.
+    """The live host of each `free` slot whose claim the store has lost. Its running instance wins
+    over the missing record, so no other host takes the slot.
     """
     lost = fleet.lost.get(service, {})
     return {slot: host for slot, host in lost.items() if slot in free and host in fleet.hosts}
@@ -179,18 +180,18 @@ def _to_take(
     local: Mapping[int, LocalInstance],
     at: datetime,
 ) -> list[Action]:
-    """The slots that this host should claim: free ones, and those of dead hosts."""
+    """The claims of free slots, and of slots of dead hosts, that this host should make."""
     free = fleet.vacant(service) - local.keys()
     if not free or me.host not in fleet.hosts:
         return []
     placed = _to_reclaim(service, fleet, free)
-    if room(me.host, fleet.hosts[me.host], fleet) > 0:  # else there is nothing to ask
+    if room(me.host, fleet.hosts[me.host], fleet) > 0:  # else it can take none
         placed |= place(service, fleet, record, free - placed.keys(), at=at)
     return [Claim(slot=slot) for slot in sorted(placed) if placed[slot] == me.host]
 
 
 def _is_due(mine: LocalInstance | None, now: float) -> bool:
-    """Whether a slot of this host is to get an instance."""
+    """Whether a slot of this host should get an instance now."""
     return mine is None or (mine.ended and mine.retry_at <= now)
 
 
@@ -206,17 +207,19 @@ def _has_alternative(
     me: HostIdentity,
     at: datetime,
 ) -> bool:
-    """Whether another host would take the slot if this one let it go."""
-    without = replace(record, avoid=avoiding(record, slot, me.host, at))
+    """Whether another host would take the slot if this one gave it up."""
+    without = replace(record, avoid=with_avoidance(record, slot, me.host, at))
     return slot in place(service, fleet, without, [slot], at=at)
 
 
-def avoiding(record: ServiceRecord, slot: int, host: str, at: datetime) -> list[Avoidance]:
-    """What `record` avoids from `at` on if `slot` is to be kept off `host`: the newest of it."""
+def with_avoidance(record: ServiceRecord, slot: int, host: str, at: datetime) -> list[Avoidance]:
+    """The avoidances of `record` at `at`, with one more for `slot` and `host`; the newest ones if
+    they are too many.
+    """
     others = [
         item for item in record.avoid if item.until > at and (item.slot, item.host) != (slot, host)
     ]
-    return [*others, Avoidance(slot=slot, host=host, until=at + KEPT_OFF)][-MAX_KEPT_OFF:]
+    return [*others, Avoidance(slot=slot, host=host, until=at + EXCLUSION)][-MAX_EXCLUSIONS:]
 
 
 def _unwanted(
@@ -225,34 +228,37 @@ def _unwanted(
     fleet: FleetState,
     me: HostIdentity,
     local: Mapping[int, LocalInstance],
-    slots: Mapping[int, SlotRecord],
+    claims: Mapping[int, SlotRecord],
 ) -> list[Action]:
-    """What runs outside the set, or in a slot that another host holds, must go; so must claims in
-    which nothing lives, and those of the dead, which the first host at work deletes.
+    """The actions that remove unwanted instances and claims.
+
+    An instance drains if its slot is outside the set, or if another host holds the slot. A claim
+    outside the set is deleted if no instance lives in it; the first host at work deletes those of
+    dead hosts.
     """
     actions: list[Action] = []
-    tally = fleet.service_slots(service)
+    slots = fleet.service_slots(service)
     for slot, mine in local.items():
-        claim = slots.get(slot)
+        claim = claims.get(slot)
         if claim is not None and not me.holds(claim):
             if not (mine.ended or mine.leaving):
                 actions.append(Drain(slot=slot, reason=f"slot taken by {claim.host}"))
-        elif slot not in tally.wanted and not (mine.ended or mine.leaving):
-            actions.append(Drain(slot=slot, reason=_why_gone(record, fleet, claim, me)))
-    for slot in sorted(tally.outside & tally.by_holder.get((me.host, me.host_id), set())):
+        elif slot not in slots.wanted and not (mine.ended or mine.leaving):
+            actions.append(Drain(slot=slot, reason=_drain_reason(record, fleet, claim, me)))
+    for slot in sorted(slots.outside & slots.by_holder.get((me.host, me.host_id), set())):
         there = local.get(slot)
         if there is None or (there.ended and there.settled):
             actions.append(Release(slot=slot))
-    lost = tally.outside & fleet.orphans(service)
-    if lost and first_at_work(fleet.hosts) == me.host:
-        actions += [Discard(slot=slot) for slot in sorted(lost) if not me.holds(slots[slot])]
+    orphans = slots.outside & fleet.orphans(service)
+    if orphans and first_at_work(fleet.hosts) == me.host:
+        actions += [Discard(slot=slot) for slot in sorted(orphans) if not me.holds(claims[slot])]
     return actions
 
 
-def _why_gone(
+def _drain_reason(
     record: ServiceRecord, fleet: FleetState, claim: SlotRecord | None, me: HostIdentity
 ) -> str:
-    """Why the instance of a slot outside the set goes, for its events."""
+    """Why the instance of a slot outside the set drains, for its events."""
     if claim is not None and claim.config != record.config_id:
         return "replaced: its config has changed"
     order = fleet.orders.get(me.host)

@@ -26,7 +26,7 @@ from bridge.box.scheduler import diagnosis, rollout
 from bridge.box.scheduler.admission import Admission, AdmissionRequest
 from bridge.box.scheduler.diagnosis import Exclusion
 from bridge.box.scheduler.drain_forecast import DrainForecast
-from bridge.box.scheduler.placement import HostRoom, Placement, host_port, place, room, unfit
+from bridge.box.scheduler.placement import HostRoom, Placement, host_port, place, room, run_blocker
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.records import (
@@ -349,7 +349,7 @@ def _why_not(service: str, fleet: FleetState, record: ServiceRecord, name: str) 
         return "it is about to leave"
     if not host.ready:
         return "its Box is not ready: `box-bridge hosts` says why"
-    if why := unfit(service, host, record.config):
+    if why := run_blocker(service, host, record.config):
         return f"unfit: {why}"
     if (order := fleet.orders.get(name)) is not None:
         return _ordered(order)

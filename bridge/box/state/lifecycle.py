@@ -1,4 +1,4 @@
-"""The life of an instance: which step may follow which, and what each one tells. Pure.
+"""The life of an instance: which state may follow which, and the event of each step. Pure.
 
     Creating → Booting → Ready ⇄ Busy
     Ready | Busy → Draining → Stopping → Stopped
@@ -6,7 +6,7 @@
     Creating | Booting → Stopping
 
 Stopped and Failed are final. Events form one chain: each starts where the last one ended, the
-first at Creating, numbered 1, 2, 3 … without gaps. A note is an event that changes nothing.
+first at Creating, numbered 1, 2, 3 … without gaps. A note is an event that changes no state.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ NEXT: Final[dict[InstanceState, frozenset[InstanceState]]] = {
 SERVING: Final = frozenset({_S.READY, _S.BUSY})
 ENDED: Final = frozenset({_S.STOPPED, _S.FAILED})
 
-MAX_MESSAGE: Final = 1000  # letters of an event's message; an event must fit its stream
+MAX_MESSAGE: Final = 1000  # characters of an event's message; an event must fit its stream
 
 
 class Life(Struct, frozen=True, kw_only=True):
-    """An instance as its events have told it so far; `seq` is the Box-Seq of the last one."""
+    """An instance after its last event, whose Box-Seq is `seq`."""
 
     info: InstanceInfo
     seq: int = 0
@@ -47,11 +47,11 @@ class Life(Struct, frozen=True, kw_only=True):
 
 
 class IllegalStep(ValueError):
-    """A step that the life of an instance does not have: a bug, not a message's fault."""
+    """A step between two states that may not follow each other: a bug, never caused by input."""
 
 
 def begin(instance_id: str, service: str, at: datetime) -> Life:
-    """A new life, in Creating; no event tells of it before the first step."""
+    """A new life, in Creating. It has no event before the first step."""
     info = InstanceInfo(id=instance_id, state=_S.CREATING, service=service, created_at=at)
     return Life(info=info)
 
@@ -64,24 +64,24 @@ def serve_at(life: Life, endpoint: str) -> Life:
 def step(
     life: Life, to: InstanceState, at: datetime, message: str = ""
 ) -> tuple[Life, InstanceEvent]:
-    """The life after the step to `to`, and the event that tells it. Raises IllegalStep."""
+    """The life after the step to `to`, and its event. Raises IllegalStep."""
     info = life.info
     if to not in NEXT[info.state]:
         raise IllegalStep(f"{info.id}: {info.state} → {to}")
     ready_at = at if to is _S.READY and info.ready_at is None else info.ready_at
     changed = replace(info, state=to, ready_at=ready_at)
-    return _told(replace(life, info=changed, idle_samples=0), info.state, at, message)
+    return _with_event(replace(life, info=changed, idle_samples=0), info.state, at, message)
 
 
 def note(life: Life, at: datetime, message: str) -> tuple[Life, InstanceEvent]:
-    """The same life, and an event that says `message` about it. Raises IllegalStep once ended."""
+    """The same life, and a note with `message`. Raises IllegalStep if the instance has ended."""
     if life.info.state in ENDED:
         raise IllegalStep(f"{life.info.id}: a note after {life.info.state}")
-    return _told(life, life.info.state, at, message)
+    return _with_event(life, life.info.state, at, message)
 
 
 def judge(life: Life, healthy: bool, at: datetime, why: str) -> tuple[Life, InstanceEvent] | None:
-    """The life and the note after a health check; None if it changes nothing."""
+    """The life and the note after a health check; None if the health is the same."""
     info = life.info
     if info.health.healthy == healthy or info.state in ENDED:
         return None
@@ -93,7 +93,7 @@ def sample(
     life: Life, health: InstanceHealth, at: datetime, *, idle_samples: int
 ) -> tuple[Life, InstanceEvent | None]:
     """The life after a load sample: Busy with requests in flight, Ready after `idle_samples` in a
-    row without. CPU, memory and requests are taken over; `healthy` stays as it was judged.
+    row without. It takes over CPU, memory and requests; `healthy` stays as it is.
     """
     info = life.info
     health = replace(health, healthy=info.health.healthy)
@@ -106,7 +106,7 @@ def sample(
     return life, None
 
 
-def _told(
+def _with_event(
     life: Life, from_state: InstanceState, at: datetime, message: str
 ) -> tuple[Life, InstanceEvent]:
     event = InstanceEvent.transition(

@@ -1,7 +1,7 @@
 """The fleet's records: what Boxes keep in JetStream buckets and agree through.
 
-They are the Boxes' own business, not the wire contract: gateways see events, registrations and
-`box.instances`. Unknown fields are ignored, so that a newer Box may write more. Pure.
+They are not part of the wire contract: only Boxes read them. Unknown fields are ignored, so that a
+newer Box may write more. Pure.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from bridge.protocol import InstanceInfo, ScaleConfig, ScaleRequest, Time, encod
 from bridge.subjects import check_name
 
 RECEIPTS: Final = 64  # the last of each service (WIRE, "What a scale request means")
-REQUESTS: Final = 24  # the last of each service that its record itself remembers
-_REMEMBERED: Final = 100  # letters of why it was capped: the record is written at each decision
-MAX_FAILED_REPLACEMENTS: Final = 3  # running, and a rollout stops (WIRE, same place)
+REQUESTS: Final = 24  # the last of each service that its record keeps itself
+_ERROR_LENGTH: Final = 100  # characters of a kept request's error: each decision writes the record
+MAX_FAILED_REPLACEMENTS: Final = 3  # consecutive ones, then a rollout stops (WIRE, same place)
 
 
 class Receipt(Struct, frozen=True, kw_only=True):
-    """What a request with an id was answered, so that a repeat has no second effect."""
+    """The answer to a request with an id, so that a repeat has no second effect."""
 
     request_id: str
     body: str
@@ -34,9 +34,9 @@ class Receipt(Struct, frozen=True, kw_only=True):
 
 
 class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Who asked for what, when, and which host decided: the decision log of a service.
+    """A decision, its request and the host that made it: the decision log of a service.
 
-    Nobody asked for the `replicas` of a `step`: they are the target, which it leaves as it is.
+    A `step` of a rollout has no request: its `replicas` are the target, which stays the same.
     """
 
     at: Time
@@ -49,8 +49,8 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A decision that somebody asked for, as version `version` of the record has it: what history
-    tells of it when the store keeps that version no more, for steps that came after.
+    """A decision that answered a request and made version `version` of the record: what history
+    shows of it after the store has dropped that version, because of later steps.
     """
 
     version: int
@@ -61,7 +61,7 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Avoidance(Struct, frozen=True, kw_only=True):
-    """A slot is kept off a host, on which its instances kept failing, until a time."""
+    """A slot is not placed on a host until a time, as its instances kept failing there."""
 
     slot: int
     host: str
@@ -69,9 +69,9 @@ class Avoidance(Struct, frozen=True, kw_only=True):
 
 
 class Rollout(Struct, frozen=True, kw_only=True):
-    """Failed replacements, running, while instances change to the config `config`.
+    """A rollout to the config named `config`, and its consecutive failed replacements.
 
-    `stopped` says why no further instance is replaced; empty while the rollout may go on.
+    `stopped` is the reason why no further instance is replaced; empty while the rollout goes on.
     """
 
     config: str
@@ -82,10 +82,11 @@ class Rollout(Struct, frozen=True, kw_only=True):
 class ServiceRecord(Struct, frozen=True, kw_only=True):
     """The desired state of one service: `box_services`, key ``<service>``.
 
-    `version` counts this service's decisions. `slots` is sorted; it has `target` members but
-    for one extra while a rollout replaces an instance. `moves` are slots whose instances are to be
-    replaced on other hosts, `avoid` says where which slot must not be placed. `on_request`: a
-    request alone has made the service, by an image, and each host that admits that can run it.
+    `version` counts this service's decisions. `slots` is sorted and has `target` members, and extra
+    ones while a rollout replaces instances. `moves` are the slots whose instances are to be
+    replaced on other hosts. `avoid` has the hosts on which slots must not be placed. `on_request`:
+    a request alone has made the service, by an image, and each host that admits the image can run
+    it.
     """
 
     version: int = 0
@@ -102,34 +103,34 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
 
     @property
     def config_id(self) -> str:
-        """Names `config`: instances made under another name differ and are replaced."""
+        """The name of `config`. Instances made with a config of another name are replaced."""
         return config_id(self.config)
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is being replaced, as far as the record itself says."""
+        """Whether, by the record alone, no instance is being replaced."""
         return self.rollout is None and not self.moves and len(self.slots) == self.target
 
 
 class Demand(Struct, frozen=True, kw_only=True):
-    """What an instance is to have of its host: processors, and MiB of memory; 0 is no wish."""
+    """The processors, and MiB of memory, that an instance demands of its host; 0 is no demand."""
 
     vcpus: int = 0
     memory_mib: int = 0
 
     @classmethod
-    def of(cls, vcpus: int | None, memory_mib: int | None, usual: Demand | None = None) -> Demand:
-        """The values given; where there is none, the `usual` one."""
-        usual = usual or NOTHING
+    def of(cls, vcpus: int | None, memory_mib: int | None, default: Demand | None = None) -> Demand:
+        """The demand with these values, and those of `default` for the ones that are None."""
+        default = default or NOTHING
         if vcpus is None and memory_mib is None:
-            return usual
+            return default
         return cls(
-            vcpus=usual.vcpus if vcpus is None else vcpus,
-            memory_mib=usual.memory_mib if memory_mib is None else memory_mib,
+            vcpus=default.vcpus if vcpus is None else vcpus,
+            memory_mib=default.memory_mib if memory_mib is None else memory_mib,
         )
 
     def plus(self, other: Demand, times: int = 1) -> Demand:
-        """This and `times` the other."""
+        """The sum of this demand and `times` the other."""
         return Demand(
             vcpus=self.vcpus + times * other.vcpus,
             memory_mib=self.memory_mib + times * other.memory_mib,
@@ -140,10 +141,10 @@ NOTHING: Final = Demand()
 
 
 class SlotRecord(Struct, frozen=True, kw_only=True):
-    """Who runs a slot, and the instance in it: `box_slots`, key ``<service>.<slot>``.
+    """The claim of a slot by a host, and the instance in it: `box_slots`, key ``<service>.<slot>``.
 
-    `config` is the config_id that the instance was made with, `demand` what it has of its host,
-    `seq` the Box-Seq of its last event.
+    `config` is the config_id that the instance was made with, `demand` its share of the host, `seq`
+    the Box-Seq of its last event.
     """
 
     host: str
@@ -155,7 +156,7 @@ class SlotRecord(Struct, frozen=True, kw_only=True):
 
 
 class HostIdentity(Struct, frozen=True, kw_only=True):
-    """The host that plans: its name and the random id of its data directory."""
+    """A host: its name and the random id of its data directory."""
 
     host: str
     host_id: str
@@ -166,7 +167,7 @@ class HostIdentity(Struct, frozen=True, kw_only=True):
 
 
 def check_claim(key: str, claim: SlotRecord) -> None:
-    """Raise ProtocolError where `claim` names what can be no name, or not the service of `key`."""
+    """Raise ProtocolError if `claim` has an invalid name, or another service than its `key`."""
     check_name("host", claim.host)
     check_name("instance id", claim.info.id)
     if claim.info.service != key.rpartition(".")[0]:
@@ -175,12 +176,12 @@ def check_claim(key: str, claim: SlotRecord) -> None:
 
 
 class Offer(Struct, frozen=True, kw_only=True):
-    """What a host says of a service it can run.
+    """The offer of a host to run a service.
 
-    `fixed_port` 0 means any port will do. `needs` are the labels that a host must have for it.
-    `demand` is what an instance is to have unless a request's config says otherwise. `max_surge` is
+    `fixed_port` 0 means that any port will do. `needs` are the labels that a host must have for it.
+    `demand` is the default demand of an instance; a request's config may change it. `max_surge` is
     how many extra instances there may be while instances are being replaced. `image` is the one
-    that an instance is made from, "" if there is none.
+    that an instance is made from, "" without one.
     """
 
     fixed_port: int = 0
@@ -196,12 +197,12 @@ NO_OFFER: Final = Offer()
 class HostRecord(Struct, frozen=True, kw_only=True):
     """A live host and what it can run: `box_hosts`, key ``<host>``, renewed as a lease.
 
-    `memory_mib` is the memory of the host, 0 where that is not known. `images` are the patterns of
-    images that requests may name (see bridge.images). `lacks` says what its runtime cannot honour
-    there, and why, by the field of a request's config. `notices` are sentences for people about
-    what on the host needs attention. One that is not `ready` keeps what it has, and can make
-    nothing new: no slot is placed on it. `place` says where the Box works and is no clone's,
-    `since` where the bucket was when it took the lease (see bridge.box.host_directory).
+    `memory_mib` is the memory of the host, 0 if unknown. `images` are the patterns of images that
+    requests may name (see bridge.images). `lacks` has, by field of a request's config, the reason
+    why its runtime cannot honour the field. `notices` are sentences about problems that need a
+    person's attention. A host that is not `ready` keeps its instances and gets no further slots.
+    `place` tells the Box from a clone of its host, `since` is the sequence of the bucket when it
+    took the lease (see bridge.box.host_directory).
     """
 
     host_id: str
@@ -222,13 +223,13 @@ class HostRecord(Struct, frozen=True, kw_only=True):
 
 
 class HostOrder(Struct, frozen=True, kw_only=True):
-    """An operator's order for a host: `box_admin`, key ``cordon.<host>``. While there is one, no
+    """An operator's order for a host: `box_admin`, key ``cordon.<host>``. While it is in force, no
     slot is placed on the host.
 
     With `draining` the instances there are replaced on other hosts, each Ready before the old one
-    drains; with `forced` the old one goes even if there is no room for another. `version` counts
-    the host's orders; a `lifted` one is none any more, and stays, so that a store which comes back
-    with an older one is noticed.
+    drains. With `forced` the old one drains even if no host has room for another. `version` counts
+    the host's orders. A `lifted` order is not in force, and is kept so that a store which comes
+    back with an older one is noticed.
     """
 
     draining: bool = False
@@ -240,13 +241,13 @@ class HostOrder(Struct, frozen=True, kw_only=True):
 
 
 def config_id(config: ScaleConfig) -> str:
-    """A short name for `config` that any two Boxes give alike."""
+    """A short name for `config`, the same on every Box."""
     ordered = replace(config, env=dict(sorted(config.env.items())))
     return hashlib.blake2s(encode(ordered), digest_size=6).hexdigest()
 
 
 def body_hash(request: ScaleRequest, *, replaces_config: bool) -> str:
-    """Names what a request asks for, but for its id: the same id must mean the same thing."""
+    """A hash of the request without its id: a repeat with the same id must have the same hash."""
     ordered = replace(
         request,
         request_id="",
@@ -256,29 +257,29 @@ def body_hash(request: ScaleRequest, *, replaces_config: bool) -> str:
     return hashlib.blake2s(mode + encode(ordered), digest_size=16).hexdigest()
 
 
-def merged(current: ScaleConfig, asked: ScaleConfig, *, replaces: bool) -> ScaleConfig:
-    """The overrides after a request: a null or empty field of `asked` leaves its override as
-    it is, unless the request states the whole config.
+def merged(current: ScaleConfig, overrides: ScaleConfig, *, replaces: bool) -> ScaleConfig:
+    """The overrides after a request with these `overrides`: a null or empty field leaves the
+    current one as it is, unless the request `replaces` the whole config.
     """
     if replaces:
-        return asked
+        return overrides
     return ScaleConfig(
-        image=asked.image or current.image,
-        vcpus=current.vcpus if asked.vcpus is None else asked.vcpus,
-        memory_mib=current.memory_mib if asked.memory_mib is None else asked.memory_mib,
-        env=asked.env or current.env,
-        port_map=asked.port_map or current.port_map,
+        image=overrides.image or current.image,
+        vcpus=current.vcpus if overrides.vcpus is None else overrides.vcpus,
+        memory_mib=current.memory_mib if overrides.memory_mib is None else overrides.memory_mib,
+        env=overrides.env or current.env,
+        port_map=overrides.port_map or current.port_map,
     )
 
 
 def with_request(before: ServiceRecord, after: ServiceRecord) -> ServiceRecord:
-    """The record `after`, which somebody asked for, with its decision among its requests, the last
-    few of which it keeps.
-    """
+    """The record `after`, with its decision, which answers a request, among its kept requests."""
     decision = after.decision
     if decision is None:
         return after
-    short = replace(decision, traceparent="", error=decision.error and decision.error[:_REMEMBERED])
+    short = replace(
+        decision, traceparent="", error=decision.error and decision.error[:_ERROR_LENGTH]
+    )
     request = Request(
         version=after.version,
         before=before.target,
@@ -290,5 +291,5 @@ def with_request(before: ServiceRecord, after: ServiceRecord) -> ServiceRecord:
 
 
 def is_empty(config: ScaleConfig) -> bool:
-    """Whether a request's config asks for no override at all."""
+    """Whether a request's config has no override."""
     return merged(ScaleConfig(), config, replaces=False) == ScaleConfig()

@@ -1,7 +1,7 @@
 """What each runtime can honour of a ScaleConfig. Pure.
 
-A value that a runtime cannot honour is refused in the reply, never ignored: any Box must be able
-to say so for any host, so these rules know hosts only by what their records tell.
+A value that a runtime cannot honour is refused in the reply, never ignored. Any Box must be able to
+refuse for any host, so these rules use only what the records of hosts contain.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _LEAST_MEMORY: Final = 6  # MiB: docker takes no less
 _LONGEST_VALUE: Final = 32_768  # bytes: docker reads lines of 64 KiB at most from its env file
 _MOST_PORTS: Final = 16
-_GUEST_PORT: Final = 8080  # inside a container that nobody said a port of
+_GUEST_PORT: Final = 8080  # inside a container, unless port_map names another
 
 NO_LACKS: Final[Mapping[str, str]] = {}
 
 
-def refusal(
+def config_blocker(
     runtime: str, config: ScaleConfig, *, cpus: int, lacks: Mapping[str, str] = NO_LACKS
 ) -> str | None:
     """Why `runtime` on a host with `cpus` processors cannot honour `config`; None if it can.
 
-    `lacks` says what the engine behind the runtime cannot honour there, and why, by field.
+    `lacks` has, by field, the reason why the engine behind the runtime cannot honour it there.
     """
     check = _CHECKS.get(runtime)
     if check is None:
@@ -37,7 +37,7 @@ def refusal(
 
 
 def port_pair(entry: str) -> tuple[int, int]:
-    """The host's and the guest's port of ``host:guest``; (0, 0) if it is no such thing."""
+    """The host's and the guest's port of ``host:guest``; (0, 0) if `entry` has another form."""
     match = _PORTS.fullmatch(entry)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
@@ -112,7 +112,7 @@ def _env(config: ScaleConfig, port: str, cure: str) -> str | None:
 
 
 def _carried(env: Mapping[str, str], lacks: Mapping[str, str]) -> str | None:
-    """What cannot go by a file of ``KEY=value`` lines, the only way that no one else can read."""
+    """Why a file of ``KEY=value`` lines, which other users cannot read, cannot carry `env`."""
     for key, value in env.items():
         if not _VARIABLE.fullmatch(key):
             return f"env {key[:40]!r} is not a name that an environment file can carry"

@@ -11,8 +11,8 @@ from bridge.box.fleet.host_record import host_record, offers
 from bridge.box.runtimes.oci import commands, parsing
 from bridge.box.runtimes.oci.engines import KINDS, Engine, find_engine
 from bridge.box.runtimes.oci.parsing import ContainerSample, ContainerState
-from bridge.box.scheduler.placement import unfit
-from bridge.box.state.runtime_limits import refusal
+from bridge.box.scheduler.placement import run_blocker
+from bridge.box.state.runtime_limits import config_blocker
 from bridge.errors import EngineUnsuitable
 from bridge.protocol import ScaleConfig
 from bridge.settings import BoxConfig, Config, ServiceConfig
@@ -298,7 +298,7 @@ def test_what_an_engine_lacks_is_refused_when_a_request_needs_it() -> None:
     lacks = lacking("podman", vcpus="no cgroups", memory_mib="no cgroups").lacks
 
     def why(config: ScaleConfig) -> str | None:
-        return refusal("oci", config, cpus=4, lacks=lacks)
+        return config_blocker("oci", config, cpus=4, lacks=lacks)
 
     assert why(ScaleConfig(env={"A": "b"})) is None
     assert why(ScaleConfig(vcpus=1)) == "vcpus cannot be honoured: no cgroups"
@@ -309,9 +309,9 @@ def test_blanks_around_a_value_are_refused_where_the_engine_loses_them(tmp_path:
     a3s_box = find_engine(program(tmp_path, "echo a3s-box 3.2.0"), environ={}).lacks
     padded = ScaleConfig(env={"A": " b"})
     assert "A cannot be honoured: a3s-box drops the blanks" in (
-        refusal("oci", padded, cpus=1, lacks=a3s_box) or ""
+        config_blocker("oci", padded, cpus=1, lacks=a3s_box) or ""
     )
-    assert refusal("oci", padded, cpus=1) is None
+    assert config_blocker("oci", padded, cpus=1) is None
 
 
 def test_every_box_of_a_fleet_refuses_what_one_host_lacks() -> None:
@@ -319,7 +319,7 @@ def test_every_box_of_a_fleet_refuses_what_one_host_lacks() -> None:
     config = Config(box=BoxConfig(name="box-a", runtime="oci"), services={"web": service})
     lacks = {"memory_mib": "no cgroups"}
     record = host_record(config, offers(config, lacks), "id", lacks, "place")
-    assert unfit("web", record, ScaleConfig(memory_mib=64)) == (
+    assert run_blocker("web", record, ScaleConfig(memory_mib=64)) == (
         "memory_mib cannot be honoured: no cgroups"
     )
-    assert not unfit("web", record, ScaleConfig(vcpus=1))
+    assert not run_blocker("web", record, ScaleConfig(vcpus=1))

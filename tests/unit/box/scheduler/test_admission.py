@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from bridge.box.scheduler.admission import MAX_REQUEST_ID, Admission, decide
 from bridge.box.scheduler.instance_order import idlest
-from bridge.box.scheduler.planner import MAX_KEPT_OFF, avoiding
+from bridge.box.scheduler.planner import MAX_EXCLUSIONS, with_avoidance
 from bridge.box.scheduler.rebalance import MAX_MOVES
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import RECEIPTS, REQUESTS, HostOrder, Rollout, ServiceRecord
@@ -272,8 +272,8 @@ def test_the_last_64_receipts_are_kept() -> None:
 def test_a_record_of_100_000_slots_and_all_that_may_be_kept_beside_fits_a_message() -> None:
     count, config = 100_000, ScaleConfig(env={"A": "x" * 60 * 1024})
     record = ServiceRecord(target=count, slots=list(range(count)), config=config)
-    for number in range(MAX_KEPT_OFF):
-        off = avoiding(record, count - number, "h" * 63, AT)
+    for number in range(MAX_EXCLUSIONS):
+        off = with_avoidance(record, count - number, "h" * 63, AT)
         record = replace(record, avoid=off)
     record = replace(record, moves=record.slots[-MAX_MOVES:])
     state = fleet(hosts={"box-a": host("web", room=count)}, services={"web": record})

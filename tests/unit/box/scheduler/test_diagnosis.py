@@ -9,7 +9,7 @@ from hypothesis import given
 from msgspec.structs import replace
 
 from bridge.box.scheduler import diagnosis
-from bridge.box.scheduler.planner import KEPT_OFF
+from bridge.box.scheduler.planner import EXCLUSION
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import SERVING
 from bridge.box.state.records import (
@@ -106,11 +106,11 @@ def test_instances_on_dead_hosts_are_told_from_when_the_lease_is_over() -> None:
 
 def test_slots_that_are_kept_off_hosts_are_told_with_until_when() -> None:
     off = [
-        Avoidance(slot=0, host="box-a", until=AT + KEPT_OFF),
+        Avoidance(slot=0, host="box-a", until=AT + EXCLUSION),
         Avoidance(slot=1, host="box-b", until=AT + timedelta(minutes=1)),
         Avoidance(slot=2, host="box-b", until=AT + timedelta(minutes=2)),
         Avoidance(slot=0, host="box-b", until=AT),  # that time is over
-        Avoidance(slot=9, host="box-b", until=AT + KEPT_OFF),  # nobody wants that slot
+        Avoidance(slot=9, host="box-b", until=AT + EXCLUSION),  # nobody wants that slot
     ]
     record = replace(wanting(3), avoid=off)
     claims = {number: slot("web", number) for number in range(3)}

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from bridge.box.scheduler.drain_forecast import DrainForecast, lacking
 from bridge.box.scheduler.placement import HostRoom, Placement, able_hosts
-from bridge.box.scheduler.planner import KEPT_OFF
+from bridge.box.scheduler.planner import EXCLUSION
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import Avoidance, Demand, HostOrder, HostRecord, Offer, ServiceRecord
 from tests.unit.fleets import AT, fleet, fleets, host, slot
@@ -112,7 +112,7 @@ def test_the_services_that_few_hosts_can_run_choose_first() -> None:
 
 def test_an_instance_that_moves_gets_a_new_slot_which_is_kept_off_no_host() -> None:
     hosts = {"box-a": host("web"), "box-b": host("web")}
-    off = [Avoidance(slot=0, host="box-b", until=AT + KEPT_OFF)]
+    off = [Avoidance(slot=0, host="box-b", until=AT + EXCLUSION)]
     record = ServiceRecord(target=1, slots=[0], avoid=off)
     held = fleet(hosts=hosts, services={"web": record}, slots={"web": {0: slot("web", 0)}})
     assert lacking("box-a", held, at=AT) == {}

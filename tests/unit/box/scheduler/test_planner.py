@@ -10,18 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.scheduler.placement import HostRoom, Placement, able_hosts, avoided, place, unfit
+from bridge.box.scheduler.placement import (
+    HostRoom,
+    Placement,
+    able_hosts,
+    excluded_hosts,
+    place,
+    run_blocker,
+)
 from bridge.box.scheduler.planner import (
-    MAX_KEPT_OFF,
+    MAX_EXCLUSIONS,
     Claim,
     Drain,
     GiveUp,
     LocalInstance,
     Make,
     Release,
-    avoiding,
     plan,
     wake_at,
+    with_avoidance,
 )
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import (
@@ -298,7 +305,7 @@ def test_all_hosts_place_alike_and_only_where_the_slot_may_go(
         assert service in there.services
         assert not there.closing
         assert name not in state.orders
-        assert not unfit(service, there, record.config)
+        assert not run_blocker(service, there, record.config)
         assert taken[name] <= there.max_instances - state.used.get(name, 0)
         assert taken[name] == 1 or not there.services[service].fixed_port
         assert not any(
@@ -319,7 +326,7 @@ def test_slots_placed_together_go_where_each_would_go_alone(
     state: FleetState, service: str, batches: tuple[int, ...]
 ) -> None:
     record = state.services.get(service, ServiceRecord())
-    off = avoided(record, AT)
+    off = excluded_hosts(record, AT)
     at_once = Placement(service, state, record, HostRoom(state))
     numbers, placed = iter(range(sum(batches))), dict[int, str]()
     for size in batches:
@@ -413,13 +420,13 @@ def test_a_slot_that_keeps_failing_is_let_go_where_another_host_would_take_it() 
     assert plan("web", state, ME, {0: five}, now=0, at=AT) == [GiveUp(slot=0)]
     alone = replace(state, hosts={"box-a": host()})
     assert plan("web", alone, ME, {0: five}, now=0, at=AT) == [Make(slot=0)]
-    off = replace(web(0), avoid=avoiding(web(0), 0, "box-b", AT))
+    off = replace(web(0), avoid=with_avoidance(web(0), 0, "box-b", AT))
     tried = replace(state, services={"web": off})
     assert plan("web", tried, ME, {0: five}, now=0, at=AT) == [Make(slot=0)]
 
 
 def test_of_what_keeps_failing_the_newest_is_kept_off_so_that_the_record_stays_bounded() -> None:
     record = web(0)
-    for number in range(MAX_KEPT_OFF + 5):
-        record = replace(record, avoid=avoiding(record, number, "box-a", AT))
-    assert [item.slot for item in record.avoid] == list(range(5, MAX_KEPT_OFF + 5))
+    for number in range(MAX_EXCLUSIONS + 5):
+        record = replace(record, avoid=with_avoidance(record, number, "box-a", AT))
+    assert [item.slot for item in record.avoid] == list(range(5, MAX_EXCLUSIONS + 5))

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from bridge.admin_protocol import Fate, Order
 from bridge.box.api.admin import _shortened
 from bridge.box.scheduler import reports
-from bridge.box.scheduler.planner import KEPT_OFF
+from bridge.box.scheduler.planner import EXCLUSION
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import (
     Avoidance,
@@ -262,7 +262,7 @@ def test_a_plan_says_why_nothing_moves_though_some_is_to() -> None:
 
 
 def test_a_plan_says_of_each_host_why_it_can_take_none() -> None:
-    off = [Avoidance(slot=0, host="box-kept", until=AT + KEPT_OFF)]
+    off = [Avoidance(slot=0, host="box-kept", until=AT + EXCLUSION)]
     fixed = replace(host(), services={"web": Offer(fixed_port=8080)})
     hosts = {
         "box-free": host("web", room=2),
