@@ -16,7 +16,6 @@ from tests.docs.fences import pages
 from tests.paths import DOCS, REPOSITORY
 
 LONGEST = 1500  # words
-_CODE = re.compile(r"^```.*?^```$|^    .*?$", re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
