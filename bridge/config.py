@@ -1,18 +1,19 @@
-"""Configuration: one TOML file, the environment, and flags, read once into frozen Structs.
+"""Configuration: one TOML file, the environment and flags, read once into frozen Structs.
 
-The environment beats the file, a flag beats both. This is the only module that reads the
-environment or a NATS CLI context; everything else is handed a `Config`. A key nobody knows is
-an error that names the nearest right one: a typo must not become a default.
+A flag overrides the environment, which overrides the file. No other module reads the environment or
+a context of the nats CLI. An unknown key is an error that names the nearest known one, because a
+typo must not silently become a default. Every failure is a ConfigError.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
 import socket
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -35,6 +36,7 @@ from bridge.settings import (
 from bridge.subjects import is_name
 
 _DEFAULT_FILE: Final = Path("box.toml")
+
 # ── where values come from ───────────────────────────────────────────────────────────────
 
 _TABLES: Final[dict[str, type[Struct]]] = {"box": BoxConfig, "nats": NatsConfig, "timing": Timing}
@@ -81,6 +83,13 @@ _CONTEXT_KEYS: Final = {
 }
 
 Flags = Mapping[str, Mapping[str, Any]]
+"""The values of flags, by the name of their table; None counts as not given."""
+
+_FOREIGN: Final = (OSError, ValueError, RuntimeError, OverflowError, msgspec.MsgspecError)
+"""What a wrong file, path or value can raise: any errno, text that is not UTF-8, a NUL byte, an
+unknown home directory or nesting that is too deep (RuntimeError), JSON or a type that is wrong.
+"""
+
 T = TypeVar("T")
 
 
@@ -90,14 +99,14 @@ def load(
     flags: Flags | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Config:
-    """The configuration from the file at `path`, `environ` and `flags`, later ones winning.
+    """The configuration from the file at `path`, `environ` and `flags`; the later one wins.
 
-    `flags` maps a table's name to its values; None values are taken as not given. Raises
-    ConfigError, naming the place and the cure.
+    Raises ConfigError, naming the place and the fix.
     """
     file = Path(path) if path else None
     tables = _read(file) if file else {}
-    directory = file.resolve().parent if file else Path.cwd()
+    with _mapped_errors("the working directory"):
+        directory = file.resolve().parent if file else Path.cwd()
     given = _given(flags or {})
     _check_variables(environ)
     nats = load_nats(
@@ -126,13 +135,14 @@ def find_file(given: Path | None, *, environ: Mapping[str, str] = os.environ) ->
         return given
     if named := environ.get("BOX_BRIDGE_CONFIG"):
         return Path(named)
-    return _DEFAULT_FILE if _DEFAULT_FILE.exists() else None
+    with _mapped_errors(str(_DEFAULT_FILE)):
+        return _DEFAULT_FILE if _DEFAULT_FILE.exists() else None
 
 
 def load_log(
     level: str | None = None, style: str | None = None, *, environ: Mapping[str, str] = os.environ
 ) -> LogConfig:
-    """The log settings; arguments beat ``BOX_BRIDGE_LOG`` and ``BOX_BRIDGE_LOG_FORMAT``."""
+    """The log settings; arguments override ``BOX_BRIDGE_LOG`` and ``BOX_BRIDGE_LOG_FORMAT``."""
     return LogConfig(
         level=level or environ.get("BOX_BRIDGE_LOG") or "info",
         style=style or environ.get("BOX_BRIDGE_LOG_FORMAT") or "text",
@@ -140,16 +150,17 @@ def load_log(
 
 
 def load_notify(*, environ: Mapping[str, str] = os.environ) -> NotifyConfig:
-    """What ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID`` say: sd_notify(3)."""
-    address, interval = environ.get("NOTIFY_SOCKET", ""), environ.get("WATCHDOG_USEC") or "0"
-    if not interval.isdecimal():
-        raise ConfigError("WATCHDOG_USEC", f"{interval!r} is not a number of microseconds")
+    """The settings that the service manager gives this process: see sd_notify(3)."""
+    address, text = environ.get("NOTIFY_SOCKET", ""), environ.get("WATCHDOG_USEC") or "0"
+    interval = _number(text)
+    if interval is None:
+        raise ConfigError("WATCHDOG_USEC", f"{text[:40]!r} is not a number of microseconds")
     watched = environ.get("WATCHDOG_PID") or str(os.getpid())
     mine = bool(address) and watched == str(os.getpid())
-    return NotifyConfig(address=address, watchdog=int(interval) / 1e6 if mine else 0.0)
+    return NotifyConfig(address=address, watchdog=interval / 1e6 if mine else 0.0)
 
 
-# What a Box hands its instances, beside NATS_URL, NATS_CA and BOX_BRIDGE_PREFIX.
+# Variables that a Box gives its instances, besides NATS_URL, NATS_CA and BOX_BRIDGE_PREFIX.
 INSTANCE_ID: Final = "BOX_INSTANCE_ID"
 SERVICE: Final = "BOX_SERVICE"
 PORT: Final = "PORT"
@@ -160,25 +171,26 @@ REGISTRATION: Final = "BOX_REGISTRATION"
 
 
 def load_instance(*, environ: Mapping[str, str] = os.environ) -> InstanceConfig:
-    """What the Box that made this process has handed it. Raises ConfigError for what is no such
-    thing; a ``PORT`` that is no number counts only where there is a Box.
+    """The variables that a Box gave this process, if a Box started it.
+
+    Raises ConfigError for a malformed one. Without a Box, a malformed ``PORT`` is ignored: other
+    programs set that variable, too.
     """
-    port = environ.get(PORT) or "0"
+    text = environ.get(PORT) or "0"
     instance_id = environ.get(INSTANCE_ID, "")
-    if not (port.isdecimal() and int(port) <= 65535):
+    port = _number(text)
+    if port is None or port > 65535:
         if instance_id:
-            raise ConfigError(PORT, f"{port!r} is not a port")
-        port = "0"
-    try:
+            raise ConfigError(PORT, f"{text[:40]!r} is not a port")
+        port = 0
+    with _mapped_errors(METADATA, "must be a JSON object of strings: "):
         metadata = msgspec.json.decode(environ.get(METADATA) or "{}", type=dict[str, str])
-    except msgspec.MsgspecError as exc:
-        raise ConfigError(METADATA, f"must be a JSON object of strings: {exc}") from exc
     return InstanceConfig(
         instance_id=instance_id,
         service=environ.get(SERVICE, ""),
         host=environ.get(HOST, ""),
         address=environ.get(ADDRESS, ""),
-        port=int(port),
+        port=port,
         metadata=metadata,
         registered_by_box=bool(instance_id) and environ.get(REGISTRATION) == "box",
     )
@@ -187,7 +199,7 @@ def load_instance(*, environ: Mapping[str, str] = os.environ) -> InstanceConfig:
 def child_environment(
     instance: Mapping[str, str], *, environ: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """The environment of a program that this process runs as an instance."""
+    """The environment of a program that this process starts as an instance."""
     return {**environ, **instance}
 
 
@@ -198,9 +210,10 @@ def load_nats(
     environ: Mapping[str, str] = os.environ,
     file: Path | None = None,
 ) -> NatsConfig:
-    """The connection settings alone, for a gateway or a CLI verb that needs no Box.
+    """The connection settings alone, for a gateway or a command that needs no Box.
 
-    A context counts as part of the layer that names it, beneath that layer's own values.
+    A context belongs to the layer (file, environment or flags) that names it; the layer's own
+    values override those of the context.
     """
     layers: list[Mapping[str, Any]] = []
     for layer in (
@@ -215,12 +228,10 @@ def load_nats(
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise ConfigError(str(file), f"cannot be read: {exc.strerror}") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(str(file), f"is not TOML: {exc}") from exc
+    with _mapped_errors(str(file)):
+        text = file.read_bytes()
+    with _mapped_errors(str(file), "is not TOML: "):
+        tables = tomllib.loads(text.decode())
     for key, table in tables.items():
         if key not in (*_TABLES, "services"):
             raise ConfigError(
@@ -255,7 +266,7 @@ def _given(flags: Flags) -> dict[str, dict[str, Any]]:
 def _from_environ(
     cls: type[Struct], variables: Mapping[str, str], environ: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The values that the environment gives, each known to be of its key's type."""
+    """The values in the environment, each converted to the type of its key."""
     types = {item.name: item.type for item in fields(cls)}
     given = {name: key for name, key in variables.items() if environ.get(name)}
     return {
@@ -277,28 +288,29 @@ def _check_variables(environ: Mapping[str, str]) -> None:
 
 
 def _context(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
-    """The nats CLI's context `name`, from where the nats CLI keeps them."""
-    home = environ.get("XDG_CONFIG_HOME") or str(
-        Path(environ.get("HOME", "~")).expanduser() / ".config"
-    )
-    folder = Path(home) / "nats" / "context"
-    file = folder / f"{name}.json"
-    try:
-        values = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
-    except OSError as exc:
-        there = sorted(entry.stem for entry in folder.glob("*.json"))
-        raise ConfigError(
-            f"context {name}",
-            f"{file} cannot be read; contexts there: {', '.join(there) or 'none'}",
-        ) from exc
-    except msgspec.MsgspecError as exc:
-        raise ConfigError(f"context {name}", f"{file} is not a context: {exc}") from exc
+    """The values of the nats CLI's context `name`, from the nats CLI's own directory."""
+    where = f"context {name}"
+    with _mapped_errors(where):
+        home = environ.get("XDG_CONFIG_HOME") or str(
+            Path(environ.get("HOME", "~")).expanduser() / ".config"
+        )
+        folder = Path(home) / "nats" / "context"
+        file = folder / f"{name}.json"
+        try:
+            data = file.read_bytes()
+        except OSError as exc:
+            names = ", ".join(sorted(entry.stem for entry in folder.glob("*.json")))
+            problem = f"{file} cannot be read; contexts there: {names or 'none'}"
+            raise ConfigError(where, problem) from exc
+    with _mapped_errors(where, f"{file} is not a context: "):
+        values = msgspec.json.decode(data, type=dict[str, Any])
     return {ours: values[theirs] for theirs, ours in _CONTEXT_KEYS.items() if values.get(theirs)}
 
 
 def _anchored(table: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """The data_dir is relative to the file, not to where the Box was started."""
-    given = Path(table.get("data_dir", BoxConfig().data_dir)).expanduser()
+    """A relative data_dir starts at the file's directory, not at the working directory."""
+    with _mapped_errors("[box] data_dir"):
+        given = Path(table.get("data_dir", BoxConfig().data_dir)).expanduser()
     return {**table, "data_dir": str(directory / given)}
 
 
@@ -310,23 +322,27 @@ def _named(box: BoxConfig) -> BoxConfig:
             "[box] name",
             f'{source} {name!r} cannot be a subject token: set name = "…" of a-z, 0-9 and "-"',
         )
-    return msgspec.structs.replace(box, name=name, data_dir=str(Path(box.data_dir).absolute()))
+    if "\0" in box.data_dir:
+        raise ConfigError("[box] data_dir", "a path cannot contain a NUL character")
+    with _mapped_errors("[box] data_dir"):
+        return msgspec.structs.replace(box, name=name, data_dir=str(Path(box.data_dir).absolute()))
 
 
 # ── checking ─────────────────────────────────────────────────────────────────────────────
 
 
 def _checked(cls: type[Struct], table: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The keys that `table` gives, once the whole is known to be right."""
+    """The keys that `table` sets, after the whole table was checked."""
     struct = _checked_struct(cls, table, place)
     return {key: value for key, value in asdict(struct).items() if key in table}
 
 
 def _checked_struct(cls: Any, table: Any, place: str, *, strict: bool = True) -> Any:
-    try:
-        return msgspec.convert(table, cls, strict=strict)
-    except msgspec.ValidationError as exc:
-        raise _explained(cls, str(exc), place) from exc
+    with _mapped_errors(place):
+        try:
+            return msgspec.convert(table, cls, strict=strict)
+        except msgspec.ValidationError as exc:
+            raise _explain(cls, str(exc), place) from exc
 
 
 def _overlaid(cls: type[T], layers: Sequence[Mapping[str, Any]], place: str) -> T:
@@ -342,7 +358,7 @@ _MISSING: Final = re.compile(r"^Object missing required field `([^`]+)`")
 _AT: Final = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
-def _explained(cls: Any, text: str, place: str) -> ConfigError:
+def _explain(cls: Any, text: str, place: str) -> ConfigError:
     at = _AT.search(text)
     path = at[1] if at else ""
     problem = text[: at.start()] if at else text
@@ -353,6 +369,22 @@ def _explained(cls: Any, text: str, place: str) -> ConfigError:
     if missing := _MISSING.match(problem):
         return ConfigError(where, f"`{missing[1]}` is missing")
     return ConfigError(where, problem[:1].lower() + problem[1:])
+
+
+@contextlib.contextmanager
+def _mapped_errors(where: str, problem: str = "") -> Iterator[None]:
+    """Raise ConfigError for a foreign exception of the block."""
+    try:
+        yield
+    except _FOREIGN as exc:
+        reason = str(getattr(exc, "strerror", None) or exc or type(exc).__name__)
+        cannot = "cannot be read: " if isinstance(exc, OSError) and not problem else ""
+        raise ConfigError(where, f"{problem or cannot}{reason}") from exc
+
+
+def _number(text: str) -> int | None:
+    """The number that `text` writes in at most 18 digits; None if it does not."""
+    return int(text) if text.isdecimal() and len(text) <= 18 else None
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -1,56 +1,53 @@
-"""Every error that box-bridge raises, in one tree.
+"""The errors that box-bridge raises, in one tree.
 
-A caller catches `BridgeError` for all of it, or a branch for what it can handle. An error
-carries its data as attributes, and its message says what to do about it::
+A caller catches `BridgeError` for all of them, or one branch. An error carries its data as
+attributes, and its message says what to do. `bridge.gateway.errors` defines NoRoute and the branch
+of ScaleError::
 
     BridgeError
     ├── ConfigError               a file, variable or flag is wrong
-    ├── ProtocolError             a payload is not what the wire contract says
+    ├── ProtocolError             a payload does not follow the wire contract
     │   └── NameRefused           a name that cannot be a subject token
-    ├── BusError                  the bus, or what is kept in it
-    │   ├── ServerNotStarted      the embedded nats-server did not come up
-    │   ├── ConnectFailed         no NATS server took the connection
-    │   ├── CutOff                connected once, not now: nothing was sent
-    │   ├── NoResponders          nobody listens on the subject: nothing was done
-    │   ├── NotPermitted          this NATS user may not send or listen there: nothing was done
-    │   ├── TooLarge              more than the server or the stream takes: nothing was stored
-    │   ├── NoReply               sent, not answered in time: the outcome is unknown
+    ├── BusError                  the bus, its streams and its buckets
+    │   ├── ServerNotStarted      the embedded nats-server did not start
+    │   ├── ConnectFailed         no NATS server accepted the connection
+    │   ├── CutOff                the connection is lost now: nothing was sent
+    │   ├── NoResponders          no program subscribes: nothing was done
+    │   ├── NotPermitted          NATS refuses this user the subject: nothing was done
+    │   ├── TooLarge              a server or stream limit: nothing was stored
+    │   ├── NoReply               no reply in time: the outcome is unknown
     │   ├── StoreRefused          JetStream refused: nothing was stored
-    │   │   └── Conflict          somebody else wrote first
+    │   │   └── Conflict          another writer was first
     │   ├── StoreUnsuitable       JetStream is off, too old or not permitted
     │   ├── TopologyMismatch      a stream exists with settings that break a promise
-    │   └── DurableMismatch       a durable of this name exists, and is not what was asked for
-    ├── BoxError                  a Box cannot do its work
+    │   └── DurableMismatch       a durable of this name exists with other settings
+    ├── BoxError                  a Box cannot work
     │   ├── Refusal               a Box refuses a request: nothing was changed
     │   ├── HostTaken             another Box has this data_dir or this host name
-    │   ├── JournalError          the host's journal cannot be kept or read
+    │   ├── JournalError          the host's journal cannot be read or written
     │   │   ├── JournalDamaged    its file is damaged
-    │   │   └── ForeignJournal    another version wrote it, and this one cannot read it
-    │   ├── EngineUnsuitable      the container engine is missing, too old or lacks what is set
-    │   └── InstanceError         one instance could not be made or reached
+    │   │   └── ForeignJournal    another version wrote it; this one cannot read it
+    │   ├── EngineUnsuitable      the container engine is missing or too old
+    │   └── InstanceError         one instance could not be started or reached
     │       ├── EngineSilent      the container engine does not answer: the outcome is unknown
-    │       └── PortTaken         another process listens on the instance's port
-    ├── BenchFailed               a measurement did not do its work
+    │       └── PortTaken         another process listens on its port
+    ├── BenchFailed               a measurement did not do the work it measures
     ├── NoRoute                   no instance of the service takes traffic
-    └── ScaleError                a request did not do what was asked
-        ├── NoBoxError            nobody answers on the scale subject
-        ├── RequestTimeout        asked, no answer: the outcome is unknown
-        ├── ScaleRefused          a Box said no: nothing was changed
-        ├── ScaleCapped           a Box took a lower target than was asked
-        ├── WaitTimeout           taken, but not Ready in time
-        ├── OrderRefused          a Box said no to an operator: nothing was changed
-        ├── DrainStuck            the order stands, but a host's instances cannot be replaced
-        └── DrainTimeout          the order stands, but the host is not empty in time
+    └── ScaleError                a request did not do what it asked for
+        ├── NoBoxError            no Box answers
+        ├── RequestTimeout        no reply in time: the outcome is unknown
+        ├── ScaleRefused          a Box refused: nothing was changed
+        ├── ScaleCapped           a Box accepted a lower target
+        ├── WaitTimeout           accepted, but not Ready in time
+        ├── OrderRefused          a Box refused an operator's order: nothing was changed
+        ├── DrainStuck            the order holds; a host's instances cannot be replaced
+        └── DrainTimeout          the order holds; the host is not empty in time
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 class BridgeError(Exception):
@@ -140,7 +137,7 @@ class ServerNotStarted(BusError):
 
 
 def without_secret(url: str) -> str:
-    """A NATS URL, or several, fit to be shown: what stands before an @ may be a password."""
+    """A NATS URL, or several, without the part before an @: it may hold a password."""
     return re.sub(r"[^/@,]+@", "***@", url)
 
 
@@ -166,7 +163,7 @@ class CutOff(BusError):
     """
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"cut off from NATS for {seconds:.1f} s; it reconnects by itself")
+        super().__init__(f"cut off from NATS for {seconds:.1f} s; the client reconnects by itself")
         self.seconds = seconds
 
 
@@ -271,7 +268,7 @@ class TopologyMismatch(BusError):
         lines = "\n".join(f"  {line}" for line in differences)
         super().__init__(
             f"stream {stream} exists with settings that break a promise:\n{lines}\n"
-            f"Mend it with `nats stream edit {stream}`, or choose another prefix."
+            f"Fix it with `nats stream edit {stream}`, or choose another prefix."
         )
         self.stream = stream
         self.differences = tuple(differences)
@@ -287,8 +284,8 @@ class DurableMismatch(BusError):
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(
-            f"durable {name} exists: {problem}. Use another name, ask for the same, or delete it "
-            "with `nats consumer rm`, which forgets how far it has come."
+            f"durable {name} exists: {problem}. Use another name or the same settings, or delete "
+            "it with `nats consumer rm`, which drops its position in the stream."
         )
         self.name = name
         self.problem = problem
@@ -314,8 +311,9 @@ class HostTaken(BoxError):
 class JournalError(BoxError):
     """The host's journal cannot be read or written.
 
-    `transient` says that the same call may succeed later: the disk is full or read-only, for
-    example. Fix: check the disk and the permissions of `data_dir`.
+    `transient` says that the same call may succeed later: the disk is full, for example.
+
+    Fix: check the disk and the permissions of `data_dir`.
     """
 
     def __init__(self, problem: str, *, transient: bool = False) -> None:
@@ -392,7 +390,7 @@ class PortTaken(InstanceError):
         self.holder = holder
 
 
-# ── routes ───────────────────────────────────────────────────────────────────────────────
+# ── the bench ────────────────────────────────────────────────────────────────────────────
 
 
 class BenchFailed(BridgeError):
@@ -400,6 +398,3 @@ class BenchFailed(BridgeError):
 
     Fix: read the message; measure again on a quiet machine.
     """
-
-
-# ── a scale request ──────────────────────────────────────────────────────────────────────

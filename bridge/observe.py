@@ -1,7 +1,7 @@
-"""What a process tells about itself: log lines on stderr and Prometheus metrics.
+"""Observability of a process: log lines on stderr, and Prometheus metrics.
 
-Nothing is refused, dropped or retried silently: each such place counts in `Metrics`, and the
-counters of a Box can be scraped (``[box] metrics = "host:port"``) or seen in `nats micro stats`.
+No message is refused, dropped or retried silently: each such case counts in `Metrics`. The metrics
+of a Box can be scraped (``[box] metrics = "host:port"``); `nats micro stats` shows a part of them.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ class Metrics:
         self.refused.labels(where, reason).inc()
 
     def count(self, kind: str) -> None:
-        """Count one event of the bus."""
+        """Count one event of the NATS connection."""
         self.bus.labels(kind).inc()
 
     def refusals(self) -> dict[str, int]:
-        """``where: reason`` → how often, for people."""
+        """How many messages were refused, by ``where: reason``."""
         return {
             f"{sample.labels['where']}: {sample.labels['reason']}": int(sample.value)
             for metric in self.refused.collect()
@@ -95,7 +95,7 @@ class Metrics:
         host, _, port = address.rpartition(":")
         try:
             start_http_server(int(port), addr=host.strip("[]"), registry=self.registry)
-        except OSError as exc:
+        except (OSError, ValueError, OverflowError) as exc:  # a port, or a name, that is malformed
             raise ConfigError("[box] metrics", f"cannot listen on {address}: {exc}") from exc
 
 
@@ -143,4 +143,4 @@ def configure_logging(level: str = "info", style: str = "text") -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for name in ("nats", "stamina"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # the bus logs what matters itself
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the bus logs what matters

@@ -1,14 +1,18 @@
-"""One file, the environment, flags: what wins, and how mistakes are told."""
+"""One file, the environment, flags: which one wins, and how mistakes are reported."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import tomllib
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
-from bridge.config import find_file, load, load_log, load_nats, load_notify
+from bridge.config import find_file, load, load_instance, load_log, load_nats, load_notify
 from bridge.errors import ConfigError
 from bridge.settings import NotifyConfig
 
@@ -46,7 +50,7 @@ def test_the_documented_file_is_a_whole_configuration(tmp_path: Path) -> None:
     assert config.nats.url == "nats://127.0.0.1:4222"
 
 
-def test_the_environment_beats_the_file_and_a_flag_beats_both(tmp_path: Path) -> None:
+def test_the_environment_overrides_the_file_and_a_flag_overrides_both(tmp_path: Path) -> None:
     file = write(tmp_path, WHOLE)
     environ = {"BOX_BRIDGE_MAX_INSTANCES": "7", "BOX_BRIDGE_NAME": "from-env"}
     config = load(file, environ=environ, flags={"box": {"name": "from-flag", "address": None}})
@@ -103,7 +107,7 @@ def test_the_name_defaults_to_the_hosts_first_label(
         ('[services.web]\ncommand = ["a"]\nmetadata = { a = "' + "x" * 16385 + '" }', "16 KiB"),
     ],
 )
-def test_a_mistake_is_told_with_its_place_and_cure(tmp_path: Path, text: str, said: str) -> None:
+def test_a_mistake_is_reported_with_its_place_and_fix(tmp_path: Path, text: str, said: str) -> None:
     told = problem(tmp_path, text)
     assert said in told
     assert told.startswith((str(tmp_path), "[box]"))
@@ -124,7 +128,7 @@ def test_a_wrong_variable_is_named(tmp_path: Path) -> None:
     assert "BOX_BRIDGE_NAME" in problem(tmp_path, WHOLE, BOX_BRIDGE_NAMES="x")
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path / "none.toml", environ={})
 
@@ -141,7 +145,7 @@ def test_instances_do_not_inherit_the_credentials_of_the_box(tmp_path: Path) -> 
     assert load(write(tmp_path, WHOLE), environ=environ).environ == {"PATH": "/bin"}
 
 
-def test_the_file_is_found_where_it_is_said_to_be(
+def test_the_file_is_the_argument_or_the_variable_or_box_toml(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -169,7 +173,7 @@ def make_context(home: Path, name: str, **values: object) -> dict[str, str]:
     return {"XDG_CONFIG_HOME": str(home)}
 
 
-def test_the_watchdog_is_this_process_s_or_none() -> None:
+def test_the_watchdog_counts_for_the_process_that_it_names() -> None:
     told = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "1500000"}
     assert load_notify(environ={}) == NotifyConfig()
     assert load_notify(environ=told) == NotifyConfig(address="@x", watchdog=1.5)
@@ -216,7 +220,7 @@ def test_a_context_of_the_nats_cli_is_read(tmp_path: Path) -> None:
     assert (nats.inbox_prefix, nats.domain) == ("_INBOX.prod", "hub")
 
 
-def test_a_context_counts_as_the_layer_that_names_it(tmp_path: Path) -> None:
+def test_a_context_belongs_to_the_layer_that_names_it(tmp_path: Path) -> None:
     environ = make_context(tmp_path, "c", url="nats://context:1", user="from-context")
     named = {**environ, "NATS_CONTEXT": "c"}
     assert load_nats({"url": "nats://file:1"}, environ=named).url == "nats://context:1"
@@ -228,10 +232,115 @@ def test_a_context_counts_as_the_layer_that_names_it(tmp_path: Path) -> None:
     assert flag.url == "nats://flag:1"
 
 
-def test_a_context_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_context_is_reported_with_those_that_exist(tmp_path: Path) -> None:
     environ = make_context(tmp_path, "prod", url="x")
     with pytest.raises(ConfigError, match="contexts there: prod"):
         load_nats(flags={"context": "pord"}, environ=environ)
     (tmp_path / "nats" / "context" / "bad.json").write_text("{")
     with pytest.raises(ConfigError, match="is not a context"):
         load_nats(flags={"context": "bad"}, environ=environ)
+
+
+# ── foreign exceptions ───────────────────────────────────────────────────────────────────
+
+FAULTS = [
+    *(OSError(number, os.strerror(number)) for number in errno.errorcode),
+    OSError("without an errno"),
+    ValueError("embedded null byte"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"),
+    tomllib.TOMLDecodeError("Expected '='"),
+    RuntimeError("Could not determine home directory."),
+    RecursionError("maximum recursion depth exceeded"),
+    OverflowError("int too large to convert"),
+    msgspec.DecodeError("Input data was truncated"),
+    msgspec.ValidationError("Expected `int`, got `str`"),
+]
+
+
+class FailingCall:
+    """Stands in for a library call, and raises."""
+
+    def __init__(self, fault: Exception) -> None:
+        self.fault = fault
+
+    def __call__(self, *_: object, **__: object) -> Any:
+        raise self.fault
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (Path, "read_bytes"),
+        (tomllib, "loads"),
+        (Path, "resolve"),
+        (Path, "expanduser"),
+        (Path, "absolute"),
+        (msgspec, "convert"),
+    ],
+    ids=["read_bytes", "loads", "resolve", "expanduser", "absolute", "convert"],
+)
+def test_every_foreign_exception_of_reading_a_file_is_a_config_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+) -> None:
+    file = write(tmp_path, WHOLE)
+    for fault in FAULTS:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, FailingCall(fault))
+            with pytest.raises(ConfigError) as raised:
+                load(file, environ={})
+        assert raised.value.__cause__ is fault
+        assert raised.value.problem.strip(": ")
+
+
+@pytest.mark.parametrize("module", [Path, msgspec.json], ids=["read_bytes", "decode"])
+def test_every_foreign_exception_of_reading_a_context_is_a_config_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    environ = make_context(tmp_path, "prod", url="x")
+    for fault in FAULTS:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "read_bytes" if module is Path else "decode", FailingCall(fault))
+            with pytest.raises(ConfigError, match="context prod"):
+                load_nats(flags={"context": "prod"}, environ=environ)
+
+
+def test_a_working_directory_that_is_gone_is_a_config_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match=r"the working directory: .*No such file"):
+        load(environ={})
+    monkeypatch.setattr(Path, "exists", FailingCall(PermissionError(13, "Permission denied")))
+    with pytest.raises(ConfigError, match=r"box\.toml: cannot be read: Permission denied"):
+        find_file(None, environ={})
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"a = '\xff'", "is not TOML"),
+        (b"a = " + b"[" * 100_000, "is not TOML"),
+        (b'[box]\ndata_dir = "~nosuchuser/data"', "home directory"),
+        (b'[box]\ndata_dir = "a\\u0000b"', "NUL"),
+    ],
+    ids=["not UTF-8", "nested too deeply", "unknown user", "NUL"],
+)
+def test_a_file_with_any_content_is_a_config_error(tmp_path: Path, data: bytes, said: str) -> None:
+    file = tmp_path / "box.toml"
+    file.write_bytes(data)
+    with pytest.raises(ConfigError, match=said):
+        load(file, environ={})
+
+
+def test_variables_with_any_content_are_a_config_error() -> None:
+    digits = "9" * 5000  # more than Python converts
+    with pytest.raises(ConfigError, match="number of microseconds"):
+        load_notify(environ={"WATCHDOG_USEC": digits})
+    with pytest.raises(ConfigError, match="is not a port"):
+        load_instance(environ={"BOX_INSTANCE_ID": "web-a", "PORT": digits})
+    for metadata in ("\udcff", "[" * 100_000, "{", "[]"):
+        with pytest.raises(ConfigError, match="must be a JSON object of strings"):
+            load_instance(environ={"BOX_METADATA": metadata})
