@@ -22,6 +22,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, fields
 
 from bridge.errors import ConfigError
+from bridge.nats_context import SECRET_FILES, expand_home, read_context, selected_context
 from bridge.settings import (
     BoxConfig,
     Config,
@@ -66,22 +67,6 @@ BOX_VARIABLES: Final = {
 }
 _OTHER_VARIABLES: Final = ("BOX_BRIDGE_CONFIG", "BOX_BRIDGE_LOG", "BOX_BRIDGE_LOG_FORMAT")
 
-# The nats CLI's context files have these keys; "url" and the like are named alike.
-_CONTEXT_KEYS: Final = {
-    "url": "url",
-    "user": "user",
-    "password": "password",
-    "token": "token",
-    "creds": "creds",
-    "nkey": "nkey",
-    "ca": "ca",
-    "cert": "cert",
-    "key": "key",
-    "tls_first": "tls_first",
-    "inbox_prefix": "inbox_prefix",
-    "jetstream_domain": "domain",
-}
-
 Flags = Mapping[str, Mapping[str, Any]]
 """The values of flags, by the name of their table; None counts as not given."""
 
@@ -103,7 +88,7 @@ def load(
 
     Raises ConfigError, naming the place and the fix.
     """
-    file = Path(path) if path else None
+    file = Path(expand_home(os.fspath(path), environ)) if path else None
     tables = _read(file) if file else {}
     with _mapped_errors("the working directory"):
         directory = file.resolve().parent if file else Path.cwd()
@@ -113,17 +98,22 @@ def load(
         tables.get("nats", {}), flags=given.get("nats", {}), environ=environ, file=file
     )
     box_layers = [
-        _anchored(_checked(BoxConfig, tables.get("box", {}), _place(file, "box")), directory),
+        _anchored(
+            _checked(BoxConfig, tables.get("box", {}), _place(file, "box")), directory, environ
+        ),
         _from_environ(BoxConfig, BOX_VARIABLES, environ),
         given.get("box", {}),
     ]
-    box = _overlaid(BoxConfig, box_layers, "[box]")
+    box = _overlaid(BoxConfig, [_at_home(layer, environ) for layer in box_layers], "[box]")
     timing = _checked_struct(Timing, tables.get("timing", {}), _place(file, "timing"))
     return Config(
         box=_named(box),
         nats=nats,
         timing=timing,
-        services=_services(tables, file),
+        services={
+            name: _service_at_home(service, box.runtime, environ)
+            for name, service in _services(tables, file).items()
+        },
         directory=directory,
         environ=_inherited(environ),
     )
@@ -212,19 +202,48 @@ def load_nats(
 ) -> NatsConfig:
     """The connection settings alone, for a gateway or a command that needs no Box.
 
-    A context belongs to the layer (file, environment or flags) that names it; the layer's own
-    values override those of the context.
+    A context counts as part of the layer that names it, beneath that layer's own values. Where no
+    layer names a server or a context, the context that is selected in the nats CLI counts, beneath
+    all; its name is then the `context` of the result. Paths in the table are relative to the file.
     """
+    given = _checked(NatsConfig, table or {}, _place(file, "nats"))
+    with _mapped_errors(str(file)):
+        directory = file.resolve().parent if file else Path()
+    from_file = _located(given, directory, environ)
+    from_environ = _from_environ(NatsConfig, NATS_VARIABLES, environ)
     layers: list[Mapping[str, Any]] = []
     for layer in (
-        _checked(NatsConfig, table or {}, _place(file, "nats")),
-        _from_environ(NatsConfig, NATS_VARIABLES, environ),
-        _given({"nats": flags or {}})["nats"],
+        from_file,
+        _located(from_environ, Path(), environ),
+        _located(_given({"nats": flags or {}})["nats"], Path(), environ),
     ):
         if context := layer.get("context"):
             layers.append(_context(str(context), environ))
         layers.append(layer)
+    named = any("url" in layer or "context" in layer for layer in layers)
+    if not named and (selected := selected_context(environ)):
+        layers.insert(0, {**_context(selected, environ), "context": selected})
     return _overlaid(NatsConfig, layers, "[nats]")
+
+
+def _context(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
+    """The nats CLI's context `name`, each value checked."""
+    place = f"context {name}"
+    with _mapped_errors(place):
+        settings = read_context(name, environ)
+    return _checked(NatsConfig, settings, place)
+
+
+def _located(
+    table: Mapping[str, Any], directory: Path, environ: Mapping[str, str]
+) -> dict[str, Any]:
+    """`table` with its paths beneath `directory`, and ``~`` replaced."""
+    paths = {
+        key: str(directory / expand_home(table[key], environ))
+        for key in SECRET_FILES
+        if table.get(key)
+    }
+    return {**table, **paths}
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -250,6 +269,17 @@ def _services(tables: Mapping[str, Any], file: Path | None) -> dict[str, Service
             raise ConfigError(place, "a service name has 1 to 63 of a-z, 0-9 and '-'")
         services[name] = _checked_struct(ServiceConfig, table, place)
     return services
+
+
+def _service_at_home(
+    service: ServiceConfig, runtime: str, environ: Mapping[str, str]
+) -> ServiceConfig:
+    """The service with a ``~`` replaced in what is a path on this host."""
+    if runtime != "process":
+        return service
+    command = [expand_home(word, environ) for word in service.command[:1]] + service.command[1:]
+    cwd = expand_home(service.cwd, environ)
+    return msgspec.structs.replace(service, command=command, cwd=cwd)
 
 
 def _place(file: Path | None, table: str) -> str:
@@ -287,31 +317,18 @@ def _check_variables(environ: Mapping[str, str]) -> None:
             raise ConfigError(name, f"no such variable{_nearest(name, known)}")
 
 
-def _context(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
-    """The values of the nats CLI's context `name`, from the nats CLI's own directory."""
-    where = f"context {name}"
-    with _mapped_errors(where):
-        home = environ.get("XDG_CONFIG_HOME") or str(
-            Path(environ.get("HOME", "~")).expanduser() / ".config"
-        )
-        folder = Path(home) / "nats" / "context"
-        file = folder / f"{name}.json"
-        try:
-            data = file.read_bytes()
-        except OSError as exc:
-            names = ", ".join(sorted(entry.stem for entry in folder.glob("*.json")))
-            problem = f"{file} cannot be read; contexts there: {names or 'none'}"
-            raise ConfigError(where, problem) from exc
-    with _mapped_errors(where, f"{file} is not a context: "):
-        values = msgspec.json.decode(data, type=dict[str, Any])
-    return {ours: values[theirs] for theirs, ours in _CONTEXT_KEYS.items() if values.get(theirs)}
-
-
-def _anchored(table: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """A relative data_dir starts at the file's directory, not at the working directory."""
-    with _mapped_errors("[box] data_dir"):
-        given = Path(table.get("data_dir", BoxConfig().data_dir)).expanduser()
+def _anchored(table: dict[str, Any], directory: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+    """The data_dir is relative to the file, not to where the Box was started."""
+    given = expand_home(table.get("data_dir", BoxConfig().data_dir), environ)
     return {**table, "data_dir": str(directory / given)}
+
+
+def _at_home(table: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """``[box]`` with its paths' ``~`` replaced, which no shell does in a file."""
+    paths = {
+        key: expand_home(table[key], environ) for key in ("data_dir", "engine") if key in table
+    }
+    return {**table, **paths}
 
 
 def _named(box: BoxConfig) -> BoxConfig:

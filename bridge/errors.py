@@ -48,6 +48,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 
 class BridgeError(Exception):
@@ -136,9 +137,24 @@ class ServerNotStarted(BusError):
         self.log_tail = log_tail
 
 
+_BETWEEN_URLS: Final = re.compile(r",(?=\s*[A-Za-z+]+://)")
+_ADDRESS: Final = re.compile(r"(?:[\w.-]*|\[[0-9A-Fa-f:.]*\])(?::\d*)?/?")
+
+
 def without_secret(url: str) -> str:
-    """A NATS URL, or several, without the part before an @: it may hold a password."""
-    return re.sub(r"[^/@,]+@", "***@", url)
+    """A NATS URL, or several, fit to be shown, however it is written: only what is plainly an
+    address is left.
+    """
+    return ",".join(map(_without_secret, _BETWEEN_URLS.split(url)))
+
+
+def _without_secret(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if not (separator and scheme.strip().isalpha()):
+        scheme, separator, rest = "", "", url
+    _, at, address = rest.rpartition("@")
+    shown = [one if _ADDRESS.fullmatch(one.strip()) else "***" for one in address.split(",")]
+    return f"{scheme}{separator}{'***@' if at else ''}{','.join(shown)}"
 
 
 class ConnectFailed(BusError):

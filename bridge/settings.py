@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Final
-from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct, field
 
-from bridge.errors import ProtocolError, without_secret
+from bridge.errors import ProtocolError
 from bridge.http_exchange import HEADER_NAME
 from bridge.images import MAX_PATTERNS, check_pattern
+from bridge.nats_url import parse_urls
 from bridge.protocol import U8, U32
 from bridge.subjects import DEFAULT_PREFIX, Subjects, is_name
 from bridge.validation import check_metadata
@@ -235,7 +235,8 @@ class NatsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     url: str = DEFAULT_URL
     """One server, or several separated by commas. A `tls://` URL is refused before anything is sent
-    if the server does not require TLS.
+    if the server does not require TLS. A user and password in it are percent-encoded; servers of
+    the cluster that the client discovers get those of the first URL that has them.
     """
     context: str = ""
     """A context of the `nats` CLI. Its values rank below the other values of the layer that names
@@ -273,11 +274,7 @@ class NatsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not is_name(self.prefix):
             raise ValueError(f"prefix = {self.prefix!r} is not a name of a-z, 0-9 and '-'")
-        if not self.urls or not all(map(_is_url, self.urls)):
-            raise ValueError(
-                f"url = {without_secret(self.url)!r} is not a NATS URL: write it as "
-                "nats://host:4222, tls://… or wss://…, several separated by commas"
-            )
+        parse_urls(self.url)
         if _SUBJECT.fullmatch(self.inbox_prefix) is None:
             raise ValueError(
                 f"inbox_prefix = {self.inbox_prefix!r} is not a subject like _INBOX.me"
@@ -285,20 +282,12 @@ class NatsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def urls(self) -> list[str]:
-        return [url.strip() for url in self.url.split(",") if url.strip()]
+        """The URLs of the servers, without credentials."""
+        return [server.url for server in parse_urls(self.url)]
 
     @property
     def subjects(self) -> Subjects:
         return Subjects(prefix=self.prefix)
-
-
-def _is_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url if "://" in url else f"nats://{url}")
-        known = parts.scheme in ("nats", "tls", "ws", "wss")
-        return known and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none, or half an IPv6 address
-        return False
 
 
 class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

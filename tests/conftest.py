@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import socket
@@ -15,6 +16,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from bridge import nats_context
 from bridge.bus.embedded_server import EmbeddedServer
 from tests.podman import Podman
 
@@ -29,6 +31,10 @@ def pytest_configure() -> None:
     """Let the programs that tests start receive Ctrl-C, even if a shell runs the tests in the
     background.
     """
+    # No test reads a context of the nats CLI that the developer has selected.
+    nowhere = tempfile.mkdtemp(prefix="bb-home-")
+    os.environ["XDG_CONFIG_HOME"] = nowhere
+    nats_context.account_home = lambda: nowhere
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

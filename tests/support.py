@@ -164,6 +164,13 @@ async def listening(address: str) -> AsyncIterator[ServiceManager]:
             yield manager
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on, all of them different."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
+
+
 def connect(url: str, **settings: Any) -> Any:
     """A connection for a test: ``async with connect(url) as connection``."""
     return Connection.open(NatsConfig(url=url, **settings), name="test")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from nats.js.api import StreamConfig
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.api import jetstream
-from tests.support import connect, eventually
+from tests.support import connect, eventually, free_ports
 
 _NAMES = ("one", "two", "three")
 
@@ -34,7 +33,7 @@ class Cluster:
     @contextlib.asynccontextmanager
     async def running(cls, directory: Path) -> AsyncIterator[Cluster]:
         """A cluster whose JetStream takes replicated streams."""
-        routes = _free_ports(len(_NAMES))
+        routes = free_ports(len(_NAMES))
         servers = {
             name: EmbeddedServer(
                 directory / name, config=_config(directory, name, port, routes), patience=20.0
@@ -71,12 +70,6 @@ cluster {{ name: fleet, listen: "127.0.0.1:{port}", routes: [{listed}] }}
 """
     )
     return file
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
 
 
 async def _replicates(probe: Connection) -> bool:

@@ -19,7 +19,7 @@ def box_environment(config: Config) -> dict[str, str]:
     The URL carries no credentials. A service's own `env` overrides these variables.
     """
     variables = {
-        "NATS_URL": ",".join(map(_without_credentials, config.nats.urls)),
+        "NATS_URL": ",".join(config.nats.urls),
         "NATS_CA": config.nats.ca,
         HOST: config.box.name,
         ADDRESS: config.box.address,
@@ -35,8 +35,3 @@ def service_environment(service: ServiceConfig) -> dict[str, str]:
     if service.metadata:
         variables[METADATA] = msgspec.json.encode(service.metadata).decode()
     return variables
-
-
-def _without_credentials(url: str) -> str:
-    scheme, separator, rest = url.rpartition("://")
-    return scheme + separator + rest.rpartition("@")[2]

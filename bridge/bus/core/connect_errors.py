@@ -9,6 +9,8 @@ import ssl
 
 def describe(exc: Exception) -> str:
     """A short message for `exc`, without nats-py's prefix."""
+    if type(exc) is TimeoutError:
+        return "no answer in time"
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"the server's certificate is refused: {getattr(exc, 'verify_message', exc)}"
     if (

@@ -28,7 +28,7 @@ import stamina
 from nats.nuid import NUID
 
 from bridge.bus.core.connect_errors import describe, is_refusal
-from bridge.bus.core.credentials import credentials
+from bridge.bus.core.credentials import credentials, logins
 from bridge.bus.core.listener import Listener
 from bridge.bus.core.message import Handler, Message
 from bridge.bus.core.nats_client import FrameTooLarge, GuardedClient
@@ -51,6 +51,7 @@ _log = logging.getLogger(__name__)
 _PING_INTERVAL: Final = 2  # seconds; with two outstanding, a dead peer is detected within 6 s
 _RECONNECT_WAIT: Final = 0.25  # seconds between attempts at one server
 _ATTEMPT: Final = 10.0  # seconds of attempts with one client; then credentials are read again
+_SERVER: Final = 1.0  # seconds that each server gets at least to complete a connection
 _LAST_FLUSH: Final = 2.0  # seconds to send what is still queued when the connection is closed
 _STEADY: Final = 1.0  # seconds that a connection must last to count as made
 _RECONNECT_MAX: Final = 2.0  # seconds between clients, at most
@@ -100,8 +101,8 @@ class Connection:
         """Connect, and reconnect until the block ends.
 
         `name` is shown by `nats server report connections`. Raises ConnectFailed if the first
-        connection takes longer than `patience` seconds, ConfigError for an invalid setting. A bug
-        in the reconnecting task cancels the block and is raised.
+        connection takes longer than `patience` seconds, or 1 s for each server, and ConfigError for
+        an invalid setting. A bug in the reconnecting task cancels the block and is raised.
         """
         connection = cls(settings, name, metrics or Metrics())
         try:
@@ -270,13 +271,20 @@ class Connection:
     # ── staying connected ────────────────────────────────────────────────────────────────
 
     async def _connect(self, patience: float) -> None:
-        """Connect a new client. Raises ConnectFailed after `patience` seconds, or when each server
-        has refused, and ConfigError.
+        """Connect a new client. Raises ConnectFailed after `patience` seconds, or 1 s for each
+        server if that is longer, or when each server has refused; and ConfigError.
+
+        The servers share the time: one that accepts and is silent leaves the others theirs.
         """
         urls = self.settings.urls
         login = credentials(self.settings)
         errors: list[Exception] = []
-        client = GuardedClient(self.metrics.count, self._on_end, self._client.discovered)
+        known = self._client.discovered
+        servers = len(urls) + len(known)
+        patience = max(patience, _SERVER * servers)
+        client = GuardedClient(
+            self.metrics.count, self._on_end, known, logins(self.settings), patience / servers
+        )
 
         async def take_error(exc: Exception) -> None:
             if client is self._client:
@@ -294,6 +302,7 @@ class Connection:
                     error_cb=take_error,
                     ping_interval=_PING_INTERVAL,
                     max_outstanding_pings=2,
+                    connect_timeout=patience / servers,  # type: ignore[arg-type]
                     reconnect_time_wait=_RECONNECT_WAIT,  # type: ignore[arg-type]
                     max_reconnect_attempts=-1,
                     inbox_prefix=self.settings.inbox_prefix,
@@ -304,7 +313,9 @@ class Connection:
         except Exception as exc:  # nats-py raises whatever a peer can provoke
             # The server's own message ("Authorization Violation") comes before its hang-up.
             reasons = [*filter(is_refusal, errors), *errors, exc]
-            raise ConnectFailed(urls, describe(reasons[0])) from exc
+            context = self.settings.context
+            source = f" (context {context} of the nats CLI)" if context else ""
+            raise ConnectFailed(urls, describe(reasons[0]) + source) from exc
         finally:
             if client is not self._client:
                 await client.close()

@@ -15,9 +15,12 @@ from typing import Any, Final
 from nats.aio.client import RawCredentials
 
 from bridge.errors import ConfigError
+from bridge.nats_url import ServerUrl, parse_urls
 from bridge.settings import NatsConfig
 
 _JWT: Final = re.compile(r"BEGIN NATS USER JWT-+\n[\w.-]+\n")
+_IS_SEED: Final = re.compile(r"S[A-Z2-7]{57}")  # an nkey seed
+_ASCII: Final = ("creds", "nkey")
 _SEED: Final = re.compile(r"BEGIN USER NKEY SEED-+\n(\w+)\n")
 
 
@@ -29,26 +32,69 @@ def credentials(settings: NatsConfig) -> dict[str, Any]:
         "token": settings.token,
         "tls_handshake_first": settings.tls_first,
     }
+    if first := logins(settings).get(""):
+        given |= login_options(first)
     if settings.creds:
         given["user_credentials"] = _creds("creds", _read("creds", settings.creds))
     if settings.nkey:
         given["nkeys_seed_str"] = _seed("nkey", _read("nkey", settings.nkey).strip())
     if settings.ca or settings.cert or settings.tls_first:
-        try:
-            context = ssl.create_default_context(cafile=settings.ca or None)
-            if settings.cert:
-                context.load_cert_chain(settings.cert, settings.key or None)
-        except (OSError, ValueError) as exc:  # SSLError is an OSError
-            raise ConfigError("[nats] ca, cert, key", f"cannot be loaded: {exc}") from exc
-        given["tls"] = context
+        given["tls"] = _tls(settings)
     return {key: value for key, value in given.items() if value}
 
 
-def _read(key: str, file: str) -> str:
+def logins(settings: NatsConfig) -> dict[str, ServerUrl]:
+    """The user and password, or token, for each ``host:port``, as the URLs have them; those of the
+    first URL that has any are under "". Empty where a setting says who we are.
+    """
+    if any((settings.user, settings.token, settings.creds, settings.nkey)):
+        return {}
+    found = [server for server in parse_urls(settings.url) if server.user is not None]
+    return {"": found[0], **{server.netloc: server for server in found}} if found else {}
+
+
+def login_options(server: ServerUrl) -> dict[str, str | None]:
+    """nats-py's options for the credentials in a URL."""
+    if server.password is None:
+        return {"user": None, "password": None, "token": server.user}
+    return {"user": server.user, "password": server.password, "token": None}
+
+
+def _tls(settings: NatsConfig) -> ssl.SSLContext:
+    def refuse() -> str:
+        raise ConfigError(
+            "[nats] key",
+            f"{settings.key or settings.cert} is encrypted, and no pass phrase is asked for: "
+            "decrypt it with `openssl pkey -in … -out …`, and let nobody else read it (mode 0600)",
+        )
+
+    files = {"ca": settings.ca, "cert": settings.cert, "key": settings.key}
+    for key, file in files.items():
+        if file:
+            _read(key, file)
     try:
-        return Path(file).read_text(encoding="ascii")
-    except (OSError, ValueError) as exc:  # UnicodeDecodeError is a ValueError
-        raise ConfigError(f"[nats] {key}", f"cannot be read: {exc}") from exc
+        context = ssl.create_default_context(cafile=settings.ca or None)
+    except (OSError, ValueError) as exc:
+        raise ConfigError("[nats] ca", f"{settings.ca} holds no certificate: {exc}") from exc
+    try:
+        if settings.cert:
+            context.load_cert_chain(settings.cert, settings.key or None, password=refuse)
+    except (OSError, ValueError) as exc:
+        raise ConfigError("[nats] cert, key", f"cannot be used together: {exc}") from exc
+    return context
+
+
+def _read(key: str, file: str) -> str:
+    """The text of `file`; raises ConfigError, without showing what may be a secret."""
+    if "\n" in file or _IS_SEED.fullmatch(Path(file).name):
+        raise ConfigError(f"[nats] {key}", "must name a file: it seems to hold the secret itself")
+    try:
+        return Path(file).read_text(
+            encoding="ascii", errors="strict" if key in _ASCII else "replace"
+        )
+    except (OSError, ValueError) as exc:
+        problem = exc.strerror if isinstance(exc, OSError) else "it is not a text file"
+        raise ConfigError(f"[nats] {key}", f"{file} cannot be read: {problem}") from exc
 
 
 def _creds(key: str, text: str) -> RawCredentials:

@@ -34,9 +34,11 @@ import nats.errors
 from nats.aio.client import Client, Srv
 from nats.aio.transport import TcpTransport
 
+from bridge.bus.core.credentials import login_options
 from bridge.bus.core.message import Handler
 from bridge.bus.core.parser import FrameParser
 from bridge.bus.core.transport import Transport
+from bridge.nats_url import ServerUrl, with_port
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +62,8 @@ class GuardedClient(Client):
     """A nats-py client for one connection; see the module.
 
     `count` counts failures by kind, `on_end` is called when the connection is lost. `known` are
-    servers of the cluster to try beside those of the URLs.
+    servers of the cluster to try beside those of the URLs. `logins` are the credentials of the
+    URLs, by ``host:port``. Each server has `server_timeout` seconds to complete the connection.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class GuardedClient(Client):
         count: Count,
         on_end: Callable[[GuardedClient], None] = lambda client: None,
         known: Sequence[Srv] = (),
+        logins: Mapping[str, ServerUrl] | None = None,
+        server_timeout: float | None = None,
     ) -> None:
         super().__init__()
         self.count = count
@@ -75,6 +80,8 @@ class GuardedClient(Client):
         self.handlers: dict[int, Handler] = {}
         self._on_end = on_end
         self._known = known
+        self._logins = logins or {}
+        self._server_timeout = server_timeout
         self._feed: Transport | None = None
         self._in_turn = False
         self._frames = FrameParser(self)
@@ -268,6 +275,21 @@ class GuardedClient(Client):
             future.set_result(True)
         self._pongs_received += 1
         self._pings_outstanding = 0
+
+    async def _process_connect_init(self) -> None:
+        """Bounded as a whole: a server that accepts and is silent leaves time for others."""
+        async with asyncio.timeout(self._server_timeout):
+            await super()._process_connect_init()
+
+    def _connect_command(self) -> bytes:
+        """With the credentials of this server's URL; a server that was discovered gets those of the
+        first URL that has any. nats-py sends them undecoded, and none to discovered servers.
+        """
+        if self._logins and self._current_server is not None:
+            at = with_port(self._current_server.uri.netloc)
+            self.options |= login_options(self._logins.get(at) or self._logins[""])
+            self._auth_configured = True
+        return super()._connect_command()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if initial_connection and self._current_server is not None:

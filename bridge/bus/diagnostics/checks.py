@@ -19,7 +19,7 @@ from bridge.bus.diagnostics import permissions
 from bridge.bus.jetstream import api, topology
 from bridge.bus.jetstream.server_time import server_time
 from bridge.diagnostics import Finding, fail, ok, skip, warn
-from bridge.errors import NoReply, without_secret
+from bridge.errors import NoReply
 from bridge.settings import Timing
 
 _OLDEST: Final = (2, 11)  # per-message TTLs
@@ -38,7 +38,7 @@ async def server(connection: Connection) -> Finding:
     info = connection.server_info
     version = str(info.get("version", "?"))
     away = min([await _round_trip(connection) for _ in range(_TRIPS)])
-    where = without_secret(", ".join(connection.settings.urls))
+    where = ", ".join(connection.settings.urls)
     says = f"nats-server {version} at {where}, {away * 1000:.1f} ms away"
     if _number(version) < _OLDEST:
         return fail(says, "update it: 2.11 or newer is needed")

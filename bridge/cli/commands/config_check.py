@@ -47,11 +47,13 @@ def _print(config: Config) -> None:
     out.print(f"host {box.name}: at most {box.max_instances} instances at {box.address}, ", end="")
     runtime = f"oci by {box.engine}" if box.runtime == "oci" else box.runtime
     out.print(f"ports {box.ports}, runtime {runtime}, data in {box.data_dir}")
-    out.print(f"NATS {nats.url}, prefix {nats.prefix}")
+    source = f" (context {nats.context})" if nats.context else ""
+    out.print(f"NATS {nats.url}{source}, prefix {nats.prefix}", markup=False)
     if box.allow_images:
         out.print(f"images that requests may name: {', '.join(box.allow_images)}", markup=False)
     for name, service in config.services.items():
-        probe = f"http {service.probe.http}" if service.probe.http else "tcp"
+        kind = "http" if service.probe.https is None else "https"
+        probe = f"{kind} {service.probe.path}" if service.probe.path else "tcp"
         words = " ".join([service.image, *service.entrypoint, *service.command]).strip()
         out.print(f"service {name}: {words}  (probe: {probe})", markup=False)
     out.print("ok")

@@ -59,11 +59,11 @@ async def up(
     from bridge.cli.box_config import load_config, require_services
     from bridge.cli.box_process import run_box
     from bridge.console import err
-    from bridge.settings import NatsConfig
+    from bridge.settings import DEFAULT_URL, NatsConfig
     from bridge.tasks import task_scope
 
     flags = (host or HostFlags()).flags()
-    settings = require_services(load_config(config, flags, {"prefix": prefix}))
+    settings = require_services(load_config(config, flags, {"prefix": prefix, "url": DEFAULT_URL}))
     configure_logs(logging, json=json)
     async with EmbeddedServer(settings.data_dir / "nats", port=port) as server:
         # Credentials, TLS and a domain are for other servers; this server has none of them.

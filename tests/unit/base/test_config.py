@@ -197,7 +197,7 @@ def test_nats_variables_mean_what_they_mean_to_the_nats_cli() -> None:
         "NATS_KEY": "/key",
     }
     nats = load_nats(environ=environ)
-    assert nats.urls == ["nats://a:1", "b:2"]
+    assert nats.urls == ["nats://a:1", "nats://b:2"]
     assert (nats.user, nats.password, nats.creds, nats.nkey) == ("u", "p", "/c", "/n")
     assert (nats.ca, nats.cert, nats.key) == ("/ca", "/cert", "/key")
 

@@ -16,7 +16,7 @@ from bridge.bus.core.connect_errors import describe, is_refusal
     [
         (ConnectionRefusedError(111, "Connect call failed"), "connection refused", False),
         (socket.gaierror(-2, "Name or service not known"), "Name or service not known", False),
-        (TimeoutError(), "TimeoutError", False),
+        (TimeoutError(), "no answer in time", False),
         (ssl.SSLError(1, "wrong version number"), "wrong version number", True),
         (nats.errors.Error("nats: 'Authorization Violation'"), "Authorization Violation", True),
         (nats.errors.Error("nats: empty response from server when expecting INFO message"),
