@@ -88,7 +88,7 @@ def load(
 
     Raises ConfigError, naming the place and the fix.
     """
-    file = Path(expand_home(os.fspath(path), environ)) if path else None
+    file = Path(_expanded(os.fspath(path), environ, str(path))) if path else None
     tables = _read(file) if file else {}
     with _mapped_errors("the working directory"):
         directory = file.resolve().parent if file else Path.cwd()
@@ -111,7 +111,7 @@ def load(
         nats=nats,
         timing=timing,
         services={
-            name: _service_at_home(service, box.runtime, environ)
+            name: _service_at_home(service, box.runtime, environ, f"[services.{name}]")
             for name, service in _services(tables, file).items()
         },
         directory=directory,
@@ -239,7 +239,7 @@ def _located(
 ) -> dict[str, Any]:
     """`table` with its paths beneath `directory`, and ``~`` replaced."""
     paths = {
-        key: str(directory / expand_home(table[key], environ))
+        key: str(directory / _expanded(table[key], environ, f"[nats] {key}"))
         for key in SECRET_FILES
         if table.get(key)
     }
@@ -272,14 +272,23 @@ def _services(tables: Mapping[str, Any], file: Path | None) -> dict[str, Service
 
 
 def _service_at_home(
-    service: ServiceConfig, runtime: str, environ: Mapping[str, str]
+    service: ServiceConfig, runtime: str, environ: Mapping[str, str], place: str
 ) -> ServiceConfig:
     """The service with a ``~`` replaced in what is a path on this host."""
     if runtime != "process":
         return service
-    command = [expand_home(word, environ) for word in service.command[:1]] + service.command[1:]
-    cwd = expand_home(service.cwd, environ)
-    return msgspec.structs.replace(service, command=command, cwd=cwd)
+    command = [_expanded(word, environ, f"{place} command") for word in service.command[:1]]
+    return msgspec.structs.replace(
+        service,
+        command=[*command, *service.command[1:]],
+        cwd=_expanded(service.cwd, environ, f"{place} cwd"),
+    )
+
+
+def _expanded(path: str, environ: Mapping[str, str], place: str) -> str:
+    """`path` with its ``~`` replaced."""
+    with _mapped_errors(place):
+        return expand_home(path, environ)
 
 
 def _place(file: Path | None, table: str) -> str:
@@ -319,14 +328,16 @@ def _check_variables(environ: Mapping[str, str]) -> None:
 
 def _anchored(table: dict[str, Any], directory: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     """The data_dir is relative to the file, not to where the Box was started."""
-    given = expand_home(table.get("data_dir", BoxConfig().data_dir), environ)
+    given = _expanded(table.get("data_dir", BoxConfig().data_dir), environ, "[box] data_dir")
     return {**table, "data_dir": str(directory / given)}
 
 
 def _at_home(table: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     """``[box]`` with its paths' ``~`` replaced, which no shell does in a file."""
     paths = {
-        key: expand_home(table[key], environ) for key in ("data_dir", "engine") if key in table
+        key: _expanded(table[key], environ, f"[box] {key}")
+        for key in ("data_dir", "engine")
+        if isinstance(table.get(key), str)
     }
     return {**table, **paths}
 

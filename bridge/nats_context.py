@@ -91,10 +91,13 @@ def selected_context(environ: Mapping[str, str]) -> str:
 
 
 def expand_home(path: str, environ: Mapping[str, str]) -> str:
-    """`path` with the home directory in place of a ``~`` at its start."""
+    """`path` with the home directory in place of a ``~`` or ``~name`` at its start.
+
+    Raises RuntimeError if there is no user of that name.
+    """
     if path == "~" or path.startswith("~/"):
         return (environ.get("HOME") or account_home()) + path[1:]
-    return path
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def account_home() -> str:

@@ -274,11 +274,10 @@ class FailingCall:
         (Path, "read_bytes"),
         (tomllib, "loads"),
         (Path, "resolve"),
-        (Path, "expanduser"),
         (Path, "absolute"),
         (msgspec, "convert"),
     ],
-    ids=["read_bytes", "loads", "resolve", "expanduser", "absolute", "convert"],
+    ids=["read_bytes", "loads", "resolve", "absolute", "convert"],
 )
 def test_every_foreign_exception_of_reading_a_file_is_a_config_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
