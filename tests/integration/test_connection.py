@@ -60,7 +60,7 @@ async def raw(server: EmbeddedServer) -> AsyncIterator[asyncio.StreamWriter]:
 # ── asking ───────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_request_ends_in_an_answer_or_says_what_became_of_it(
+async def test_a_request_ends_in_an_answer_or_a_known_outcome(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection:
@@ -86,7 +86,7 @@ async def test_many_requests_at_once_are_each_given_their_own_answer(
         assert [answer.data for answer in answers] == [b"%d" % number for number in range(500)]
 
 
-async def test_what_cannot_be_sent_is_told_and_the_connection_lives(
+async def test_a_message_that_cannot_be_sent_raises_and_the_connection_survives(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection:
@@ -188,7 +188,7 @@ async def test_a_request_under_way_when_the_server_dies_is_unknown_at_once(
 
 
 @pytest.mark.slow
-async def test_a_client_that_the_server_closed_for_good_is_made_anew(
+async def test_a_client_that_the_server_closed_for_good_is_replaced(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection:
@@ -202,7 +202,7 @@ async def test_a_client_that_the_server_closed_for_good_is_made_anew(
         assert connection.metrics.bus.labels("disconnected")._value.get() == 1
 
 
-async def test_a_client_whose_read_loop_has_ended_is_made_anew(server: EmbeddedServer) -> None:
+async def test_a_client_whose_read_loop_has_ended_is_replaced(server: EmbeddedServer) -> None:
     async with connect(server.url) as connection:
         await echo(connection)
         before = connection._client
@@ -237,7 +237,7 @@ async def test_closing_a_listener_ends_it(server: EmbeddedServer) -> None:
 # ── connecting ───────────────────────────────────────────────────────────────────────────
 
 
-async def test_no_server_is_told_soon_with_its_address(server: EmbeddedServer) -> None:
+async def test_a_missing_server_is_reported_soon_with_its_address(server: EmbeddedServer) -> None:
     url = server.url
     await server.stop()
     with pytest.raises(ConnectFailed, match=url):
@@ -259,7 +259,7 @@ async def configured(tmp_path: Path, text: str) -> AsyncIterator[EmbeddedServer]
         yield server
 
 
-async def test_user_and_password_or_token_are_used_and_a_wrong_one_is_told(
+async def test_user_and_password_or_token_are_used_and_a_wrong_one_is_reported(
     tmp_path: Path,
 ) -> None:
     async with configured(tmp_path, "authorization { user: u, password: p }") as server:
@@ -290,7 +290,7 @@ async def test_an_nkey_is_used(tmp_path: Path) -> None:
         await connection.flush()
 
 
-async def test_what_a_user_may_not_do_is_told_at_once(tmp_path: Path) -> None:
+async def test_a_denied_subject_raises_at_once(tmp_path: Path) -> None:
     user = '{ user: u, password: p, permissions: { publish: ["_INBOX.>"] } }'
     async with (
         configured(tmp_path, f"authorization {{ users: [{user}] }}") as server,

@@ -116,7 +116,7 @@ async def test_without_a_server_the_host_is_looked_at_all_the_same(
     assert len(lines) == 1 + len(OF_BUS) + len(OF_HOST)
 
 
-async def test_wrong_credentials_are_told_from_an_absent_server(tmp_path: Path) -> None:
+async def test_wrong_credentials_are_distinguished_from_an_absent_server(tmp_path: Path) -> None:
     async with configured(tmp_path, "authorization { user: u, password: p }") as server:
         report = await examine(None, {"url": server.url.replace("//", "//u:wrong@")})
         nats = found(report, "nats")
@@ -125,7 +125,9 @@ async def test_wrong_credentials_are_told_from_an_absent_server(tmp_path: Path) 
         assert "check the credentials" in nats.cure
 
 
-async def test_a_missing_credentials_file_is_told(tmp_path: Path, server: EmbeddedServer) -> None:
+async def test_a_missing_credentials_file_is_reported(
+    tmp_path: Path, server: EmbeddedServer
+) -> None:
     file = box_file(tmp_path, server.url)
     file.write_text(file.read_text().replace("[nats]", '[nats]\ncreds = "/nowhere.creds"'))
     report = await examine(file, {})
@@ -133,7 +135,9 @@ async def test_a_missing_credentials_file_is_told(tmp_path: Path, server: Embedd
     assert statuses(report, "config", "nats", "journal") == [OK, FAIL, OK]
 
 
-async def test_a_server_without_jetstream_is_told_what_to_start_with(tmp_path: Path) -> None:
+async def test_a_server_without_jetstream_is_reported_with_the_option_to_start_it(
+    tmp_path: Path,
+) -> None:
     async with without_jetstream(tmp_path / "plain") as url:
         report = await examine(None, {"url": url})
         assert found(report, "jetstream").status is FAIL
@@ -142,7 +146,7 @@ async def test_a_server_without_jetstream_is_told_what_to_start_with(tmp_path: P
         assert not report.ok
 
 
-async def test_an_account_that_is_nearly_full_or_has_no_memory_is_told(tmp_path: Path) -> None:
+async def test_an_account_that_is_nearly_full_or_has_no_memory_is_reported(tmp_path: Path) -> None:
     users = "users: [{ user: u, password: p }]"
     text = "accounts { A: { jetstream: { %s }, " + users + " } }"
     async with (
@@ -163,7 +167,7 @@ async def test_an_account_that_is_nearly_full_or_has_no_memory_is_told(tmp_path:
 # ── topology and clock ───────────────────────────────────────────────────────────────────
 
 
-async def test_a_stream_that_was_changed_is_told_with_what_it_must_be(
+async def test_a_stream_that_was_changed_is_reported_with_the_right_settings(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     file = box_file(tmp_path, server.url)
@@ -182,7 +186,7 @@ async def test_a_stream_that_was_changed_is_told_with_what_it_must_be(
         assert (told.status, told.says) == (WARN, "missing: KV_box_slots")
 
 
-async def test_more_copies_than_there_are_servers_are_told(
+async def test_more_replicas_than_servers_are_reported(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     file = box_file(tmp_path, server.url, replicas=3)
@@ -194,7 +198,7 @@ async def test_more_copies_than_there_are_servers_are_told(
     ("ahead", "status", "side"),
     [(0.0, OK, ""), (3.0, WARN, "ahead of"), (-3.0, WARN, "behind"), (60.0, FAIL, "ahead of")],
 )
-async def test_a_clock_that_is_off_is_told_by_how_much(
+async def test_the_skew_of_a_clock_is_reported(
     server: EmbeddedServer, tmp_path: Path, ahead: float, status: Status, side: str
 ) -> None:
     async with connect(server.url) as connection:
@@ -254,7 +258,7 @@ async def test_a_server_is_as_far_away_as_the_quickest_of_three_answers(
 
 
 @pytest.mark.slow
-async def test_a_server_that_freezes_is_told_within_the_deadline(
+async def test_a_server_that_freezes_is_reported_within_the_deadline(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(examination, "_DEADLINE", 2.0)

@@ -64,7 +64,7 @@ async def test_the_next_run_goes_on_behind_what_was_acknowledged(connection: Con
     assert await unhandled(connection) == 0
 
 
-async def test_a_delivery_says_where_it_comes_from(connection: Connection) -> None:
+async def test_a_delivery_has_its_host_and_position(connection: Connection) -> None:
     await store(connection, "box.events.api", encode(note("plain", "api")))
     message = outgoing(note("whole"), 7)
     await store(
@@ -101,7 +101,7 @@ async def test_what_is_given_back_comes_again_and_what_is_dropped_does_not(
     assert await unhandled(connection) == 0
 
 
-async def test_what_is_not_answered_in_time_comes_again_unless_it_is_being_worked_on(
+async def test_an_event_without_an_answer_in_time_comes_again_unless_it_is_being_worked_on(
     connection: Connection,
 ) -> None:
     await tell(connection, "left", "kept")
@@ -221,7 +221,7 @@ async def test_services_are_filtered_by_the_server_and_states_here(connection: C
     assert await unhandled(connection) == 0
 
 
-async def test_a_new_durable_begins_where_it_is_told_to(connection: Connection) -> None:
+async def test_a_new_durable_begins_at_its_start(connection: Connection) -> None:
     await tell(connection, *"abc")
     async with DurableEvents.open(connection, "third", start=3) as durable:
         assert await handle(durable, 1) == ["c"]
@@ -309,7 +309,7 @@ async def test_a_durable_that_is_deleted_goes_on_where_all_had_come_to(
         assert await handle(durable, 1) == ["d"]
 
 
-async def test_a_stream_that_is_made_anew_is_told_and_read_from_its_start(
+async def test_a_re_created_stream_is_reported_and_read_from_its_start(
     connection: Connection,
 ) -> None:
     await tell(connection, *"abc")
@@ -325,7 +325,7 @@ async def test_a_stream_that_is_made_anew_is_told_and_read_from_its_start(
         assert await handle(durable, 1) == ["anew"]
 
 
-async def test_events_that_aged_out_before_they_were_handled_are_told(
+async def test_events_that_aged_out_before_they_were_handled_are_reported(
     connection: Connection,
 ) -> None:
     await tell(connection, *"abcd")

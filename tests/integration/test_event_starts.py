@@ -59,7 +59,7 @@ async def test_reading_begins_at_the_first_at_a_sequence_or_at_a_time(
         assert texts(await read(stream, 2)) == ["d", "e"]
 
 
-async def test_who_wants_only_what_is_there_of_a_service_does_not_wait_for_more(
+async def test_a_reader_of_the_stored_events_of_a_service_does_not_wait_for_more(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follower, "_HEARTBEAT", 60.0)  # by which others learn that this was all
@@ -152,7 +152,7 @@ async def test_what_a_slow_reader_was_cut_off_from_comes_without_a_gap(
         assert texts(await read(stream, 200)) == expected
 
 
-async def test_a_trimmed_stream_is_told_when_reading_begins_below_it(
+async def test_a_trimmed_stream_is_reported_when_reading_begins_below_it(
     connection: Connection,
 ) -> None:
     await tell(connection, *"abc")
@@ -165,7 +165,9 @@ async def test_a_trimmed_stream_is_told_when_reading_begins_below_it(
     assert texts(await stored(connection, Start.FIRST)) == ["d"]
 
 
-async def test_what_aged_out_while_the_reader_was_cut_off_is_told(connection: Connection) -> None:
+async def test_events_that_aged_out_while_the_reader_was_cut_off_are_reported(
+    connection: Connection,
+) -> None:
     async with EventStream.open(connection) as stream:
         await tell(connection, "a")
         assert texts(await read(stream, 1)) == ["a"]
@@ -179,7 +181,7 @@ async def test_what_aged_out_while_the_reader_was_cut_off_is_told(connection: Co
 
 
 @pytest.mark.slow
-async def test_nothing_is_told_to_be_missing_when_others_events_aged_out(
+async def test_nothing_is_reported_missing_when_events_of_other_services_aged_out(
     connection: Connection,
 ) -> None:
     async with EventStream.open(connection, "web") as stream:
@@ -192,7 +194,7 @@ async def test_nothing_is_told_to_be_missing_when_others_events_aged_out(
         assert texts(await read(stream, 1)) == ["w"]
 
 
-async def test_a_stream_made_anew_is_told_to_a_reader_that_resumes(
+async def test_a_re_created_stream_is_reported_to_a_reader_that_resumes(
     connection: Connection,
 ) -> None:
     await tell(connection, *"abc")

@@ -98,7 +98,9 @@ async def test_a_stream_opened_before_the_fleet_waits_for_it(server: EmbeddedSer
         assert await following == ["first"]
 
 
-async def test_a_slow_reader_is_told_what_it_missed(server: EmbeddedServer) -> None:
+async def test_a_slow_reader_gets_a_gap_with_the_sequences_that_it_missed(
+    server: EmbeddedServer,
+) -> None:
     async with connect(server.url) as connection:
         await topology.ensure(connection)
         async with EventStream.open(connection, backlog=5) as stream:
@@ -131,7 +133,7 @@ async def test_events_that_lie_about_their_service_or_are_none_are_counted_and_l
 
 
 @pytest.mark.slow
-async def test_a_stream_that_is_made_anew_is_followed_from_its_start(
+async def test_a_re_created_stream_is_followed_from_its_start(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection:

@@ -75,7 +75,7 @@ async def test_each_message_is_decoded_once(
     assert decoded == 2
 
 
-async def test_a_slow_consumer_gets_a_gap_and_delays_nobody(connection: Connection) -> None:
+async def test_a_slow_consumer_gets_a_gap_and_delays_no_other(connection: Connection) -> None:
     async with EventHub.open(connection, backlog=8) as hub:
         slow, slower, quick = hub.subscribe(), hub.subscribe(backlog=3), hub.subscribe()
         for number in range(1, 16):
@@ -127,7 +127,7 @@ async def test_server_kills_lose_nothing_for_any_consumer(
 
 
 @pytest.mark.slow
-async def test_a_stream_made_anew_is_told_to_all_and_to_those_behind_too(
+async def test_a_re_created_stream_is_reported_to_all_consumers_and_to_slow_ones_too(
     connection: Connection,
 ) -> None:
     async with EventHub.open(connection, backlog=5) as hub:
@@ -147,7 +147,7 @@ async def test_a_stream_made_anew_is_told_to_all_and_to_those_behind_too(
         assert texts(await read(slow, 5)) == ["5", "6", "7", "8", "9"]
 
 
-async def test_a_consumer_that_waits_is_told_that_the_hub_is_closed(
+async def test_a_consumer_that_waits_ends_when_the_hub_is_closed(
     connection: Connection,
 ) -> None:
     waiting = asyncio.Event()

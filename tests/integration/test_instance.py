@@ -85,7 +85,7 @@ async def reason(recorder: Recorder) -> str:
 # ── announced, renewed, withdrawn ────────────────────────────────────────────────────────
 
 
-async def test_it_is_announced_renewed_as_a_lease_and_withdrawn_when_the_block_ends(
+async def test_it_is_registered_renewed_as_a_lease_and_withdrawn_when_the_block_ends(
     server: EmbeddedServer,
 ) -> None:
     async with gatewayed(server) as (connection, recorder):
@@ -108,7 +108,7 @@ async def test_it_is_announced_renewed_as_a_lease_and_withdrawn_when_the_block_e
         assert registration.withdrawn
 
 
-async def test_an_error_withdraws_it_and_says_which(server: EmbeddedServer) -> None:
+async def test_an_error_withdraws_it_and_is_the_reason(server: EmbeddedServer) -> None:
     async with gatewayed(server) as (connection, recorder):
         with pytest.raises(LookupError):
             async with register(service="web", endpoint=ENDPOINT, connection=connection):
@@ -155,7 +155,7 @@ async def test_the_registration_of_a_killed_program_ends_with_its_lease(
 
 
 @pytest.mark.slow
-async def test_it_is_announced_again_after_the_server_has_lost_everything(
+async def test_it_is_registered_again_after_the_server_has_lost_everything(
     server: EmbeddedServer,
 ) -> None:
     slow = Timing(registration_renew=3600)
@@ -267,7 +267,7 @@ async def test_many_changes_make_few_reports(server: EmbeddedServer) -> None:
         assert len(reports) == 1
 
 
-async def test_an_unhealthy_instance_says_so_in_its_registration_at_once(
+async def test_an_unhealthy_instance_updates_its_registration_at_once(
     server: EmbeddedServer,
 ) -> None:
     slow = Timing(registration_renew=3600)
@@ -300,7 +300,7 @@ async def test_an_unhealthy_instance_says_so_in_its_registration_at_once(
         {"memory_bytes": 2**64},
     ],
 )
-async def test_what_cannot_be_is_refused_before_it_is_said(
+async def test_an_invalid_value_is_refused_before_it_is_published(
     server: EmbeddedServer, wrong: dict[str, float]
 ) -> None:
     async with (
@@ -341,7 +341,7 @@ async def test_outside_of_a_box_service_and_endpoint_must_be_given() -> None:
             pytest.fail("it was taken")
 
 
-async def test_a_user_who_may_not_register_is_told(tmp_path: Path) -> None:
+async def test_a_user_who_may_not_register_gets_an_error(tmp_path: Path) -> None:
     file = tmp_path / "nats.conf"
     file.write_text(
         "authorization { users: [{ user: box, password: b }, { user: u, password: p, permissions: "

@@ -123,7 +123,7 @@ async def test_a_fleet_works_with_the_documented_permissions_alone(
     assert not [line for line in told if "ermissions" in line], told
 
 
-async def test_a_denial_is_told_beside_all_the_rest(tmp_path: Path) -> None:
+async def test_a_denial_is_reported_beside_all_other_checks(tmp_path: Path) -> None:
     user = '{ user: u, password: p, permissions: { publish: { deny: "box.events.*" } } }'
     async with configured(tmp_path, f"authorization {{ users: [{user}] }}") as server:
         report = await examine(None, {"url": server.url.replace("//", "//u:p@")})

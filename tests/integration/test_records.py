@@ -140,7 +140,7 @@ async def test_compare_and_set_notices_a_write_to_any_key_of_the_bucket(
         assert mine.records.seq == seq + 2
 
 
-async def test_a_record_that_cannot_be_read_is_nobodys(server: EmbeddedServer) -> None:
+async def test_an_unreadable_record_keeps_its_key_taken(server: EmbeddedServer) -> None:
     async with views(server) as [view], connect(server.url) as vandal:
         await view.records.create("web.1", Value(1))
         await store(vandal, "$KV.box_slots.web.1", b"nonsense")
@@ -153,7 +153,7 @@ async def test_a_record_that_cannot_be_read_is_nobodys(server: EmbeddedServer) -
         assert refusals == {"box_slots: unreadable record": 2}
 
 
-async def test_a_record_that_was_unreadable_before_the_view_began_is_told(
+async def test_a_record_that_was_unreadable_before_the_view_began_is_reported(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as vandal:
@@ -164,7 +164,7 @@ async def test_a_record_that_was_unreadable_before_the_view_began_is_told(
             assert "web.1" in view.records.unreadable
 
 
-async def test_what_is_not_to_be_believed_cannot_be_read(server: EmbeddedServer) -> None:
+async def test_a_value_that_the_check_refuses_is_unreadable(server: EmbeddedServer) -> None:
     def check(key: str, value: Value) -> None:
         if value.n > 9:
             raise ProtocolError("Value", "n", f"too much for {key}")
@@ -181,7 +181,7 @@ async def test_what_is_not_to_be_believed_cannot_be_read(server: EmbeddedServer)
             await records.read("web.2")
 
 
-async def test_what_cannot_be_read_is_told_again_when_it_is_put_again_unseen(
+async def test_an_unreadable_record_that_was_put_again_during_a_resync_is_reported_again(
     server: EmbeddedServer,
 ) -> None:
     async with views(server) as [view]:
@@ -207,7 +207,7 @@ async def test_the_store_itself_can_be_asked(server: EmbeddedServer) -> None:
 # ── what happens to views ────────────────────────────────────────────────────────────────
 
 
-async def test_a_view_is_current_again_after_a_server_kill_and_tells_what_changed_meanwhile(
+async def test_a_view_is_current_again_after_a_server_kill_and_reports_what_changed_meanwhile(
     server: EmbeddedServer,
 ) -> None:
     async with views(server) as [view]:
@@ -226,7 +226,7 @@ async def test_a_view_is_current_again_after_a_server_kill_and_tells_what_change
             await view.records.update("web.1", Value(9), revision)
 
 
-async def test_a_wiped_store_is_noticed_and_sequences_start_anew(server: EmbeddedServer) -> None:
+async def test_a_wiped_store_is_detected_and_sequences_start_again(server: EmbeddedServer) -> None:
     async with views(server) as [view]:
         for number in range(5):
             await view.records.create(f"web.{number}", Value(number))
@@ -242,7 +242,7 @@ async def test_a_wiped_store_is_noticed_and_sequences_start_anew(server: Embedde
 
 
 @pytest.mark.slow
-async def test_who_waits_for_what_the_store_has_lost_is_let_go_by_the_next_view(
+async def test_a_wait_for_a_sequence_that_the_store_lost_ends_with_the_next_view(
     server: EmbeddedServer,
 ) -> None:
     async with views(server) as [view], task_scope() as tasks:
@@ -256,7 +256,7 @@ async def test_who_waits_for_what_the_store_has_lost_is_let_go_by_the_next_view(
         assert view.values() == {}
 
 
-async def test_a_stream_that_is_made_anew_behind_our_back_is_noticed(
+async def test_a_stream_that_is_re_created_unseen_is_detected(
     server: EmbeddedServer,
 ) -> None:
     async with views(server) as [view]:
@@ -281,7 +281,7 @@ async def test_a_consumer_that_vanishes_is_replaced(server: EmbeddedServer) -> N
         await eventually(lambda: view.values() == {"web.1": 1, "web.2": 2})
 
 
-async def test_a_message_lost_on_the_way_starts_the_view_anew(server: EmbeddedServer) -> None:
+async def test_a_message_lost_on_the_way_resyncs_the_view(server: EmbeddedServer) -> None:
     async with views(server) as [view], connect(server.url) as other:
         connection = view.records._connection
         handlers = connection._client.handlers

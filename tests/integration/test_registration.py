@@ -72,7 +72,7 @@ async def test_an_instance_is_registered_after_ready_and_deregistered_while_it_d
         assert (gone.instance_id, gone.service, gone.reason) == (info.id, "web", "scaled down")
 
 
-async def test_what_happens_while_the_slot_is_written_is_told_in_order(
+async def test_events_that_happen_while_the_slot_is_written_are_published_in_order(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = asyncio.Event()
@@ -101,7 +101,7 @@ async def test_what_happens_while_the_slot_is_written_is_told_in_order(
     assert order[:6] == [slot, event, slot, event, slot, registration]
 
 
-async def test_a_registration_tells_where_and_is_repeated_as_a_lease(
+async def test_a_registration_has_the_endpoint_and_is_renewed_as_a_lease(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     table = service_table("web", metadata={"zone": "a"})
@@ -138,7 +138,7 @@ async def test_a_failed_instance_is_withdrawn_at_once_with_the_reason(
         assert not [m for m in after if m.subject == f"box.register.web.{info.id}"]
 
 
-async def test_an_unhealthy_instance_says_so_in_its_registration(
+async def test_an_unhealthy_instance_is_marked_in_its_registration(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     table = service_table("web", probe={"http": "/", "interval": 0.05, "failures": 2})

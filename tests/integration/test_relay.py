@@ -129,7 +129,7 @@ async def test_only_what_was_asked_for_is_sent(bus: Connection) -> None:
         assert len(receiver.requests) == 2
 
 
-async def test_what_is_no_event_is_left_out_and_counted(bus: Connection) -> None:
+async def test_a_malformed_event_is_left_out_and_counted(bus: Connection) -> None:
     async with receiving() as receiver, relaying(bus, receiver):
         await store(bus, "box.events.web", b"nonsense")
         await tell(bus, "web-1", 1, service="web", data=b'{"instance_id":1}')
@@ -212,7 +212,7 @@ async def test_whatever_fails_for_a_time_is_sent_again_until_it_is_taken(
         assert len(set(receiver.taken)) == 4
 
 
-async def test_a_wish_to_wait_is_heeded_for_all_instances(bus: Connection) -> None:
+async def test_a_retry_after_delays_the_events_of_all_instances(bus: Connection) -> None:
     def script(request: Request) -> Answer:
         if len(receiver.requests) == 1:
             return web.Response(status=503, headers={"Retry-After": "1"})
@@ -310,7 +310,7 @@ def _retries(connection: Connection) -> float:
     return registry.get_sample_value("box_bridge_bus_events_total", {"kind": "publish_retry"}) or 0
 
 
-async def test_a_secret_that_the_receiver_repeats_is_told_nobody(bus: Connection) -> None:
+async def test_a_secret_that_the_receiver_repeats_is_not_reported(bus: Connection) -> None:
     def script(request: Request) -> Answer:
         return web.Response(status=403, text=f"bad: {request.headers['Authorization']}")
 

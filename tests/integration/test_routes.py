@@ -148,7 +148,7 @@ async def test_each_word_that_an_instance_goes_withdraws_it(gateway: Connection)
         await becomes(table, "web-2", "web-3", "web-4", "web-5")
 
 
-async def test_a_busy_instance_is_told_as_busy(gateway: Connection) -> None:
+async def test_a_busy_instance_has_a_busy_route(gateway: Connection) -> None:
     await register(gateway, "web-1")
     async with RouteTable.open(gateway, "web") as table:
         await tell(gateway, "web-1", 3, S.BUSY)
@@ -267,7 +267,7 @@ async def test_a_lease_that_is_not_renewed_ends_and_a_renewal_brings_the_route_b
 
 
 @pytest.mark.slow
-async def test_half_a_table_that_runs_out_at_once_is_kept_once_more_and_it_says_so(
+async def test_half_a_table_that_expires_at_once_is_kept_for_one_more_lease_and_reported(
     gateway: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with RouteTable.open(gateway, timing=SHORT) as table:
@@ -288,7 +288,7 @@ async def test_half_a_table_that_runs_out_at_once_is_kept_once_more_and_it_says_
 # ── outages ──────────────────────────────────────────────────────────────────────────────
 
 
-async def test_an_outage_empties_nothing_and_the_table_says_how_stale_it_is(
+async def test_an_outage_removes_no_route_and_the_table_reports_its_age(
     server: EmbeddedServer, gateway: Connection
 ) -> None:
     async with RouteTable.open(gateway, timing=SHORT) as table:
@@ -327,7 +327,7 @@ async def test_what_happened_during_an_outage_is_known_right_after(
 
 
 @pytest.mark.slow
-async def test_a_registry_that_is_made_anew_withdraws_nothing(gateway: Connection) -> None:
+async def test_a_re_created_registry_withdraws_nothing(gateway: Connection) -> None:
     async with RouteTable.open(gateway) as table:
         await register(gateway, "web-1", "web-2")
         await becomes(table, "web-1", "web-2")
@@ -341,7 +341,7 @@ async def test_a_registry_that_is_made_anew_withdraws_nothing(gateway: Connectio
 # ── readers ──────────────────────────────────────────────────────────────────────────────
 
 
-async def test_changes_are_told_in_order_and_numbered(gateway: Connection) -> None:
+async def test_changes_come_in_order_and_numbered(gateway: Connection) -> None:
     await register(gateway, "web-1")
     async with RouteTable.open(gateway) as table:
         reader = table.changes()
@@ -366,7 +366,7 @@ async def test_changes_are_told_in_order_and_numbered(gateway: Connection) -> No
         await anext(reader)
 
 
-async def test_a_slow_reader_gets_the_table_anew_and_delays_nobody(gateway: Connection) -> None:
+async def test_a_slow_reader_gets_the_table_again_and_delays_no_other(gateway: Connection) -> None:
     async with RouteTable.open(gateway) as table:
         slow, quick = table.changes(backlog=5), table.changes()
         [empty] = await read(slow, 1)
@@ -413,7 +413,7 @@ async def test_leases_in_flight_are_counted_and_the_idler_route_is_picked(
     assert table.inflight(first) == 0
 
 
-async def test_where_nothing_takes_traffic_the_caller_is_told(gateway: Connection) -> None:
+async def test_a_pick_without_a_route_raises(gateway: Connection) -> None:
     async with RouteTable.open(gateway) as table:
         with pytest.raises(NoRoute) as told:
             table.pick("web")

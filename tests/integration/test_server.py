@@ -89,7 +89,7 @@ async def test_it_dies_with_its_owner_even_by_sigkill(tmp_path: Path) -> None:
     await eventually(lambda: not alive(pid), within=5, what="the server is gone")
 
 
-async def test_a_taken_port_is_told_with_the_servers_last_words(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_reported_with_the_end_of_the_servers_log(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
         with pytest.raises(ServerNotStarted, match="address already in use"):
@@ -118,7 +118,7 @@ async def test_a_pause_keeps_connections_and_answers_nothing(server: EmbeddedSer
         await connection.flush()
 
 
-def test_the_binary_can_be_chosen_and_a_wrong_choice_is_told(
+def test_the_binary_can_be_chosen_and_a_wrong_choice_raises(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = find_binary()

@@ -35,7 +35,7 @@ NAMES = [
 ]
 
 
-async def test_a_look_at_a_stream_that_nobody_heard_is_taken_again(
+async def test_a_request_about_a_stream_that_no_server_heard_is_sent_again(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with connect(server.url) as connection:

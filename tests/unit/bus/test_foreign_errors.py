@@ -258,7 +258,7 @@ async def test_a_reply_that_cannot_be_read_is_an_error_of_ours(data: bytes) -> N
             await call
 
 
-async def test_a_user_without_the_permission_is_told_which_subject_it_is() -> None:
+async def test_a_missing_permission_names_the_subject() -> None:
     exc = NotPermitted("$JS.API.INFO")
     with (
         pytest.raises(BusError, match=r"cannot be followed: .*JS\.API\.INFO"),

@@ -31,7 +31,7 @@ def test_no_deadline_is_judged_while_nothing_can_be_heard() -> None:
     assert leases.tick(39, live=True) == ["a"]
 
 
-def test_a_stall_of_the_own_loop_condemns_nobody() -> None:
+def test_a_stall_of_the_own_loop_expires_no_lease() -> None:
     leases = WatchedLeases[str](10)
     leases.renew("a", 0)
     assert leases.tick(1, live=True) == []
@@ -41,7 +41,7 @@ def test_a_stall_of_the_own_loop_condemns_nobody() -> None:
     assert leases.tick(70, live=True) == ["a"]
 
 
-def test_a_released_lease_is_over_and_nobody_is_told() -> None:
+def test_a_released_lease_ends_without_a_report() -> None:
     leases = WatchedLeases[str](10)
     leases.renew("a", 0)
     leases.release("a")
@@ -90,7 +90,7 @@ def test_half_of_all_vanishing_at_once_are_given_a_lease_more() -> None:
     assert leases.dead(42) == {"b", "c", "d"}
 
 
-def test_after_a_silence_of_all_nobody_is_dead_before_a_lease_was_watched_again() -> None:
+def test_after_a_silence_of_all_no_holder_is_dead_before_a_lease_was_watched_again() -> None:
     """A cluster that elects for longer than two leases: who renews last is not dead."""
     leases = watched("a", "b", "c")
     hear(leases, "", 21, 55)
@@ -101,7 +101,7 @@ def test_after_a_silence_of_all_nobody_is_dead_before_a_lease_was_watched_again(
     assert leases.dead(65) == {"c"}
 
 
-def test_who_vanished_among_many_is_given_a_lease_more_though_the_others_are_back() -> None:
+def test_a_holder_that_vanished_among_many_gets_a_lease_more_even_if_the_others_are_back() -> None:
     """A store that took nothing for a while: the one whose renewal comes last is not dead."""
     leases = watched("a", "b", "c", "d")
     hear(leases, "d", 21, 31)
@@ -115,7 +115,7 @@ def test_who_vanished_among_many_is_given_a_lease_more_though_the_others_are_bac
     assert leases.dead(51) == {"c"}, "alone this time"
 
 
-def test_nobody_is_dead_before_a_whole_lease_was_watched() -> None:
+def test_no_holder_is_dead_before_a_whole_lease_was_watched() -> None:
     leases = WatchedLeases[str](10)
     leases.expect("gone", 0)
     for now in range(10):
@@ -132,7 +132,7 @@ def test_nobody_is_dead_before_a_whole_lease_was_watched() -> None:
     assert leases.dead(13) == set(), "the watch has begun anew"
 
 
-def test_who_gave_its_lease_back_did_not_vanish() -> None:
+def test_a_holder_that_gave_its_lease_back_did_not_vanish() -> None:
     leases = watched("a", "b", "c", "d")
     leases.release("c")
     leases.release("d")
@@ -144,7 +144,7 @@ def test_who_gave_its_lease_back_did_not_vanish() -> None:
     st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 40), min_size=1),
     st.sets(st.integers(1, 59), max_size=5),
 )
-def test_nobody_is_dead_before_a_lease_has_ended_nor_many_before_another(
+def test_no_holder_is_dead_before_its_lease_has_ended_nor_many_before_another(
     last_heard: dict[str, int], blind: set[int]
 ) -> None:
     """Whoever falls silent when, and whenever nothing could be heard."""

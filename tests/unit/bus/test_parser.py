@@ -146,7 +146,7 @@ async def test_a_message_for_an_ended_subscription_is_dropped() -> None:
     assert not reader.counts
 
 
-async def test_a_late_pong_harms_nobody() -> None:
+async def test_a_late_pong_does_no_harm() -> None:
     reader = Reader()
     await reader.read(b"PONG\r\n")
     import asyncio
@@ -171,7 +171,7 @@ async def test_a_late_pong_harms_nobody() -> None:
         b"HMSG a 7 9 5\r\n",
     ],
 )
-async def test_what_is_no_frame_makes_the_client_reconnect(line: bytes) -> None:
+async def test_an_invalid_frame_makes_the_client_reconnect(line: bytes) -> None:
     reader = Reader()
     with pytest.raises(nats.errors.ProtocolError):
         await reader.read(line)

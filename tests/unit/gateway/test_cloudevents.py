@@ -48,7 +48,7 @@ def test_each_state_has_a_type_of_its_own(state: S) -> None:
     assert headers["ce-type"] == f"dev.box-bridge.instance.{state.value.lower()}"
 
 
-def test_a_trace_goes_on_and_what_is_none_does_not() -> None:
+def test_a_valid_trace_is_passed_on_and_an_invalid_one_is_not() -> None:
     headers = ce_headers(event(), box_seq=2, seq=9, host="box-a", traceparent=TRACE)
     assert headers["traceparent"] == headers["ce-traceparent"] == TRACE
     for wrong in ("", "x", TRACE.upper(), TRACE + "\r\nX-Evil: 1", TRACE + "-"):
@@ -72,12 +72,12 @@ def test_any_text_survives_as_a_header_value(text: str) -> None:
 
 
 @given(host=st.text(), trace=st.text())
-def test_what_a_box_says_of_itself_cannot_break_out_of_a_header(host: str, trace: str) -> None:
+def test_a_host_name_cannot_break_out_of_a_header(host: str, trace: str) -> None:
     headers = ce_headers(event(), box_seq=1, seq=9, host=host, traceparent=trace)
     assert all(value.isascii() and value.isprintable() for value in headers.values())
 
 
-def test_a_dead_letter_keeps_what_came_with_the_event_and_says_why() -> None:
+def test_a_dead_letter_keeps_the_headers_of_the_event_and_adds_the_reason() -> None:
     original = {"Nats-Msg-Id": "web-1.2", "Box-Seq": "2", "Box-Host": "box-a", "x": "a\nb"}
     found = dead_headers(original, reason="HTTP 400:\r\nno", attempts=1, seq=7, durable="relay")
     assert found == {

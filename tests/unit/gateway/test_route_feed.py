@@ -100,7 +100,7 @@ async def test_a_snapshot_that_breaks_off_changes_nothing(registry: Registry) ->
     assert list(registry.routes) == ["web-1"]
 
 
-async def test_who_is_in_the_snapshot_as_withdrawn_is_no_route(registry: Registry) -> None:
+async def test_an_instance_that_the_snapshot_withdraws_has_no_route(registry: Registry) -> None:
     registry.begin(AT)
     registry.deregister("web-1", AT - 2 * SECOND)
     registry.register("web-1", AT - SECOND)
@@ -126,7 +126,7 @@ async def test_of_a_first_snapshot_only_what_is_left_of_a_lease_is_left(registry
     assert registry.lasts() == 5
 
 
-async def test_after_a_resync_every_lease_runs_anew(registry: Registry) -> None:
+async def test_a_resync_renews_every_lease(registry: Registry) -> None:
     registry.begin(AT)
     registry.register("web-1", AT)
     registry.register("web-2", AT)

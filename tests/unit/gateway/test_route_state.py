@@ -201,7 +201,9 @@ def test_ready_and_busy_take_traffic(state: InstanceState) -> None:
 
 
 @pytest.mark.parametrize("state", [S.CREATING, S.BOOTING])
-def test_who_says_that_it_serves_before_it_is_ready_waits(state: InstanceState) -> None:
+def test_an_instance_that_registers_before_it_is_ready_has_no_route_yet(
+    state: InstanceState,
+) -> None:
     made = book()
     made.event(event(state), 1, 1)
     assert names(made) == []
@@ -213,7 +215,9 @@ def test_who_says_that_it_serves_before_it_is_ready_waits(state: InstanceState) 
 
 @pytest.mark.parametrize("state", [S.DRAINING, S.STOPPING, S.STOPPED, S.FAILED])
 @pytest.mark.parametrize("seq", [0, 1, 7])
-def test_who_leaves_is_out_for_good_whatever_the_number(state: InstanceState, seq: int) -> None:
+def test_an_instance_that_leaves_never_returns_whatever_its_box_seq(
+    state: InstanceState, seq: int
+) -> None:
     made = book()
     made.event(event(S.READY, since=S.BOOTING), 5, 1)
     assert made.event(event(state, "scaled down", since=S.READY), seq, 1)
@@ -241,7 +245,7 @@ def test_the_id_of_one_service_is_not_that_of_another() -> None:
 # ── health ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_each_who_calls_it_unhealthy_withdraws_it() -> None:
+def test_each_source_that_reports_it_unhealthy_removes_the_route() -> None:
     made = book()
     made.register(registration(box_healthy="false"), 2, 1)
     assert names(made) == []
@@ -257,7 +261,7 @@ def test_each_who_calls_it_unhealthy_withdraws_it() -> None:
     assert names(made) == ["web-1"]
 
 
-def test_what_an_instance_says_of_itself_beats_what_its_host_samples() -> None:
+def test_an_instances_own_report_overrides_its_hosts_samples() -> None:
     made = book()
     made.sample("box-a", {"web-1": BAD}, 1)
     assert names(made) == []
@@ -336,7 +340,7 @@ def test_a_lease_that_is_not_renewed_withdraws_and_a_renewal_brings_it_back() ->
     assert names(made) == ["web-1", "web-2", "web-3"]
 
 
-def test_a_renewal_that_says_the_same_changes_nothing() -> None:
+def test_a_renewal_with_the_same_content_changes_nothing() -> None:
     made = book()
     made.register(registration(), 2, 10)
     assert made.take_changes() == []
@@ -359,7 +363,7 @@ def test_no_lease_runs_while_cut_off_nor_for_one_lease_after() -> None:
     assert names(made) == []
 
 
-def test_half_of_all_leases_at_once_are_kept_once_more_and_it_says_so() -> None:
+def test_half_of_all_leases_at_once_get_one_more_lease_and_are_reported() -> None:
     made = book(6)
     for number in (1, 2, 3):
         made.register(registration(f"web-{number}"), 10 + number, 25)

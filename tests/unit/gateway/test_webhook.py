@@ -29,11 +29,11 @@ _TLS_ERRORS[1].verify_message = "self-signed certificate"
         *((status, Outcome.AGAIN) for status in (300, 301, 302, 304, 307, 308)),
     ],
 )
-def test_a_status_says_whether_it_is_worth_asking_again(status: int, verdict: Outcome) -> None:
+def test_a_status_decides_whether_a_retry_can_help(status: int, verdict: Outcome) -> None:
     assert judge(status).verdict is verdict
 
 
-def test_the_reason_tells_what_the_receiver_said() -> None:
+def test_the_reason_has_the_receivers_text() -> None:
     assert judge(400, "no such thing").reason == "HTTP 400: no such thing"
     assert "redirects are not followed" in judge(302).reason
 

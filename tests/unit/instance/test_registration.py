@@ -42,7 +42,7 @@ def test_an_endpoint_is_a_host_and_a_port(endpoint: str) -> None:
         *("host:80\n", "host:٨", "a:1,b:2", "x" * 254 + ":80"),
     ],
 )
-def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
+def test_an_invalid_endpoint_is_refused(endpoint: str) -> None:
     with pytest.raises(ProtocolError, match="endpoint"):
         check_endpoint(endpoint)
 
@@ -111,7 +111,7 @@ def test_a_port_counts_only_where_there_is_a_box() -> None:
         load_instance(environ={"PORT": "70000", "BOX_INSTANCE_ID": "web-1"})
 
 
-def test_a_service_says_who_registers_it() -> None:
+def test_a_service_configures_who_registers_it() -> None:
     with pytest.raises(ValueError, match='must be "box" or "self"'):
         ServiceConfig(command=["x"], registration="me")
     with pytest.raises(ValueError, match="metadata: 16385 bytes is larger than 16 KiB"):
