@@ -96,7 +96,9 @@ class Instance:
     @property
     def handle(self) -> Handle | None:
         """The runtime's handle while there is load to measure, else None."""
-        measured = self.state in (*lifecycle.SERVING, _S.DRAINING)
+        # An adopted instance may be Ready and have no endpoint until `run` has set it.
+        serves = self.life.info.endpoint is not None
+        measured = serves and self.state in (*lifecycle.SERVING, _S.DRAINING)
         return self._handle if measured else None
 
     @property
