@@ -64,7 +64,7 @@ async def serving(gateway: Connection, service: str, count: int) -> list[Instanc
         there = len(found) == count and all(i.state in (S.READY, S.BUSY) for i in found)
         return found or [None] if there else None  # type: ignore[list-item]
 
-    found = await eventually(all_there, within=20, what=f"{count} instances of {service} serve")
+    found = await eventually(all_there, what=f"{count} instances of {service} serve")
     return found if count else []
 
 

@@ -72,13 +72,12 @@ class Load:
     async def goes_on(self, requests: int = 60) -> None:
         """Return when so many more requests were served."""
         wanted = sum(self.served.values()) + requests
-        await eventually(lambda: sum(self.served.values()) >= wanted, within=30)
+        await eventually(lambda: sum(self.served.values()) >= wanted)
 
     async def reaches(self, *names: str) -> None:
         """Return when each of these instances has served one more request."""
         before = {name: self.served.get(name, 0) for name in names}
         await eventually(
             lambda: all(self.served.get(name, 0) > count for name, count in before.items()),
-            within=30,
             what=f"{names} serve",
         )

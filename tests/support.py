@@ -23,17 +23,20 @@ from tests.paths import HTTP_SERVICE
 T = TypeVar("T")
 
 _LOOK = 0.01  # seconds between looks at a condition
+_PATIENCE = 60.0  # seconds: long enough beside a busy loop on each core
 
 
 @overload
 async def eventually(
-    condition: Callable[[], Awaitable[T | None]], *, within: float = 10.0, what: str = ""
+    condition: Callable[[], Awaitable[T | None]], *, within: float = _PATIENCE, what: str = ""
 ) -> T: ...
 @overload
 async def eventually(
-    condition: Callable[[], T | None], *, within: float = 10.0, what: str = ""
+    condition: Callable[[], T | None], *, within: float = _PATIENCE, what: str = ""
 ) -> T: ...
-async def eventually(condition: Callable[[], Any], *, within: float = 10.0, what: str = "") -> Any:
+async def eventually(
+    condition: Callable[[], Any], *, within: float = _PATIENCE, what: str = ""
+) -> Any:
     """The first true value of `condition`; fails when there was none within so many seconds."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
@@ -56,7 +59,7 @@ def service_table(name: str, *arguments: str, **settings: object) -> str:
     """A ``[services.<name>]`` table that runs the test service, quick to go."""
     values: dict[str, object] = {
         "command": command(*arguments),
-        "probe": {"http": "/"},
+        "probe": {"http": "/", "timeout": 10.0},
         "deregister_delay": 0.1,
         "drain_timeout": 5.0,
         "stop_grace": 2.0,
@@ -93,7 +96,9 @@ backoff_max = 1.0
 registration_renew = 0.5
 heartbeat = 0.5
 lease = 3
+decide_timeout = 10.0
 """
+"""Short times where a test waits for one, long ones where a busy machine would exceed them."""
 
 
 def box_config(
@@ -145,7 +150,6 @@ class ServiceManager:
         """The first line that starts like this and is new, once there is one."""
         line = await eventually(
             lambda: next((line for line in self.lines if line.startswith(start)), None),
-            within=20,
             what=f"{start} is told; so far: {self.lines}",
         )
         self.lines.remove(line)
@@ -177,7 +181,12 @@ def connect(url: str, **settings: Any) -> Any:
 
 
 async def ask(
-    connection: Connection, service: str, replicas: int, *, timeout: float = 5.0, **fields: Any
+    connection: Connection,
+    service: str,
+    replicas: int,
+    *,
+    timeout: float = _PATIENCE,
+    **fields: Any,
 ) -> ScaleResponse:
     """What a Box answers to a plain request."""
     reply = await ask_for_reply(connection, service, replicas, timeout=timeout, **fields)
@@ -185,7 +194,12 @@ async def ask(
 
 
 async def ask_for_reply(
-    connection: Connection, service: str, replicas: int, *, timeout: float = 5.0, **fields: Any
+    connection: Connection,
+    service: str,
+    replicas: int,
+    *,
+    timeout: float = _PATIENCE,
+    **fields: Any,
 ) -> Message:
     """A Box's reply to a plain request, with its headers."""
     headers = fields.pop("headers", None)
@@ -234,7 +248,6 @@ class Recorder:
         """The states that the instance went to, once it has gone to `state`."""
         await eventually(
             lambda: self.states(instance_id)[-1:] == [state],
-            within=20,
             what=f"{instance_id} is {state}: {self.states(instance_id)}",
         )
         return self.states(instance_id)

@@ -45,9 +45,7 @@ class Cluster:
                 await stack.enter_async_context(server)
             cluster = cls(servers)
             async with connect(cluster.url) as probe:
-                await eventually(
-                    lambda: _replicates(probe), within=30, what="the cluster replicates"
-                )
+                await eventually(lambda: _replicates(probe), what="the cluster replicates")
             yield cluster
 
     async def leader(self, connection: Connection, stream: str) -> EmbeddedServer:

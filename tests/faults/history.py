@@ -104,7 +104,7 @@ class History:
             found = await cls.read(connection)
             return all(name in alive or went[-1] in ENDED for name, went in found.states().items())
 
-        await eventually(ended, within=20, what=f"all chains but of {alive} have ended")
+        await eventually(ended, what=f"all chains but of {alive} have ended")
         return found
 
     @property

@@ -38,9 +38,7 @@ async def fleet(
         boxes[name] = Killable(directory, *program, file, name=name)
     try:
         async with connect(url) as gateway:
-            await eventually(
-                lambda: _hosts(gateway, len(names)), within=30, what="all Boxes are there"
-            )
+            await eventually(lambda: _hosts(gateway, len(names)), what="all Boxes are there")
             yield gateway, boxes
     finally:
         for box in boxes.values():
@@ -83,4 +81,4 @@ async def settled(
         there = await serving(gateway, "web", count)
         return there if set(running(boxes)) == {info.id for info in there} else None
 
-    return await eventually(so, within=20, what=f"{count} serve and nothing else runs")
+    return await eventually(so, what=f"{count} serve and nothing else runs")

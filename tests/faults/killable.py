@@ -36,7 +36,7 @@ class Killable:
 
     async def died(self) -> None:
         """Return when the process was killed; fails if it ended in any other way."""
-        await eventually(lambda: self.process.poll() is not None, within=20, what="the Box dies")
+        await eventually(lambda: self.process.poll() is not None, what="the Box dies")
         assert self.process.returncode == -signal.SIGKILL, "the fault did not fire"
 
     async def kill(self) -> None:
@@ -86,7 +86,7 @@ async def scaled(gateway: Connection, replicas: int) -> None:
             return False
         return answer.accepted
 
-    await eventually(acknowledged, within=20, what=f"scaling to {replicas} is acknowledged")
+    await eventually(acknowledged, what=f"scaling to {replicas} is acknowledged")
 
 
 async def check(gateway: Connection, box: Killable, replicas: int) -> History:

@@ -22,7 +22,7 @@ from tests.faults.history import Told, check_history, read_history
 from tests.support import ask, box_config, connect, eventually
 
 S = InstanceState
-BACK = 15.0  # seconds within which a Box serves again once a fault has ended
+BACK = 30.0  # seconds within which a Box serves again once a fault has ended
 
 
 class Scene:

@@ -30,8 +30,8 @@ SERVICES = ("s0", "s1", "s2", "s3")
 STEADY = 3  # instances of `web`, whose target nobody changes
 CAPACITY = 3 * 4  # three Boxes of four: less than is asked for at times
 
-_RESUME = 10.0  # seconds until a cluster that lost a leader takes writes in its stream again
-_DECIDE = 5.0  # seconds more until each Box decides: it looks again every second
+_RESUME = 30.0  # seconds until a cluster that lost a leader takes writes in its stream again
+_DECIDE = 20.0  # seconds more until each Box decides: it looks again every second
 _PAUSE = 0.5  # seconds between the requests for a service: the bucket keeps 64 revisions of each
 
 PROBES = {

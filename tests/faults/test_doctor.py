@@ -36,8 +36,8 @@ async def test_copies_are_counted_and_a_server_that_is_away_is_named(tmp_path: P
                 return told if part in told.says else None
             return None
 
-        await eventually(lambda: found("3 copies of each"), within=30)
+        await eventually(lambda: found("3 copies of each"))
         await cluster.servers["two"].kill()
-        told = await eventually(lambda: found("server two is away"), within=60)
+        told = await eventually(lambda: found("server two is away"))
         assert told.status is Status.WARN
         assert "server one" not in told.says

@@ -35,7 +35,7 @@ async def unready(gateway: Connection, said: str, *, replicas: int) -> None:
         answer = await ask(gateway, "web", replicas)
         return not answer.accepted and said in (answer.error or "")
 
-    await eventually(is_refused, within=20, what=f"refused with {said!r}")
+    await eventually(is_refused, what=f"refused with {said!r}")
 
 
 async def ready(gateway: Connection, replicas: int) -> None:
@@ -44,7 +44,7 @@ async def ready(gateway: Connection, replicas: int) -> None:
     async def is_taken() -> bool:
         return (await ask(gateway, "web", replicas)).accepted
 
-    await eventually(is_taken, within=20, what="a request is taken")
+    await eventually(is_taken, what="a request is taken")
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ async def settled(gateway: Connection, podman: Podman, replicas: int) -> list[In
         there = await serving(gateway, "web", replicas)
         return (there,) if podman.names() == {info.id for info in there} else None
 
-    [there] = await eventually(alike, within=20)
+    [there] = await eventually(alike)
     (await History.settled(gateway, there)).check()
     return there
 
@@ -241,7 +241,7 @@ async def test_a_box_and_its_engine_killed_at_work_leave_nothing_behind(
         if calls == "stop":
             await serving(gateway, "web", 3)
             await scaled(gateway, 0)
-        await eventually(lambda: any(call.startswith(calls) for call in podman.calls()), within=20)
+        await eventually(lambda: any(call.startswith(calls) for call in podman.calls()))
         assert killed.kill_with_engine(), "the fault did not fire"
         left = tmp_path / "data-box-a" / "secrets" / "web-of-the-killed"
         left.touch()
@@ -261,7 +261,7 @@ async def test_a_box_killed_while_an_image_is_pulled_pulls_it_in_its_next_life(
         killed.start()
         async with connect(server.url) as gateway:
             await scaled(gateway, 1)
-            await eventually(lambda: any("/blobs/" in path for path in images.asked), within=20)
+            await eventually(lambda: any("/blobs/" in path for path in images.asked))
             assert killed.kill_with_engine(), "the fault did not fire"
             images.open.set()
             killed.start()
@@ -280,7 +280,7 @@ async def test_a_crash_loop_of_containers_leaves_none_behind(
         def failures() -> int:
             return sum(event.to_state is S.FAILED for _, event in recorder.events)
 
-        await eventually(lambda: failures() >= 9, within=30)
+        await eventually(lambda: failures() >= 9)
         assert len(podman.names()) <= 6
         await ask(gateway, "web", 0)
-        await eventually(lambda: not podman.names(), within=20)
+        await eventually(lambda: not podman.names())

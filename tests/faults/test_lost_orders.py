@@ -29,7 +29,7 @@ async def order(scene: Scene) -> Order | None:
             return []
         return [host.order for host in hosts if host.name == scene.box.config.box.name]
 
-    return (await eventually(told, within=20))[0]
+    return (await eventually(told))[0]
 
 
 async def lose(scene: Scene, server: EmbeddedServer, kept: Path | None = None) -> None:

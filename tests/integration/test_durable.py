@@ -294,7 +294,7 @@ async def test_server_kills_lose_nothing(connection: Connection, server: Embedde
                 await server.start()
             await tell(connection, "end")
             expected = [f"{round_}.{number}" for round_ in range(3) for number in range(20)]
-            await eventually(lambda: len(set(handled)) == 61, within=20, what="all are handled")
+            await eventually(lambda: len(set(handled)) == 61, what="all are handled")
         assert sorted(handled) == sorted([*expected, "end"])
 
 

@@ -60,7 +60,7 @@ async def test_a_crash_loop_backs_off_and_stays_desired(
         def failures() -> list[Any]:
             return [event for _, event in recorder.events if event.to_state is S.FAILED]
 
-        await eventually(lambda: len(failures()) >= 4, within=15)
+        await eventually(lambda: len(failures()) >= 4)
         assert {event.message for event in failures()} == {
             "exited with code 7: no database to be found"
         }
@@ -96,7 +96,7 @@ async def test_a_crash_loop_is_retried_while_the_box_is_busy_with_another_servic
         def failures() -> int:
             return sum(event.to_state is S.FAILED for _, event in recorder.events)
 
-        await eventually(lambda: failures() >= 5, within=20)
+        await eventually(lambda: failures() >= 5)
         assert busy > 5
 
 
@@ -123,7 +123,9 @@ async def test_a_missing_command_is_reported(server: EmbeddedServer, tmp_path: P
 async def test_health_follows_the_probe_and_is_reported_as_a_note(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    table = service_table("web", probe={"http": "/", "interval": 0.05, "failures": 2})
+    table = service_table(
+        "web", probe={"http": "/", "interval": 0.05, "timeout": 10.0, "failures": 2}
+    )
     async with boxed(server, tmp_path, table) as (gateway, recorder):
         await ask(gateway, "web", 1)
         [info] = await serving(gateway, "web", 1)

@@ -265,7 +265,7 @@ async def test_a_restarted_box_adopts_the_instances_of_a_killed_one(
                 except Exception:
                     return False
 
-            await eventually(up, within=20)
+            await eventually(up)
             before = await serving(gateway, "web", 2)
             os.kill(first.pid, signal.SIGKILL)
             first.wait()

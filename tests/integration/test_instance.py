@@ -176,7 +176,7 @@ async def test_it_is_registered_again_after_the_server_has_lost_everything(
                 return False
             return state.messages == 1
 
-        await eventually(mended, within=20)
+        await eventually(mended)
 
 
 async def test_what_its_box_withdraws_it_does_not_announce_again(server: EmbeddedServer) -> None:

@@ -229,4 +229,4 @@ async def test_a_changed_owner_is_handled_while_the_plan_of_another_service_take
                     return True
                 return False
 
-            await eventually(claimed_again, within=20, what="the claim is written again")
+            await eventually(claimed_again, what="the claim is written again")

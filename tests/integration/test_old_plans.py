@@ -82,7 +82,7 @@ async def test_a_plan_stops_when_the_store_has_lost_a_record(
         await eventually(lambda: delayed.idle, what="the pass is over")
         assert delayed.claims == MANY + _CONCURRENCY, "no further claim begins"
         delayed.restoring.set()
-        await eventually(lambda: box.blocker() is None, within=20)
+        await eventually(lambda: box.blocker() is None)
         await eventually(lambda: delayed.claims > MANY + _CONCURRENCY, what="the rest is claimed")
         after = await serving(gateway, "web", 2)
         assert {info.id for info in after} == {info.id for info in before}

@@ -36,7 +36,7 @@ async def test_overrides_reach_the_instances_and_a_change_replaces_them_one_by_o
             found = await serving(gateway, "web", 2)
             return None if {i.id for i in found} & {i.id for i in before} else found
 
-        after = await eventually(all_new, within=20)
+        after = await eventually(all_new)
         for info in after:
             env = await fetch(info, "/env")
             assert (env["LEVEL"], env["KEPT"]) == ("debug", "yes")
@@ -71,7 +71,7 @@ async def test_max_surge_has_several_replaced_at_once_and_never_more(
         async def all_new() -> bool:
             return not before & {info.id for info in await serving(gateway, "web", 3)}
 
-        await eventually(all_new, within=20)
+        await eventually(all_new)
         history = await Operator(gateway).history("web")
         extra = [len(entry.added) for entry in history.entries]
         assert extra == [3, 0, 3, *[0] * (len(extra) - 3)]  # asked for, then all three at once
@@ -91,7 +91,7 @@ async def test_three_failed_replacements_stop_the_rollout_and_ps_can_tell(
             answer = decode(InstancesResponse, message.data)
             return answer.notices["web"] if "web" in answer.stopped else None
 
-        said = await eventually(notice, within=20)
+        said = await eventually(notice)
         assert said.startswith("rollout stopped after 3 failed replacements: exited with code 9")
 
         def failed() -> int:
@@ -146,4 +146,4 @@ async def test_a_fixed_port_is_the_instances_port_and_makes_one_a_host(
             ready = [i for i in found if i.state is S.READY and i.id != info.id]
             return bool(ready) and len(found) == 1
 
-        await eventually(replaced, within=20)
+        await eventually(replaced)

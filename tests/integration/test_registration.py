@@ -188,7 +188,7 @@ async def test_registrations_are_repeated_at_once_after_a_server_restart(
             except Exception:
                 return False
 
-        await eventually(there_again, within=10)
+        await eventually(there_again)
         for info in found:
             assert recorder.states(info.id) == ["Booting", "Ready"]  # nobody was restarted
         assert (await ask(gateway, "web", 2)).current_replicas == 2

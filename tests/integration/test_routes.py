@@ -190,7 +190,7 @@ async def test_a_late_joiner_gets_ten_thousand_registrations_in_one_step(
         state = (await jetstream(gateway).stream_info("BOX_REGISTRY")).state
         return bool(state.messages == 10_000)
 
-    await eventually(stored, within=30)
+    await eventually(stored)
     async with RouteTable.open(gateway) as table:
         assert len(table) == 10_000
         first = await anext(table.changes())

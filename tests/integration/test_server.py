@@ -86,7 +86,7 @@ async def test_it_dies_with_its_owner_even_by_sigkill(tmp_path: Path) -> None:
     )
     assert owner.returncode == -9
     pid = int(owner.stdout)
-    await eventually(lambda: not alive(pid), within=5, what="the server is gone")
+    await eventually(lambda: not alive(pid), what="the server is gone")
 
 
 async def test_a_port_in_use_is_reported_with_the_end_of_the_servers_log(tmp_path: Path) -> None:

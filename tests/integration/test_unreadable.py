@@ -85,7 +85,7 @@ async def test_an_unreadable_order_counts_as_a_cordon_and_is_not_overwritten(
                 shown = [order and reason in order.reason for order in orders]
                 return all(shown) and not any(box.blocker() for box in boxes)
 
-            await eventually(seen, within=20, what=f"all see: {reason}")
+            await eventually(seen, what=f"all see: {reason}")
 
         operator = fleet.operator
         await operator.cordon("box-b", reason="looks odd")

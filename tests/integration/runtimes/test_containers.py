@@ -119,7 +119,7 @@ async def test_a_request_for_another_image_replaces_the_instances(
         await ask(gateway, "web", 1)
         [info] = await serving(gateway, "web", 1)
         assert (await ask(gateway, "web", 1, config=ScaleConfig(image=OTHER_IMAGE))).accepted
-        await eventually(lambda: recorder.states(info.id)[-1:] == ["Stopped"], within=30)
+        await eventually(lambda: recorder.states(info.id)[-1:] == ["Stopped"])
         [other] = await serving(gateway, "web", 1)
         assert podman.inspect(other.id)["ImageName"] == OTHER_IMAGE
 

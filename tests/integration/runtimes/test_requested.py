@@ -96,7 +96,7 @@ async def test_it_lives_through_a_restart_of_its_box_and_the_loss_of_the_store(
                     return same and there == [before.id]
                 return False
 
-            await eventually(restored, within=20)
+            await eventually(restored)
         async with life("localhost/another:*"):
             await serving(gateway, "shop", 0)  # no longer admitted
             answer = await ask(gateway, "shop", 0)
