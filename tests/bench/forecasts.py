@@ -12,8 +12,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from bridge.box.scheduler.admission import AdmissionRequest, decide
-from bridge.box.scheduler.diagnosis import tell
-from bridge.box.scheduler.drain_forecast import lacking
+from bridge.box.scheduler.diagnosis import notices
+from bridge.box.scheduler.drain_forecast import room_lacking
 from bridge.box.scheduler.planner import plan
 from bridge.box.scheduler.rebalance import balance
 from bridge.box.scheduler.reports import hosts
@@ -88,9 +88,9 @@ def works(size: int) -> dict[str, Callable[[], object]]:
     drained = replace(fleet, orders=orders)
     return {
         "a Box plans one service": lambda: plan("web", fleet, me, {}, now=0.0, at=at),
-        "what does a service lack?": lambda: tell(fleet, ["web"], at=at),
+        "what does a service lack?": lambda: notices(fleet, ["web"], at=at),
         "box.plan": lambda: explain(asked, decide(asked, fleet), fleet),
-        "may a host be drained?": lambda: lacking(host, fleet, at=at),
+        "may a host be drained?": lambda: room_lacking(host, fleet, at=at),
         "box.hosts, a fifth of them being drained": lambda: hosts(drained, names, at=at),
         "rebalance: which move?": lambda: balance(fleet),
     }

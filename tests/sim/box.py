@@ -422,7 +422,7 @@ class BoxLife(FleetListener):
         """A replacement failed before it was Ready."""
 
         def failed(fleet: FleetState) -> ServiceRecord | None:
-            return rollout.failed(
+            return rollout.count_failure(
                 service, fleet, slot, "it fell", at=self.kernel.wall(), host=self.me.host
             )
 

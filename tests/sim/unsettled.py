@@ -81,7 +81,7 @@ class Unsettled:
         ):
             return  # a rollout goes on once a host is back that offers the service
         state = self._world.a_state()
-        if rollout.under_way(service, state):
+        if rollout.is_under_way(service, state):
             step = rollout.next_step(service, state, at=self._world.kernel.wall(), host="anyone")
             stuck = any(
                 self._is_stuck(service, record, slot, claim)

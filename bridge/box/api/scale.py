@@ -158,9 +158,9 @@ class ScaleApi:
             total=len(instances),
             instances=page,
             hosts=self._hosts(page),
-            rolling=[service for service in services if rollout.under_way(service, state)],
+            rolling=[service for service in services if rollout.is_under_way(service, state)],
             notices=self._notices(services),
-            stopped=diagnosis.stopped(state, services),
+            stopped=diagnosis.stop_reasons(state, services),
         )
         data, headers = with_instances(response, self._connection.max_payload)
         return Reply(data=data, headers=headers)
@@ -190,7 +190,7 @@ class ScaleApi:
             for name, host in state.hosts.items()
             if host.notices
         }
-        return of_hosts | diagnosis.tell(state, services, at=self._clock())
+        return of_hosts | diagnosis.notices(state, services, at=self._clock())
 
 
 class _Hint(Struct):

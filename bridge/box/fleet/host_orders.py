@@ -18,8 +18,8 @@ from bridge.admin_protocol import AdminRequest, AdminResponse, Move, Verb
 from bridge.box.fleet.decisions import Decisions
 from bridge.box.fleet.view import FleetView
 from bridge.box.scheduler import rollout
-from bridge.box.scheduler.drain_forecast import lacking
-from bridge.box.scheduler.rebalance import balance, marked
+from bridge.box.scheduler.drain_forecast import room_lacking
+from bridge.box.scheduler.rebalance import balance, with_moves
 from bridge.box.scheduler.reports import names
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import Decision, HostOrder, ServiceRecord
@@ -135,7 +135,7 @@ class HostOrders:
 
         def resume(service: str) -> Callable[[FleetState], ServiceRecord | None]:
             why = f"the drain of {host}"
-            return lambda fleet: rollout.resumed(
+            return lambda fleet: rollout.resume(
                 service, fleet, why, at=self._clock(), host=self._host
             )
 
@@ -184,7 +184,7 @@ def _next_order(request: AdminRequest, fleet: FleetState, at: datetime) -> HostO
         return replace(before, reason=request.reason, at=at) if new_reason else None
     if cordon:
         return HostOrder(reason=request.reason, at=at)
-    if not request.force and (short := lacking(request.host, fleet, at=at)):
+    if not request.force and (short := room_lacking(request.host, fleet, at=at)):
         listed = ", ".join(f"{count} of {service}" for service, count in sorted(short.items()))
         why = (
             f"the other hosts have no room for what {request.host} runs ({listed}): add a host, "
@@ -202,7 +202,7 @@ def _covers(order: HostOrder, request: AdminRequest) -> bool:
 def _move_change(
     service: str, moves: list[Move], decision: Decision
 ) -> Callable[[FleetState], ServiceRecord | None]:
-    return lambda fleet: marked(service, fleet, moves, decision)
+    return lambda fleet: with_moves(service, fleet, moves, decision)
 
 
 def _by_service(moves: Iterable[Move]) -> dict[str, list[Move]]:

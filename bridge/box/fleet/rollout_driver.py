@@ -43,6 +43,8 @@ class RolloutDriver:
         """Count an instance in `slot` that failed before it was Ready."""
 
         def count(fleet: FleetState) -> ServiceRecord | None:
-            return rollout.failed(service, fleet, slot, why, at=self._clock(), host=self._host)
+            return rollout.count_failure(
+                service, fleet, slot, why, at=self._clock(), host=self._host
+            )
 
         await self._decisions.amend(service, count)

@@ -1,8 +1,8 @@
-"""What a service lacks, and why, as far as the fleet's records tell. Pure.
+"""The missing instances of a service, and the reasons, by the fleet's records. Pure.
 
-An instance that is not there is in no list of instances; here it is told of. Looked at are the
-slots in which nothing serves, who holds the others, and, while slots wait for a host, the hosts
-that could run the service; never the rest of the fleet, for whoever watches asks every second.
+A list of instances does not show the missing ones. A diagnosis looks at the slots without a serving
+instance, at the holders of the others, and, while slots wait for a host, at the hosts that could
+run the service. It never looks at the rest of the fleet, as a watching client asks every second.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from bridge.box.state.records import ServiceRecord
 from bridge.protocol import InstanceState
 
 OTHERS: Final = "other services"
-"""Stands for the services of which there is more to tell; no service can be named so."""
+"""The key of a notice that more services have problems; no service can have this name."""
 
-_FEW: Final = 5  # hosts, or slots, that are named one by one
-_WORDS: Final = 500  # letters of a reason
-_TOLD: Final = 20  # services in one answer
-_PLACED: Final = 50  # services for which a host is looked for in one answer
+_NAMED: Final = 5  # hosts, or slots, that are named one by one
+_REASON_LENGTH: Final = 500  # characters
+_REPORTED: Final = 20  # services in one answer
+_PLACED: Final = 50  # services whose slots are placed for one answer
 
 
 class Exclusion(Struct, frozen=True, kw_only=True):
@@ -39,14 +39,17 @@ class Exclusion(Struct, frozen=True, kw_only=True):
 
 
 class Shortfall(Struct, frozen=True, kw_only=True):
-    """Of `wanted` instances so many are `serving`, on hosts that live. `slots` counts the set, in
-    which there are more while instances are being replaced.
+    """The missing instances of a service: of `wanted` ones, `serving` serve on live hosts.
 
-    `homeless` slots have no host, for the reason `full`. `failed` counts, by host, the slots in
-    which nothing lives until the host tries again; `dead` those that hosts hold which live no more,
-    until others take them over: these may be homeless as well. How often an instance has failed
-    only its host knows. `stopped` says why no further instance is replaced. What is neither comes:
-    it boots, or is about to be claimed.
+    - `slots`: the size of the set, which exceeds `wanted` while instances are being replaced.
+    - `homeless`: the slots without a host; `full` is the reason.
+    - `failed`: by host, how many slots have no living instance until the host retries. Only the
+      host knows how often an instance has failed.
+    - `dead`: by dead host, how many slots wait to be taken over; these may be homeless as well.
+    - `exclusions`: the slots that are kept off hosts for a time.
+    - `stopped`: the reason why no further instance is replaced, or empty.
+
+    The other slots boot, or are about to be claimed.
     """
 
     wanted: int = 0
@@ -56,123 +59,120 @@ class Shortfall(Struct, frozen=True, kw_only=True):
     full: str = ""
     failed: Mapping[str, int] = {}
     dead: Mapping[str, int] = {}
-    kept_off: Sequence[Exclusion] = ()
+    exclusions: Sequence[Exclusion] = ()
     stopped: str = ""
     unreadable: bool = False
 
     def sentences(self) -> list[str]:
-        """What is missing and why, for people; empty if nothing is but what comes."""
-        said = ["its record cannot be read by this Box"] if self.unreadable else []
+        """The missing instances and the reasons, for people; empty if the others boot."""
+        sentences = ["its record cannot be read by this Box"] if self.unreadable else []
         of = f"of {self.slots}"
         if count := len(self.homeless):
-            said.append(f"{count} {of} {_has(count)} no room: {self.full}")
+            sentences.append(f"{count} {of} {_has(count)} no room: {self.full}")
         if count := sum(self.failed.values()):
-            ends = "is to be tried again" if count == 1 else "are to be tried again"
-            said.append(f"{count} {of} {_has(count)} failed on {_some(self.failed)} and {ends}")
+            ends = f"{_is(count)} to be tried again"
+            sentences.append(
+                f"{count} {of} {_has(count)} failed on {_some(self.failed)} and {ends}"
+            )
         if count := sum(self.dead.values()):
-            there = "which is dead" if len(self.dead) == 1 else "which are dead"
-            said.append(f"{count} {_is(count)} on {_some(self.dead)}, {there}")
-        return said + [_kept(item) for item in self.kept_off[:_FEW]]
+            hosts = f"{_some(self.dead)}, which {_is(len(self.dead))} dead"
+            sentences.append(f"{count} {_is(count)} on {hosts}")
+        return sentences + [_exclusion(item) for item in self.exclusions[:_NAMED]]
 
 
-def find(service: str, fleet: FleetState, *, at: datetime) -> Shortfall:
-    """What `service` lacks at `at`."""
+def shortfall(service: str, fleet: FleetState, *, at: datetime) -> Shortfall:
+    """The missing instances of `service` at the time `at`."""
     record = fleet.services.get(service)
     if record is None:
         return Shortfall(unreadable=service in fleet.unreadable_services)
-    tally, claims, dead = (
-        fleet.service_slots(service),
-        fleet.slots_of(service),
-        _dead(service, fleet),
-    )
+    slots, claims = fleet.service_slots(service), fleet.slots_of(service)
+    dead = _dead(service, fleet)
     away = set[int]().union(*dead.values())
     homeless, placed = _placing(service, fleet, record, at)
     failed = Counter(
         claims[slot].host
-        for slot in tally.unready - tally.free - away
+        for slot in slots.unready - slots.free - away
         if claims[slot].info.state is InstanceState.FAILED
     )
     return Shortfall(
         wanted=record.target,
         slots=len(record.slots),
-        serving=len(tally.wanted) - len(tally.unready | away),
+        serving=len(slots.wanted) - len(slots.unready | away),
         homeless=homeless,
         full=_full(service, fleet, record, placed) if homeless else "",
         failed=dict(sorted(failed.items())),
-        dead={name: len(slots) for name, slots in sorted(dead.items())},
-        kept_off=kept_off(record, at) if record.avoid else (),
-        stopped=_stopped(record),
+        dead={name: len(members) for name, members in sorted(dead.items())},
+        exclusions=exclusions(record, at) if record.avoid else (),
+        stopped=_stop_reason(record),
     )
 
 
-def tell(fleet: FleetState, services: Iterable[str], *, at: datetime) -> dict[str, str]:
-    """What there is to tell of `services`, in a line each. Bounded: who asks for all of a large
-    fleet in trouble hears of some, and that there are others.
+def notices(fleet: FleetState, services: Iterable[str], *, at: datetime) -> dict[str, str]:
+    """The problems of `services`, a line each. Bounded: in a large fleet with many problems the
+    answer has some of them, and a notice that there are others.
     """
-    told, placed = dict[str, str](), 0
+    lines, placed = dict[str, str](), 0
     for service in services:
         if _is_calm(service, fleet):
             continue
         placed += bool(fleet.vacant(service))
-        if len(told) == _TOLD or placed > _PLACED:
-            told[OTHERS] = "there may be more to tell: see `box-bridge services`"
+        if len(lines) == _REPORTED or placed > _PLACED:
+            lines[OTHERS] = "there may be more problems: see `box-bridge services`"
             break
-        found = find(service, fleet, at=at)
-        stopped = [found.stopped[:_WORDS]] if found.stopped else []
-        if said := "; ".join(stopped + found.sentences()):
-            told[service] = said
-    return told
+        lacks = shortfall(service, fleet, at=at)
+        stopped = [lacks.stopped[:_REASON_LENGTH]] if lacks.stopped else []
+        if line := "; ".join(stopped + lacks.sentences()):
+            lines[service] = line
+    return lines
 
 
 def is_alive(host: str, host_id: str, fleet: FleetState) -> bool:
-    """Whether who claims slots as `host` lives, as far as its lease tells: one whose record cannot
-    be read does.
-    """
-    there = fleet.hosts.get(host)
-    return host in fleet.unreadable_hosts if there is None else there.host_id == host_id
+    """Whether the holder of slots is live, by its lease. A host with an unreadable record is."""
+    live = fleet.hosts.get(host)
+    return host in fleet.unreadable_hosts if live is None else live.host_id == host_id
 
 
-def stopped(fleet: FleetState, services: Iterable[str]) -> dict[str, str]:
-    """Those of `services` whose rollout has stopped, and why."""
+def stop_reasons(fleet: FleetState, services: Iterable[str]) -> dict[str, str]:
+    """The reason why the rollout has stopped, for those of `services` where it has."""
     records = ((service, fleet.services.get(service)) for service in services)
     return {
         service: why
         for service, record in records
-        if record is not None and (why := _stopped(record))
+        if record is not None and (why := _stop_reason(record))
     }
 
 
 def _is_calm(service: str, fleet: FleetState) -> bool:
-    """Whether there is nothing to tell, at the price of a glance: so it is for most services."""
+    """Whether the service has no problem: a cheap pre-check, which most services pass."""
     record = fleet.services.get(service)
     if record is None:
         return service not in fleet.unreadable_services
-    troubled = fleet.service_slots(service).unready or record.avoid or _stopped(record)
+    troubled = fleet.service_slots(service).unready or record.avoid or _stop_reason(record)
     return not (troubled or _dead(service, fleet))
 
 
-def _stopped(record: ServiceRecord) -> str:
+def _stop_reason(record: ServiceRecord) -> str:
     return record.rollout.stopped if record.rollout is not None else ""
 
 
 def _dead(service: str, fleet: FleetState) -> dict[str, set[int]]:
-    """The slots of the set whose holders do not live: their leases are over, whether or not they
-    may be taken over yet.
+    """The slots of the set, by holders whose lease has expired, whether or not the slots may be
+    taken over yet.
     """
-    tally, found = fleet.service_slots(service), dict[str, set[int]]()
-    for (name, host_id), slots in tally.by_holder.items():
-        if is_alive(name, host_id, fleet) or not (wanted := slots & tally.wanted):
+    slots, dead = fleet.service_slots(service), dict[str, set[int]]()
+    for (name, host_id), claimed in slots.by_holder.items():
+        if is_alive(name, host_id, fleet) or not (members := claimed & slots.wanted):
             continue
-        told = f"an earlier {name}" if name in fleet.hosts else name
-        found.setdefault(told, set()).update(wanted)
-    return found
+        shown = f"an earlier {name}" if name in fleet.hosts else name
+        dead.setdefault(shown, set()).update(members)
+    return dead
 
 
 def _placing(
     service: str, fleet: FleetState, record: ServiceRecord, at: datetime
 ) -> tuple[set[int], int]:
-    """The slots for which there is no host, and how many have one that is to claim them. One whose
-    claim the store has lost is its host's.
+    """The slots without a host, and how many others a host is about to claim. A slot whose claim
+    the store has lost belongs to its host.
     """
     lost = fleet.lost.get(service, {})
     waiting = {slot for slot in fleet.vacant(service) if lost.get(slot) not in fleet.hosts}
@@ -180,17 +180,17 @@ def _placing(
         return waiting, 0
     hosts = capacity_for(service, fleet, record).able.items()
     if all(room(name, host, fleet) <= 0 for name, host in hosts):
-        return waiting, 0  # as it is for as long as a fleet is full, and a board costs more
+        return waiting, 0  # the usual case of a full fleet, and cheaper than a Placement
     placed = place(service, fleet, record, waiting, at=at)
     return waiting - placed.keys(), len(placed)
 
 
 def _full(service: str, fleet: FleetState, record: ServiceRecord, placed: int) -> str:
-    """Why there is no host for one more instance than are `placed` already."""
+    """Why no host takes one more instance than are `placed` already."""
     hosts = capacity_for(service, fleet, record)
     if not hosts.able:
         why = next((f": {name}: {why}" for name, why in sorted(hosts.blockers.items())), "")
-        return f"no live host can run it{why}"[:_WORDS]
+        return f"no live host can run it{why}"[:_REASON_LENGTH]
     open_hosts = {n: host for n, host in hosts.able.items() if host.ready and n not in fleet.orders}
     if not open_hosts:
         return "its hosts are cordoned, or not ready"
@@ -206,8 +206,8 @@ def _full(service: str, fleet: FleetState, record: ServiceRecord, placed: int) -
     return f"{taken}, {shut} more {_hosts(shut)} cordoned or not ready" if shut else taken
 
 
-def kept_off(record: ServiceRecord, at: datetime) -> list[Exclusion]:
-    """Which slots of the set are kept off which hosts, and until when the last of them is."""
+def exclusions(record: ServiceRecord, at: datetime) -> list[Exclusion]:
+    """The slots of the set that are kept off a host, by host, until the last exclusion ends."""
     until, slots = dict[str, datetime](), dict[str, list[int]]()
     wanted = set(record.slots)
     for item in record.avoid:
@@ -219,7 +219,7 @@ def kept_off(record: ServiceRecord, at: datetime) -> list[Exclusion]:
     ]
 
 
-def _kept(item: Exclusion) -> str:
+def _exclusion(item: Exclusion) -> str:
     count = len(item.slots)
     word = "slot" if count == 1 else "slots"
     return (
@@ -228,14 +228,14 @@ def _kept(item: Exclusion) -> str:
 
 
 def _clock(at: datetime) -> str:
-    """A time within the next minutes, for people who are anywhere."""
+    """A time within the next minutes, for people in any time zone."""
     return f"{at:%H:%M} UTC"
 
 
-def _some(things: Iterable[object]) -> str:
-    named = list(map(str, things))
-    more = f" and {len(named) - _FEW} more" if len(named) > _FEW else ""
-    return ", ".join(named[:_FEW]) + more
+def _some(items: Iterable[object]) -> str:
+    names = list(map(str, items))
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _has(count: int) -> str:

@@ -1,8 +1,8 @@
-"""Whether hosts can be emptied: is there room elsewhere for what runs on them? Pure.
+"""Whether hosts can be emptied: whether other hosts have room for their instances. Pure.
 
-A forecast by the same placement that will decide. Rooms are promised in the order of names, and
-services that few hosts can run come first; it may say no where a cleverer order would fit, never
-yes where there is no room as the fleet stands.
+The forecast uses the same placement as the decisions. Services that few hosts can run are placed
+first, then the others by name. The forecast may be negative where another order would fit; it is
+never positive without room in the current fleet.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from bridge.box.state.records import HostOrder
 _DRAINED: Final = HostOrder(draining=True)
 
 
-def lacking(host: str, fleet: FleetState, *, at: datetime) -> dict[str, int]:
-    """How many instances of which services on `host` would have no room on the others if it were
-    drained as well; empty if it can be emptied.
+def room_lacking(host: str, fleet: FleetState, *, at: datetime) -> dict[str, int]:
+    """By service, how many instances on `host` would have no room elsewhere if it were drained as
+    well; empty if the host can be emptied.
     """
     return DrainForecast(replace(fleet, orders={**fleet.orders, host: _DRAINED}), at=at).short(host)
 
 
 class DrainForecast:
-    """What has room if each host that is being drained is emptied: worked out once for all of them,
-    since what leaves one of them needs room beside what leaves another, and what is placed nowhere
-    yet needs room before either.
+    """The placement of all instances if each host that is being drained is emptied.
+
+    It is computed once for all hosts: the instances of one need room beside those of another, and
+    slots without a host are placed before both.
     """
 
     def __init__(self, fleet: FleetState, *, at: datetime) -> None:
@@ -38,27 +39,28 @@ class DrainForecast:
         self._draining = set(fleet.draining())
         self._leaving = {name: Counter[str]() for name in self._draining}
         self._missing: dict[str, int] = {}
-        homeless = {service: found for service in fleet.services if any(found := self._of(service))}
+        to_place = {service: both for service in fleet.services if any(both := self._of(service))}
         able = {
-            service: able_hosts(service, fleet, fleet.services[service])[0] for service in homeless
+            service: able_hosts(service, fleet, fleet.services[service])[0] for service in to_place
         }
-        spare = HostRoom(fleet)
-        for service in sorted(homeless, key=lambda service: (len(able[service]), service)):
-            record, (vacant, leaving) = fleet.services[service], homeless[service]
-            board = Placement(service, fleet, record, spare, able[service])
-            # One that moves gets a new slot, which is kept off no host.
-            placed = board.place(vacant, excluded_hosts(record, at)) | board.place(leaving, {})
+        host_room = HostRoom(fleet)
+        for service in sorted(to_place, key=lambda service: (len(able[service]), service)):
+            record, (vacant, leaving) = fleet.services[service], to_place[service]
+            placement = Placement(service, fleet, record, host_room, able[service])
+            placed = placement.place(vacant, excluded_hosts(record, at))
+            # An instance that moves gets a new slot, which no host is excluded from.
+            placed |= placement.place(leaving, {})
             self._missing[service] = len(vacant) + len(leaving) - len(placed)
 
     def short(self, host: str) -> dict[str, int]:
-        """How many instances of which services on `host`, which is being drained, have no room."""
+        """By service, how many instances on `host`, a draining one, have no room elsewhere."""
         leaving = self._leaving.get(host, {}).items()
         short = {service: min(self._missing.get(service, 0), count) for service, count in leaving}
         return {service: count for service, count in short.items() if count} | self._unmovable(host)
 
     def waiting(self, host: str) -> dict[str, int]:
-        """How many instances of which services that `host` could run have no room: on it, and also
-        ended, and gone from it or from another.
+        """By service that `host` could run, how many instances have no room, whether they are on a
+        host that is being drained or on none.
         """
         services = self._fleet.services.items()
         return {
@@ -69,8 +71,8 @@ class DrainForecast:
         }
 
     def _of(self, service: str) -> tuple[list[int], list[int]]:
-        """The slots that are to be placed: those that are nowhere, a dead host's among them, and
-        those that leave, but for as many as have a replacement already.
+        """The slots to place: those without a host, dead hosts' included; and those that leave a
+        host, without as many as have a replacement already.
         """
         fleet, record = self._fleet, self._fleet.services[service]
         slots, orphans = fleet.service_slots(service), fleet.orphans(service)
@@ -83,6 +85,6 @@ class DrainForecast:
         return sorted(fleet.vacant(service)), sorted(leaving)[replaced:]
 
     def _unmovable(self, host: str) -> dict[str, int]:
-        """What runs there for services whose record is missing or cannot be read."""
-        there = self._fleet.slot_counts(host).items()
-        return {service: count for service, count in there if service not in self._fleet.services}
+        """The slots of services whose record is missing or cannot be read."""
+        counts = self._fleet.slot_counts(host).items()
+        return {service: count for service, count in counts if service not in self._fleet.services}

@@ -1,9 +1,9 @@
-"""Which instances should move so that the hosts have about as much room each. Pure.
+"""Which instances should move so that all hosts have about the same room. Pure.
 
-An instance moves while its host has at least two places less than a host that could take it, from
-the fullest host first, so each move helps, none is undone, and a fleet that is even is left alone.
-The moves go one at a time through the placement that will carry them out; an instance that would
-move again as others do goes straight to where it would end.
+An instance moves while its host has at least two places less than a host that could take it. The
+fullest host comes first. Each move helps, none is undone, and an even fleet is left alone. The
+moves are simulated one at a time with the placement that will carry them out. An instance that
+would move twice goes straight to its last host.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.records import Decision, ServiceRecord, SlotRecord, with_request
 
-MAX_MOVES: Final = 256  # in one go: so that a decision stays short, and its answer fits a reply
-_GAP: Final = 2  # places; a smaller difference would only change sides
+MAX_MOVES: Final = 256  # of one decision, so that it stays short and its answer fits a reply
+_GAP: Final = 2  # places; with a smaller difference the hosts would only swap their room
 
 
 class RebalancePlan(Struct, frozen=True, kw_only=True):
-    """The moves, in their order; by service, why its instances were left out; and whether there
-    are `more` moves than one decision makes.
+    """The moves in their order; the reason why a service was left out, by service; and whether
+    there are `more` moves than one decision makes.
     """
 
     moves: list[Move]
@@ -45,72 +45,72 @@ def balance(fleet: FleetState, *, only: str = "") -> RebalancePlan:
     for service, record in sorted(fleet.services.items()):
         if only and service != only:
             continue
-        if why := _busy(record):
-            waiting[service] = why
+        if blocker := _blocker(record):
+            waiting[service] = blocker
         else:
             movable.append(service)
     moves: dict[tuple[str, int], Move] = {}
     for move in _SimulatedFleet(fleet, movable).moves():
         key = move.service, move.slot
         if key not in moves and len(moves) == MAX_MOVES:
-            return RebalancePlan(moves=_straight(moves.values()), waiting=waiting, more=True)
+            return RebalancePlan(moves=_without_returns(moves.values()), waiting=waiting, more=True)
         first = moves.get(key, move)
         moves[key] = replace(move, source=first.source)
-    return RebalancePlan(moves=_straight(moves.values()), waiting=waiting)
+    return RebalancePlan(moves=_without_returns(moves.values()), waiting=waiting)
 
 
-def _straight(moves: Iterable[Move]) -> list[Move]:
+def _without_returns(moves: Iterable[Move]) -> list[Move]:
     return [move for move in moves if move.source != move.target]
 
 
-def marked(
+def with_moves(
     service: str, fleet: FleetState, moves: Iterable[Move], decision: Decision
 ) -> ServiceRecord | None:
-    """The service's record with those of `moves` that still stand; None if there are none."""
+    """The service's record with those of `moves` that are still valid; None if none is."""
     record = fleet.services.get(service)
-    if record is None or _busy(record):
+    if record is None or _blocker(record):
         return None
-    slots = fleet.slots_of(service)
-    standing = sorted(
+    claims = fleet.slots_of(service)
+    valid = sorted(
         move.slot
         for move in moves
         if move.slot in record.slots
-        and (claim := slots.get(move.slot)) is not None
+        and (claim := claims.get(move.slot)) is not None
         and claim.info.id == move.instance_id
     )
-    if not standing:
+    if not valid:
         return None
-    note = f"rebalance: {len(standing)} to move, from slots {', '.join(map(str, standing))}"
+    note = f"rebalance: {len(valid)} to move, from slots {', '.join(map(str, valid))}"
     after = replace(
         record,
         version=record.version + 1,
-        moves=standing,
+        moves=valid,
         decision=replace(decision, replicas=record.target, error=note, step=True),
     )
     return with_request(record, after)
 
 
-def _busy(record: ServiceRecord) -> str:
-    """Why nothing of the service is moved now; empty if it may be."""
+def _blocker(record: ServiceRecord) -> str | None:
+    """Why no instance of the service is moved now."""
     if record.rollout is not None and record.rollout.stopped:
         return f"{record.rollout.stopped}; ask for its config again first"
     if record.rollout is not None or record.moves:
         return "its instances are being replaced already"
-    return ""
+    return None
 
 
 class _SimulatedFleet:
-    """What is where, while instances move in thought."""
+    """The placement of instances during simulated moves."""
 
     def __init__(self, fleet: FleetState, services: list[str]) -> None:
         self._fleet = fleet
-        self._spare = HostRoom(fleet)
-        self._boards = {
-            service: Placement(service, fleet, fleet.services[service], self._spare)
+        self._host_room = HostRoom(fleet)
+        self._placements = {
+            service: Placement(service, fleet, fleet.services[service], self._host_room)
             for service in services
         }
         self._claims: dict[tuple[str, int], SlotRecord] = {}
-        self._there: dict[str, dict[str, list[int]]] = {}
+        self._movable: dict[str, dict[str, list[int]]] = {}  # slots by host and service
         for service in services:
             for slot in fleet.services[service].slots:
                 claim = fleet.slots_of(service).get(slot)
@@ -118,28 +118,28 @@ class _SimulatedFleet:
                     self._put(service, slot, claim)
 
     def moves(self) -> Iterator[Move]:
-        """One move after the other, each as if those before had been made."""
+        """One move after the other; each assumes that those before it were made."""
         while (move := self._next()) is not None:
-            board = self._boards[move.service]
+            placement = self._placements[move.service]
             claim = self._claims[move.service, move.slot]
-            board.give_back(claim)
-            board.take(move.target)
-            self._there[move.source][move.service].remove(move.slot)
+            placement.give_back(claim)
+            placement.take(move.target)
+            self._movable[move.source][move.service].remove(move.slot)
             self._put(move.service, move.slot, replace(claim, host=move.target))
             yield move
 
     def _put(self, service: str, slot: int, claim: SlotRecord) -> None:
         self._claims[service, slot] = claim
-        self._there.setdefault(claim.host, {}).setdefault(service, []).append(slot)
+        self._movable.setdefault(claim.host, {}).setdefault(service, []).append(slot)
 
     def _next(self) -> Move | None:
-        room = self._spare.room
+        room = self._host_room.room
         most = max(room.values(), default=0)
         best: dict[str, str] = {}
-        for source in sorted(self._there, key=lambda name: (room[name], name)):
+        for source in sorted(self._movable, key=lambda name: (room[name], name)):
             if most - room[source] < _GAP:
                 return None
-            services = self._there[source]
+            services = self._movable[source]
             for service in sorted(services, key=lambda name: (-len(services[name]), name)):
                 if service not in best:
                     best[service] = self._destination(service)
@@ -149,13 +149,13 @@ class _SimulatedFleet:
         return None
 
     def _destination(self, service: str) -> str:
-        """Where the service's next instance would go, unless it would get less than it should."""
-        board = self._boards[service]
-        name = board.best()
-        return name if name and board.fits(name) else ""
+        """The host of the service's next instance; "" if it would not get what it demands."""
+        placement = self._placements[service]
+        name = placement.best()
+        return name if name and placement.fits(name) else ""
 
     def _move(self, service: str, source: str, target: str) -> Move:
-        [slot] = idlest(self._fleet, service, self._there[source][service], 1)
+        [slot] = idlest(self._fleet, service, self._movable[source][service], 1)
         return Move(
             service=service,
             slot=slot,

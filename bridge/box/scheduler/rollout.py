@@ -1,12 +1,12 @@
-"""Replacing instances a few at a time: those whose config differs, that are on a host which is
-being drained, or that are to be moved. Pure.
+"""The next step of replacing outdated instances: those with another config, those on a host that is
+being drained, and those that are to be moved. Pure.
 
-A rollout is a walk of the service's slot set, one step a compare-and-set: add slots beyond the
-target, `max_surge` at most (they get the new config), and for each that is Ready take an outdated
-slot out. With no room for an extra one, or with a fixed host port, the old one goes first, if it
-is on a host that takes the new one; likewise when the room went to somebody else. One that is only
-to be moved never goes first: it stays where it is. Each step is decided from the records alone, so
-that any Box can take it and a crash in between leaves a state from which the next step follows.
+A rollout changes the service's slot set, one compare-and-set a step. It adds up to `max_surge`
+slots beyond the target, which get the new config. For each of these that is Ready it removes an
+outdated slot. If there is no room for an extra slot, or its port is fixed, the outdated instance is
+removed first, provided its host can take the new one. An instance that is only to be moved is never
+removed first. Each step is decided from the records alone, so that any Box can take it, and after a
+crash the next step follows from the stored state.
 """
 
 from __future__ import annotations
@@ -30,29 +30,26 @@ from bridge.box.state.records import (
     SlotRecord,
 )
 
-_WHY: Final = 300  # letters of why a replacement failed: they are kept in the record
-_FEW: Final = 3  # hosts that are named
+_REASON_LENGTH: Final = 300  # characters kept of why a replacement failed
+_NAMED_HOSTS: Final = 3  # in a note
 
 
 def outdated(service: str, fleet: FleetState) -> list[int]:
     """The slots of the set whose living instance is to be replaced."""
-    record, slots, tally = (
-        fleet.services[service],
-        fleet.slots_of(service),
-        fleet.service_slots(service),
-    )
-    found = tally.outdated_config().union(record.moves, *map(tally.on, fleet.draining()))
-    return sorted(slot for slot in found & tally.wanted if _living(slots.get(slot)))
+    record, slots = fleet.services[service], fleet.service_slots(service)
+    old = slots.outdated_config().union(record.moves, *map(slots.on, fleet.draining()))
+    claims = fleet.slots_of(service)
+    return sorted(slot for slot in old & slots.wanted if _living(claims.get(slot)))
 
 
 def is_open(service: str, fleet: FleetState) -> bool:
-    """Whether there may be a step to take."""
+    """Whether a step may be due."""
     record = fleet.services.get(service)
     return record is not None and not (record.settled and not outdated(service, fleet))
 
 
-def under_way(service: str, fleet: FleetState) -> bool:
-    """Whether instances of `service` are still to be replaced, and will be."""
+def is_under_way(service: str, fleet: FleetState) -> bool:
+    """Whether instances of `service` are outdated, and the rollout has not stopped."""
     record = fleet.services.get(service)
     if record is None or (record.rollout is not None and record.rollout.stopped):
         return False
@@ -60,85 +57,91 @@ def under_way(service: str, fleet: FleetState) -> bool:
 
 
 def next_step(service: str, fleet: FleetState, *, at: datetime, host: str) -> ServiceRecord | None:
-    """The service's record after the next step of its rollout; None while there is none to take."""
-    record, tally = fleet.services[service], fleet.service_slots(service)
+    """The service's record after the next step of its rollout; None while no step is due."""
+    record = fleet.services[service]
     old = outdated(service, fleet)
     if not old:
-        # An extra slot is left over where what was outdated is so no more.
-        kept = _without_surplus(service, fleet, record)
-        done = record.rollout is not None or record.moves or kept != record.slots
-        return _stepped(record, kept, None, at, host, "rollout done") if done else None
+        return _finished(service, fleet, at, host)
     if record.rollout is not None and record.rollout.stopped:
         return None
-    members, orphans = set(record.slots), fleet.orphans(service)
-    waiting = (tally.unready | (orphans & tally.wanted)) - set(old)
+    slots, orphans = fleet.service_slots(service), fleet.orphans(service)
+    members = set(record.slots)
+    waiting = (slots.unready | (orphans & slots.wanted)) - set(old)
     extra = len(members) - record.target
     ready = extra - len(waiting)
     more = min(max_surge(service, fleet), len(old)) - max(extra, len(waiting))
     if ready > 0:
-        gone = idlest(fleet, service, old, ready)
-        members -= set(gone)
-        note = f"rollout: an outdated instance goes for {_cause(service, fleet, gone)}"
-    elif more > 0 and (come := _room(service, fleet, record, old, more, at)):
-        members |= set(fleet.free_slots(service, come, beside=members))
+        leaving = idlest(fleet, service, old, ready)
+        members -= set(leaving)
+        note = f"rollout: an outdated instance goes for {_cause(service, fleet, leaving)}"
+    elif more > 0 and (added := _room(service, fleet, record, old, more, at)):
+        members |= set(fleet.free_slots(service, added, beside=members))
         note = f"rollout: a replacement comes for {_cause(service, fleet, old)}"
     elif waiting and not _homeless(service, fleet, record, waiting, at):
         return None  # the replacements made last are not Ready yet
     else:
-        gone = idlest(fleet, service, _making_room(service, fleet, old), 1)
-        if not gone:  # nobody's end would make room
-            return _unmoved(service, fleet, at, host)
+        leaving = idlest(fleet, service, _making_room(service, fleet, old), 1)
+        if not leaving:
+            return _no_moves(service, fleet, at, host)
         if len(members) == record.target:
             members |= set(fleet.free_slots(service, 1, beside=members))
-        members -= set(gone)
-        note = f"rollout: one instance is replaced for {_cause(service, fleet, gone)}"
-    current = Rollout(config=record.config_id)  # with what failed before it was Ready forgotten
-    return _stepped(record, sorted(members), current, at, host, note)
+        members -= set(leaving)
+        note = f"rollout: one instance is replaced for {_cause(service, fleet, leaving)}"
+    rollout = Rollout(config=record.config_id)  # a step resets the count of failures
+    return _with_step(record, sorted(members), rollout, at, host, note)
+
+
+def _finished(service: str, fleet: FleetState, at: datetime, host: str) -> ServiceRecord | None:
+    """The record without its rollout; None if it has none, and no extra slot is left over."""
+    record = fleet.services[service]
+    slots = _without_surplus(service, fleet, record)
+    done = record.rollout is not None or record.moves or slots != record.slots
+    return _with_step(record, slots, None, at, host, "rollout done") if done else None
 
 
 def max_surge(service: str, fleet: FleetState) -> int:
-    """How many extra instances there may be at a time: what the most careful host says."""
+    """How many extra instances there may be at a time: the lowest value of the hosts."""
     offers = (host.services[service] for host in fleet.offering(service).values())
     return min((offer.max_surge for offer in offers), default=1)
 
 
-def failed(
+def count_failure(
     service: str, fleet: FleetState, slot: int, why: str, *, at: datetime, host: str
 ) -> ServiceRecord | None:
-    """The record after a replacement in `slot` failed before it was Ready; None if that does not
-    concern a rollout. The third failure running stops the rollout and gives up the extra slots.
+    """The record after a replacement in `slot` failed before it was Ready; None if it was not part
+    of a rollout. The third consecutive failure stops the rollout and gives up the extra slots.
     """
     record = fleet.services.get(service)
     if record is None or record.rollout is None or record.rollout.stopped:
         return None
     if slot not in record.slots or not outdated(service, fleet):
         return None
-    failures, why = record.rollout.failures + 1, why[:_WHY]
+    failures, why = record.rollout.failures + 1, why[:_REASON_LENGTH]
     if failures < MAX_FAILED_REPLACEMENTS:
         rollout = replace(record.rollout, failures=failures)
         note = f"rollout: failure {failures}: {why}"
-        return _stepped(record, record.slots, rollout, at, host, note)
+        return _with_step(record, record.slots, rollout, at, host, note)
     stopped = f"rollout stopped after {failures} failed replacements: {why}"
     rollout = replace(record.rollout, failures=failures, stopped=stopped)
     members = set(record.slots)
     if len(members) > record.target:
         members.discard(slot)
-    kept = _without_surplus(service, fleet, replace(record, slots=sorted(members)))
-    return _stepped(record, kept, rollout, at, host, stopped)
+    slots = _without_surplus(service, fleet, replace(record, slots=sorted(members)))
+    return _with_step(record, slots, rollout, at, host, stopped)
 
 
-def resumed(
+def resume(
     service: str, fleet: FleetState, why: str, *, at: datetime, host: str
 ) -> ServiceRecord | None:
-    """The record with its stopped rollout ready to go on; None if there is none."""
+    """The record with its stopped rollout resumed; None if no rollout has stopped."""
     record = fleet.services.get(service)
     if record is None or record.rollout is None or not record.rollout.stopped:
         return None
     fresh = Rollout(config=record.config_id)
-    return _stepped(record, record.slots, fresh, at, host, f"rollout: goes on for {why}")
+    return _with_step(record, record.slots, fresh, at, host, f"rollout: goes on for {why}")
 
 
-def _stepped(
+def _with_step(
     record: ServiceRecord,
     slots: list[int],
     rollout: Rollout | None,
@@ -157,14 +160,16 @@ def _stepped(
 
 
 def _cause(service: str, fleet: FleetState, slots: Iterable[int]) -> str:
-    """What the outdated `slots` are to be replaced for, in words."""
-    tally, chosen = fleet.service_slots(service), set(slots)
-    drained = sorted(name for name in fleet.draining() if not chosen.isdisjoint(tally.on(name)))
-    named = ", ".join(drained[:_FEW]) + (", …" if len(drained) > _FEW else "")
+    """The causes for which the outdated `slots` are to be replaced, in words."""
+    sorted_slots, chosen = fleet.service_slots(service), set(slots)
+    drained = sorted(
+        name for name in fleet.draining() if not chosen.isdisjoint(sorted_slots.on(name))
+    )
+    named = ", ".join(drained[:_NAMED_HOSTS]) + (", …" if len(drained) > _NAMED_HOSTS else "")
     causes = (
         (named, f"the drain of {named}"),
         (not chosen.isdisjoint(fleet.services[service].moves), "a rebalance"),
-        (not chosen.isdisjoint(tally.outdated_config()), "a new config"),
+        (not chosen.isdisjoint(sorted_slots.outdated_config()), "a new config"),
     )
     return " and ".join(words for holds, words in causes if holds)
 
@@ -172,8 +177,8 @@ def _cause(service: str, fleet: FleetState, slots: Iterable[int]) -> str:
 def _room(
     service: str, fleet: FleetState, record: ServiceRecord, old: list[int], count: int, at: datetime
 ) -> int:
-    """How many of `count` extra instances some hosts can take: for those that are to leave their
-    host, as many as would be placed; else as many as there is room for beside all promises.
+    """How many of `count` extra instances the hosts can take. If an instance must leave its host,
+    as many as would be placed; else as many as fit beside the targets of all services.
     """
     slots = fleet.slots_of(service)
     if any(_must_move(record, fleet, slot, slots[slot]) for slot in old):
@@ -183,15 +188,15 @@ def _room(
     if any(host_port(record.config, host, service) for host in able.values()):
         return 0
     sharing = rivals(fleet, able)
-    promised = sum(len(item.slots) for name, item in fleet.services.items() if name in sharing)
+    granted = sum(len(item.slots) for name, item in fleet.services.items() if name in sharing)
     total = sum(holds(name, host, fleet) for name, host in able.items())
     free = sum(max(0, room(name, host, fleet)) for name, host in able.items())
-    return max(0, min(count, free, total - promised))
+    return max(0, min(count, free, total - granted))
 
 
 def _making_room(service: str, fleet: FleetState, old: list[int]) -> list[int]:
-    """Those of the `old` whose end lets another be made: not on a host that takes none, unless it
-    was ordered to be emptied all the same; and not one that is merely to be moved.
+    """The slots among `old` whose end makes room for a replacement. Excluded are those on a host
+    that takes no slots, unless its drain is forced, and those that are only to be moved.
     """
     record, slots, orders = fleet.services[service], fleet.slots_of(service), fleet.orders
     able, _ = able_hosts(service, fleet, record)
@@ -206,9 +211,9 @@ def _making_room(service: str, fleet: FleetState, old: list[int]) -> list[int]:
     return [slot for slot in old if makes_room(slot, slots[slot])]
 
 
-def _unmoved(service: str, fleet: FleetState, at: datetime, host: str) -> ServiceRecord | None:
-    """The record without its moves, for which there is no room any more; None while there may be
-    some again: instances drain, or those of a service before this one by name move as well.
+def _no_moves(service: str, fleet: FleetState, at: datetime, host: str) -> ServiceRecord | None:
+    """The record without its moves, as there is no room for them; None while there may be room
+    soon: instances drain, or a service before this one by name has moves as well.
     """
     record = fleet.services[service]
     if not record.moves or any(
@@ -217,7 +222,7 @@ def _unmoved(service: str, fleet: FleetState, at: datetime, host: str) -> Servic
     ):
         return None
     note = f"rebalance: no room any more to move slots {', '.join(map(str, record.moves))}"
-    return _stepped(replace(record, moves=[]), record.slots, record.rollout, at, host, note)
+    return _with_step(replace(record, moves=[]), record.slots, record.rollout, at, host, note)
 
 
 def _must_move(record: ServiceRecord, fleet: FleetState, slot: int, claim: SlotRecord) -> bool:
@@ -227,8 +232,8 @@ def _must_move(record: ServiceRecord, fleet: FleetState, slot: int, claim: SlotR
 
 
 def _without_surplus(service: str, fleet: FleetState, record: ServiceRecord) -> list[int]:
-    """The set without the extra slots of a rollout that ended early, as when a drain is called
-    off: of those that do not serve yet, if there are enough. What cannot be read may serve.
+    """The set without the extra slots of a rollout that ended early, as when a drain is cancelled.
+    Slots that do not serve yet are removed, if there are enough. An unreadable slot may serve.
     """
     surplus = len(record.slots) - record.target
     if surplus <= 0:
@@ -237,8 +242,8 @@ def _without_surplus(service: str, fleet: FleetState, record: ServiceRecord) -> 
         record.slots
     )
     idle -= fleet.unreadable.get(service, frozenset())
-    gone = idlest(fleet, service, idle if len(idle) >= surplus else record.slots, surplus)
-    return sorted(set(record.slots) - set(gone))
+    removed = idlest(fleet, service, idle if len(idle) >= surplus else record.slots, surplus)
+    return sorted(set(record.slots) - set(removed))
 
 
 def _homeless(
@@ -248,9 +253,9 @@ def _homeless(
     waiting: AbstractSet[int],
     at: datetime,
 ) -> bool:
-    """Whether no host has room for any of the `waiting` slots, nor will soon."""
-    tally, orphans = fleet.service_slots(service), fleet.orphans(service)
-    draining, held = tally.outside - orphans, waiting - tally.free - orphans
+    """Whether no host has room for any of the `waiting` slots, nor will have soon."""
+    slots, orphans = fleet.service_slots(service), fleet.orphans(service)
+    draining, held = slots.outside - orphans, waiting - slots.free - orphans
     return not (draining or held or place(service, fleet, record, waiting, at=at))
 
 

@@ -32,16 +32,16 @@ def wanting(count: int) -> ServiceRecord:
 
 
 def lacks(state: FleetState, service: str = "web") -> str:
-    return diagnosis.tell(state, [service], at=AT).get(service, "")
+    return diagnosis.notices(state, [service], at=AT).get(service, "")
 
 
 def test_a_service_that_is_whole_or_comes_lacks_nothing() -> None:
     states = {0: slot("web", 0), 1: slot("web", 1, S.BUSY), 2: slot("web", 2, S.BOOTING)}
     there = fleet(services={"web": wanting(4)}, slots={"web": states})
-    found = diagnosis.find("web", there, at=AT)
+    found = diagnosis.shortfall("web", there, at=AT)
     assert (found.wanted, found.serving) == (4, 2)
     assert lacks(there) == ""  # one boots, and box-a will claim slot 3
-    assert diagnosis.tell(there, ["web", "api"], at=AT) == {}
+    assert diagnosis.notices(there, ["web", "api"], at=AT) == {}
 
 
 def test_instances_without_room_are_told_with_how_many_places_there_are() -> None:
@@ -91,7 +91,7 @@ def test_instances_on_dead_hosts_are_told_from_when_the_lease_is_over() -> None:
     }
     there = fleet(services={"web": wanting(3)}, slots={"web": claims})
     assert lacks(there) == "2 are on box-b, which is dead"  # nobody may take them over yet
-    found = diagnosis.find("web", there, at=AT)
+    found = diagnosis.shortfall("web", there, at=AT)
     assert (found.serving, dict(found.failed)) == (1, {})
     newer = replace(there, unreadable_hosts={"box-b"})
     assert lacks(newer) == "1 of 3 has failed on box-b and is to be tried again", "it lives"
@@ -128,7 +128,7 @@ def test_a_stopped_rollout_is_told_first_and_by_itself() -> None:
     stopped = replace(wanting(1), rollout=Rollout(config="c", stopped="rollout stopped: why"))
     there = fleet(services={"web": stopped}, slots={"web": {0: slot("web", 0, S.FAILED)}})
     assert lacks(there).startswith("rollout stopped: why; 1 of 1 has failed")
-    assert diagnosis.stopped(there, ["web", "api"]) == {"web": "rollout stopped: why"}
+    assert diagnosis.stop_reasons(there, ["web", "api"]) == {"web": "rollout stopped: why"}
 
 
 def test_a_replacement_that_fails_is_one_more_than_are_wanted() -> None:
@@ -136,7 +136,7 @@ def test_a_replacement_that_fails_is_one_more_than_are_wanted() -> None:
     claims = {0: slot("web", 0), 1: slot("web", 1), 2: slot("web", 2, S.FAILED)}
     there = fleet(services={"web": record}, slots={"web": claims})
     assert lacks(there) == "1 of 3 has failed on box-a and is to be tried again"
-    assert diagnosis.find("web", there, at=AT).wanted == 2
+    assert diagnosis.shortfall("web", there, at=AT).wanted == 2
 
 
 def test_a_record_that_cannot_be_read_is_told() -> None:
@@ -150,19 +150,19 @@ def test_what_is_told_is_bounded() -> None:
     claims = {number: slot("web", number, S.FAILED, on=f"box-{number:03}") for number in range(50)}
     services = {name: wanting(30) for name in names} | {"web": wanting(50)}
     there = fleet(hosts=hosts, services=services, slots={"web": claims})
-    told = diagnosis.tell(there, [*names, "web"], at=AT)
+    told = diagnosis.notices(there, [*names, "web"], at=AT)
     assert len(told) == 21
-    assert told[diagnosis.OTHERS] == "there may be more to tell: see `box-bridge services`"
-    [said] = diagnosis.tell(there, ["web"], at=AT).values()
+    assert told[diagnosis.OTHERS] == "there may be more problems: see `box-bridge services`"
+    [said] = diagnosis.notices(there, ["web"], at=AT).values()
     assert "box-000, box-001, box-002, box-003, box-004 and 45 more" in said
     room = replace(there, hosts={"box-z": host(*names, room=10**6)})
-    assert set(diagnosis.tell(room, names, at=AT)) == {diagnosis.OTHERS}, "it looked at some alone"
+    assert set(diagnosis.notices(room, names, at=AT)) == {diagnosis.OTHERS}, "some are looked at"
 
 
 @given(fleets())
 def test_what_serves_and_what_is_told_are_counted_from_the_same_slots(state: FleetState) -> None:
     for service, record in state.services.items():
-        found, claims = diagnosis.find(service, state, at=AT), state.slots_of(service)
+        found, claims = diagnosis.shortfall(service, state, at=AT), state.slots_of(service)
         alive = {n: c for n, c in claims.items() if n in record.slots and c.host in state.hosts}
         assert found.serving == sum(c.info.state in SERVING for c in alive.values())
         assert sum(found.failed.values()) == sum(c.info.state is S.FAILED for c in alive.values())

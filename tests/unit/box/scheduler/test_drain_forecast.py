@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from bridge.box.scheduler.drain_forecast import DrainForecast, lacking
+from bridge.box.scheduler.drain_forecast import DrainForecast, room_lacking
 from bridge.box.scheduler.placement import HostRoom, Placement, able_hosts
 from bridge.box.scheduler.planner import EXCLUSION
 from bridge.box.state.fleet_state import FleetState
@@ -36,16 +36,16 @@ def offering(state: FleetState, **changed: Offer) -> dict[str, HostRecord]:
 
 
 def test_it_can_where_the_others_have_room_and_else_says_what_is_short() -> None:
-    assert lacking("box-a", three(3, 3, 2), at=AT) == {}
-    assert lacking("box-a", three(3, 3, 3), at=AT) == {"web": 1}
-    assert lacking("box-a", three(4, 4, 4), at=AT) == {"web": 4}
-    assert lacking("box-x", three(4, 4, 4), at=AT) == {}
+    assert room_lacking("box-a", three(3, 3, 2), at=AT) == {}
+    assert room_lacking("box-a", three(3, 3, 3), at=AT) == {"web": 1}
+    assert room_lacking("box-a", three(4, 4, 4), at=AT) == {"web": 4}
+    assert room_lacking("box-x", three(4, 4, 4), at=AT) == {}
 
 
 def test_what_has_no_host_yet_or_leaves_another_one_needs_room_as_well() -> None:
-    assert lacking("box-a", three(3, 3, 1, pending=1), at=AT) == {}
-    assert lacking("box-a", three(3, 3, 1, pending=2), at=AT) == {"web": 1}
-    assert lacking("box-a", replace(three(3, 1, 2), orders={"box-b": DRAINING}), at=AT) == {
+    assert room_lacking("box-a", three(3, 3, 1, pending=1), at=AT) == {}
+    assert room_lacking("box-a", three(3, 3, 1, pending=2), at=AT) == {"web": 1}
+    assert room_lacking("box-a", replace(three(3, 1, 2), orders={"box-b": DRAINING}), at=AT) == {
         "web": 2
     }
 
@@ -54,48 +54,48 @@ def test_what_has_a_replacement_already_needs_no_other() -> None:
     state = replace(three(2, 3, 3), orders={"box-a": DRAINING})
     web = ServiceRecord(target=8, slots=list(range(9)))
     waiting = replace(state, services={"web": web})
-    assert lacking("box-a", waiting, at=AT) == {}
+    assert room_lacking("box-a", waiting, at=AT) == {}
     claims = {**state.slots["web"], 8: slot("web", 8, on="box-c")}
     made = fleet(hosts=dict(state.hosts), services={"web": web}, slots={"web": claims})
-    assert lacking("box-a", replace(made, orders=state.orders), at=AT) == {}
+    assert room_lacking("box-a", replace(made, orders=state.orders), at=AT) == {}
     last = fleet(
         hosts=dict(state.hosts),
         slots={"web": {0: slot("web", 0), 1: slot("web", 1, on="box-c")}},
         services={"web": ServiceRecord(target=1, slots=[0, 1])},
     )
-    assert lacking("box-a", last, at=AT) == {}
+    assert room_lacking("box-a", last, at=AT) == {}
     full = replace(three(2, 4, 3), orders=state.orders)
     web = ServiceRecord(target=9, slots=list(range(10)))
-    assert lacking("box-a", replace(full, services={"web": web}), at=AT) == {"web": 1}
+    assert room_lacking("box-a", replace(full, services={"web": web}), at=AT) == {"web": 1}
 
 
 def test_what_a_dead_host_held_and_nobody_has_room_for_is_short() -> None:
     state = three(3, 3, 3)
     there = {name: item for name, item in state.hosts.items() if name != "box-a"}
     dead = replace(state, hosts=there, dead={"box-a"}, orders={"box-a": DRAINING})
-    assert lacking("box-a", dead, at=AT) == {"web": 1}
-    assert lacking("box-a", replace(dead, slots={}, used={}), at=AT) == {}
+    assert room_lacking("box-a", dead, at=AT) == {"web": 1}
+    assert room_lacking("box-a", replace(dead, slots={}, used={}), at=AT) == {}
 
 
 def test_a_cordoned_or_leaving_host_has_no_room() -> None:
     state = three(1, 0, 0)
-    assert lacking("box-a", replace(state, orders={"box-b": HostOrder()}), at=AT) == {}
+    assert room_lacking("box-a", replace(state, orders={"box-b": HostOrder()}), at=AT) == {}
     both = {"box-b": HostOrder(), "box-c": HostOrder()}
-    assert lacking("box-a", replace(state, orders=both), at=AT) == {"web": 1}
+    assert room_lacking("box-a", replace(state, orders=both), at=AT) == {"web": 1}
     gone = {"box-a": state.hosts["box-a"], "box-b": replace(state.hosts["box-b"], closing=True)}
-    assert lacking("box-a", replace(state, hosts=gone), at=AT) == {"web": 1}
+    assert room_lacking("box-a", replace(state, hosts=gone), at=AT) == {"web": 1}
 
 
 def test_labels_and_fixed_ports_count() -> None:
     state = three(1, 1, 0)
     port = Offer(fixed_port=8080)
-    assert lacking("box-a", replace(state, hosts=offering(state, web=port)), at=AT) == {}
+    assert room_lacking("box-a", replace(state, hosts=offering(state, web=port)), at=AT) == {}
     full = three(1, 1, 1)
-    assert lacking("box-a", replace(full, hosts=offering(full, web=port)), at=AT) == {"web": 1}
+    assert room_lacking("box-a", replace(full, hosts=offering(full, web=port)), at=AT) == {"web": 1}
     needy = offering(state, web=Offer(needs={"zone": "a"}))
-    assert lacking("box-a", replace(state, hosts=needy), at=AT) == {"web": 1}
+    assert room_lacking("box-a", replace(state, hosts=needy), at=AT) == {"web": 1}
     needy["box-c"] = replace(needy["box-c"], labels={"zone": "a"})
-    assert lacking("box-a", replace(state, hosts=needy), at=AT) == {}
+    assert room_lacking("box-a", replace(state, hosts=needy), at=AT) == {}
 
 
 def test_the_services_that_few_hosts_can_run_choose_first() -> None:
@@ -107,7 +107,7 @@ def test_the_services_that_few_hosts_can_run_choose_first() -> None:
     one = ServiceRecord(target=1, slots=[0])
     claims = {"api": {0: slot("api", 0)}, "web": {0: slot("web", 0)}}
     state = fleet(hosts=hosts, services={"api": one, "web": one}, slots=claims)
-    assert lacking("box-a", state, at=AT) == {}
+    assert room_lacking("box-a", state, at=AT) == {}
 
 
 def test_an_instance_that_moves_gets_a_new_slot_which_is_kept_off_no_host() -> None:
@@ -115,7 +115,7 @@ def test_an_instance_that_moves_gets_a_new_slot_which_is_kept_off_no_host() -> N
     off = [Avoidance(slot=0, host="box-b", until=AT + EXCLUSION)]
     record = ServiceRecord(target=1, slots=[0], avoid=off)
     held = fleet(hosts=hosts, services={"web": record}, slots={"web": {0: slot("web", 0)}})
-    assert lacking("box-a", held, at=AT) == {}
+    assert room_lacking("box-a", held, at=AT) == {}
     both = replace(
         held,
         hosts={**hosts, "box-c": host("web")},
@@ -123,16 +123,16 @@ def test_an_instance_that_moves_gets_a_new_slot_which_is_kept_off_no_host() -> N
         slots={"web": {0: slot("web", 0, on="box-c"), 1: slot("web", 1)}},
         orders={"box-c": DRAINING},
     )
-    assert lacking("box-a", both, at=AT) == {}
+    assert room_lacking("box-a", both, at=AT) == {}
 
 
 def test_what_nobody_can_move_is_short() -> None:
-    assert lacking("box-a", fleet(slots={"web": {0: slot("web", 0)}}), at=AT) == {"web": 1}
+    assert room_lacking("box-a", fleet(slots={"web": {0: slot("web", 0)}}), at=AT) == {"web": 1}
 
 
 @given(fleets())
 def test_never_more_is_promised_than_there_is_room(state: FleetState) -> None:
-    short = lacking("box-a", state, at=AT)
+    short = room_lacking("box-a", state, at=AT)
     there = [
         claim
         for service, record in state.services.items()
@@ -188,4 +188,4 @@ def of_one(host: str, fleet: FleetState) -> dict[str, int]:
 def test_one_forecast_says_of_each_host_what_one_made_for_it_alone_would(state: FleetState) -> None:
     forecast = DrainForecast(state, at=AT)
     for name in state.draining():
-        assert forecast.short(name) == lacking(name, state, at=AT) == of_one(name, state)
+        assert forecast.short(name) == room_lacking(name, state, at=AT) == of_one(name, state)

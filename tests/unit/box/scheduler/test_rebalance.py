@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from bridge.admin_protocol import Move
 from bridge.box.scheduler.placement import HostRoom, Placement, able_hosts
-from bridge.box.scheduler.rebalance import MAX_MOVES, balance, marked
+from bridge.box.scheduler.rebalance import MAX_MOVES, balance, with_moves
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import (
     Decision,
@@ -124,7 +124,7 @@ def test_a_service_whose_instances_are_being_replaced_is_left_alone_and_named() 
         found = balance(busy)
         assert found.moves == []
         assert why in found.waiting["web"]
-        assert marked("web", busy, balance(state).moves, NOW) is None
+        assert with_moves("web", busy, balance(state).moves, NOW) is None
 
 
 def test_one_decision_makes_a_bounded_number_of_moves_and_says_that_there_are_more() -> None:
@@ -138,17 +138,17 @@ def test_one_decision_makes_a_bounded_number_of_moves_and_says_that_there_are_mo
 def test_the_record_takes_the_moves_that_still_stand() -> None:
     state = spread(two(), web=[4, 0])
     moves = balance(state).moves
-    record = marked("web", state, moves, NOW)
+    record = with_moves("web", state, moves, NOW)
     assert record is not None
     assert record.moves == sorted(move.slot for move in moves)
     assert record.version == 1
     assert record.decision is not None
     assert (record.decision.request_id, record.decision.replicas) == ("r", 4)
     replaced = {**state.slots["web"], moves[0].slot: slot("web", 9)}  # another instance is there
-    changed = marked("web", replace(state, slots={"web": replaced}), moves, NOW)
+    changed = with_moves("web", replace(state, slots={"web": replaced}), moves, NOW)
     assert changed is not None
     assert changed.moves == [move.slot for move in moves[1:]]
-    assert marked("web", fleet(), moves, NOW) is None
+    assert with_moves("web", fleet(), moves, NOW) is None
 
 
 def test_an_instance_that_others_would_push_on_goes_straight_to_where_it_ends() -> None:

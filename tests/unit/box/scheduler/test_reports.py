@@ -47,7 +47,7 @@ def test_a_host_that_cannot_be_read_lives_and_says_why_it_takes_nothing() -> Non
     assert reports.names(found) == ["box-a", "box-b", "box-dead", "box-new"]
     for told in reports.hosts(found, ["box-dead", "box-new"], at=AT):
         assert (told.live, told.ready) == (True, False)
-        assert told.notices[0].startswith("what it says of itself cannot be read")
+        assert told.notices[0].startswith("its record cannot be read")
     assert reports.hosts(found, ["box-dead"], at=AT)[0].services == {"web": 1}
 
 
@@ -238,7 +238,7 @@ def test_a_plan_tells_of_slots_in_which_nothing_lives_and_of_the_dead_who_hold_s
         "box-c": "dead, and still holds 1 of it",
     }
     newer = planned(asked(replicas=4), replace(there, unreadable_hosts={"box-b"}))
-    assert newer.hosts[1].why_not.startswith("what it says of itself cannot be read")
+    assert newer.hosts[1].why_not.startswith("its record cannot be read")
 
 
 def test_a_plan_says_why_nothing_moves_though_some_is_to() -> None:

@@ -119,7 +119,7 @@ def test_a_rollout_that_stops_gives_up_all_replacements_that_do_not_serve() -> N
     state = surging(claims, 2, target=3)
     record = replace(state.services["web"], rollout=Rollout(config=NEW_ID, failures=2))
     state = replace(state, services={"web": record})
-    stopped = rollout.failed("web", state, 3, "why", at=AT, host="box-a")
+    stopped = rollout.count_failure("web", state, 3, "why", at=AT, host="box-a")
     assert stopped is not None
     assert stopped.slots == [0, 1, 2]
 
@@ -184,9 +184,9 @@ def test_nothing_goes_first_where_its_end_makes_no_room_for_its_replacement() ->
 
 def test_nothing_is_done_where_nothing_differs() -> None:
     assert step(rolling({0: new(0), 1: new(1)}, target=2)) is None
-    assert not rollout.under_way("web", rolling({0: new(0)}, target=1))
-    assert rollout.under_way("web", rolling({0: old(0)}, target=1))
-    assert not rollout.under_way("nope", fleet())
+    assert not rollout.is_under_way("web", rolling({0: new(0)}, target=1))
+    assert rollout.is_under_way("web", rolling({0: old(0)}, target=1))
+    assert not rollout.is_under_way("nope", fleet())
 
 
 def test_a_finished_rollout_is_taken_off_the_record() -> None:
@@ -202,7 +202,7 @@ def test_an_ended_outdated_instance_is_not_waited_for() -> None:
 
 
 def failure(state: FleetState, number: int) -> ServiceRecord | None:
-    return rollout.failed("web", state, number, "no database", at=AT, host="box-a")
+    return rollout.count_failure("web", state, number, "no database", at=AT, host="box-a")
 
 
 def test_three_failures_running_stop_the_rollout_visibly_and_keep_the_old_ones() -> None:
@@ -225,7 +225,7 @@ def test_three_failures_running_stop_the_rollout_visibly_and_keep_the_old_ones()
     halted = replace(state, services={"web": stopped}, slots={"web": {0: old(0), 1: old(1)}})
     assert step(halted) is None
     assert failure(halted, 2) is None
-    assert not rollout.under_way("web", halted)
+    assert not rollout.is_under_way("web", halted)
 
 
 def test_a_replacement_that_becomes_ready_forgets_the_failures_before_it() -> None:
@@ -406,11 +406,11 @@ def test_what_cannot_be_read_is_not_given_up_as_if_it_did_not_serve() -> None:
 
 def test_a_stopped_rollout_can_be_resumed_and_others_need_not_be() -> None:
     state = rolling({0: old(0)}, target=1, rollout_=Rollout(config=NEW_ID, stopped="why"))
-    resumed = rollout.resumed("web", state, "the drain of box-a", at=AT, host="box-a")
+    resumed = rollout.resume("web", state, "the drain of box-a", at=AT, host="box-a")
     assert resumed is not None
     assert resumed.rollout == Rollout(config=NEW_ID)
     assert resumed.decision is not None
     assert resumed.decision.error == "rollout: goes on for the drain of box-a"
     again = replace(state, services={"web": resumed})
-    assert rollout.resumed("web", again, "", at=AT, host="box-a") is None
+    assert rollout.resume("web", again, "", at=AT, host="box-a") is None
     assert step(again) is not None
