@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from bridge import RouteTable, ScaleClient
 from bridge.bus.embedded_server import EmbeddedServer
@@ -54,6 +55,7 @@ async def started(*arguments: object, cwd: Path, url: str) -> AsyncIterator[Runn
                 process.kill()
 
 
+@pytest.mark.slow
 async def test_the_gateway_forwards_to_a_service_that_registers_itself(
     server: EmbeddedServer, tmp_path: Path, unused_port: int
 ) -> None:
