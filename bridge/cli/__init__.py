@@ -60,7 +60,9 @@ def _run_verb(words: list[str]) -> int:
     from cyclopts import CycloptsError
 
     from bridge.cli.app import GROUPS, build_app
+    from bridge.cli.deferred_import import defer_import
 
+    defer_import("aiohttp")
     names_no_verb = words[0].startswith("-") or words[0] in GROUPS
     try:
         app = build_app(complete=names_no_verb)
