@@ -1,22 +1,33 @@
-"""The command line as a user has it: real processes, their output, their exit codes."""
+"""The command line as a user has it: its output and its exit codes.
+
+`run` calls it in this process, because most of the time of a process is its start. `running` starts
+a process, for the verbs that signals end; `spawn` and `run_process` do so for what only a process
+shows.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
 import os
 import re
 import sys
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from bridge.cli import main
 from tests.paths import REPOSITORY
 from tests.support import eventually
 
+_ONE_AT_A_TIME = threading.Lock()  # the directory, the environment and stdout are the process's
 
-class Finished:
+
+class Result:
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
 
@@ -25,8 +36,8 @@ class Finished:
         return json.loads(self.out)
 
 
-class Running:
-    """A `box-bridge` that runs on, and what it has said so far."""
+class Program:
+    """A running `box-bridge`, and the lines that it has printed so far."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -37,15 +48,15 @@ class Running:
         while line := await stream.readline():
             lines.append(line.decode().rstrip("\n"))
 
-    async def said(self, pattern: str, *, within: float = 20) -> re.Match[str]:
+    async def wait_for(self, pattern: str, *, within: float = 20) -> re.Match[str]:
         """The first line, of either stream, that matches."""
         return await eventually(
             lambda: next(filter(None, (re.search(pattern, x) for x in self.out + self.err)), None),
             within=within,
-            what=f"{pattern!r} is said; so far: {self.err + self.out}",
+            what=f"{pattern!r} is printed; so far: {self.err + self.out}",
         )
 
-    async def ended(self, within: float = 20) -> int:
+    async def wait(self, within: float = 20) -> int:
         async with asyncio.timeout(within):
             return await self.process.wait()
 
@@ -53,6 +64,24 @@ class Running:
 def environment(**more: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return {**kept, "TERM": "dumb", "COLUMNS": "160", **more}
+
+
+async def run(*arguments: object, cwd: Path, **env: str) -> Result:
+    """Run a verb that ends by itself, in a thread of this process."""
+    return await asyncio.to_thread(_run, [*map(str, arguments)], cwd, env)
+
+
+def _run(arguments: list[str], cwd: Path, env: dict[str, str]) -> Result:
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        _ONE_AT_A_TIME,
+        contextlib.chdir(cwd),
+        mock.patch.dict(os.environ, environment(**env), clear=True),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code = main(arguments)
+    return Result(code, out.getvalue(), err.getvalue())
 
 
 async def spawn(*arguments: object, cwd: Path, **env: str) -> asyncio.subprocess.Process:
@@ -69,21 +98,22 @@ async def spawn(*arguments: object, cwd: Path, **env: str) -> asyncio.subprocess
     )
 
 
-async def run(*arguments: object, cwd: Path, **env: str) -> Finished:
+async def run_process(*arguments: object, cwd: Path, **env: str) -> Result:
+    """Run a verb that ends by itself, in a process of its own."""
     process = await spawn(*arguments, cwd=cwd, **env)
     async with asyncio.timeout(60):
         out, err = await process.communicate()
     assert process.returncode is not None
     assert b"Traceback" not in err, err.decode()
-    return Finished(process.returncode, out.decode(), err.decode())
+    return Result(process.returncode, out.decode(), err.decode())
 
 
-@asynccontextmanager
-async def running(*arguments: object, cwd: Path, **env: str) -> AsyncIterator[Running]:
+@contextlib.asynccontextmanager
+async def running(*arguments: object, cwd: Path, **env: str) -> AsyncIterator[Program]:
     process = await spawn(*arguments, cwd=cwd, **env)
     assert process.stdout is not None
     assert process.stderr is not None
-    program = Running(process)
+    program = Program(process)
     async with asyncio.TaskGroup() as readers:
         readers.create_task(program.read(process.stdout, program.out))
         readers.create_task(program.read(process.stderr, program.err))

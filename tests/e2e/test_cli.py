@@ -1,4 +1,4 @@
-"""The verbs: help, wrong usage, and what they say with and without a Box."""
+"""Wrong usage, and the output and exit codes of the verbs with and without a Box."""
 
 from __future__ import annotations
 
@@ -13,26 +13,13 @@ import pytest
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import ScaleResponse, decode
 from tests.boxes import boxed
-from tests.e2e.program import Finished, environment, run, running
+from tests.e2e.program import Result, environment, run, run_process, running
 from tests.paths import REPOSITORY
 from tests.support import eventually, service_table
 
-VERBS = ["up", "box", "scale", "ps", "events", "routes", "timeline", "relay", "register", "logs"]
-VERBS += ["config", "config check", "doctor", "demo", "version"]
-VERBS += ["hosts", "services", "cordon", "drain", "uncordon", "rebalance", "history", "plan"]
-VERBS += ["bench"]
-
-
-@pytest.mark.parametrize("verb", ["", *VERBS])
-async def test_every_verb_has_help_that_says_what_it_does(verb: str, tmp_path: Path) -> None:
-    told = await run(*verb.split(), "--help", cwd=tmp_path)
-    assert told.code == 0
-    assert told.out.startswith("Usage: box-bridge")
-    assert len(told.out.splitlines()) > 4
-
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nope"], "Unknown command"),
         (["scale", "web"], "REPLICAS"),
@@ -57,44 +44,46 @@ async def test_every_verb_has_help_that_says_what_it_does(verb: str, tmp_path: P
         (["bench", "--only", "nope"], "there is no row nope"),
     ],
 )
-async def test_wrong_usage_is_told_and_exits_with_2(
-    arguments: list[str], said: str, tmp_path: Path
+async def test_wrong_usage_is_reported_with_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    told = await run(*arguments, cwd=tmp_path)
-    assert told.code == 2
-    assert said in told.err
+    result = await run(*arguments, cwd=tmp_path)
+    assert result.code == 2
+    assert message in result.err
 
 
 @pytest.mark.parametrize(
     "arguments", [["scale", "web", "1"], ["ps"], ["events"], ["routes"], ["ps", "--json"]]
 )
-async def test_no_server_is_told_and_exits_with_3(arguments: list[str], tmp_path: Path) -> None:
-    told = await run(*arguments, "-s", "nats://127.0.0.1:1", cwd=tmp_path)
-    assert told.code == 3
-    assert "cannot connect to NATS at nats://127.0.0.1:1: connection refused" in told.err
-    assert told.out == ""
+async def test_an_unreachable_server_is_reported_with_exit_code_3(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    result = await run(*arguments, "-s", "nats://127.0.0.1:1", cwd=tmp_path)
+    assert result.code == 3
+    assert "cannot connect to NATS at nats://127.0.0.1:1: connection refused" in result.err
+    assert result.out == ""
 
 
-async def test_a_host_without_a_journal_says_so_when_it_alone_is_asked(tmp_path: Path) -> None:
-    told = await run("ps", "--local", cwd=tmp_path)
-    assert (told.code, told.out) == (1, "")
-    assert f"there is no journal at {tmp_path / 'data' / 'journal.db'}" in told.err
+async def test_ps_local_without_a_journal_fails_and_names_its_path(tmp_path: Path) -> None:
+    result = await run("ps", "--local", cwd=tmp_path)
+    assert (result.code, result.out) == (1, "")
+    assert f"there is no journal at {tmp_path / 'data' / 'journal.db'}" in result.err
 
 
-async def test_a_journal_that_cannot_be_read_is_told_beside_the_silence(home: Path) -> None:
+async def test_ps_reports_an_unreadable_journal_beside_the_unreachable_server(home: Path) -> None:
     (home / "data").mkdir()
     (home / "data" / "journal.db").write_bytes(b"not SQLite" * 999)
-    told = await run("ps", "-s", "nats://127.0.0.1:1", cwd=home)
-    assert (told.code, told.out) == (3, "")
-    assert "journal.db cannot be read: file is not a database" in told.err
-    assert "cannot connect to NATS at nats://127.0.0.1:1" in told.err
+    result = await run("ps", "-s", "nats://127.0.0.1:1", cwd=home)
+    assert (result.code, result.out) == (3, "")
+    assert "journal.db cannot be read: file is not a database" in result.err
+    assert "cannot connect to NATS at nats://127.0.0.1:1" in result.err
 
 
-async def test_config_check_says_what_it_comes_to(home: Path) -> None:
-    told = await run("config", "check", cwd=home, BOX_BRIDGE_MAX_INSTANCES="3")
-    assert told.code == 0
-    assert "host box-a: at most 3 instances at 127.0.0.1" in told.out
-    assert told.out.rstrip().endswith("ok")
+async def test_config_check_prints_the_effective_settings(home: Path) -> None:
+    result = await run("config", "check", cwd=home, BOX_BRIDGE_MAX_INSTANCES="3")
+    assert result.code == 0
+    assert "host box-a: at most 3 instances at 127.0.0.1" in result.out
+    assert result.out.rstrip().endswith("ok")
     found = (await run("config", "check", "--json", cwd=home, NATS_PASSWORD="secret")).json
     assert (found["ok"], found["box"]["max_instances"]) == (True, 5)
     assert found["services"]["web"]["probe"]["http"] == "/"
@@ -105,33 +94,36 @@ async def test_config_check_says_what_it_comes_to(home: Path) -> None:
     assert "did you mean `max_instances`?" in wrong.err
 
 
-async def test_a_password_in_a_url_is_never_shown(home: Path) -> None:
+async def test_a_password_in_a_url_is_never_printed(home: Path) -> None:
     url = "nats://me:secret@127.0.0.1:1,nats://s3cret@127.0.0.1:1"
     for verb in (["ps"], ["config", "check"], ["config", "check", "--json"]):
-        told = await run(*verb, cwd=home, NATS_URL=url)
-        assert "nats://***@127.0.0.1:1" in told.out + told.err
-        assert "cret" not in told.out + told.err
-    told = await run("ps", cwd=home, NATS_URL="nats://me:secret@127.0.0.1:99999")
-    assert told.code == 2
-    assert "cret" not in told.out + told.err
+        result = await run(*verb, cwd=home, NATS_URL=url)
+        assert "nats://***@127.0.0.1:1" in result.out + result.err
+        assert "cret" not in result.out + result.err
+    result = await run("ps", cwd=home, NATS_URL="nats://me:secret@127.0.0.1:99999")
+    assert result.code == 2
+    assert "cret" not in result.out + result.err
 
 
-async def test_version_names_what_it_runs_on(tmp_path: Path) -> None:
-    found = (await run("version", "--json", cwd=tmp_path)).json
-    assert found["nats-py"].startswith("2.16")
-    assert found["nats-server"].startswith("2.")
-    told = await run("version", cwd=tmp_path)
-    assert told.out.startswith(f"box-bridge {found['box-bridge']}")
-    assert (await run("--version", cwd=tmp_path)).out.strip() == found["box-bridge"]
+async def test_version_prints_the_versions_of_the_dependencies(tmp_path: Path) -> None:
+    versions = (await run("version", "--json", cwd=tmp_path)).json
+    assert versions["nats-py"].startswith("2.16")
+    assert versions["nats-server"].startswith("2.")
+    result = await run_process("version", cwd=tmp_path)
+    assert result.out.startswith(f"box-bridge {versions['box-bridge']}")
+    result = await run_process("--version", cwd=tmp_path)
+    assert (result.code, result.out.strip()) == (0, versions["box-bridge"])
 
 
-async def test_what_a_box_says_becomes_the_exit_code(home: Path, server: EmbeddedServer) -> None:
+async def test_the_answer_of_a_box_becomes_the_exit_code(
+    home: Path, server: EmbeddedServer
+) -> None:
     nobody = await run("scale", "web", 1, "-s", server.url, cwd=home)
     assert nobody.code == 3
     assert "no Box answers on box.scale" in nobody.err
     async with boxed(server, home, service_table("web"), max_instances=2):
 
-        async def scale(*arguments: object) -> Finished:
+        async def scale(*arguments: object) -> Result:
             return await run("scale", *arguments, "-s", server.url, cwd=home)
 
         refused = await scale("nope", 1)
@@ -156,28 +148,30 @@ async def test_what_a_box_says_becomes_the_exit_code(home: Path, server: Embedde
         assert (late.code, "Ready after 0.3 s" in late.err) == (3, True)
 
 
-async def test_watching_goes_on_until_ctrl_c(home: Path, server: EmbeddedServer) -> None:
+async def test_ps_watch_survives_an_outage_and_ends_on_ctrl_c(
+    home: Path, server: EmbeddedServer
+) -> None:
     async with boxed(server, home):
         async with running("ps", "--watch", "--json", "-s", server.url, cwd=home) as watch:
             await eventually(lambda: len(watch.out) >= 2)
             assert json.loads(watch.out[0])["total"] == 0
             watch.process.send_signal(signal.SIGINT)
-            assert await watch.ended() == 0
+            assert await watch.wait() == 0
         async with running("ps", "-w", "-s", server.url, cwd=home) as watch:
-            await watch.said("no instances")
+            await watch.wait_for("no instances")
             await run("scale", "web", 1, "--wait", "-s", server.url, cwd=home)
-            await watch.said("web .* ready")
+            await watch.wait_for("web .* ready")
             await server.kill()
-            await watch.said("no answer|cut off")
+            await watch.wait_for("no answer|cut off")
             await server.start()
             shown = len(watch.out)
             await eventually(lambda: len(watch.out) > shown)
             watch.process.send_signal(signal.SIGINT)
-            assert await watch.ended() == 0
+            assert await watch.wait() == 0
 
 
 @pytest.mark.parametrize("flags", [["--watch"], ["--watch", "--json"]])
-async def test_a_reader_that_leaves_is_no_failure(
+async def test_a_closed_pipe_ends_ps_with_exit_code_0(
     flags: list[str], home: Path, server: EmbeddedServer
 ) -> None:
     async with boxed(server, home):

@@ -12,15 +12,15 @@ from bridge import observe
 from bridge.cli.commands.demo import demo
 from bridge.demo import host
 from tests.boxes import labelled
-from tests.e2e.program import run, running
+from tests.e2e.program import run_process, running
 
 
-async def test_the_demo_holds_in_less_than_thirty_seconds_and_leaves_nothing(
+async def test_the_demo_succeeds_in_less_than_thirty_seconds_and_leaves_nothing(
     tmp_path: Path,
 ) -> None:
-    told = await run("demo", "--json", cwd=tmp_path, TMPDIR=str(tmp_path))
-    report = told.json
-    assert told.code == 0, report["steps"][-1]
+    result = await run_process("demo", "--json", cwd=tmp_path, TMPDIR=str(tmp_path))
+    report = result.json
+    assert result.code == 0, report["steps"][-1]
     assert report["ok"]
     assert len(report["steps"]) == 15
     assert all(step["ok"] for step in report["steps"])
@@ -30,22 +30,22 @@ async def test_the_demo_holds_in_less_than_thirty_seconds_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_demo_that_is_ended_early_leaves_nothing_and_claims_nothing(
+async def test_an_interrupted_demo_leaves_nothing_and_reports_no_success(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     async with running("demo", cwd=tmp_path, TMPDIR=str(tmp_path)) as program:
-        await program.said("✓ Each endpoint answers")
+        await program.wait_for("✓ Each endpoint answers")
         [directory] = tmp_path.iterdir()
         instances = [str(path) for path in (directory / "data" / "instances").iterdir()]
         program.process.send_signal(number)
-        assert await program.ended() == 130
+        assert await program.wait() == 130
     assert any(line.startswith("✗") for line in program.out)
     assert "interrupted" in "\n".join(program.out)
     assert not [pid for instance in instances for pid in labelled(instance)]
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_step_that_does_not_hold_fails_the_demo(
+async def test_a_step_that_fails_makes_the_demo_fail(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hasty = host._CONFIG.replace("[services.api]", "drain_timeout = 0.2\n\n[services.api]")

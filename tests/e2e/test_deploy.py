@@ -31,13 +31,16 @@ def unit() -> configparser.SectionProxy:
 
 
 @pytest.mark.parametrize("kind", ["path", "abstract"])
-async def test_the_systemd_unit_runs_a_box_that_tells_how_it_is_and_leaves_its_instances(
+async def test_the_systemd_unit_runs_a_box_that_notifies_systemd_and_leaves_its_instances(
     server: EmbeddedServer, tmp_path: Path, kind: str
 ) -> None:
     service = unit()
     assert service["Type"] == "notify"
     address = str(tmp_path / "notify") if kind == "path" else f"@box-bridge-{os.getpid()}"
-    told = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": str(10**6 * int(service["WatchdogSec"]))}
+    variables = {
+        "NOTIFY_SOCKET": address,
+        "WATCHDOG_USEC": str(10**6 * int(service["WatchdogSec"])),
+    }
     program, *arguments = shlex.split(service["ExecStart"])
     assert Path(program).name == "box-bridge"
     installed = tmp_path / "etc" / "box.toml"
@@ -51,7 +54,7 @@ async def test_the_systemd_unit_runs_a_box_that_tells_how_it_is_and_leaves_its_i
     name, _, value = service["Environment"].partition("=")
     state = tmp_path / "state"
     assert value == f"/var/lib/{service['StateDirectory']}"
-    env = {"NATS_URL": server.url, name: str(state), **told}
+    env = {"NATS_URL": server.url, name: str(state), **variables}
     async with listening(address) as manager, running(*arguments, cwd=tmp_path, **env) as box:
         await manager.told("READY=1")
         await eventually(lambda: any("Box box-a is ready" in line for line in box.err))
@@ -64,30 +67,32 @@ async def test_the_systemd_unit_runs_a_box_that_tells_how_it_is_and_leaves_its_i
         assert pids
         for pid in pids:  # what is meant for the Box would make an instance speak for it
             environ = Path(f"/proc/{pid}/environ").read_bytes()
-            assert not any(f"{variable}=".encode() in environ for variable in told)
+            assert not any(f"{variable}=".encode() in environ for variable in variables)
         # KillMode=process: SIGTERM goes to the Box alone, and nothing follows it.
         assert service["KillMode"] == "process"
         assert "STOPPING=1" not in manager.lines
         box.process.send_signal(signal.SIGTERM)
         await manager.told("STOPPING=1")
         await manager.told("STATUS=this Box is stopping")
-        assert await box.ended(within=float(service["TimeoutStopSec"])) == 0
+        assert await box.wait(within=float(service["TimeoutStopSec"])) == 0
     assert labelled(str(instance)) == pids
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_systemd_itself_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+def test_systemd_analyze_accepts_the_unit(tmp_path: Path) -> None:
     text = UNIT.read_text().replace("/opt/box-bridge/bin/box-bridge", "/bin/true")
     copy = tmp_path / "box-bridge.service"
     copy.write_text(text.replace("User=box-bridge", f"User={os.environ.get('USER', 'root')}"))
-    told = subprocess.run(["systemd-analyze", "verify", str(copy)], capture_output=True, text=True)
-    assert "box-bridge.service" not in told.stderr
-    assert told.returncode == 0
+    result = subprocess.run(
+        ["systemd-analyze", "verify", str(copy)], capture_output=True, text=True
+    )
+    assert "box-bridge.service" not in result.stderr
+    assert result.returncode == 0
 
 
-def test_the_wheel_holds_the_server_configuration_and_the_type_marker(tmp_path: Path) -> None:
+def test_the_wheel_contains_the_server_configuration_and_the_type_marker(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*build, "--wheel-dir", str(tmp_path), str(REPOSITORY)], check=True)
     [wheel] = tmp_path.glob("box_bridge-*.whl")
@@ -99,8 +104,10 @@ def test_the_wheel_holds_the_server_configuration_and_the_type_marker(tmp_path: 
     assert packaged == (REPOSITORY / "deploy" / "nats" / "nats-server.conf").read_bytes()
 
 
-async def test_the_example_for_containers_is_right(tmp_path: Path) -> None:
-    told = await run("config", "check", "-c", str(REPOSITORY / "deploy/oci/box.toml"), cwd=tmp_path)
-    assert told.code == 0
-    assert "runtime oci by podman" in told.out
-    assert "service web: docker.io/library/nginx:alpine" in told.out
+async def test_config_check_accepts_the_example_for_containers(tmp_path: Path) -> None:
+    result = await run(
+        "config", "check", "-c", str(REPOSITORY / "deploy/oci/box.toml"), cwd=tmp_path
+    )
+    assert result.code == 0
+    assert "runtime oci by podman" in result.out
+    assert "service web: docker.io/library/nginx:alpine" in result.out

@@ -9,45 +9,41 @@ from tests.e2e.program import run
 from tests.support import service_table
 
 
-async def test_it_ends_with_0_when_nothing_failed(server: EmbeddedServer, tmp_path: Path) -> None:
-    told = await run("doctor", "-s", server.url, cwd=tmp_path)
-    assert told.code == 0, told.out + told.err
-    lines = told.out.splitlines()
+async def test_doctor_exits_with_0_when_no_check_fails(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    result = await run("doctor", "-s", server.url, cwd=tmp_path)
+    assert result.code == 0, result.out + result.err
+    lines = result.out.splitlines()
     assert [line.split()[1] for line in lines] == [
         *("nats", "jetstream", "permissions", "topology", "clock")
     ]
     assert lines[0].startswith("ok   nats")
-    assert told.err == ""
+    assert result.err == ""
 
 
-async def test_it_ends_with_1_when_something_failed_and_says_how_to_mend_it(
+async def test_doctor_exits_with_1_when_a_check_fails_and_prints_cures(
     tmp_path: Path, unused_port: int
 ) -> None:
     (tmp_path / "box.toml").write_text(
         f'[nats]\nurl = "nats://127.0.0.1:{unused_port}"\n'
         + service_table("web", command=["no-such-program"])
     )
-    told = await run("doctor", cwd=tmp_path)
-    assert told.code == 1
-    failed = [line for line in told.out.splitlines() if line.startswith("fail")]
+    result = await run("doctor", cwd=tmp_path)
+    assert result.code == 1
+    failed = [line for line in result.out.splitlines() if line.startswith("fail")]
     assert [line.split()[1] for line in failed] == ["nats", "runtime"]
     assert all("Cure: " in line for line in failed)
-    assert told.err == ""
+    assert result.err == ""
 
 
-async def test_it_prints_one_object_for_programs(server: EmbeddedServer, tmp_path: Path) -> None:
-    told = await run("doctor", "-s", server.url, "--json", cwd=tmp_path)
-    assert told.code == 0
-    assert told.json["ok"] is True
-    assert told.json["checks"][2] == {
+async def test_doctor_prints_one_json_object(server: EmbeddedServer, tmp_path: Path) -> None:
+    result = await run("doctor", "-s", server.url, "--json", cwd=tmp_path)
+    assert result.code == 0
+    assert result.json["ok"] is True
+    assert result.json["checks"][2] == {
         "check": "permissions",
         "status": "ok",
         "says": "all that a gateway needs is allowed (19 subjects tried)",
         "cure": "",
     }
-
-
-async def test_its_help_teaches_by_example(tmp_path: Path) -> None:
-    told = await run("doctor", "--help", cwd=tmp_path)
-    assert "box-bridge doctor -c box.toml" in told.out
-    assert "box-bridge doctor -s nats://" in told.out

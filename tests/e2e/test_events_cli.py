@@ -31,12 +31,12 @@ async def fleet(server: EmbeddedServer) -> AsyncIterator[Connection]:
         yield connection
 
 
-def said(out: str) -> list[str]:
+def messages(out: str) -> list[str]:
     """The messages of the events in lines of JSON."""
     return [json.loads(line)["message"] for line in out.splitlines()]
 
 
-def test_since_is_all_a_sequence_or_how_long_ago() -> None:
+def test_since_is_all_a_sequence_or_a_time_ago() -> None:
     assert parse_since("all") is Start.FIRST
     assert parse_since("17") == 17
     assert parse_since("0") == 1
@@ -48,24 +48,27 @@ def test_since_is_all_a_sequence_or_how_long_ago() -> None:
             parse_since(wrong)
 
 
-async def test_the_past_is_shown_and_that_is_all(
+async def test_events_no_follow_shows_the_stored_events_and_ends(
     fleet: Connection, server: EmbeddedServer, tmp_path: Path
 ) -> None:
     await tell(fleet, "w1", "w2")
     await tell(fleet, "a1", service="api", state=S.FAILED)
     await tell(fleet, "d1", service="db", state=S.STOPPED)
     base = ("events", "--no-follow", "--json", "-s", server.url)
-    assert said((await run(*base, cwd=tmp_path)).out) == ["w1", "w2", "a1", "d1"]
-    assert said((await run(*base, "--since", 3, cwd=tmp_path)).out) == ["a1", "d1"]
-    assert said((await run(*base, "--since", "1h", "api", "db", cwd=tmp_path)).out) == ["a1", "d1"]
+    assert messages((await run(*base, cwd=tmp_path)).out) == ["w1", "w2", "a1", "d1"]
+    assert messages((await run(*base, "--since", 3, cwd=tmp_path)).out) == ["a1", "d1"]
+    assert messages((await run(*base, "--since", "1h", "api", "db", cwd=tmp_path)).out) == [
+        "a1",
+        "d1",
+    ]
     states = ("--state", "Failed", "--state", "stopped")
     shown = await run(*base, "--since", "all", *states, cwd=tmp_path)
-    assert (shown.code, said(shown.out), shown.err) == (0, ["a1", "d1"], "")
+    assert (shown.code, messages(shown.out), shown.err) == (0, ["a1", "d1"], "")
     plain = await run("events", "--no-follow", "web", "-s", server.url, cwd=tmp_path)
     assert [line.split()[-1] for line in plain.out.splitlines()] == ["w1", "w2"]
 
 
-async def test_what_is_no_longer_kept_is_told_on_stderr(
+async def test_events_reports_deleted_events_on_stderr(
     fleet: Connection, server: EmbeddedServer, tmp_path: Path
 ) -> None:
     await tell(fleet, "a", "b")
@@ -74,29 +77,29 @@ async def test_what_is_no_longer_kept_is_told_on_stderr(
     shown = await run(
         "events", "--no-follow", "--json", "--since", 1, "-s", server.url, cwd=tmp_path
     )
-    assert (shown.code, said(shown.out)) == (0, ["c"])
+    assert (shown.code, messages(shown.out)) == (0, ["c"])
     assert shown.err == "no longer kept: stream sequences 1–2\n"
 
 
-async def test_the_past_is_followed_by_what_comes(
+async def test_events_since_shows_stored_events_and_then_new_ones(
     fleet: Connection, server: EmbeddedServer, tmp_path: Path
 ) -> None:
     await tell(fleet, "was")
     async with running("events", "--since", "10m", "-s", server.url, cwd=tmp_path) as events:
-        await events.said("was")
+        await events.wait_for("was")
         await tell(fleet, "comes")
-        await events.said("comes")
+        await events.wait_for("comes")
         events.process.send_signal(signal.SIGINT)
-        assert await events.ended() == 0
+        assert await events.wait() == 0
 
 
-async def test_a_durable_run_goes_on_where_the_last_one_ended(
+async def test_events_durable_continues_where_the_last_run_ended(
     fleet: Connection, server: EmbeddedServer, tmp_path: Path
 ) -> None:
     base = ("events", "--json", "--durable", "mail", "-s", server.url)
     await tell(fleet, "a", "b")
     async with running(*base, cwd=tmp_path) as first:
-        await first.said('"b"')
+        await first.wait_for('"b"')
 
         async def acknowledged() -> bool:
             info = await jetstream(fleet).consumer_info("BOX_EVENTS", "mail")
@@ -104,22 +107,22 @@ async def test_a_durable_run_goes_on_where_the_last_one_ended(
 
         await eventually(acknowledged)
         first.process.send_signal(signal.SIGINT)
-        assert await first.ended() == 0
+        assert await first.wait() == 0
     await tell(fleet, "c")
     second = await run(*base, "--no-follow", cwd=tmp_path)
-    assert (second.code, said(second.out)) == (0, ["c"])
+    assert (second.code, messages(second.out)) == (0, ["c"])
     assert (await run(*base, "--no-follow", cwd=tmp_path)).out == ""
     other = await run(*base, "--no-follow", "web", cwd=tmp_path)
     assert other.code == 1
     assert "durable mail exists: it reads box.events.*, not box.events.web" in other.err
 
 
-async def test_what_cannot_be_is_refused_and_what_is_not_there_is_not_waited_for(
+async def test_events_refuses_wrong_flags_and_does_not_wait_for_a_missing_stream(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     for wrong in (("--since", "soon"), ("a.b",), ("--durable", "a.b"), ("--state", "Fine")):
-        told = await run("events", "--no-follow", "-s", server.url, *wrong, cwd=tmp_path)
-        assert (told.code, told.out) == (2, "")
-    told = await run("events", "--no-follow", "--since", "5m", "-s", server.url, cwd=tmp_path)
-    assert told.code == 3
-    assert "BOX_EVENTS" in told.err
+        result = await run("events", "--no-follow", "-s", server.url, *wrong, cwd=tmp_path)
+        assert (result.code, result.out) == (2, "")
+    result = await run("events", "--no-follow", "--since", "5m", "-s", server.url, cwd=tmp_path)
+    assert result.code == 3
+    assert "BOX_EVENTS" in result.err

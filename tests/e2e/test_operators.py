@@ -35,51 +35,51 @@ async def two_boxes(directory: Path, web: str) -> AsyncIterator[str]:
     write_config(first, "box-a", FIRST_PORT, web)
     write_config(second, "box-b", FIRST_PORT + 100, web)
     async with running("up", "--port", "0", cwd=first) as up:
-        url = (await up.said(r"NATS server: (nats://\S+)"))[1]
-        await up.said("Box box-a is ready")
+        url = (await up.wait_for(r"NATS server: (nats://\S+)"))[1]
+        await up.wait_for("Box box-a is ready")
         async with running("box", "-s", url, "--on-exit", "drain", cwd=second) as box:
-            await box.said("Box box-b is ready")
+            await box.wait_for("Box box-b is ready")
             yield url
             box.process.send_signal(signal.SIGINT)
-            assert await box.ended() == 0
+            assert await box.wait() == 0
         up.process.send_signal(signal.SIGINT)
-        assert await up.ended() == 0
+        assert await up.wait() == 0
 
 
-async def test_hosts_are_seen_emptied_filled_and_explained(tmp_path: Path) -> None:
+async def test_hosts_are_listed_cordoned_drained_rebalanced_and_explained(tmp_path: Path) -> None:
     async with two_boxes(tmp_path, service_table("web")) as url:
 
-        async def told(*arguments: object, code: int = 0) -> str:
+        async def output(*arguments: object, code: int = 0) -> str:
             done = await run(*arguments, cwd=tmp_path, NATS_URL=url)
             assert done.code == code, done.err
             return done.out + done.err
 
-        await told("scale", "web", 4, "--wait", "--request-id", "night-shift")
-        listed = await told("hosts")
+        await output("scale", "web", 4, "--wait", "--request-id", "night-shift")
+        listed = await output("hosts")
         assert listed.split()[:4] == ["HOST", "STATE", "USED", "SERVICES"]
         assert listed.count("2/4") == 2
-        assert "box-a is cordoned" in await told("cordon", "box-a", "--reason", "noisy fan")
-        cordoned = await told("hosts")
+        assert "box-a is cordoned" in await output("cordon", "box-a", "--reason", "noisy fan")
+        cordoned = await output("hosts")
         assert "live cordoned" in cordoned
         assert "box-a: noisy fan" in cordoned
 
-        planned = await told("plan", "web", 7, code=1)
+        planned = await output("plan", "web", 7, code=1)
         assert "web: 4 → 6 (2 to come, 4 to stay)" in planned
         assert "Capped to 6 instances (max 6 total" in planned
         assert "cordoned since" in planned
-        plan = decode(PlanResponse, (await told("plan", "web", 5, "--json")).encode())
+        plan = decode(PlanResponse, (await output("plan", "web", 5, "--json")).encode())
         assert (plan.accepted, plan.target) == (True, 5)
 
-        drained = await told("drain", "box-a", "--timeout", 60)
+        drained = await output("drain", "box-a", "--timeout", 60)
         assert "box-a: 2 of 2 gone from it" in drained
         assert "box-a is empty: 2 gone from it" in drained
-        again = decode(AdminResponse, (await told("drain", "box-a", "--json")).encode())
+        again = decode(AdminResponse, (await output("drain", "box-a", "--json")).encode())
         assert (again.done, again.affected) == (True, 0)
-        refused = await told("drain", "box-b", code=1)
+        refused = await output("drain", "box-b", code=1)
         assert "the other hosts have no room for what box-b runs (4 of web)" in refused
         assert "drain with force (--force)" in refused
-        assert "unknown host 'box-c'" in await told("cordon", "box-c", code=1)
-        assert "Must have 500 letters at most" in await told(
+        assert "unknown host 'box-c'" in await output("cordon", "box-c", code=1)
+        assert "Must have 500 letters at most" in await output(
             "cordon", "box-b", "--reason", "x" * 501, code=USAGE
         )
         for verb, cls in (
@@ -89,53 +89,53 @@ async def test_hosts_are_seen_emptied_filled_and_explained(tmp_path: Path) -> No
             (("rebalance", "nope"), AdminResponse),
             (("history", "nope"), HistoryResponse),
         ):
-            answer = decode(cls, (await told(*verb, "--json", code=1)).encode())
+            answer = decode(cls, (await output(*verb, "--json", code=1)).encode())
             assert getattr(answer, "error", None), answer
-        forced = await told("drain", "box-b", "--force")
+        forced = await output("drain", "box-b", "--force")
         assert "box-b: 4 of 4 gone from it; no host has room for 4 of web" in forced
         assert "box-b is empty: 4 gone from it, and no host has room for 4 of web; " in forced
-        assert "box-b: no other host has room for 4 of web" in await told("hosts")
+        assert "box-b: no other host has room for 4 of web" in await output("hosts")
 
-        assert "box-a takes instances again" in await told("uncordon", "box-a")
-        await told("scale", "web", 4, "--wait")
-        await told("uncordon", "box-b")
-        assert "2 would move" in await told("rebalance", "--dry-run")
-        assert "2 moved" in await told("rebalance", "web", "--wait", "--timeout", 60)
-        assert "nothing to move" in await told("rebalance")
-        hosts = decode(HostsResponse, (await told("hosts", "--json")).encode())
+        assert "box-a takes instances again" in await output("uncordon", "box-a")
+        await output("scale", "web", 4, "--wait")
+        await output("uncordon", "box-b")
+        assert "2 would move" in await output("rebalance", "--dry-run")
+        assert "2 moved" in await output("rebalance", "web", "--wait", "--timeout", 60)
+        assert "nothing to move" in await output("rebalance")
+        hosts = decode(HostsResponse, (await output("hosts", "--json")).encode())
         assert [(host.name, host.used, host.order) for host in hosts.hosts] == [
             ("box-a", 2, None),
             ("box-b", 2, None),
         ]
-        decisions = await told("history", "web")
+        decisions = await output("history", "web")
         assert "night-shift" in decisions
         assert "rebalance: 2 to move" in decisions
-        history = decode(HistoryResponse, (await told("history", "web", "--json")).encode())
+        history = decode(HistoryResponse, (await output("history", "web", "--json")).encode())
         assert [entry.after for entry in history.entries] == [4] * len(history.entries)
 
 
-async def test_what_is_missing_is_told_by_every_verb_that_shows_the_service(tmp_path: Path) -> None:
+async def test_each_verb_that_shows_a_service_reports_what_is_missing(tmp_path: Path) -> None:
     bad = service_table("bad", command=["sh", "-c", "exit 3"])
     async with two_boxes(tmp_path, f"{service_table('web')}\n{bad}") as url:
 
-        async def told(*arguments: object, code: int = 0) -> str:
+        async def output(*arguments: object, code: int = 0) -> str:
             done = await run(*arguments, cwd=tmp_path, NATS_URL=url)
             assert done.code == code, done.err
             return done.out + done.err
 
-        await told("scale", "web", 5, "--wait")
-        await told("drain", "box-a", "--force", "--timeout", 60)
+        await output("scale", "web", 5, "--wait")
+        await output("drain", "box-a", "--force", "--timeout", 60)
         full = "1 of 5 has no room: 4 of 4 places are taken, 1 more host is cordoned or not ready"
 
         async def filled() -> bool:
-            listed = await told("ps", "web")
+            listed = await output("ps", "web")
             return f"web: {full}" in listed and listed.count(" ready ") == 4
 
         await eventually(filled, within=30)
-        assert f"web: {full}" in await told("scale", "web", 5)
-        waited = await told("scale", "web", 5, "--wait", "--timeout", 6, code=UNANSWERED)
+        assert f"web: {full}" in await output("scale", "web", 5)
+        waited = await output("scale", "web", 5, "--wait", "--timeout", 6, code=UNANSWERED)
         assert f"4 of 5 Ready after 6 s. {full}." in waited
-        listed = (await told("services")).splitlines()
+        listed = (await output("services")).splitlines()
         assert listed[0].split() == [
             "SERVICE",
             "WANTED",
@@ -148,53 +148,55 @@ async def test_what_is_missing_is_told_by_every_verb_that_shows_the_service(tmp_
         assert listed[1].split() == ["bad", "0", "0", "0", "0", "–", "–"]
         assert listed[2].split()[:2] == ["web", "5"]
         assert listed[2].endswith(full)
-        found = decode(ServicesResponse, (await told("services", "--json")).encode())
+        found = decode(ServicesResponse, (await output("services", "--json")).encode())
         assert [(item.name, item.wanted, item.missing) for item in found.services] == [
             ("bad", 0, []),
             ("web", 5, [full]),
         ]
         async with running("services", "--watch", cwd=tmp_path, NATS_URL=url) as watch:
-            await watch.said("1 of 5 has no room")
+            await watch.wait_for("1 of 5 has no room")
             watch.process.send_signal(signal.SIGINT)
-            assert await watch.ended() == 0
+            assert await watch.wait() == 0
 
-        await told("uncordon", "box-a")
-        await told("scale", "bad", 1)
+        await output("uncordon", "box-a")
+        await output("scale", "bad", 1)
 
         async def failing() -> bool:
-            return "1 of 1 has failed on box-a and is to be tried again" in await told("ps", "bad")
+            return "1 of 1 has failed on box-a and is to be tried again" in await output(
+                "ps", "bad"
+            )
 
         await eventually(failing, within=30)
 
         async def planned() -> bool:
-            return "bad: 1 → 1 (1 failing)" in await told("plan", "bad", 1)
+            return "bad: 1 → 1 (1 failing)" in await output("plan", "bad", 1)
 
         await eventually(planned, within=30)
 
 
-async def test_ctrl_c_leaves_a_drain_in_place_and_says_so(tmp_path: Path) -> None:
+async def test_ctrl_c_leaves_a_drain_in_effect_and_reports_it(tmp_path: Path) -> None:
     door = tmp_path / "door"
     door.touch()
     async with two_boxes(tmp_path, gated(door, "sleep 1000")) as url:
         await run("scale", "web", 2, "--wait", cwd=tmp_path, NATS_URL=url)
         door.unlink()  # so that no replacement will ever be Ready
         async with running("drain", "box-a", cwd=tmp_path, NATS_URL=url) as drain:
-            await drain.said("box-a: 0 of 1 gone from it")
+            await drain.wait_for("box-a: 0 of 1 gone from it")
             drain.process.send_signal(signal.SIGINT)
-            await drain.said("The drain of box-a goes on; `box-bridge uncordon box-a` ends it")
-            assert await drain.ended() == INTERRUPTED
+            await drain.wait_for("The drain of box-a goes on; `box-bridge uncordon box-a` ends it")
+            assert await drain.wait() == INTERRUPTED
         late = await run("drain", "box-a", "--timeout", "0.5", cwd=tmp_path, NATS_URL=url)
         assert late.code == UNANSWERED
         assert "box-a still has 1 instance after 0.5 s. The drain goes on" in late.err
         async with running("hosts", "--watch", cwd=tmp_path, NATS_URL=url) as watch:
-            await watch.said("box-a +live draining +1/4")
+            await watch.wait_for("box-a +live draining +1/4")
             watch.process.send_signal(signal.SIGINT)
-            assert await watch.ended() == 0
+            assert await watch.wait() == 0
         asked = await run("drain", "box-a", "--no-wait", cwd=tmp_path, NATS_URL=url)
         assert asked.out == "box-a is being drained: 1 to go from it; see `box-bridge hosts`\n"
 
 
-async def test_whatever_ends_the_wait_for_a_drain_it_is_said_that_the_order_stands(
+async def test_an_error_while_waiting_for_a_drain_reports_that_the_order_stands(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with connect(server.url) as boxes:
@@ -202,7 +204,7 @@ async def test_whatever_ends_the_wait_for_a_drain_it_is_said_that_the_order_stan
         await boxes.listen("box.admin", lambda asked: boxes.publish(asked.reply, done))
         await boxes.listen("box.hosts", lambda asked: boxes.publish(asked.reply, b"not JSON"))
         await boxes.flush()
-        told = await run("drain", "box-a", cwd=tmp_path, NATS_URL=server.url)
-        assert told.code == FAILED
-        assert "The drain of box-a goes on; `box-bridge uncordon box-a` ends it" in told.err
-        assert "box-bridge: HostsResponse" in told.err
+        result = await run("drain", "box-a", cwd=tmp_path, NATS_URL=server.url)
+        assert result.code == FAILED
+        assert "The drain of box-a goes on; `box-bridge uncordon box-a` ends it" in result.err
+        assert "box-bridge: HostsResponse" in result.err

@@ -19,7 +19,7 @@ from tests.load import Load, get
 from tests.support import ask, connect, eventually, service_table
 
 
-async def test_a_load_over_scaling_up_and_down_fails_no_request_and_a_kill_only_the_victims(
+async def test_scaling_under_load_fails_no_request_and_a_kill_only_those_of_the_victim(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     table_ = service_table("web", deregister_delay=1.0)
@@ -93,12 +93,12 @@ async def test_routes_are_listed_and_watched(tmp_path: Path, server: EmbeddedSer
             running("routes", "web", "--watch", "-s", server.url, cwd=tmp_path) as people,
             running("routes", "-w", "--json", "-s", server.url, cwd=tmp_path) as programs,
         ):
-            await people.said("no routes")
+            await people.wait_for("no routes")
             await eventually(lambda: programs.out, within=20)
             assert json.loads(programs.out[0]) == {"change": "resync", "seq": 0, "routes": []}
             await ask(gateway, "web", 1)
             [info] = await serving(gateway, "web", 1)
-            await people.said(rf"\+ web  {info.id}  {info.endpoint}  ready  zone=a")
+            await people.wait_for(rf"\+ web  {info.id}  {info.endpoint}  ready  zone=a")
             listed = await run("routes", "web", "-s", server.url, cwd=tmp_path)
             assert listed.code == 0
             assert info.id in listed.out
@@ -108,33 +108,37 @@ async def test_routes_are_listed_and_watched(tmp_path: Path, server: EmbeddedSer
                 info.endpoint
             ]
             await ask(gateway, "web", 0)
-            await people.said(rf"- web  {info.id}  (it is draining|deregistered).*scaled down")
+            await people.wait_for(rf"- web  {info.id}  (it is draining|deregistered).*scaled down")
             await eventually(lambda: '"delete"' in programs.out[-1])
             put = decode(Put, programs.out[1].encode())
             assert (put.seq, put.route.instance_id) == (1, info.id)
             assert json.loads(programs.out[-1])["instance_id"] == info.id
             for watch in (people, programs):
                 watch.process.send_signal(signal.SIGINT)
-                assert await watch.ended() == 0
+                assert await watch.wait() == 0
 
 
 @pytest.mark.slow
-async def test_where_no_fleet_is_routes_says_so(tmp_path: Path, server: EmbeddedServer) -> None:
-    told = await run("routes", "--json", "-s", server.url, cwd=tmp_path)
-    assert (told.code, told.out) == (3, "")
-    assert "no Box answers on box.register" in told.err
+async def test_routes_without_a_fleet_exits_with_3(tmp_path: Path, server: EmbeddedServer) -> None:
+    result = await run("routes", "--json", "-s", server.url, cwd=tmp_path)
+    assert (result.code, result.out) == (3, "")
+    assert "no Box answers on box.register" in result.err
 
 
-async def test_a_name_that_is_none_is_wrong_usage(tmp_path: Path, server: EmbeddedServer) -> None:
-    told = await run("routes", "a.b", "-s", server.url, cwd=tmp_path)
-    assert told.code == 2
-    assert "is not a name" in told.err
+async def test_routes_of_an_invalid_name_is_wrong_usage(
+    tmp_path: Path, server: EmbeddedServer
+) -> None:
+    result = await run("routes", "a.b", "-s", server.url, cwd=tmp_path)
+    assert result.code == 2
+    assert "is not a name" in result.err
 
 
-async def test_what_peers_say_is_shown_as_it_is(tmp_path: Path, server: EmbeddedServer) -> None:
+async def test_routes_prints_the_text_of_peers_as_it_is(
+    tmp_path: Path, server: EmbeddedServer
+) -> None:
     async with boxed(server, tmp_path) as (gateway, _):
-        told = registration("web-1", note="[red]bold[/red]")
-        gateway.publish("box.register.web.web-1", encode(told))
+        result = registration("web-1", note="[red]bold[/red]")
+        gateway.publish("box.register.web.web-1", encode(result))
         await gateway.flush()
         listed = await run("routes", "-s", server.url, cwd=tmp_path)
         assert "note=[red]bold[/red]" in listed.out

@@ -110,7 +110,7 @@ async def test_a_relay_that_is_killed_is_continued_by_the_next_one(
         count = 0
         for _ in range(3):
             async with running(*arguments, cwd=tmp_path) as relay:
-                await relay.said('"started"')
+                await relay.wait_for('"started"')
                 before = len(receiver.taken)
                 count += 10
                 await told(teller, range(count - 9, count + 1))
@@ -118,14 +118,14 @@ async def test_a_relay_that_is_killed_is_continued_by_the_next_one(
                 relay.process.kill()
             assert len(set(receiver.taken)) < 5 * count - 1
         async with running(*arguments, cwd=tmp_path) as relay:
-            await relay.said('"started"')
+            await relay.wait_for('"started"')
             expected = {f"{name}.{n}" for name in INSTANCES for n in range(1, count + 1)}
             await eventually(
                 lambda: set(receiver.taken) == expected - {"web-3.7"},
                 what=f"all are taken; missing {sorted(expected - set(receiver.taken))}",
             )
             relay.process.send_signal(signal.SIGTERM)
-            assert await relay.ended() == 0
+            assert await relay.wait() == 0
         for name in INSTANCES:
             left_out = {7} if name == "web-3" else set()
             taken = receiver.first_taken(name)

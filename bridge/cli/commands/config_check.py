@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from msgspec import Struct
 
 from bridge.cli.exit_codes import DONE
 from bridge.cli.flags import ConfigFile, Json
 from bridge.console import out, print_json
-from bridge.settings import BoxConfig, Config, NatsConfig, ServiceConfig
+
+if TYPE_CHECKING:
+    from bridge.settings import BoxConfig, Config, NatsConfig, ServiceConfig
 
 
 class _Checked(Struct):
