@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 from tests.e2e.program import run
 
 
@@ -24,6 +26,7 @@ async def test_bench_measures_a_row_and_writes_its_files(tmp_path: Path) -> None
     ElementTree.parse(tmp_path / "found" / "bench.svg")  # noqa: S314 - our own
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_bench_without_a_server_exits_with_3(tmp_path: Path) -> None:
     result = await run("bench", "-s", "nats://127.0.0.1:1", cwd=tmp_path)
     assert result.code == 3

@@ -52,6 +52,7 @@ async def test_wrong_usage_is_reported_with_exit_code_2(
     assert message in result.err
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     "arguments", [["scale", "web", "1"], ["ps"], ["events"], ["routes"], ["ps", "--json"]]
 )
@@ -70,6 +71,7 @@ async def test_ps_local_without_a_journal_fails_and_names_its_path(tmp_path: Pat
     assert f"there is no journal at {tmp_path / 'data' / 'journal.db'}" in result.err
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_ps_reports_an_unreadable_journal_beside_the_unreachable_server(home: Path) -> None:
     (home / "data").mkdir()
     (home / "data" / "journal.db").write_bytes(b"not SQLite" * 999)
@@ -94,6 +96,7 @@ async def test_config_check_prints_the_effective_settings(home: Path) -> None:
     assert "did you mean `max_instances`?" in wrong.err
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_password_in_a_url_is_never_printed(home: Path) -> None:
     url = "nats://me:secret@127.0.0.1:1,nats://s3cret@127.0.0.1:1"
     for verb in (["ps"], ["config", "check"], ["config", "check", "--json"]):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from bridge.bus.embedded_server import EmbeddedServer
 from tests.e2e.program import run
 from tests.support import service_table
@@ -22,6 +24,7 @@ async def test_doctor_exits_with_0_when_no_check_fails(
     assert result.err == ""
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_doctor_exits_with_1_when_a_check_fails_and_prints_cures(
     tmp_path: Path, unused_port: int
 ) -> None:

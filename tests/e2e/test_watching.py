@@ -73,6 +73,7 @@ async def test_the_relay_reports_a_wrong_configuration_with_exit_code_2(
     assert message in result.err
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("arguments", [["timeline", "web"], ["relay", "--to", "http://x/"]])
 async def test_an_unreachable_server_is_reported_with_exit_code_3(
     arguments: list[str], tmp_path: Path
