@@ -77,7 +77,7 @@ async def test_ps_reports_an_unreadable_journal_beside_the_unreachable_server(ho
     (home / "data" / "journal.db").write_bytes(b"not SQLite" * 999)
     result = await run("ps", "-s", "nats://127.0.0.1:1", cwd=home)
     assert (result.code, result.out) == (3, "")
-    assert "journal.db cannot be read: file is not a database" in result.err
+    assert "journal.db is damaged: file is not a database" in result.err
     assert "cannot connect to NATS at nats://127.0.0.1:1" in result.err
 
 
@@ -101,7 +101,8 @@ async def test_a_password_in_a_url_is_never_printed(home: Path) -> None:
     url = "nats://me:secret@127.0.0.1:1,nats://s3cret@127.0.0.1:1"
     for verb in (["ps"], ["config", "check"], ["config", "check", "--json"]):
         result = await run(*verb, cwd=home, NATS_URL=url)
-        assert "nats://***@127.0.0.1:1" in result.out + result.err
+        assert "@" not in result.out + result.err
+        assert "nats://127.0.0.1:1" in result.out + result.err
         assert "cret" not in result.out + result.err
     result = await run("ps", cwd=home, NATS_URL="nats://me:secret@127.0.0.1:99999")
     assert result.code == 2

@@ -17,13 +17,13 @@ import pytest
 from bridge import RouteTable, ScaleClient
 from bridge.bus.embedded_server import EmbeddedServer
 from tests.boxes import boxed, fetch, serving
-from tests.e2e.program import Running, environment
+from tests.e2e.program import Program, environment
 from tests.paths import EXAMPLES, REPOSITORY
 from tests.support import PORTS, ask, eventually
 
 
 @asynccontextmanager
-async def started(*arguments: object, cwd: Path, url: str) -> AsyncIterator[Running]:
+async def started(*arguments: object, cwd: Path, url: str) -> AsyncIterator[Program]:
     """A program as a user of the repository would start it."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *map(str, arguments)),
@@ -39,7 +39,7 @@ async def started(*arguments: object, cwd: Path, url: str) -> AsyncIterator[Runn
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    program = Running(process)
+    program = Program(process)
     async with asyncio.TaskGroup() as readers:
         readers.create_task(program.read(process.stdout, program.out))
         readers.create_task(program.read(process.stderr, program.err))
@@ -68,7 +68,7 @@ async def test_the_gateway_forwards_to_a_service_that_registers_itself(
         ScaleClient.connect(server.url) as client,
         aiohttp.ClientSession(f"http://127.0.0.1:{unused_port}") as browser,
     ):
-        await host.said("box-a is ready")
+        await host.wait_for("box-a is ready")
         await client.scale("hello", 2, wait=True, timeout=60)
         ready = {info.id for info in (await client.observe("hello")).instances}
         assert len(ready) == 2
@@ -100,12 +100,12 @@ async def test_the_consumer_reports_each_failure_once_over_a_kill(
         consumer = (EXAMPLES / "consumer.py",)
         async with started(*consumer, cwd=tmp_path, url=server.url) as program:
             os.kill((await fetch(first))["pid"], signal.SIGKILL)
-            await program.said(f"{first.id} failed: killed by signal 9")
+            await program.wait_for(f"{first.id} failed: killed by signal 9")
             program.process.kill()
         os.kill((await fetch(second))["pid"], signal.SIGKILL)
         await recorder.reached(second.id, "Failed")
         async with started(*consumer, cwd=tmp_path, url=server.url) as program:
-            await program.said(f"{second.id} failed: killed by signal 9", within=40)
+            await program.wait_for(f"{second.id} failed: killed by signal 9", within=40)
             assert (
                 len(program.out) <= 2
             )  # the first one comes again if its kill came before the ack
