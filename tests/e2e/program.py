@@ -48,7 +48,7 @@ class Program:
         while line := await stream.readline():
             lines.append(line.decode().rstrip("\n"))
 
-    async def wait_for(self, pattern: str, *, within: float = 20) -> re.Match[str]:
+    async def wait_for(self, pattern: str, *, within: float = 60) -> re.Match[str]:
         """The first line, of either stream, that matches."""
         return await eventually(
             lambda: next(filter(None, (re.search(pattern, x) for x in self.out + self.err)), None),
@@ -56,7 +56,7 @@ class Program:
             what=f"{pattern!r} is printed; so far: {self.err + self.out}",
         )
 
-    async def wait(self, within: float = 20) -> int:
+    async def wait(self, within: float = 60) -> int:
         async with asyncio.timeout(within):
             return await self.process.wait()
 

@@ -101,8 +101,7 @@ async def test_a_password_in_a_url_is_never_printed(home: Path) -> None:
     url = "nats://me:secret@127.0.0.1:1,nats://s3cret@127.0.0.1:1"
     for verb in (["ps"], ["config", "check"], ["config", "check", "--json"]):
         result = await run(*verb, cwd=home, NATS_URL=url)
-        assert "@" not in result.out + result.err
-        assert "nats://127.0.0.1:1" in result.out + result.err
+        assert "127.0.0.1:1" in result.out + result.err
         assert "cret" not in result.out + result.err
     result = await run("ps", cwd=home, NATS_URL="nats://me:secret@127.0.0.1:99999")
     assert result.code == 2
