@@ -69,7 +69,7 @@ def test_an_id_is_a_name_however_long_the_service_s_is() -> None:
     assert len({new_id("web") for _ in range(100)}) == 100
 
 
-# ── box_environment over by the environment ───────────────────────────────────────────────────────
+# ── what the environment of an instance has ──────────────────────────────────────────────
 
 
 def test_what_a_box_hands_over_is_what_an_instance_reads() -> None:
@@ -77,7 +77,7 @@ def test_what_a_box_hands_over_is_what_an_instance_reads() -> None:
     config = load(environ={}, flags={"box": {"name": "box-a", "address": "fd00::5"}})
     given = box_environment(Config(box=config.box, nats=nats))
     assert given == {
-        "NATS_URL": "nats://a:4222,tls://b:4222,c:1",
+        "NATS_URL": "nats://a:4222,tls://b:4222,nats://c:1",
         "NATS_CA": "/ca.pem",
         "BOX_HOST": "box-a",
         "BOX_ADDRESS": "fd00::5",
