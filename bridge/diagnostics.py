@@ -1,4 +1,4 @@
-"""What a check of an installation finds: a sentence, how bad it is, and the cure."""
+"""The findings of `box-bridge doctor`: a sentence, a status, and the fix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from msgspec import Struct
 
 
 class Status(StrEnum):
-    """How bad it is. What could not be looked at because of another failure is skipped."""
+    """The severity of a finding. A check that needs another, failed one is skipped."""
 
     OK = "ok"
     WARN = "warn"
@@ -17,7 +17,7 @@ class Status(StrEnum):
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """What one check found: `says` what is so, `cure` what to do about it, "" where nothing is."""
+    """The result of one check: `says` describes it, `cure` is the fix, "" if none is needed."""
 
     status: Status
     says: str
@@ -25,12 +25,12 @@ class Finding(Struct, frozen=True, kw_only=True):
 
 
 def ok(says: str) -> Finding:
-    """All is well."""
+    """The check passed."""
     return Finding(status=Status.OK, says=says)
 
 
 def warn(says: str, cure: str) -> Finding:
-    """It works, but something will want attention."""
+    """It works, but needs attention."""
     return Finding(status=Status.WARN, says=says, cure=cure)
 
 
@@ -40,5 +40,5 @@ def fail(says: str, cure: str) -> Finding:
 
 
 def skip(says: str) -> Finding:
-    """It could not be looked at."""
+    """The check could not run."""
     return Finding(status=Status.SKIP, says=says)

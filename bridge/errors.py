@@ -190,7 +190,7 @@ class NoResponders(BusError):
     """
 
     def __init__(self, subject: str) -> None:
-        super().__init__(f"nobody answers on {subject}")
+        super().__init__(f"no program answers on {subject}")
         self.subject = subject
 
 

@@ -1,9 +1,9 @@
-"""Which image a reference names, and whether a host's patterns admit it. Pure.
+"""Image references, and the patterns of the images that a host admits. Pure.
 
-Engines read `nginx`, `docker.io/nginx` and `index.docker.io/library/nginx:latest` as one image; a
-pattern must not be passed by another spelling. So a reference is put into its one full form
-first, the pattern must match all of that, and a request's image is handed to the engine in that
-form, so that no engine's own search list has a say.
+Engines read `nginx`, `docker.io/nginx` and `index.docker.io/library/nginx:latest` as one image, and
+no spelling may bypass a pattern. A reference is therefore converted to its full form, and the
+pattern must match all of that. The engine gets the full form, too, so that its own list of
+registries does not apply.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-MAX_PATTERN: Final = 256  # letters
-MAX_PATTERNS: Final = 100  # of one host: they travel with its lease
+MAX_PATTERN: Final = 256  # characters
+MAX_PATTERNS: Final = 100  # of one host: each renewal of its lease carries them
 
-_MAX_REFERENCE: Final = 512  # letters; the name alone may have 255
+_MAX_REFERENCE: Final = 512  # characters; the name alone may have 255
 _HOST: Final = r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(?::[0-9]{1,5})?"
 _PART: Final = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
-# The grammar of github.com/distribution/reference, but for capitals in a host's name, which
-# engines take for another registry.
+# The grammar of github.com/distribution/reference, without capitals in a host's name: engines treat
+# those as another registry.
 _REFERENCE: Final = re.compile(
     rf"(?:(?P<host>{_HOST})/)?(?P<path>{_PART}(?:/{_PART})*)"
     r"(?::(?P<tag>\w[\w.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}))?",
@@ -36,14 +36,14 @@ _WILD: Final = {"**": "[^:@]*", "*": "[^/:@]*", "?": "[^/:@]"}
 
 
 def full_reference(image: str) -> str:
-    """The one full form of `image`: ``host/path:tag``, or ``host/path@digest``.
+    """The full form of `image`: ``host/path:tag``, or ``host/path@digest``.
 
-    As engines have it: without a host it is docker.io, there without a folder ``library/``,
-    without a tag ``latest``; beside a digest the tag means nothing, and is left out. Raises
-    ValueError, saying why, for what is no reference to an image in a registry.
+    The defaults are those of the engines: host docker.io, there the folder ``library/``, and tag
+    ``latest``. A tag beside a digest has no effect, and is dropped. Raises ValueError, with the
+    reason, for text that is not a reference to an image in a registry.
     """
     if len(image) > _MAX_REFERENCE:
-        raise ValueError(f"image has more than {_MAX_REFERENCE} letters")
+        raise ValueError(f"image has more than {_MAX_REFERENCE} characters")
     match = _REFERENCE.fullmatch(image)
     if match is None:
         why = ": its name must be lower-case" if _REFERENCE.fullmatch(image.lower()) else ""
@@ -58,7 +58,7 @@ def full_reference(image: str) -> str:
 
 
 def check_pattern(pattern: str) -> None:
-    """Raise ValueError, with the cure, for what can match no full reference."""
+    """Raise ValueError, with the fix, for a pattern that can match no full reference."""
     match = _PATTERN.fullmatch(pattern)
     where = f"allow_images: {pattern[:80]!r}"
     if match is None or len(pattern) > MAX_PATTERN:
@@ -82,11 +82,11 @@ def same_image(one: str, other: str) -> bool:
 
 
 def admits(patterns: Iterable[str], image: str) -> bool:
-    """Whether one of `patterns` matches all of the full form of `image`. Never raises.
+    """Whether one of `patterns` matches the whole full form of `image`. Never raises.
 
-    ``*`` stands for any letters and ``?`` for one, but ``/``, ``:`` and ``@``; ``**`` for any and
-    ``/``. So ``docker.io/library/nginx:*`` admits every tag, and no digest: one that is pinned may
-    be of any age, and takes ``docker.io/library/nginx@sha256:*``.
+    ``?`` matches one character, ``*`` any number, except ``/``, ``:`` and ``@``; ``**`` also
+    matches ``/``. ``docker.io/library/nginx:*`` admits every tag and no digest. A digest can name
+    an image of any age, so it needs its own pattern: ``docker.io/library/nginx@sha256:*``.
     """
     return _admits(tuple(patterns), image)
 

@@ -1,12 +1,12 @@
-"""The payloads that cross the bus, exactly as the Rust crate a3s-box-core 2.4.0 has them.
+"""The payloads on the bus, exactly as in the Rust crate a3s-box-core 2.4.0.
 
-This is the one module that knows JSON. `decode` refuses whatever serde_json would refuse,
-naming the field, and `encode` writes the bytes that serde_json would write: every field, in
-the contract's order, None as null, times in UTC with 0, 3 or 6 fraction digits, f32 as f32.
+- `decode` refuses everything that serde_json would refuse, and names the field.
+- `encode` writes the bytes that serde_json would write: every field, in the contract's order, None
+  as null, times in UTC with 0, 3 or 6 fraction digits, f32 as f32.
 
-Known differences from serde, none of which two well-behaved peers can meet: times are kept to
-the microsecond (Rust: nanosecond), a leap second (``:60``) is refused, a field given twice
-keeps its last value, and a struct written as an array is refused.
+Differences from serde that correct peers do not notice: times have microseconds (Rust:
+nanoseconds), a leap second (``:60``) is refused, a repeated field keeps its last value, and a
+struct written as an array is refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _U64_MAX: Final = 2**64 - 1
 
 
 class InstanceState(enum.Enum):
-    """Where an instance is in its life. The values travel; `str()` is for people."""
+    """The state of an instance. The values are the wire format; `str()` is for people."""
 
     CREATING = "Creating"
     BOOTING = "Booting"
@@ -50,7 +50,7 @@ class InstanceState(enum.Enum):
 
 
 class ScaleConfig(Struct, frozen=True, kw_only=True, gc=False):
-    """Overrides of a service's configuration; None and empty leave it as it is."""
+    """Overrides of a service's configuration. None or empty keeps the configured value."""
 
     image: str | None = None
     vcpus: U8 | None = None
@@ -60,7 +60,7 @@ class ScaleConfig(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class ScaleRequest(Struct, frozen=True, kw_only=True, gc=False):
-    """Desired state: `service` shall have `replicas` instances."""
+    """The desired state: `service` must have `replicas` instances."""
 
     service: str
     replicas: U32
@@ -69,7 +69,7 @@ class ScaleRequest(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class InstanceHealth(Struct, frozen=True, kw_only=True, gc=False):
-    """How an instance does: CPU in percent of one core, memory in bytes."""
+    """The health of an instance: CPU in percent of one core, memory in bytes."""
 
     cpu_percent: float | None = None
     memory_bytes: U64 | None = None
@@ -78,7 +78,7 @@ class InstanceHealth(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class InstanceInfo(Struct, frozen=True, kw_only=True, gc=False):
-    """One instance as it stands. `endpoint` is ``host:port``, None until it has one."""
+    """The current state of one instance. `endpoint` is ``host:port``, None until it has one."""
 
     id: str
     state: InstanceState
@@ -90,7 +90,7 @@ class InstanceInfo(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class ScaleResponse(Struct, frozen=True, kw_only=True, gc=False):
-    """The answer to a ScaleRequest: the counts as they stand after it."""
+    """The reply to a ScaleRequest, with the counts after it."""
 
     request_id: str
     accepted: bool
@@ -101,7 +101,7 @@ class ScaleResponse(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class InstanceEvent(Struct, frozen=True, kw_only=True, gc=False):
-    """One step in the life of an instance; equal states make it a note."""
+    """A state change of an instance; with equal states it is a note."""
 
     instance_id: str
     service: str
@@ -120,7 +120,7 @@ class InstanceEvent(Struct, frozen=True, kw_only=True, gc=False):
         *,
         at: datetime | None = None,
     ) -> Self:
-        """A step from one state to another, without a message; `at` defaults to now."""
+        """A change from one state to another, without a message; `at` defaults to now."""
         return cls(
             instance_id=instance_id,
             service=service,
@@ -130,12 +130,12 @@ class InstanceEvent(Struct, frozen=True, kw_only=True, gc=False):
         )
 
     def with_message(self, message: str) -> Self:
-        """The same event, saying `message`."""
+        """The same event with `message`."""
         return replace(self, message=message)
 
 
 class InstanceRegistration(Struct, frozen=True, kw_only=True, gc=False):
-    """An instance takes traffic at `endpoint` (``host:port``)."""
+    """An instance accepts traffic at `endpoint` (``host:port``)."""
 
     instance_id: str
     service: str
@@ -145,7 +145,7 @@ class InstanceRegistration(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class InstanceDeregistration(Struct, frozen=True, kw_only=True, gc=False):
-    """An instance takes no more traffic, for good: ids are never reused."""
+    """An instance accepts no more traffic. That is final: ids are never reused."""
 
     instance_id: str
     service: str
@@ -153,7 +153,7 @@ class InstanceDeregistration(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class InstancesRequest(Struct, frozen=True, kw_only=True, gc=False):
-    """Asks for a page of the fleet's instances; the empty service means all."""
+    """A request for a page of the fleet's instances; an empty `service` means all services."""
 
     service: str = ""
     offset: U32 = 0
@@ -163,10 +163,11 @@ class InstancesRequest(Struct, frozen=True, kw_only=True, gc=False):
 class InstancesResponse(Struct, frozen=True, kw_only=True, gc=False):
     """A page of instances, oldest first, and the host that runs each.
 
-    `total` counts all that match, listed or not. Beyond the contract, for who knows them:
-    `rolling` are the services that are still replacing instances, `stopped` those that no longer do
-    so though some are left, and why; `notices` sentences for people about what needs attention, by
-    service (what it lacks, say) or by ``host <name>``.
+    `total` counts all matching instances, listed or not. These fields extend the contract:
+
+    - `rolling`: the services that are replacing instances.
+    - `stopped`: the services whose rollout has stopped before its end, with the reason.
+    - `notices`: alerts as sentences, by service or by ``host <name>``.
     """
 
     total: U32
@@ -186,7 +187,7 @@ T = TypeVar("T")
 _ENCODER: Final = msgspec.json.Encoder()
 _Canonical = Callable[[Any], Any]
 _READERS: Final[dict[Any, tuple[Callable[[bytes], Any], _Canonical | None]]] = {}
-"""By class: what decodes, and what brings that into canonical form, if it has one."""
+"""By class: its decoder, and the function that makes a value canonical, if it has one."""
 
 
 def decode(cls: type[T], data: bytes) -> T:
@@ -197,7 +198,7 @@ def decode(cls: type[T], data: bytes) -> T:
     read, canonical = _READERS.get(cls) or _reader(cls)
     try:
         if not data.isascii():
-            data.decode()  # msgspec skips unknown fields unread; serde wants UTF-8 throughout
+            data.decode()  # msgspec skips unknown fields; serde checks that they are UTF-8
         value = read(data)
         return value if canonical is None else canonical(value)  # type: ignore[no-any-return]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as exc:
@@ -212,42 +213,45 @@ def _reader(cls: Any) -> tuple[Callable[[bytes], Any], _Canonical | None]:
 def encode(value: Struct | HostStats) -> bytes:
     """`value` as the UTF-8 JSON that serde_json would write for it.
 
-    Raises ProtocolError for a time without an offset. Does not check ranges: a value that
-    `decode` gave, or whose fields hold what their types say, is always valid.
+    Raises ProtocolError for a time without an offset, and for text that is not Unicode. Does not
+    check ranges: a value whose fields match their types is always valid.
     """
     canonical = _CANONICAL.get(type(value))
-    if canonical is not None:
-        value = canonical(value)
-    data = _ENCODER.encode(value)
-    # msgspec writes six fraction digits where chrono writes three; one value in a thousand.
+    try:
+        if canonical is not None:
+            value = canonical(value)
+        data = _ENCODER.encode(value)
+    except (UnicodeEncodeError, OverflowError) as exc:
+        raise _refusal(type(value), exc) from exc
+    # msgspec writes six fraction digits where chrono writes three: in one value of a thousand.
     return _ENCODER.encode(_chrono_times(value)) if b'000Z"' in data else data
 
 
 def now() -> datetime:
-    """The wall clock in UTC: for timestamps people read, never for deadlines."""
+    """The wall clock in UTC: for timestamps, never for deadlines."""
     return datetime.now(UTC)
 
 
 def format_time(value: datetime) -> str:
-    """`value` in RFC 3339, in UTC, with 0, 3 or 6 fraction digits as chrono writes them."""
+    """`value` in RFC 3339, in UTC, with 0, 3 or 6 fraction digits, like chrono."""
     value = value.astimezone(UTC).replace(tzinfo=None)
     spec = "microseconds" if value.microsecond % 1000 else "milliseconds"
     return value.isoformat(timespec=spec if value.microsecond else "seconds") + "Z"
 
 
 def parse_time(text: str) -> datetime:
-    """An RFC 3339 time with an offset, in UTC; raises ProtocolError for anything else."""
+    """The moment that an RFC 3339 time with an offset names, in UTC. Raises ProtocolError."""
     try:
         return in_utc(msgspec.convert(text, Time))
     except (msgspec.ValidationError, OverflowError) as exc:
         raise ProtocolError("time", "", f"{text[:40]!r} is not RFC 3339 with an offset") from exc
 
 
-# ── the canonical form: what two peers agree is the same value ───────────────────────────
+# ── the canonical form: equal values have equal bytes ────────────────────────────────────
 
 
 def in_utc(value: datetime) -> datetime:
-    """The same moment in UTC. Raises ProtocolError where there is no offset."""
+    """The same moment in UTC. Raises ProtocolError for a time without an offset."""
     if value.tzinfo is UTC:
         return value
     if value.tzinfo is None:
@@ -305,8 +309,9 @@ def _with_infos(value: Any) -> Any:
 
 
 def _is_canonical(info: InstanceInfo) -> bool:
-    """Whether `_info` would give back the very same, as it nearly always does; a third of its cost,
-    and replies hold hundreds.
+    """Whether `_info` would return the same object, as it nearly always does.
+
+    This check takes a third of the time, and a reply has hundreds of instances.
     """
     health, ready = info.health, info.ready_at
     cpu, memory = health.cpu_percent, health.memory_bytes
@@ -335,7 +340,7 @@ _CANONICAL: Final[dict[Any, _Canonical]] = {
 
 
 def _chrono_times(value: Any) -> Any:
-    """`value` as plain JSON types, its times written as chrono writes them."""
+    """`value` as plain JSON types, with times in chrono's format."""
 
     def walk(node: Any) -> Any:
         if isinstance(node, datetime):
@@ -361,6 +366,8 @@ def _refusal(cls: Any, exc: Exception) -> ProtocolError:
     name = getattr(cls, "__name__", str(cls))
     if isinstance(exc, UnicodeDecodeError):
         return ProtocolError(name, "", f"not UTF-8 at byte {exc.start}")
+    if isinstance(exc, UnicodeEncodeError):
+        return ProtocolError(name, "", f"a text has a character that is not Unicode: {exc.reason}")
     if isinstance(exc, RecursionError):
         return ProtocolError(name, "", "nested too deeply")
     if isinstance(exc, OverflowError):

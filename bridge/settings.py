@@ -331,10 +331,10 @@ class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Config(Struct, frozen=True, kw_only=True):
-    """Everything a Box is told.
+    """The whole configuration of a Box.
 
-    `directory` is where relative paths of services start. `environ` is what instances inherit:
-    the environment without the credentials of this program.
+    Relative paths of services start at `directory`. Instances inherit `environ`: the environment
+    without the credentials of this program.
     """
 
     box: BoxConfig = field(default_factory=BoxConfig)
@@ -350,10 +350,10 @@ class Config(Struct, frozen=True, kw_only=True):
 
 
 class InstanceConfig(Struct, frozen=True, kw_only=True):
-    """What a Box hands an instance, by way of its environment; empty outside of any Box.
+    """What a Box gives an instance in its environment; empty if no Box started the process.
 
-    `host` is the Box's name, `address` where gateways reach this host. `announced` says that the
-    Box registers the instance, which then must not do so itself.
+    `host` is the Box's name, `address` where gateways reach this host. With `registered_by_box` the
+    Box registers the instance, so the instance must not register itself.
     """
 
     instance_id: str = ""
@@ -366,8 +366,9 @@ class InstanceConfig(Struct, frozen=True, kw_only=True):
 
 
 class NotifyConfig(Struct, frozen=True, kw_only=True):
-    """Where the service manager listens, "" if none does, and within how many seconds it must hear
-    from this process again and again, 0 if it need not.
+    """The service manager: `address` of its socket, "" without one.
+
+    The process must notify it at least every `watchdog` seconds; 0 means never.
     """
 
     address: str = ""
@@ -375,7 +376,7 @@ class NotifyConfig(Struct, frozen=True, kw_only=True):
 
 
 class LogConfig(Struct, frozen=True, kw_only=True):
-    """What to log, from which level on, and how: ``text`` or ``json``."""
+    """The lowest level to log, and the format: ``text`` or ``json``."""
 
     level: str = "info"
     style: str = "text"

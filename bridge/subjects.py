@@ -1,8 +1,8 @@
 """Every subject, stream, bucket and header name, and the rule for names.
 
-A service name, an instance id and a host name become subject tokens, so they are checked
-before they reach a subject: a dot, a wildcard or an empty string would reach other people's
-messages. Everything is derived from one prefix, so that two fleets can share an account.
+Service names, instance ids and host names become subject tokens. They are checked first, because a
+dot, a wildcard or an empty token would address other messages. One prefix starts all of them, so
+that two fleets can share an account.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from bridge.errors import ConfigError, NameRefused
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]*")
-_ABOUT: Final = re.compile(rf"[^.]*\.([^.]*)\.({_NAME.pattern})\.({_NAME.pattern})")
+_INSTANCE: Final = re.compile(rf"[^.]*\.([^.]*)\.({_NAME.pattern})\.({_NAME.pattern})")
 
 DEFAULT_PREFIX: Final = "box"
 
 INBOXES: Final = ("_INBOX.", "_R_.")
-"""Where a reply may go. A reply subject is the caller's choice, so nothing else is trusted."""
+"""The prefixes of permitted reply subjects. The caller chooses the subject: no other is trusted."""
 
 # Headers of events.
 MSG_ID: Final = "Nats-Msg-Id"
@@ -44,7 +44,7 @@ _CORDON: Final = "cordon."
 
 
 def check_name(kind: str, value: str) -> str:
-    """`value`, if it can be a subject token; raises NameRefused, naming `kind`, if not."""
+    """Return `value` if it can be a subject token; raise NameRefused, naming `kind`, otherwise."""
     if _NAME.fullmatch(value) is None:
         raise NameRefused(kind, value)
     return value
@@ -56,7 +56,7 @@ def is_name(value: str) -> bool:
 
 
 class Subjects(Struct, frozen=True, kw_only=True):
-    """The names that one fleet uses, all starting with its prefix."""
+    """The names that one fleet uses; each starts with the fleet's prefix."""
 
     prefix: str = DEFAULT_PREFIX
 
@@ -179,18 +179,19 @@ class Subjects(Struct, frozen=True, kw_only=True):
 
 
 def last_token(subject: str) -> str:
-    """What follows the last dot: the service of an event, the host of a stats message."""
+    """The text after the last dot: the service of an event, the host of a stats message."""
     return subject.rpartition(".")[2]
 
 
 def parse_instance_subject(subject: str) -> tuple[str, str, str]:
-    """What `subject` is about (``register``, ``health``, …), the service and the instance id;
-    raises NameRefused if those are no names.
+    """The kind of `subject` (``register``, ``health``, …), its service and its instance id.
+
+    Raises NameRefused for any other subject.
     """
-    found = _ABOUT.fullmatch(subject)
-    if found is None:
+    match = _INSTANCE.fullmatch(subject)
+    if match is None:
         raise NameRefused("subject", subject)
-    kind, service, instance_id = found.groups()
+    kind, service, instance_id = match.groups()
     return kind, service, instance_id
 
 
@@ -200,7 +201,7 @@ def slot_key(service: str, slot: int) -> str:
 
 
 def parse_slot_key(key: str) -> tuple[str, int]:
-    """The service and the slot of `key`; raises NameRefused if `slot_key` gives no such key."""
+    """The service and the slot of `key`; raises NameRefused if it is not a slot's key."""
     service, _, slot = key.rpartition(".")
     if not (is_name(service) and _NUMBER.fullmatch(slot)):
         raise NameRefused("slot key", key)
@@ -208,7 +209,7 @@ def parse_slot_key(key: str) -> tuple[str, int]:
 
 
 def cordon_key(host: str) -> str:
-    """The key of an operator's order for a host in the admin bucket: ``cordon.<host>``."""
+    """The key of an operator's order for a host, in the admin bucket: ``cordon.<host>``."""
     return f"{_CORDON}{check_name('host', host)}"
 
 

@@ -1,4 +1,4 @@
-"""Every task has an owner: a block of code that ends with its tasks, and they with it."""
+"""Tasks with an owner: a block of code that does not end before its tasks have ended."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 class _Scope(asyncio.TaskGroup):
-    """A TaskGroup that can be told to end its tasks.
+    """A TaskGroup with `end`, which cancels its tasks.
 
-    An exception would end them too; but a TaskGroup of Python 3.13 that fails cancels its owner
-    once more if that was ever cancelled, be it that the block has heeded it long ago.
+    An exception in the block would cancel them, too. But when a TaskGroup of Python 3.13 fails, it
+    cancels its owner again if the owner was ever cancelled, even if the block handled that.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class _Scope(asyncio.TaskGroup):
         return task
 
     def end(self) -> None:
-        """Cancel what still runs, and take nothing more."""
+        """Cancel the tasks that run, and accept no more."""
         self._ended = True
         for task in list(self._running):
             task.cancel()
@@ -49,10 +49,11 @@ class _Scope(asyncio.TaskGroup):
 async def task_scope() -> AsyncIterator[asyncio.TaskGroup]:
     """A TaskGroup for the background tasks of a block.
 
-    When the block ends, tasks that still run are cancelled and awaited. When a task fails, the
-    block is cancelled and the failure raised. The block's own exception comes out as it is, not
-    wrapped in a group, and so does the failure of a single task. A cancellation that arrives
-    while the tasks are being ended is raised once they have.
+    - When the block ends, tasks that still run are cancelled and awaited.
+    - When a task fails, the block is cancelled and the failure is raised.
+    - The block's own exception is raised without an exception group around it, and so is the
+      failure of a single task.
+    - A cancellation that arrives while the tasks end is raised when they have ended.
     """
     owner = asyncio.current_task()
     assert owner is not None
@@ -62,21 +63,21 @@ async def task_scope() -> AsyncIterator[asyncio.TaskGroup]:
         async with _Scope() as group:
             try:
                 yield group
-            except Exception as exc:  # re-raised below, without the group around it
+            except Exception as exc:  # raised below, without the group around it
                 raised = exc
-            cancels = owner.cancelling()  # what came before now was the block's to heed
+            cancels = owner.cancelling()  # the block has handled the earlier ones
             group.end()
     except BaseExceptionGroup as failures:
         if raised is None:
-            raise _bare(failures) from None
-    if owner.cancelling() > cancels:  # a TaskGroup that is ending its tasks drops it
+            raise _unwrap(failures) from None
+    if owner.cancelling() > cancels:  # a TaskGroup drops one that arrives while its tasks end
         raise asyncio.CancelledError
     if raised is not None:
         raise raised
 
 
 async def run_unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """What `work` returns; None, with `work` cancelled, if `event` is set first."""
+    """The result of `work`; None, and `work` is cancelled, if `event` is set first."""
     async with task_scope() as tasks:
         working, waiting = tasks.create_task(work), tasks.create_task(event.wait())
         await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
@@ -84,19 +85,19 @@ async def run_unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | 
 
 
 def raise_if_cancelled() -> None:
-    """Raise the CancelledError that somebody else's code has swallowed, if this task's was.
+    """Raise CancelledError if this task was cancelled and a library swallowed the exception.
 
-    asyncio.wait_for of Python 3.11 loses one that arrives just as what it waits for is there. For
-    tasks that are cancelled in order to end, and for nothing else.
+    asyncio.wait_for of Python 3.11 loses a cancellation that arrives together with its result. Only
+    for tasks that are cancelled in order to end them.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
 
 
-def _bare(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _unwrap(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The one exception in `group`, or `group` if there are several."""
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
-        found = found.exceptions[0]
-    return found
+    inner: BaseException = group
+    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+        inner = inner.exceptions[0]
+    return inner

@@ -1,7 +1,7 @@
-"""What a registration may say, whoever makes it: a Box, an instance, or a stranger. Pure.
+"""Checks of registrations and health reports, from a Box, an instance or any other client. Pure.
 
-Gateways connect to an endpoint and keep the metadata in memory, so both are checked by who sends
-them and by who reads them, with the same rules.
+Gateways connect to the endpoint of a registration and keep its metadata in memory. The sender and
+the reader therefore check both, with the same rules.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ MAX_METADATA: Final = 16 * 1024
 """Bytes of UTF-8, keys and values together."""
 
 DISAGREE: Final = "subject and payload disagree"
-"""Why a message is refused that names another instance, or service, than its subject does."""
+"""The reason for refusing a message whose payload names another instance than its subject."""
 
 HEALTHY_KEY: Final = "box-healthy"
-"""In the metadata of an instance that takes no traffic just now: ``box-healthy=false``."""
+"""The metadata of an instance that must get no traffic now has ``box-healthy=false``."""
 
 _PORT: Final = (  # 1 to 65535
     r":(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
@@ -34,8 +34,9 @@ _MAX_WITHDRAWAL: Final = 16 * 1024  # bytes; a reason of 1,000 letters takes 6,0
 
 
 def check_endpoint(value: str) -> str:
-    """`value`, if it is ``host:port`` with a name, an IPv4 or a bracketed IPv6 address; raises
-    ProtocolError.
+    """Return `value` if it is ``host:port``; raise ProtocolError otherwise.
+
+    `host` is a name, an IPv4 address or a bracketed IPv6 address.
     """
     if _NAMED.fullmatch(value) is not None:
         return value
@@ -50,15 +51,18 @@ def check_endpoint(value: str) -> str:
 
 
 def _is_address(bracketed: str) -> bool:
-    """Whether what stands in brackets is an IPv6 address."""
+    """Whether the text in brackets is an IPv6 address."""
     with contextlib.suppress(ValueError):
         return bool(ipaddress.IPv6Address(bracketed))
     return False
 
 
 def check_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
-    """`metadata`, if it is not larger than 16 KiB; raises ProtocolError."""
-    size = sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items())
+    """Return `metadata` if it is Unicode of at most 16 KiB; raise ProtocolError otherwise."""
+    try:
+        size = sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items())
+    except UnicodeEncodeError as exc:
+        raise ProtocolError("InstanceRegistration", "metadata", "is not Unicode text") from exc
     if size > MAX_METADATA:
         raise ProtocolError(
             "InstanceRegistration", "metadata", f"{size} bytes is larger than 16 KiB"
@@ -67,8 +71,9 @@ def check_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def check_health(health: InstanceHealth) -> InstanceHealth:
-    """`health`, if it can be true of an instance; raises ProtocolError. The wire itself takes any
-    number for the CPU.
+    """Return `health` if its CPU value is possible; raise ProtocolError otherwise.
+
+    The wire contract itself allows any number.
     """
     cpu = health.cpu_percent
     if cpu is not None and not 0 <= cpu <= _MAX_CPU:
@@ -77,14 +82,15 @@ def check_health(health: InstanceHealth) -> InstanceHealth:
 
 
 def read_withdrawal(data: bytes, service: str, instance_id: str) -> InstanceDeregistration | str:
-    """What withdraws the instance that a subject names; or why it is refused, for the metrics."""
+    """The withdrawal of the instance that a subject names; or, for metrics, why it is refused."""
     if len(data) > _MAX_WITHDRAWAL:
         return "too large"
     try:
-        gone = decode(InstanceDeregistration, data)
+        withdrawal = decode(InstanceDeregistration, data)
     except ProtocolError:
         return "malformed"
-    return gone if (gone.service, gone.instance_id) == (service, instance_id) else DISAGREE
+    same = (withdrawal.service, withdrawal.instance_id) == (service, instance_id)
+    return withdrawal if same else DISAGREE
 
 
 def endpoint_of(host: str, port: int) -> str:

@@ -19,7 +19,7 @@ def containers(podman: Podman, **changes: str) -> dict[str, Any]:
 
 
 def web(*command: str, **settings: object) -> str:
-    """A service `web` made from the test image: what serves, unless told otherwise."""
+    """A service `web` of the test image; it serves HTTP without a `command`."""
     values: dict[str, object] = {
         "command": list(command or SERVE),
         "image": IMAGE,

@@ -1,7 +1,7 @@
-"""Real podman for tests: a store of its own, images made from busybox, and faults of its engine.
+"""Real podman for tests: its own store, images made from busybox, and faults of the engine.
 
-Nothing is pulled from outside. Where podman cannot run, tests that need it are skipped, and say
-why.
+Nothing is pulled from outside. Where podman cannot run, the tests that need it are skipped, with
+the reason.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ events_logger = "file"
 default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
 """
 
-# Stands between a Box and podman, and fails on demand: by files that a test makes.
+# Stands between a Box and podman, and fails on demand: a test creates files for that.
 _SCRIPT = """#!/bin/sh
 echo "$@" >> {here}/calls
 if [ -e {here}/gone ]; then echo "podman: not found" >&2; exit 127; fi
@@ -52,7 +52,7 @@ done
 exec podman --root {here}/root --runroot {here}/run --storage-driver vfs "$@"
 """
 
-# What the image can do, beside busybox: serve its environment, slow answers, and the like.
+# The files of the image besides busybox: they serve the environment, slow answers and the like.
 _FILES = {
     "www/index.html": "ok\n",
     "www/cgi-bin/env": "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\n"
@@ -64,7 +64,7 @@ SERVE = ["httpd", "-f", "-p", "{port}", "-h", "/www"]
 
 
 class Podman:
-    """An engine with a store of its own in `here`; `engine` is what a Box is given as its path."""
+    """An engine with its own store in `here`; `engine` is the path for a Box."""
 
     def __init__(self, here: Path) -> None:
         self.here = here
@@ -80,7 +80,7 @@ class Podman:
         return script
 
     def install(self) -> str:
-        """Make the store and the image; why that cannot be done here, "" if it could."""
+        """Make the store and the image; returns why that is not possible here, or ""."""
         if shutil.which("podman") is None:
             return "podman is not installed"
         if shutil.which("busybox") is None:
@@ -100,7 +100,7 @@ class Podman:
         return ""
 
     def __call__(self, *words: str) -> str:
-        """Run podman past all faults; what it says."""
+        """The output of podman, called without the faults."""
         done = subprocess.run(
             ["podman", *self._where, *words], env=self._environ, capture_output=True, check=True
         )
@@ -134,7 +134,7 @@ class Podman:
         (self.here / "registries.conf").write_text(text)
 
     def calls(self) -> list[str]:
-        """What Boxes have asked of the engine in this test, a line each."""
+        """The calls of Boxes to the engine in this test, a line each."""
         return self._lines("calls")
 
     def env_files(self) -> list[str]:
@@ -146,7 +146,7 @@ class Podman:
         return file.read_text().splitlines() if file.exists() else []
 
     def remove_all(self) -> None:
-        """End and remove every container, and forget what was asked."""
+        """Kill and remove every container, and forget the calls."""
         for name in ("calls", "env-files"):
             (self.here / name).unlink(missing_ok=True)
         if names := self.names():
@@ -154,14 +154,14 @@ class Podman:
                 self("rm", "-f", "-t", "0", *names)
 
     def destroy(self) -> None:
-        """Leave nothing behind."""
+        """Remove the containers, the images and the store."""
         self.remove_all()
         with contextlib.suppress(subprocess.CalledProcessError):
             self("rmi", "-af")
         shutil.rmtree(self.here, ignore_errors=True)
 
     def kill_monitor(self, name: str) -> None:
-        """Kill what podman leaves beside a container, to tell it of its end."""
+        """Kill conmon, which reports the end of a container to podman."""
         os.kill(int(self.inspect(name)["State"]["ConmonPid"]), signal.SIGKILL)
 
     @property

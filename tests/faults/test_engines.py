@@ -1,4 +1,4 @@
-"""A container engine that hangs, goes or is killed, alone and with its Box: instances stay."""
+"""A container engine that hangs, is gone or is killed, alone or with its Box: instances stay."""
 
 from __future__ import annotations
 
@@ -28,48 +28,48 @@ from tests.support import ask, box_config, connect, eventually
 S = InstanceState
 
 
-async def unready(gateway: Connection, said: str, *, replicas: int) -> None:
-    """Return when the Box refuses a request for what is wanted already, for that reason."""
+async def unready(gateway: Connection, expected: str, *, replicas: int) -> None:
+    """Return when the Box refuses a request that changes nothing, with the expected reason."""
 
     async def is_refused() -> bool:
         answer = await ask(gateway, "web", replicas)
-        return not answer.accepted and said in (answer.error or "")
+        return not answer.accepted and expected in (answer.error or "")
 
-    await eventually(is_refused, what=f"refused with {said!r}")
+    await eventually(is_refused, what=f"refused with {expected!r}")
 
 
 async def ready(gateway: Connection, replicas: int) -> None:
-    """Return when the Box takes requests."""
+    """Return when the Box accepts requests."""
 
     async def is_taken() -> bool:
         return (await ask(gateway, "web", replicas)).accepted
 
-    await eventually(is_taken, what="a request is taken")
+    await eventually(is_taken, what="a request is accepted")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "expected"),
     [("hung", "podman 4.* does not answer"), ("gone", "podman: not found")],
 )
-async def test_while_its_engine_is_of_no_use_a_box_says_so_and_instances_stay(
-    server: EmbeddedServer, tmp_path: Path, podman: Podman, fault: str, said: str
+async def test_while_its_engine_fails_a_box_reports_it_and_instances_stay(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman, fault: str, expected: str
 ) -> None:
     async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, recorder):
         await ask(gateway, "web", 2)
         before = await serving(gateway, "web", 2)
-        told = len(recorder.events)
+        count = len(recorder.events)
         pids = {info.id: podman.pid(info.id) for info in before}
         with podman.fault(fault):
-            await unready(gateway, said.partition("*")[0].strip(), replicas=2)
+            await unready(gateway, expected.partition("*")[0].strip(), replicas=2)
             for info in before:
                 assert await get(info)
-            os.kill(pids[before[0].id], signal.SIGKILL)  # told when the engine can say how
+            os.kill(pids[before[0].id], signal.SIGKILL)  # reported when the engine answers again
             await unready(gateway, "not ready: podman", replicas=2)
-            assert not [e for _, e in recorder.events[told:] if e.to_state is S.FAILED]
-            asked = len(podman.calls())
-            await asyncio.sleep(3)  # in which it is asked three times or four, or over and over
-            assert len(podman.calls()) - asked <= 8
+            assert not [e for _, e in recorder.events[count:] if e.to_state is S.FAILED]
+            calls = len(podman.calls())
+            await asyncio.sleep(3)  # three or four calls; a busy loop would make many more
+            assert len(podman.calls()) - calls <= 8
         await ready(gateway, 2)
         await recorder.reached(before[0].id, "Failed")
         assert recorder.of(before[0].id)[-1].message.startswith("killed by signal 9")
@@ -90,7 +90,7 @@ async def test_a_container_that_is_slow_to_start_is_started_once(
 
 
 @pytest.mark.slow
-async def test_what_is_to_end_while_the_engine_hangs_ends_when_it_is_back(
+async def test_an_instance_to_end_while_the_engine_hangs_ends_when_it_is_back(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
     async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, recorder):
@@ -106,7 +106,7 @@ async def test_what_is_to_end_while_the_engine_hangs_ends_when_it_is_back(
 
 
 @pytest.mark.slow
-async def test_an_end_that_the_engine_has_lost_sight_of_is_told(
+async def test_an_end_that_the_engine_does_not_notice_is_reported(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
     async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, recorder):
@@ -121,7 +121,7 @@ async def test_an_end_that_the_engine_has_lost_sight_of_is_told(
         await eventually(lambda: podman.names() == {other.id})
 
 
-async def test_a_box_does_not_start_without_a_word_from_its_engine(
+async def test_a_box_does_not_start_while_its_engine_does_not_answer(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
     config = box_config(tmp_path, server.url, web(), **containers(podman))
@@ -130,7 +130,7 @@ async def test_a_box_does_not_start_without_a_word_from_its_engine(
 
 
 class Killed:
-    """A Box with containers in a process of its own, to be killed."""
+    """A Box with containers, in its own process, to be killed."""
 
     def __init__(self, directory: Path, podman: Podman) -> None:
         self._directory = directory
@@ -150,12 +150,12 @@ class Killed:
         assert self.process.wait() == -signal.SIGKILL, "the fault did not fire"
 
     def kill_with_engine(self) -> int:
-        """Kill the Box and every call to the engine that it has under way; how many these were."""
+        """Kill the Box and its running calls to the engine; returns how many calls were killed."""
         calls = children(self.process.pid)
         self.kill()
         ended = 0
         for pid in calls:
-            with contextlib.suppress(ProcessLookupError):  # it was just done
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(pid, signal.SIGKILL)
                 ended += 1
         return ended
@@ -176,8 +176,8 @@ def killed(podman: Podman, tmp_path: Path, server: EmbeddedServer) -> Iterator[K
 
 
 async def settled(gateway: Connection, podman: Podman, replicas: int) -> list[InstanceInfo]:
-    """So many serve, each chain of events is whole, and there is no other container."""
-    await scaled(gateway, replicas)  # once the Box is there
+    """Return when `replicas` serve, each chain of events is whole, and no container is left."""
+    await scaled(gateway, replicas)  # once the Box answers
 
     async def alike() -> tuple[list[InstanceInfo]] | None:
         there = await serving(gateway, "web", replicas)
@@ -189,11 +189,11 @@ async def settled(gateway: Connection, podman: Podman, replicas: int) -> list[In
 
 
 def secrets(tmp_path: Path) -> list[Path]:
-    """What is left of environment files."""
+    """The environment files that remain."""
     return list((tmp_path / "data-box-a" / "secrets").iterdir())
 
 
-async def test_containers_go_on_when_their_box_is_killed_and_are_taken_back(
+async def test_containers_survive_the_kill_of_their_box_and_are_adopted(
     server: EmbeddedServer, tmp_path: Path, podman: Podman, killed: Killed
 ) -> None:
     async with connect(server.url) as gateway:
@@ -216,7 +216,7 @@ async def test_containers_go_on_when_their_box_is_killed_and_are_taken_back(
         assert all(S.FAILED not in states and S.DRAINING not in states for states in untouched)
 
 
-async def test_containers_are_taken_back_without_a_journal(
+async def test_containers_are_adopted_without_a_journal(
     server: EmbeddedServer, tmp_path: Path, podman: Podman, killed: Killed
 ) -> None:
     async with connect(server.url) as gateway:
@@ -251,7 +251,7 @@ async def test_a_box_and_its_engine_killed_at_work_leave_nothing_behind(
 
 
 @pytest.mark.slow
-async def test_a_box_killed_while_an_image_is_pulled_pulls_it_in_its_next_life(
+async def test_a_box_killed_during_a_pull_pulls_again_after_its_restart(
     server: EmbeddedServer, tmp_path: Path, podman: Podman, killed: Killed
 ) -> None:
     killed.kill()

@@ -35,13 +35,13 @@ USER: Final[dict[str, Any]] = (
 @pytest.fixture(params=["dash", "bash", "busybox"])
 def shell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shims run under this shell, and as nobody."""
-    found = shutil.which(request.param)
-    if found is None:
+    path = shutil.which(request.param)
+    if path is None:
         pytest.skip(f"there is no {request.param} on this host")
     # Each is called sh, as /bin/sh is: bash is stricter then.
     called = ["busybox", "sh"] if request.param == "busybox" else ["sh"]
     monkeypatch.setattr(shim, "_SHELL", called)
-    spawn = functools.partial(shim._Shim, executable=found, **USER)
+    spawn = functools.partial(shim._Shim, executable=path, **USER)
     monkeypatch.setattr(shim, "_Shim", spawn)
 
 
@@ -93,7 +93,7 @@ def forbid_forks(shim: int) -> None:
 
 
 @pytest.mark.usefixtures("shell")
-async def test_an_instance_that_ends_by_itself_is_not_taken_for_a_fenced_one(
+async def test_an_instance_that_ends_by_itself_does_not_count_as_fenced(
     directory: Path, fence: Fence
 ) -> None:
     fence.extend(60.0)
@@ -106,7 +106,7 @@ async def test_an_instance_that_ends_by_itself_is_not_taken_for_a_fenced_one(
 
 @pytest.fixture
 def clock(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """In place of /proc/uptime, as where a container has one of its own: 100 s after its start."""
+    """In place of /proc/uptime, as in a container with its own: 100 s after its start."""
     clock = directory / "uptime"
     clock.write_text("100.00 50.00\n")
     monkeypatch.setattr("bridge.box.fleet.fence.UPTIME", clock)
@@ -115,7 +115,7 @@ def clock(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("shell")
-async def test_the_box_and_its_shims_go_by_one_clock(
+async def test_the_box_and_its_shims_use_one_clock(
     directory: Path, fence: Fence, clock: Path
 ) -> None:
     fence.extend(60.0)
@@ -158,14 +158,14 @@ async def test_a_fence_lasts_as_long_as_it_was_extended(directory: Path, fence: 
 
 
 def replace_text(file: Path, text: str) -> None:
-    """In one step: who reads meanwhile finds the old text or the new."""
+    """Replace the file in one step: a reader gets the old text or the new one."""
     part = file.with_suffix(".new")
     part.write_text(text)
     part.replace(file)
 
 
 @pytest.mark.parametrize("text", [None, "", "soon"])
-def test_a_host_without_a_clock_refuses_what_is_to_be_fenced(
+def test_a_host_without_a_clock_refuses_fenced_services(
     tmp_path: Path, clock: Path, text: str | None
 ) -> None:
     clock.unlink() if text is None else clock.write_text(text)
@@ -175,7 +175,7 @@ def test_a_host_without_a_clock_refuses_what_is_to_be_fenced(
         offers(fenced)
 
 
-def test_a_fence_that_cannot_be_read_off_the_clock_is_not_put_off(
+def test_a_fence_is_not_extended_while_the_clock_cannot_be_read(
     clock: Path, fence: Fence, caplog: pytest.LogCaptureFixture
 ) -> None:
     fence.extend(60.0)

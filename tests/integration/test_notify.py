@@ -16,7 +16,7 @@ from bridge.tasks import task_scope
 from tests.support import box_config, listening
 
 
-async def test_the_status_says_why_a_box_is_not_ready_and_when_it_is_again(
+async def test_the_status_reports_why_a_box_is_not_ready_and_when_it_is_again(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     address = str(tmp_path / "notify")
@@ -38,9 +38,7 @@ async def test_the_status_says_why_a_box_is_not_ready_and_when_it_is_again(
         assert not {"READY=1", "STOPPING=1", "WATCHDOG=1"} & set(manager.lines)
 
 
-async def test_a_loop_that_stands_still_does_not_ping(
-    server: EmbeddedServer, tmp_path: Path
-) -> None:
+async def test_a_blocked_event_loop_does_not_ping(server: EmbeddedServer, tmp_path: Path) -> None:
     address = str(tmp_path / "notify")
     async with Box.running(box_config(tmp_path, server.url)) as box, task_scope() as tasks:
         notifier = Notifier(NotifyConfig(address=address, watchdog=0.02), box)
@@ -59,7 +57,7 @@ async def test_a_loop_that_stands_still_does_not_ping(
             assert b"WATCHDOG=1" in await asyncio.wait_for(loop.sock_recv(inbox, 4096), 10)
 
 
-async def test_a_service_manager_that_hears_nothing_is_told_again_what_is_new(
+async def test_a_status_that_the_service_manager_missed_is_sent_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     address = str(tmp_path / "notify")

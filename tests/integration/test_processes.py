@@ -1,4 +1,4 @@
-"""The process runtime by itself: real processes, without a Box around them."""
+"""The process runtime with real processes, without a Box."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def spec(tmp_path: Path, *command: str) -> Spec:
     )
 
 
-async def unwritten(identity: ProcessIdentity, port: int) -> None:
-    """In place of a journal: nothing is written down."""
+async def not_recorded(identity: ProcessIdentity, port: int) -> None:
+    """In place of a journal: nothing is recorded."""
 
 
 async def test_a_sweep_spares_an_instance_that_is_being_spawned(
@@ -61,7 +61,7 @@ async def test_a_sweep_spares_an_instance_that_is_being_spawned(
     monkeypatch.setattr(runtime, "_spawn", wait_for_sweep)
     process = await runtime.create(spec(tmp_path, "sleep", "60"), print)
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(runtime.start(process, unwritten))
+        tasks.create_task(runtime.start(process, not_recorded))
         assert await asyncio.to_thread(spawned.wait, 10)
         assert await runtime.sweep() == []
         swept.set()
@@ -76,27 +76,27 @@ while :; do sleep 0.1; done
 
 
 @pytest.mark.parametrize(
-    ("grace", "said"), [(10.0, "up\nflushed\n"), (0.0, "up\n")], ids=["in-time", "too-late"]
+    ("grace", "expected"), [(10.0, "up\nflushed\n"), (0.0, "up\n")], ids=["in-time", "too-late"]
 )
-async def test_what_a_shell_runs_has_the_grace_although_the_shell_is_gone(
-    runtime: ProcessRuntime, tmp_path: Path, grace: float, said: str
+async def test_a_child_of_a_shell_gets_the_grace_although_the_shell_has_ended(
+    runtime: ProcessRuntime, tmp_path: Path, grace: float, expected: str
 ) -> None:
     (tmp_path / "service.sh").write_text(FLUSH_SLOWLY)
     (tmp_path / "start.sh").write_text("/bin/sh service.sh\necho the shell was not ended\n")
     process = await runtime.create(spec(tmp_path, "/bin/sh", "start.sh"), print)
-    await runtime.start(process, unwritten)
+    await runtime.start(process, not_recorded)
     log = process.spec.directory / "stdout.log"
     await eventually(lambda: log.read_text() == "up\n")
     await runtime.stop(process, grace)
     await eventually(lambda: not labelled(str(process.spec.directory)))
-    assert log.read_text() == said
+    assert log.read_text() == expected
 
 
-async def test_a_shim_that_nobody_has_in_hand_any_more_lives_on_unless_it_was_never_told_to_go(
+async def test_a_dropped_shim_lives_on_unless_its_command_never_started(
     runtime: ProcessRuntime, tmp_path: Path
 ) -> None:
     process = await runtime.create(spec(tmp_path, "sleep", "60"), print)
-    await runtime.start(process, unwritten)
+    await runtime.start(process, not_recorded)
     process.popen = None  # as when a Box leaves its instances; a warning would be an error here
     assert alive(process.pid)
     never = tmp_path / "never"

@@ -1,4 +1,4 @@
-"""The embedded server: up when it says so, gone with its owner, its store lasting."""
+"""The embedded server: when it is ready, how it ends with its owner, what its store keeps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def alive(pid: int) -> bool:
     return state_of(pid) not in ("", "Z")
 
 
-async def test_it_is_ready_when_start_returns_and_gone_when_stop_does(tmp_path: Path) -> None:
+async def test_it_is_ready_when_start_returns_and_ended_when_stop_returns(tmp_path: Path) -> None:
     async with EmbeddedServer(tmp_path) as server:
         pid = server.pid
         assert alive(pid)
@@ -43,7 +43,7 @@ async def test_it_is_ready_when_start_returns_and_gone_when_stop_does(tmp_path: 
     assert not list(tmp_path.glob("ports-*"))
 
 
-async def test_it_runs_the_configuration_that_is_deployed(server: EmbeddedServer) -> None:
+async def test_it_runs_the_configuration_in_deploy(server: EmbeddedServer) -> None:
     deployed = REPOSITORY / "deploy" / "nats" / "nats-server.conf"
     packaged = REPOSITORY / "bridge" / "bus" / "nats-server.conf"
     assert packaged.read_text() == deployed.read_text()
@@ -54,7 +54,7 @@ async def test_it_runs_the_configuration_that_is_deployed(server: EmbeddedServer
     assert subprocess.run(command, capture_output=True, check=True).returncode == 0
 
 
-async def test_what_was_acknowledged_is_there_after_a_kill_and_a_restart(
+async def test_acknowledged_messages_survive_a_kill_and_a_restart(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection:
@@ -96,18 +96,18 @@ async def test_a_port_in_use_is_reported_with_the_end_of_the_servers_log(tmp_pat
             await EmbeddedServer(tmp_path, port=port).start()
 
 
-async def test_a_server_that_does_not_get_ready_is_given_up_and_ended(
+async def test_a_server_that_does_not_get_ready_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    binary, told = tmp_path / "never-ready", tmp_path / "pid"
-    binary.write_text(f"#!/bin/sh\necho $$ > {told}\nexec sleep 600\n")
+    binary, pid_file = tmp_path / "never-ready", tmp_path / "pid"
+    binary.write_text(f"#!/bin/sh\necho $$ > {pid_file}\nexec sleep 600\n")
     binary.chmod(0o755)
     monkeypatch.setenv("NATS_SERVER_BIN", str(binary))
     server = EmbeddedServer(tmp_path, patience=0.5)
     with pytest.raises(ServerNotStarted, match=r"not ready within 0\.5 s"):
         await server.start()
     assert server.pid == 0
-    assert not alive(int(told.read_text()))
+    assert not alive(int(pid_file.read_text()))
 
 
 async def test_a_pause_keeps_connections_and_answers_nothing(server: EmbeddedServer) -> None:
@@ -121,8 +121,8 @@ async def test_a_pause_keeps_connections_and_answers_nothing(server: EmbeddedSer
 def test_the_binary_can_be_chosen_and_a_wrong_choice_raises(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    found = find_binary()
-    assert os.access(found, os.X_OK)
+    path = find_binary()
+    assert os.access(path, os.X_OK)
     monkeypatch.setenv("NATS_SERVER_BIN", "/bin/sh")
     assert find_binary() == Path("/bin/sh")
     monkeypatch.setenv("NATS_SERVER_BIN", str(tmp_path / "none"))

@@ -48,7 +48,7 @@ async def call_in_thread(action: str, function: Callable[..., T], *arguments: ob
 
 
 def describe(exc: BaseException) -> str:
-    """The reason for people: what the system says, without the errno; never empty."""
+    """The reason for people: the system's text without the errno; never empty."""
     strerror = getattr(exc, "strerror", None)
     filename = getattr(exc, "filename", None)
     if strerror:

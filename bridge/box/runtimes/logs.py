@@ -61,7 +61,7 @@ def _surplus(root: Path, living: set[str]) -> list[Path]:
     for directory in root.iterdir() if root.is_dir() else ():
         if directory.name not in living and directory.is_dir():
             service = directory.name.rpartition("-")[0]
-            with contextlib.suppress(FileNotFoundError):  # deleted by somebody else
+            with contextlib.suppress(FileNotFoundError):  # another process deleted it
                 entry = (directory.stat().st_mtime, directory)
                 by_service.setdefault(service, []).append(entry)
     return [

@@ -1,11 +1,11 @@
-"""A runtime by itself, without a Box around it, and programs that any runtime can run."""
+"""A runtime without a Box, and programs that any runtime can run."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,9 @@ FAILING = ["sh", "-c", "echo the first line; echo the last words >&2; exit 3"]
 
 @dataclass
 class Bench:
-    """How a test makes runtimes of one kind, all for the same Box, and specs for them.
+    """Makes runtimes of one kind, all for the same Box, and specs for them.
 
-    `podman` is what runs containers, if that is what it makes, and `engine` the program to call.
+    `podman` runs the containers of the ``oci`` kind; `engine` is the program to call.
     """
 
     directory: Path
@@ -54,7 +54,7 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def life(self) -> AsyncIterator[Runtime]:
-        """A runtime as in one life of its Box: what it has made stays when the block is over."""
+        """A runtime for one run of its Box: its instances live on when the block ends."""
         runtime = await asyncio.to_thread(self._runtime)
         async with task_scope() as tasks:
             tasks.create_task(runtime.run())
@@ -82,7 +82,7 @@ class Bench:
         )
 
     async def started(self, runtime: Runtime, spec: Spec) -> Handle:
-        """An instance that was let go; for one that serves, see `serving`."""
+        """An instance that was started; for one that serves, see `serving`."""
         handle = await runtime.create(spec, print)
         await runtime.start(handle, self.record)
         return handle
@@ -116,9 +116,6 @@ class Bench:
         )
 
 
-Said = Callable[[str], bool]
-
-
-async def says(runtime: Runtime, handle: Handle, line: str) -> None:
-    """Return when that is the last line that the instance wrote to where its Box sees it."""
+async def logged(runtime: Runtime, handle: Handle, line: str) -> None:
+    """Return when `line` is the last line in the instance's log."""
     await eventually(lambda: runtime.last_line(handle) == line)

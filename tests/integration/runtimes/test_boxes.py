@@ -48,7 +48,7 @@ def host(request: pytest.FixtureRequest) -> Host:
     return Host({}, table, serve, None)
 
 
-async def test_instances_are_made_serve_and_end_as_their_events_say(
+async def test_instances_start_serve_and_end_as_their_events_report(
     server: EmbeddedServer, tmp_path: Path, host: Host
 ) -> None:
     async with boxed(server, tmp_path, host.service(), **host.settings) as (gateway, recorder):
@@ -68,7 +68,7 @@ async def test_instances_are_made_serve_and_end_as_their_events_say(
             await eventually(lambda: not podman.names())
 
 
-async def test_what_fails_says_how_and_is_tried_again(
+async def test_a_failed_instance_reports_the_reason_and_is_retried(
     server: EmbeddedServer, tmp_path: Path, host: Host
 ) -> None:
     table = host.service(*FAILING)
@@ -81,7 +81,7 @@ async def test_what_fails_says_how_and_is_tried_again(
         await ask(gateway, "web", 0)
 
 
-async def test_what_ignores_the_request_to_end_is_killed_and_that_is_told(
+async def test_an_instance_that_ignores_sigterm_is_killed_and_that_is_reported(
     server: EmbeddedServer, tmp_path: Path, host: Host
 ) -> None:
     table = host.service(*script(STUBBORN.format(serve=host.serve)), stop_grace=0.3)
@@ -100,13 +100,13 @@ async def test_load_is_measured_while_it_serves(
         await ask(gateway, "web", 1)
 
         async def measured() -> bool:
-            found = await instances(gateway, "web")
-            return bool(found) and (found[0].health.memory_bytes or 0) > 0
+            there = await instances(gateway, "web")
+            return bool(there) and (there[0].health.memory_bytes or 0) > 0
 
         await eventually(measured)
 
 
-async def test_a_fixed_port_that_is_taken_is_told_with_its_holder(
+async def test_a_fixed_port_in_use_is_reported_with_its_process(
     server: EmbeddedServer, tmp_path: Path, host: Host, unused_port: int
 ) -> None:
     table = host.service(port_map=[f"{unused_port}:80"])
@@ -117,7 +117,7 @@ async def test_a_fixed_port_that_is_taken_is_told_with_its_holder(
             assert event.message.startswith(f"port {unused_port} is taken by ")
 
 
-async def test_the_next_life_of_a_box_goes_on_with_what_the_last_one_left(
+async def test_a_restarted_box_takes_over_the_instances_that_it_left(
     server: EmbeddedServer, tmp_path: Path, host: Host
 ) -> None:
     config = box_config(
@@ -131,11 +131,11 @@ async def test_the_next_life_of_a_box_goes_on_with_what_the_last_one_left(
         for info in before:
             assert await get(info)
             await eventually(lambda: recorder.states(info.id)[-1:] in (["Ready"], ["Busy"]))  # noqa: B023
-        told = len(recorder.events)
+        count = len(recorder.events)
         again = box_config(tmp_path, server.url, host.service(), **host.settings)
         async with Box.running(again):
             after = await serving(gateway, "web", 2)
             assert {info.id for info in after} == {info.id for info in before}
-            changes = [e for _, e in recorder.events[told:] if e.to_state not in (S.BUSY, S.READY)]
+            changes = [e for _, e in recorder.events[count:] if e.to_state not in (S.BUSY, S.READY)]
             assert not changes
         recorder.check_chains()

@@ -69,7 +69,7 @@ async def test_all_ports_are_published_and_the_first_is_where_it_serves(
         assert ports["81/tcp"] == [{"HostIp": "127.0.0.1", "HostPort": str(unused_port)}]
 
 
-async def test_a_container_says_whose_it_is(
+async def test_a_container_carries_the_labels_of_its_box(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
     async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, _):
@@ -84,7 +84,7 @@ async def test_a_container_says_whose_it_is(
         }
 
 
-async def test_secrets_show_in_no_command_line_and_stay_in_no_file(
+async def test_secrets_appear_in_no_command_line_and_remain_in_no_file(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
     table = web(env={"PASSWORD": "opensesame"})
@@ -137,13 +137,13 @@ async def test_what_a_container_cannot_honour_is_refused_in_the_reply(
         "the same ports twice": ScaleConfig(port_map=["0:80", "0:80"]),
     }
     async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, recorder):
-        for said, config in cases.items():
-            assert said in await refused(gateway, config)
+        for expected, config in cases.items():
+            assert expected in await refused(gateway, config)
         assert not recorder.events
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "expected"),
     [
         ({"image": ""}, "`image` is missing"),
         ({"cwd": "/srv"}, "cwd is for the process runtime"),
@@ -151,18 +151,18 @@ async def test_what_a_container_cannot_honour_is_refused_in_the_reply(
         ({"env": {"PORT": "1"}}, "env PORT is set by the Box"),
     ],
 )
-def test_what_makes_no_sense_in_a_container_is_no_configuration(
-    tmp_path: Path, settings: dict[str, object], said: str
+def test_settings_that_a_container_cannot_have_are_refused(
+    tmp_path: Path, settings: dict[str, object], expected: str
 ) -> None:
     table = web(**settings)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=expected):
         Box(box_config(tmp_path, "nats://x", table, more='runtime = "oci"'))
 
 
 # ── limits ───────────────────────────────────────────────────────────────────────────────
 
 
-async def test_who_takes_more_memory_than_its_limit_is_killed_and_that_is_told(
+async def test_an_instance_over_its_memory_limit_is_killed_and_that_is_reported(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
     hungry = script("sleep 1; x=$(dd if=/dev/zero bs=1M count=200 | tr '\\0' x); sleep 9")
@@ -173,7 +173,7 @@ async def test_who_takes_more_memory_than_its_limit_is_killed_and_that_is_told(
         assert event.message.startswith("killed by signal 9: out of memory: its limit is 32 MiB")
 
 
-async def test_a_process_beside_the_main_one_that_runs_out_of_memory_is_told_in_the_end(
+async def test_a_second_process_that_runs_out_of_memory_is_reported_at_the_end(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
     hungry = script("sleep 1; dd if=/dev/zero of=/dev/null bs=200M count=1; exit 4")
@@ -187,17 +187,17 @@ async def test_a_process_beside_the_main_one_that_runs_out_of_memory_is_told_in_
 # ── images ───────────────────────────────────────────────────────────────────────────────
 
 
-async def test_an_absent_image_is_pulled_once_and_that_is_told(
+async def test_a_missing_image_is_pulled_once_and_that_is_reported(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
     with registry(podman) as images:
         table = web(image=images.name)
         async with boxed(server, tmp_path, table, **containers(podman)) as (gateway, recorder):
             await ask(gateway, "web", 2)
-            told = f"pulling image {images.name}"
-            await eventually(lambda: told in messages(recorder))
+            pulling = f"pulling image {images.name}"
+            await eventually(lambda: pulling in messages(recorder))
             await eventually(lambda: any("waiting for image" in m for m in messages(recorder)))
-            copying = f"{told}: Copying blob"
+            copying = f"{pulling}: Copying blob"
             await eventually(lambda: any(m.startswith(copying) for m in messages(recorder)))
             for info in await instances(gateway, "web"):
                 assert info.state is S.CREATING
@@ -209,7 +209,7 @@ async def test_an_absent_image_is_pulled_once_and_that_is_told(
             assert len([call for call in podman.calls() if call.startswith("pull")]) == 1
 
 
-async def test_who_is_not_wanted_any_more_does_not_wait_for_its_image(
+async def test_an_instance_that_is_no_longer_needed_does_not_wait_for_its_image(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
     with registry(podman) as images:
@@ -225,7 +225,7 @@ async def test_who_is_not_wanted_any_more_does_not_wait_for_its_image(
             assert not images.open.is_set()
 
 
-async def test_a_pull_that_fails_is_told_with_the_engines_reason(
+async def test_a_failed_pull_is_reported_with_the_reason_of_the_engine(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
     with registry(podman) as images:
@@ -242,7 +242,7 @@ async def test_a_pull_that_fails_is_told_with_the_engines_reason(
 # ── what others do to containers ─────────────────────────────────────────────────────────
 
 
-async def test_a_container_that_somebody_removes_is_told_and_replaced(
+async def test_a_removed_container_is_reported_and_replaced(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
     async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, recorder):
@@ -255,7 +255,7 @@ async def test_a_container_that_somebody_removes_is_told_and_replaced(
         assert other.id != info.id
 
 
-async def test_what_carries_our_label_and_is_nobodys_is_removed_and_others_containers_are_not(
+async def test_only_strays_with_the_label_of_this_box_are_removed(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
     async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, _):
@@ -281,7 +281,7 @@ def failing(directory: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "expected"),
     [
         (
             "echo podman version 2.1.1",
@@ -291,16 +291,16 @@ def failing(directory: Path, text: str) -> str:
         ("echo no daemon >&2; exit 1", "exit code 1: no daemon"),
     ],
 )
-async def test_an_engine_that_will_not_do_is_told_at_the_start(
-    server: EmbeddedServer, tmp_path: Path, script: str, said: str
+async def test_an_unsuitable_engine_is_reported_at_the_start(
+    server: EmbeddedServer, tmp_path: Path, script: str, expected: str
 ) -> None:
     more = f'runtime = "oci"\nengine = "{failing(tmp_path, script)}"'
     box = Box(box_config(tmp_path, server.url, web(), more=more))
-    with pytest.raises(EngineUnsuitable, match=said):
+    with pytest.raises(EngineUnsuitable, match=expected):
         await box.run()
 
 
-async def test_an_engine_that_is_not_there_is_told_with_what_to_install(
+async def test_a_missing_engine_is_reported_with_what_to_install(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     box = Box(box_config(tmp_path, server.url, web(), more='runtime = "oci"\nengine = "nerdctl"'))
@@ -308,7 +308,7 @@ async def test_an_engine_that_is_not_there_is_told_with_what_to_install(
         await box.run()
 
 
-async def test_sandbox_isolation_is_for_the_engine_that_has_it(
+async def test_sandbox_isolation_needs_an_engine_that_has_it(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
     more = containers(podman)["more"] + '\nisolation = "sandbox"'

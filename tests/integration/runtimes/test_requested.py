@@ -27,7 +27,7 @@ _SCRIPT = "trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait"
 
 @pytest.fixture
 def image(podman: Podman) -> str:
-    """An image that serves by itself, at the port that containers have if nobody says another."""
+    """An image that serves by itself, at the default port of containers."""
     podman("create", "--name", "to-be-image", IMAGE, "true")
     podman("commit", "-q", "--change", f'CMD ["sh", "-c", "{_SCRIPT}"]', "to-be-image", SERVING)
     podman("rm", "to-be-image")
@@ -69,7 +69,7 @@ async def test_an_image_that_one_host_admits_is_run_there_and_nowhere_else(
         recorder.check_chains()
 
 
-async def test_it_lives_through_a_restart_of_its_box_and_the_loss_of_the_store(
+async def test_it_survives_a_restart_of_its_box_and_the_loss_of_the_store(
     server: EmbeddedServer, tmp_path: Path, podman: Podman, image: str
 ) -> None:
     def life(*patterns: str) -> AbstractAsyncContextManager[Box]:

@@ -51,7 +51,7 @@ async def left_over(bench: Bench) -> set[str]:
 # ── one life ─────────────────────────────────────────────────────────────────────────────
 
 
-async def test_an_instance_serves_at_its_port_is_measured_and_ends_when_asked(
+async def test_an_instance_serves_at_its_port_is_measured_and_ends_on_request(
     bench: Bench,
 ) -> None:
     async with bench.life() as runtime:
@@ -75,7 +75,7 @@ async def test_an_instance_serves_at_its_port_is_measured_and_ends_when_asked(
     assert not await left_over(bench)
 
 
-async def test_it_is_written_down_before_it_does_anything(bench: Bench) -> None:
+async def test_its_process_is_recorded_before_its_command_runs(bench: Bench) -> None:
     async with bench.life() as runtime:
         handle = await runtime.create(bench.spec(FAILING), print)
         assert not bench.recorded
@@ -90,7 +90,7 @@ async def test_it_is_written_down_before_it_does_anything(bench: Bench) -> None:
     assert not await left_over(bench)
 
 
-async def test_an_exit_code_and_the_last_words_are_told(bench: Bench) -> None:
+async def test_the_exit_code_and_the_last_log_line_are_reported(bench: Bench) -> None:
     async with bench.life() as runtime:
         handle = await bench.started(runtime, bench.spec(FAILING))
         assert await ended(runtime, handle) == Exit(code=3)
@@ -98,7 +98,7 @@ async def test_an_exit_code_and_the_last_words_are_told(bench: Bench) -> None:
         assert await runtime.stop(handle, 0) == Exit(code=3)
 
 
-async def test_a_signal_is_told(bench: Bench) -> None:
+async def test_a_signal_is_reported(bench: Bench) -> None:
     async with bench.life() as runtime:
         handle = await bench.started(runtime, bench.spec(STUBBORN))
         pid = bench.podman.pid("web-a") if bench.podman else bench.recorded[-1][0].pid
@@ -107,7 +107,7 @@ async def test_a_signal_is_told(bench: Bench) -> None:
         assert (await runtime.stop(handle, 0)).signal == signal.SIGKILL
 
 
-async def test_who_ends_in_its_grace_ends_in_order(bench: Bench) -> None:
+async def test_an_instance_that_ends_within_its_grace_is_not_killed(bench: Bench) -> None:
     async with bench.life() as runtime:
         handle = await bench.serving(runtime)
         other = await bench.started(runtime, bench.spec(POLITE, "web-b"))
@@ -122,7 +122,7 @@ async def test_who_ends_in_its_grace_ends_in_order(bench: Bench) -> None:
         assert await runtime.listens(handle)
 
 
-async def test_who_ignores_the_request_to_end_is_killed_after_its_grace(bench: Bench) -> None:
+async def test_an_instance_that_ignores_sigterm_is_killed_after_its_grace(bench: Bench) -> None:
     async with bench.life() as runtime:
         handle = await bench.started(runtime, bench.spec(STUBBORN))
         if bench.podman is not None:
@@ -134,7 +134,7 @@ async def test_who_ignores_the_request_to_end_is_killed_after_its_grace(bench: B
     assert not await left_over(bench)
 
 
-async def test_one_that_was_never_started_is_stopped_all_the_same(bench: Bench) -> None:
+async def test_an_instance_that_never_started_can_be_stopped(bench: Bench) -> None:
     async with bench.life() as runtime:
         handle = await runtime.create(bench.spec(POLITE), print)
         assert await runtime.stop(handle, 5) == Exit()
@@ -155,21 +155,21 @@ async def test_it_can_be_started_again_after_a_stop(bench: Bench) -> None:
         await runtime.stop(handle, 0)
 
 
-async def test_a_program_that_is_not_there_is_told_by_its_name(bench: Bench) -> None:
+async def test_a_missing_program_is_reported_by_its_name(bench: Bench) -> None:
     async with bench.life() as runtime:
         handle = await runtime.create(bench.spec(["no-such-program"]), print)
         try:
             await runtime.start(handle, bench.record)
         except InstanceError as exc:
-            told = str(exc)
+            reason = str(exc)
         else:
             assert (await ended(runtime, handle)).code == 127
-            told = runtime.last_line(handle)
-        assert "no-such-program" in told
+            reason = runtime.last_line(handle)
+        assert "no-such-program" in reason
         await runtime.stop(handle, 0)
 
 
-async def test_what_the_environment_says_arrives_as_it_was_written(bench: Bench) -> None:
+async def test_environment_variables_arrive_unchanged(bench: Bench) -> None:
     env = {"A": "two words ", "B": 'quoted "and" #hashed', "C": "ä=ü", "D": "", "E": "$HOME \\n"}
     script = 'printf "%s|" "$A" "$B" "$C" "$D" "$E" "$BOX_INSTANCE_ID" "$BOX_SERVICE"'
     async with bench.life() as runtime:
@@ -183,7 +183,7 @@ async def test_what_the_environment_says_arrives_as_it_was_written(bench: Bench)
 # ── ports and requests ───────────────────────────────────────────────────────────────────
 
 
-async def test_a_fixed_port_is_taken_or_its_holder_told(bench: Bench, unused_port: int) -> None:
+async def test_a_fixed_port_is_used_or_its_process_reported(bench: Bench, unused_port: int) -> None:
     ports = [f"{unused_port}:80"]
     async with bench.life() as runtime:
         with socket.create_server(("127.0.0.1", unused_port)):
@@ -196,7 +196,7 @@ async def test_a_fixed_port_is_taken_or_its_holder_told(bench: Bench, unused_por
         await runtime.stop(handle, 0)
 
 
-async def test_requests_in_flight_are_counted_but_for_the_boxes_probes(bench: Bench) -> None:
+async def test_requests_in_flight_are_counted_without_the_probes_of_the_box(bench: Bench) -> None:
     async with bench.life() as runtime, Prober.open("127.0.0.1") as prober:
         handle = await bench.serving(runtime)
         traffic = InflightCounter(prober, freshness=0.0, inside=runtime.requests_inside)
@@ -225,13 +225,13 @@ async def test_requests_in_flight_are_counted_but_for_the_boxes_probes(bench: Be
 # ── from life to life ────────────────────────────────────────────────────────────────────
 
 
-async def test_what_a_life_leaves_the_next_one_takes_back(bench: Bench) -> None:
+async def test_living_instances_are_adopted_after_a_restart(bench: Bench) -> None:
     async with bench.life() as runtime:
         before = await bench.serving(runtime)
     identity, port = bench.recorded[-1]
     async with bench.life() as runtime:
-        found = await runtime.list_living()
-        assert {name: item.port for name, item in found.items()} == {"web-a": port}
+        living = await runtime.list_living()
+        assert {name: item.port for name, item in living.items()} == {"web-a": port}
         handle = await runtime.adopt(before.spec, identity, port)  # type: ignore[attr-defined]
         assert handle.port == port
         assert await runtime.sweep() == []
@@ -244,7 +244,9 @@ async def test_what_a_life_leaves_the_next_one_takes_back(bench: Bench) -> None:
         assert (await watching).signal in (signal.SIGTERM, signal.SIGKILL)
 
 
-async def test_what_ended_meanwhile_is_told_as_it_ended(bench: Bench) -> None:
+async def test_an_instance_that_ended_meanwhile_is_reported_with_its_exit_code(
+    bench: Bench,
+) -> None:
     async with bench.life() as runtime:
         spec = bench.spec(["sh", "-c", "sleep 0.3; echo bye; exit 7"])
         await bench.started(runtime, spec)
@@ -265,7 +267,7 @@ async def test_what_ended_meanwhile_is_told_as_it_ended(bench: Bench) -> None:
     assert not await left_over(bench)
 
 
-async def test_what_nobody_takes_back_is_ended_and_named(bench: Bench) -> None:
+async def test_an_instance_that_is_not_adopted_is_ended_and_named(bench: Bench) -> None:
     async with bench.life() as runtime:
         known = await bench.serving(runtime)
         await bench.serving(runtime, instance_id="web-b")
@@ -282,7 +284,7 @@ async def test_what_nobody_takes_back_is_ended_and_named(bench: Bench) -> None:
         await runtime.stop(handle, 0)
 
 
-async def test_all_can_be_ended_at_once(bench: Bench) -> None:
+async def test_all_instances_can_be_ended_at_once(bench: Bench) -> None:
     async with bench.life() as runtime:
         await bench.serving(runtime)
         await bench.started(runtime, bench.spec(STUBBORN, "web-b"))

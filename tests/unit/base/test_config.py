@@ -69,7 +69,7 @@ def test_the_name_defaults_to_the_hosts_first_label(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("[box]\nmax_instance = 3", "did you mean `max_instances`"),
         ("[bx]", "did you mean `box`"),
@@ -107,10 +107,12 @@ def test_the_name_defaults_to_the_hosts_first_label(
         ('[services.web]\ncommand = ["a"]\nmetadata = { a = "' + "x" * 16385 + '" }', "16 KiB"),
     ],
 )
-def test_a_mistake_is_reported_with_its_place_and_fix(tmp_path: Path, text: str, said: str) -> None:
-    told = problem(tmp_path, text)
-    assert said in told
-    assert told.startswith((str(tmp_path), "[box]"))
+def test_a_mistake_is_reported_with_its_place_and_fix(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    message = problem(tmp_path, text)
+    assert expected in message
+    assert message.startswith((str(tmp_path), "[box]"))
 
 
 @pytest.mark.parametrize("lease", [2, 3, 10, 60])
@@ -174,15 +176,15 @@ def make_context(home: Path, name: str, **values: object) -> dict[str, str]:
 
 
 def test_the_watchdog_counts_for_the_process_that_it_names() -> None:
-    told = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "1500000"}
+    given = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "1500000"}
     assert load_notify(environ={}) == NotifyConfig()
-    assert load_notify(environ=told) == NotifyConfig(address="@x", watchdog=1.5)
-    mine = {**told, "WATCHDOG_PID": str(os.getpid())}
+    assert load_notify(environ=given) == NotifyConfig(address="@x", watchdog=1.5)
+    mine = {**given, "WATCHDOG_PID": str(os.getpid())}
     assert load_notify(environ=mine) == NotifyConfig(address="@x", watchdog=1.5)
-    others = {**told, "WATCHDOG_PID": "1"}
+    others = {**given, "WATCHDOG_PID": "1"}
     assert load_notify(environ=others) == NotifyConfig(address="@x")
     with pytest.raises(ConfigError, match="'soon' is not a number of microseconds"):
-        load_notify(environ={**told, "WATCHDOG_USEC": "soon"})
+        load_notify(environ={**given, "WATCHDOG_USEC": "soon"})
 
 
 def test_nats_variables_mean_what_they_mean_to_the_nats_cli() -> None:
@@ -318,7 +320,7 @@ def test_a_working_directory_that_is_gone_is_a_config_error(
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "expected"),
     [
         (b"a = '\xff'", "is not TOML"),
         (b"a = " + b"[" * 100_000, "is not TOML"),
@@ -327,10 +329,12 @@ def test_a_working_directory_that_is_gone_is_a_config_error(
     ],
     ids=["not UTF-8", "nested too deeply", "unknown user", "NUL"],
 )
-def test_a_file_with_any_content_is_a_config_error(tmp_path: Path, data: bytes, said: str) -> None:
+def test_a_file_with_any_content_is_a_config_error(
+    tmp_path: Path, data: bytes, expected: str
+) -> None:
     file = tmp_path / "box.toml"
     file.write_bytes(data)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=expected):
         load(file, environ={})
 
 

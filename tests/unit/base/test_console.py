@@ -1,4 +1,4 @@
-"""What the command line shows: as it is, whoever said it."""
+"""The output of the command line: text from peers is shown as it is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_an_address_in_brackets_is_shown_whole() -> None:
     assert "[red]box" in shown.getvalue()
 
 
-def test_what_a_peer_says_does_nothing_to_the_terminal(
+def test_text_of_a_peer_cannot_control_the_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     event = InstanceEvent.transition("web-1", "web", InstanceState.READY, InstanceState.FAILED)

@@ -58,13 +58,13 @@ def test_an_image_has_one_full_form(image: str, full: str) -> None:
         *("nginx:\u0661", "ｎginx", f"{'a' * 600}", f"nginx:{'a' * 129}"),
     ],
 )
-def test_what_is_no_reference_is_admitted_by_nothing(image: str) -> None:
+def test_text_that_is_not_a_reference_is_never_admitted(image: str) -> None:
     with pytest.raises(ValueError, match=r"^image "):
         full_reference(image)
     assert not admits(["**/**:*", "*/*:*", "**/**@*:*"], image)
 
 
-def test_a_name_in_capitals_is_told_why() -> None:
+def test_a_name_in_capitals_is_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match="lower-case"):
         full_reference("ghcr.io/Team/app")
 
@@ -107,7 +107,7 @@ def test_a_name_in_capitals_is_told_why() -> None:
         (f"{NGINX}@sha256:*", f"{NGINX}-evil@{DIGEST}", False),
     ],
 )
-def test_a_pattern_matches_all_of_a_full_reference_or_nothing(
+def test_a_pattern_matches_a_whole_full_reference_or_nothing(
     pattern: str, image: str, admitted: bool
 ) -> None:
     check_pattern(pattern)
@@ -143,7 +143,7 @@ WORDS = st.text("abc.-_/:@*?", max_size=20)
 
 
 @given(WORDS, st.sampled_from(["", "docker.io/", "index.docker.io/library/", "ghcr.io/"]))
-def test_another_spelling_of_an_image_never_changes_what_admits_it(rest: str, host: str) -> None:
+def test_the_spelling_of_an_image_does_not_change_what_admits_it(rest: str, host: str) -> None:
     image = host + rest
     try:
         full = full_reference(image)
@@ -157,7 +157,7 @@ def test_another_spelling_of_an_image_never_changes_what_admits_it(rest: str, ho
 
 
 @given(WORDS)
-def test_a_literal_pattern_admits_that_one_image_alone(rest: str) -> None:
+def test_a_literal_pattern_admits_exactly_one_image(rest: str) -> None:
     pattern = f"{NGINX}:1.27"
     if admits([pattern], f"nginx{rest}"):
         assert full_reference(f"nginx{rest}") == pattern

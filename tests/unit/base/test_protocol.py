@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import bridge
 from bridge import protocol
@@ -55,7 +56,7 @@ def lines(name: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("case", lines("valid.jsonl"))
-def test_what_serde_takes_means_the_same_here(case: dict[str, str]) -> None:
+def test_input_that_serde_accepts_has_the_same_meaning_here(case: dict[str, str]) -> None:
     cls: Any = getattr(bridge, case["type"])
     assert decode(cls, case["in"].encode()) == decode(cls, case["out"].encode())
 
@@ -70,7 +71,7 @@ def test_encode_writes_the_bytes_that_serde_writes(case: dict[str, str]) -> None
 
 
 @pytest.mark.parametrize("case", lines("invalid.jsonl"))
-def test_what_serde_refuses_is_refused(case: dict[str, str]) -> None:
+def test_input_that_serde_refuses_is_refused(case: dict[str, str]) -> None:
     cls: Any = getattr(bridge, case["type"])
     with pytest.raises(ProtocolError) as refused:
         decode(cls, case["in"].encode())
@@ -113,12 +114,12 @@ def test_a_refusal_names_the_field(body: bytes, field: str) -> None:
     ],
     ids=["empty", "not-json", "brackets", "nested-unknown", "not-utf8", "not-utf8-unknown", "bom"],
 )
-def test_what_is_no_json_at_all_is_refused(body: bytes) -> None:
+def test_input_that_is_not_json_is_refused(body: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode(ScaleRequest, body)
 
 
-def test_a_u64_is_bounded_above_although_msgspec_cannot() -> None:
+def test_a_u64_has_an_upper_bound_although_msgspec_has_none() -> None:
     assert decode(InstanceHealth, b'{"memory_bytes":18446744073709551615}').memory_bytes
     with pytest.raises(ProtocolError):
         decode(InstanceHealth, b'{"memory_bytes":18446744073709551616}')
@@ -143,9 +144,9 @@ def test_a_transition_has_no_message_until_it_is_given_one() -> None:
     event = InstanceEvent.transition("i-1", "web", InstanceState.BOOTING, InstanceState.READY)
     assert before <= event.timestamp <= datetime.now(UTC)
     assert (event.instance_id, event.service, event.message) == ("i-1", "web", "")
-    said = event.with_message("OOM killed")
-    assert (said.message, event.message) == ("OOM killed", "")
-    assert said.timestamp == event.timestamp
+    changed = event.with_message("OOM killed")
+    assert (changed.message, event.message) == ("OOM killed", "")
+    assert changed.timestamp == event.timestamp
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_times_are_written_as_chrono_writes_them(text: str, written: str) -> Non
     assert f'"timestamp":"{written}"'.encode() in encode(event)
 
 
-def test_a_message_that_looks_like_a_time_is_left_alone() -> None:
+def test_a_message_that_looks_like_a_time_is_unchanged() -> None:
     event = InstanceEvent.transition("i", "s", InstanceState.READY, InstanceState.READY)
     event = event.with_message('at "2026-11-21T08:00:00.500000Z"')
     assert decode(InstanceEvent, encode(event)) == event
@@ -266,7 +267,7 @@ def as_single(value: Any) -> Any:
 
 
 @given(values)
-def test_any_value_comes_back_as_it_went(value: Any) -> None:
+def test_any_value_survives_encode_and_decode(value: Any) -> None:
     data = encode(value)
     again = decode(type(value), data)
     assert encode(again) == data  # a fixed point: what one peer writes another writes too
@@ -279,7 +280,7 @@ def test_every_field_is_written_in_the_contracts_order(value: Any) -> None:
 
 
 @given(values)
-def test_times_come_back_in_utc_and_unchanged(value: Any) -> None:
+def test_times_are_decoded_in_utc_and_unchanged(value: Any) -> None:
     again = decode(type(value), encode(value))
     for field in msgspec.structs.fields(value):
         before, after = getattr(value, field.name), getattr(again, field.name)
@@ -289,7 +290,7 @@ def test_times_come_back_in_utc_and_unchanged(value: Any) -> None:
 
 
 @given(st.dictionaries(texts, healths, max_size=3))
-def test_stats_come_back_as_they_went(stats: HostStats) -> None:
+def test_stats_survive_encode_and_decode(stats: HostStats) -> None:
     assert encode(decode(HostStats, encode(stats))) == encode(stats)
 
 
@@ -306,3 +307,21 @@ def test_no_bytes_raise_anything_but_a_protocol_error(data: bytes, name: str) ->
         decode(getattr(bridge, name), data)
     except ProtocolError:
         return
+
+
+NOTE = InstanceEvent.transition("web-a", "web", InstanceState.READY, InstanceState.READY)
+LATEST = datetime.max.replace(tzinfo=timezone(-timedelta(hours=1)))
+
+
+@pytest.mark.parametrize(
+    ("event", "problem"),
+    [
+        (NOTE.with_message("\udcff"), "not Unicode: surrogates"),
+        (replace(NOTE, timestamp=LATEST), "outside the years"),
+    ],
+    ids=["text that is not Unicode", "a time beyond the year 9999"],
+)
+def test_a_value_that_has_no_json_is_a_protocol_error(event: InstanceEvent, problem: str) -> None:
+    with pytest.raises(ProtocolError, match=problem) as raised:
+        encode(event)
+    assert isinstance(raised.value.__cause__, (UnicodeEncodeError, OverflowError))

@@ -13,7 +13,7 @@ BAD = ["", ".", "a.b", "*", ">", "a b", "A", "-a", "a-", "a" * 64, "é", "a\n", 
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_not_a_token_builds_no_subject(name: str) -> None:
+def test_text_that_is_not_a_token_builds_no_subject(name: str) -> None:
     subjects = Subjects()
     for build in (
         subjects.events,
@@ -28,7 +28,7 @@ def test_what_is_not_a_token_builds_no_subject(name: str) -> None:
 
 
 @given(st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True))
-def test_every_name_of_the_contract_is_taken(name: str) -> None:
+def test_every_name_of_the_contract_is_accepted(name: str) -> None:
     assert is_name(name)
     assert Subjects().events(name) == f"box.events.{name}"
     assert parse_slot_key(slot_key(name, 7)) == (name, 7)
@@ -47,6 +47,6 @@ def test_everything_starts_with_the_prefix() -> None:
 @pytest.mark.parametrize(
     "key", ["web", "web.", "web.x", ".1", "web.-1", "a.b.1", "web.١", "web.007"]
 )
-def test_what_is_no_slots_key_is_refused(key: str) -> None:
+def test_a_key_that_is_not_a_slots_is_refused(key: str) -> None:
     with pytest.raises(NameRefused):
         parse_slot_key(key)

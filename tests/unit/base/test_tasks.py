@@ -1,4 +1,4 @@
-"""A block that owns tasks: how it ends, and what comes out of it."""
+"""A block that owns tasks: how it ends, and what it raises."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from bridge.tasks import raise_if_cancelled, task_scope
 
 
 class _Ending:
-    """A task of a scope that, told to end, says so and takes until `may_end`."""
+    """A task of a scope: once cancelled, it sets `cancelled` and ends after `may_end`."""
 
     def __init__(self) -> None:
-        self.told = asyncio.Event()
+        self.cancelled = asyncio.Event()
         self.may_end = asyncio.Event()
 
     async def run(self) -> None:
         try:
             await asyncio.Event().wait()
         finally:
-            self.told.set()
+            self.cancelled.set()
             await self.may_end.wait()
 
 
@@ -38,7 +38,7 @@ async def test_a_cancellation_that_comes_while_the_tasks_end_is_not_lost(fails: 
 
     async with asyncio.TaskGroup() as group:
         work = group.create_task(block())
-        await ending.told.wait()
+        await ending.cancelled.wait()
         work.cancel()
         await asyncio.sleep(0)
         ending.may_end.set()
@@ -59,7 +59,7 @@ async def test_a_timeout_that_passes_while_the_tasks_end_is_raised() -> None:
         await block()
 
 
-async def test_a_cancellation_that_the_block_heeded_is_over() -> None:
+async def test_a_cancellation_that_the_block_handled_is_over() -> None:
     async def block() -> str:
         async with task_scope():
             with contextlib.suppress(asyncio.CancelledError):
@@ -73,7 +73,7 @@ async def test_a_cancellation_that_the_block_heeded_is_over() -> None:
     assert work.result() == "went on"
 
 
-async def test_what_the_block_or_a_single_task_raises_comes_out_bare() -> None:
+async def test_an_exception_of_the_block_or_a_single_task_is_raised_without_a_group() -> None:
     async def fail() -> None:
         raise ValueError("task")
 
@@ -89,7 +89,7 @@ async def test_what_the_block_or_a_single_task_raises_comes_out_bare() -> None:
         await outlast()
 
 
-async def test_a_swallowed_cancellation_is_raised_when_it_is_asked_for() -> None:
+async def test_a_swallowed_cancellation_is_raised_on_request() -> None:
     async def swallow() -> None:
         raise_if_cancelled()  # there is none yet
         with contextlib.suppress(asyncio.CancelledError):
@@ -103,7 +103,7 @@ async def test_a_swallowed_cancellation_is_raised_when_it_is_asked_for() -> None
         await task
 
 
-async def test_what_cleans_up_after_a_cancellation_is_not_cancelled_again() -> None:
+async def test_a_cleanup_after_a_cancellation_is_not_cancelled_again() -> None:
     steps = []
 
     async def clean_up() -> None:
@@ -128,7 +128,7 @@ async def test_what_cleans_up_after_a_cancellation_is_not_cancelled_again() -> N
     assert steps == ["in the block", "after it"]
 
 
-async def test_a_block_that_has_ended_takes_no_more_tasks() -> None:
+async def test_a_block_that_has_ended_accepts_no_tasks() -> None:
     refused = []
 
     async def outlive(tasks: asyncio.TaskGroup) -> None:

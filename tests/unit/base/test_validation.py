@@ -1,4 +1,4 @@
-"""What a registration may say, whoever says it."""
+"""The checks of registrations, whatever client sends them."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def test_host_and_port_are_an_endpoint(endpoint: str) -> None:
         "a" * 254 + ":80",
     ],
 )
-def test_anything_else_is_none(endpoint: str) -> None:
+def test_anything_else_is_refused_as_an_endpoint(endpoint: str) -> None:
     with pytest.raises(ProtocolError, match="endpoint"):
         check_endpoint(endpoint)
 
 
-def test_metadata_is_bounded_in_bytes() -> None:
+def test_metadata_has_a_limit_in_bytes() -> None:
     fits = {"k": "v" * (MAX_METADATA - 1)}
     assert check_metadata(fits) == fits
     with pytest.raises(ProtocolError, match="metadata"):
@@ -61,7 +61,7 @@ def test_metadata_is_bounded_in_bytes() -> None:
         check_metadata({"k": "é" * (MAX_METADATA // 2)})
 
 
-def test_a_withdrawal_is_of_the_instance_that_its_subject_names_or_is_refused() -> None:
+def test_a_withdrawal_for_another_instance_than_its_subject_names_is_refused() -> None:
     gone = InstanceDeregistration(instance_id="web-1", service="web", reason="scaled down")
     assert read_withdrawal(encode(gone), "web", "web-1") == gone
     assert read_withdrawal(encode(gone), "web", "web-2") == DISAGREE
@@ -71,3 +71,8 @@ def test_a_withdrawal_is_of_the_instance_that_its_subject_names_or_is_refused() 
     assert read_withdrawal(encode(longest), "web", "web-1") == longest
     longer = InstanceDeregistration(instance_id="web-1", service="web", reason="x" * 16 * 1024)
     assert read_withdrawal(encode(longer), "web", "web-1") == "too large"
+
+
+def test_metadata_that_is_not_unicode_is_a_protocol_error() -> None:
+    with pytest.raises(ProtocolError, match="not Unicode"):
+        check_metadata({"a": "\udcff"})

@@ -47,7 +47,7 @@ def test_an_invalid_endpoint_is_refused(endpoint: str) -> None:
         check_endpoint(endpoint)
 
 
-def test_metadata_is_bounded_in_bytes() -> None:
+def test_metadata_has_a_limit_in_bytes() -> None:
     fits = {"k" * 10: "v" * (MAX_METADATA - 10)}
     assert check_metadata(fits) == fits
     with pytest.raises(ProtocolError, match="16385 bytes is larger than 16 KiB"):

@@ -72,7 +72,7 @@ class ContainerMonitor:
         self.problem = ""
 
     def suspect(self, container: Container) -> None:
-        """Have the engine asked at once whether, and how, the container has ended."""
+        """Ask the engine in the next turn whether, and how, the container has ended."""
         container.suspected = True
         if container.has_died():
             container.doubt_ends = asyncio.get_running_loop().time() + _MAX_DOUBT

@@ -33,7 +33,7 @@ TRANSIENT: Final = [
 ]
 DAMAGE: Final = [
     sqlite3.DatabaseError("database disk image is malformed"),
-    sqlite3.OperationalError("Could not decode to UTF-8 column 'id' with text '\udcff'"),
+    sqlite3.OperationalError("Could not decode to UTF-8 column 'id' with text 'x'"),
     sqlite3.IntegrityError("NOT NULL constraint failed: facts.value"),
     sqlite3.DataError("string or blob too big"),
     sqlite3.InternalError("internal error"),
@@ -57,7 +57,7 @@ def sqlite(monkeypatch: pytest.MonkeyPatch) -> FailingSqlite:
 
 
 def check(error: JournalError, fault: Exception) -> None:
-    """The error has its cause, and says what is fatal."""
+    """The error has its cause, and marks what is fatal."""
     assert error.__cause__ is fault
     assert isinstance(error, JournalDamaged) == (fault in DAMAGE)
     assert error.transient == (fault in TRANSIENT or fault in OS_ERRORS)

@@ -122,17 +122,17 @@ async def test_an_event_is_pending_once_it_is_on_disk_and_not_before(
 
 
 def test_a_group_leaves_what_its_changes_one_by_one_would(tmp_path: Path) -> None:
-    def rows(name: str, *groups: list[journal_store.Change]) -> list[list[tuple[object, ...]]]:
+    def write(name: str, *groups: list[journal_store.Change]) -> list[list[tuple[object, ...]]]:
         store = journal_store.JournalStore(tmp_path / name)
         store.migrate()
         for group in groups:
             store.apply(group)
-        found = [
+        rows = [
             sorted(store._db.execute(f"SELECT * FROM {table}"))  # noqa: S608
             for table in ("instances", "outbox", "services", "facts")
         ]
         store.close()
-        return found
+        return rows
 
     changes: list[journal_store.Change] = [
         ("outbox", (n, n), (n, f"web-{n % 7}", n, b"{}", "")) for n in range(1, 300)
@@ -143,7 +143,7 @@ def test_a_group_leaves_what_its_changes_one_by_one_would(tmp_path: Path) -> Non
         changes.append(("instances", (name,), None if gone else (name, b"%d" % n)))
     changes += [("outbox", (3, 250), None), ("facts", ("a",), ("a", "b"))]
     changes += [("services", ("web",), ("web", n, b"%d" % n)) for n in range(5)]
-    assert rows("group.db", changes) == rows("single.db", *([change] for change in changes))
+    assert write("group.db", changes) == write("single.db", *([change] for change in changes))
 
 
 async def test_only_the_newest_version_of_a_record_is_kept(tmp_path: Path) -> None:

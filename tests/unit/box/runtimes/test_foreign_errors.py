@@ -64,7 +64,7 @@ FAULTS: Final = [
 
 
 class FailingCall:
-    """Stands in for a library call, and raises; `count` says how often it was called."""
+    """Stands in for a library call, and raises; `count` counts the calls."""
 
     def __init__(self, fault: Exception) -> None:
         self.fault = fault

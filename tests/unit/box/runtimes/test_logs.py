@@ -1,4 +1,4 @@
-"""The directories of ended instances: the newest stay, whoever else cleans up."""
+"""The directories of ended instances: the newest stay, whatever else deletes some."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from bridge.box.runtimes.logs import KEEP_DIRECTORIES, instances_dir, prune
 
 
 def ended(data_dir: Path, count: int) -> list[Path]:
-    found = [instances_dir(data_dir) / f"web-{number}" for number in range(count)]
-    for directory in found:
+    directories = [instances_dir(data_dir) / f"web-{number}" for number in range(count)]
+    for directory in directories:
         directory.mkdir(parents=True)
-    return found
+    return directories
 
 
-def test_the_newest_of_a_service_and_the_living_stay(tmp_path: Path) -> None:
+def test_the_newest_directories_of_a_service_and_the_living_ones_stay(tmp_path: Path) -> None:
     before = ended(tmp_path, KEEP_DIRECTORIES + 3)
     prune(tmp_path, living=[before[0].name])
     assert before[0].is_dir()
     assert len(list(instances_dir(tmp_path).iterdir())) == KEEP_DIRECTORIES + 1
 
 
-def test_a_directory_that_goes_meanwhile_is_nobodys_loss(
+def test_a_directory_that_another_process_deletes_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended(tmp_path, 2)

@@ -1,4 +1,4 @@
-"""Container engines: which one there is, what is said to it, and what its answers mean."""
+"""Container engines: which one a host has, its command lines, and its output."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def program(directory: Path, text: str, name: str = "engine") -> str:
 
 
 @pytest.mark.parametrize(
-    ("said", "kind", "version"),
+    ("output", "kind", "version"),
     [
         ("podman version 4.3.1", "podman", "4.3.1"),
         ("podman version 5.4.0-dev", "podman", "5.4.0-dev"),
@@ -58,15 +58,15 @@ def program(directory: Path, text: str, name: str = "engine") -> str:
         ("a3s-box 3.2.0", "a3s-box", "3.2.0"),
     ],
 )
-def test_an_engine_says_itself_which_it_is(
-    tmp_path: Path, said: str, kind: str, version: str
+def test_an_engine_is_identified_by_its_version_output(
+    tmp_path: Path, output: str, kind: str, version: str
 ) -> None:
-    engine = find_engine(program(tmp_path, f"echo '{said}'"), environ={})
+    engine = find_engine(program(tmp_path, f"echo '{output}'"), environ={})
     assert (engine.kind.name, engine.version) == (kind, version)
     assert engine.name == f"{kind} {version}"
 
 
-def test_an_engine_is_looked_for_on_the_path_that_is_given(tmp_path: Path) -> None:
+def test_an_engine_is_searched_on_the_given_path(tmp_path: Path) -> None:
     file = program(tmp_path, "echo podman version 4.3.1", name="podman")
     assert find_engine("podman", environ={"PATH": str(tmp_path)}).path == file
     with pytest.raises(EngineUnsuitable, match="apt-get install podman"):
@@ -74,7 +74,7 @@ def test_an_engine_is_looked_for_on_the_path_that_is_given(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("echo docker version 19.3", "install 20.10 or later"),
         ("echo hello", "must be one of podman, docker, nerdctl, a3s-box"),
@@ -82,12 +82,14 @@ def test_an_engine_is_looked_for_on_the_path_that_is_given(tmp_path: Path) -> No
         ("kill -9 $$", "exit code -9"),
     ],
 )
-def test_what_is_no_engine_is_told_with_what_to_do(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(EngineUnsuitable, match=said):
+def test_an_unsuitable_engine_is_reported_with_the_fix(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    with pytest.raises(EngineUnsuitable, match=expected):
         find_engine(program(tmp_path, text), environ={"PATH": "/usr/bin:/bin"})
 
 
-def test_isolation_is_for_the_engine_that_has_it(tmp_path: Path) -> None:
+def test_only_the_engine_that_has_an_isolation_accepts_it(tmp_path: Path) -> None:
     path = program(tmp_path, "echo a3s-box 3.2.0")
     assert find_engine(path, isolation="sandbox", environ={}).kind.name == "a3s-box"
     path = program(tmp_path, "echo podman version 4.3.1")
@@ -95,11 +97,11 @@ def test_isolation_is_for_the_engine_that_has_it(tmp_path: Path) -> None:
         find_engine(path, isolation="sandbox", environ={})
 
 
-# ── what is said ─────────────────────────────────────────────────────────────────────────
+# ── command lines ────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind", ["podman", "docker", "nerdctl"])
-def test_the_engines_of_containers_create_one(kind: str) -> None:
+def test_podman_docker_and_nerdctl_create_a_container(kind: str) -> None:
     assert commands.create(KINDS[kind], ORDER) == [
         *("create", "--name", "web-abc", *LABELS),
         *("-p", "127.0.0.1::80", "-p", "127.0.0.1:8443:443"),
@@ -126,7 +128,7 @@ def test_a3s_box_runs_one_as_its_documentation_says() -> None:
     assert commands.remove(KINDS["a3s-box"], ["web-abc"]) == ["rm", "-f", "web-abc"]
 
 
-def test_what_is_not_asked_for_is_left_to_the_image_and_the_engine() -> None:
+def test_settings_that_are_empty_are_left_to_the_image_and_the_engine() -> None:
     bare = replace(
         ORDER, entrypoint=[], command=[], ports=[], vcpus=None, memory_mib=None, address=""
     )
@@ -143,7 +145,7 @@ def test_ports_are_published_at_an_address_of_either_kind() -> None:
     assert ("80" in everywhere, "8443:443" in everywhere) == (True, True)
 
 
-def test_grace_is_whole_seconds_and_never_less_than_was_asked() -> None:
+def test_the_grace_is_rounded_up_to_whole_seconds() -> None:
     assert commands.stop("web-abc", 0.3) == ["stop", "-t", "1", "web-abc"]
     assert commands.stop("web-abc", 0) == ["stop", "-t", "0", "web-abc"]
     assert commands.stop("web-abc", 10.0) == ["stop", "-t", "10", "web-abc"]
@@ -153,7 +155,7 @@ def test_an_environment_file_has_a_line_a_variable() -> None:
     assert commands.env_file({"A": " b=c ", "D": ""}) == b"A= b=c \nD=\n"
 
 
-# ── what is answered ─────────────────────────────────────────────────────────────────────
+# ── output ───────────────────────────────────────────────────────────────────────────────
 
 
 def test_inspect_of_docker_and_podman() -> None:
@@ -164,12 +166,12 @@ def test_inspect_of_docker_and_podman() -> None:
         {"Name": "web-def", "State": {"Status": "exited", "Running": false, "Pid": 0,
         "ExitCode": 137, "OOMKilled": true}, "NetworkSettings": {"Ports": {}}},
         {"Name": "web-new", "State": {"Status": "created", "Running": false, "ExitCode": 0}}]"""
-    found = parsing.parse_inspect(data)
-    assert found["web-abc"] == ContainerState(
+    states = parsing.parse_inspect(data)
+    assert states["web-abc"] == ContainerState(
         name="web-abc", started=True, running=True, pid=4711, code=0, ports={80: 41213}
     )
-    assert (found["web-def"].code, found["web-def"].oom) == (137, True)
-    assert (found["web-new"].started, found["web-new"].running) == (False, False)
+    assert (states["web-def"].code, states["web-def"].oom) == (137, True)
+    assert (states["web-new"].started, states["web-new"].running) == (False, False)
     assert parsing.parse_inspect(b"") == {}
 
 
@@ -182,7 +184,7 @@ def test_inspect_of_docker_and_podman() -> None:
     ],
     ids=["podman", "docker", "nerdctl"],
 )
-def test_ps_of_the_engines_of_containers(data: bytes) -> None:
+def test_ps_of_podman_docker_and_nerdctl(data: bytes) -> None:
     assert parsing.parse_list(data) == {"web-abc": True, "web-def": False}
 
 
@@ -191,7 +193,7 @@ def test_an_empty_list_is_no_container() -> None:
 
 
 @pytest.mark.parametrize("data", [b"{", b"[1]", b'[{"State": "running"}]', b"usage: ps"])
-def test_a_list_that_is_none_is_not_taken_for_an_empty_one(data: bytes) -> None:
+def test_malformed_output_is_not_an_empty_list(data: bytes) -> None:
     with pytest.raises((ValueError, TypeError)):
         parsing.parse_list(data)
 
@@ -218,12 +220,12 @@ def test_a_share_of_the_processor_is_that_of_the_time_between_two_samples() -> N
 
     assert parsing.compute_usage((10.0, sample(1.0)), (12.0, sample(1.5))).cpu_percent == 25.0
     assert parsing.compute_usage(None, (12.0, sample(1.5))).cpu_percent == 0.0
-    told = ContainerSample(cpu_percent=7.0, cpu_seconds=None, memory_bytes=1)
-    assert parsing.compute_usage(None, (12.0, told)).cpu_percent == 7.0
+    bare = ContainerSample(cpu_percent=7.0, cpu_seconds=None, memory_bytes=1)
+    assert parsing.compute_usage(None, (12.0, bare)).cpu_percent == 7.0
 
 
 @pytest.mark.parametrize(
-    ("stderr", "said"),
+    ("stderr", "expected"),
     [
         ('time="…" level=warning msg="x"\nError: no such image\n', "no such image"),
         ("Error response from daemon: No such container: x", "No such container: x"),
@@ -231,8 +233,8 @@ def test_a_share_of_the_processor_is_that_of_the_time_between_two_samples() -> N
         ("", "the engine gave no reason"),
     ],
 )
-def test_a_complaint_is_the_line_that_says_what_is_wrong(stderr: str, said: str) -> None:
-    assert parsing.error_line(stderr) == said
+def test_the_error_line_is_the_one_with_the_reason(stderr: str, expected: str) -> None:
+    assert parsing.error_line(stderr) == expected
 
 
 @pytest.mark.parametrize(
@@ -241,14 +243,16 @@ def test_a_complaint_is_the_line_that_says_what_is_wrong(stderr: str, said: str)
         ('Error: inspecting object: no such object: "x"', True),
         ("Error: No such object: x", True),
         ("Error response from daemon: No such container: x", True),
-        ('Error: no container with name or ID "x" found: no such container', True),
+        ('Error: no container with name or ID "x" states: no such container', True),
         ("No such container or image: x", True),
-        ("podman: not found", False),
+        ("podman: not states", False),
         ("Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", False),
         ("open /var/lib/containers: no such file or directory", False),
     ],
 )
-def test_a_missing_container_is_told_from_an_engine_that_fails(stderr: str, missing: bool) -> None:
+def test_a_missing_container_is_not_confused_with_a_failing_engine(
+    stderr: str, missing: bool
+) -> None:
     assert parsing.is_missing(stderr) == missing
 
 
@@ -287,7 +291,7 @@ def test_the_documented_stats_of_a3s_box(a3s_box: dict[str, bytes]) -> None:
     }
 
 
-# ── what it lacks ────────────────────────────────────────────────────────────────────────
+# ── missing features ─────────────────────────────────────────────────────────────────────
 
 
 def lacking(kind: str, **lacks: str) -> Engine:
@@ -305,7 +309,7 @@ def test_what_an_engine_lacks_is_refused_when_a_request_needs_it() -> None:
     assert why(ScaleConfig(memory_mib=64)) == "memory_mib cannot be honoured: no cgroups"
 
 
-def test_blanks_around_a_value_are_refused_where_the_engine_loses_them(tmp_path: Path) -> None:
+def test_blanks_around_a_value_are_refused_where_the_engine_drops_them(tmp_path: Path) -> None:
     a3s_box = find_engine(program(tmp_path, "echo a3s-box 3.2.0"), environ={}).lacks
     padded = ScaleConfig(env={"A": " b"})
     assert "A cannot be honoured: a3s-box drops the blanks" in (

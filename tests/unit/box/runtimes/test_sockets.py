@@ -38,11 +38,11 @@ TABLE = """\
 """
 
 
-def test_established_connections_count_at_the_serving_end_but_not_probes() -> None:
-    found = list(parse(TABLE.splitlines(), ESTABLISHED))
-    assert count_by_port(found)[0x4E20] == 3
-    assert count_by_port(found, without={0xA002})[0x4E20] == 2
-    assert count_by_port(found)[1] == 0
+def test_connections_count_at_the_serving_end_except_those_of_probes() -> None:
+    pairs = list(parse(TABLE.splitlines(), ESTABLISHED))
+    assert count_by_port(pairs)[0x4E20] == 3
+    assert count_by_port(pairs, without={0xA002})[0x4E20] == 2
+    assert count_by_port(pairs)[1] == 0
 
 
 def test_a_real_connection_is_seen_and_a_listening_port_is_not_free() -> None:
@@ -64,7 +64,7 @@ def test_an_ipv6_listener_is_seen_too() -> None:
             assert count_by_port(connections())[port] == 1
 
 
-def test_the_kernel_tells_what_its_tables_say() -> None:
+def test_sock_diag_returns_what_the_tables_of_the_kernel_hold() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as both,
@@ -75,15 +75,15 @@ def test_the_kernel_tells_what_its_tables_say() -> None:
             socket.create_connection(("127.0.0.1", other)),
             socket.create_connection(("::1", other)),
         ):
-            asked = count_by_port(sock_diag.established())
+            direct = count_by_port(sock_diag.established())
             read = count_by_port(parse(read_tables("self"), ESTABLISHED))
-            assert [asked[port], asked[other]] == [read[port], read[other]] == [1, 2]
-            assert asked[plain.getsockname()[1]] == 1
-        # Whoever closes first is in TIME_WAIT now: the tables have it, and nobody is told.
+            assert [direct[port], direct[other]] == [read[port], read[other]] == [1, 2]
+            assert direct[plain.getsockname()[1]] == 1
+        # The side that closed first is in TIME_WAIT now; only the tables list it.
         assert count_by_port(sock_diag.established())[port] == 0
 
 
-def test_where_the_kernel_is_not_to_be_asked_its_tables_are_read(
+def test_the_tables_are_read_where_sock_diag_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse() -> None:
@@ -96,7 +96,7 @@ def test_where_the_kernel_is_not_to_be_asked_its_tables_are_read(
             assert count_by_port(connections())[port] == 1
 
 
-def test_who_listens_is_found_without_a_look_at_all_processes(
+def test_the_listener_is_found_without_a_scan_of_all_processes(
     monkeypatch: pytest.MonkeyPatch, unused_port: int
 ) -> None:
     """As for an instance: its shim does not listen, a child of the shim's does."""
@@ -118,7 +118,7 @@ def test_who_listens_is_found_without_a_look_at_all_processes(
     assert children(leader.pid) == []
 
 
-def test_who_listens_is_found_where_the_kernel_is_not_to_be_asked(
+def test_the_listener_is_found_where_sock_diag_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse() -> None:

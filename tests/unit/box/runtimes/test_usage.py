@@ -51,7 +51,7 @@ def test_a_process_that_did_nothing_is_not_read_again() -> None:
         assert load == read_sample(child.pid)
 
 
-def test_a_process_that_is_not_there_uses_nothing() -> None:
+def test_a_missing_process_uses_nothing() -> None:
     child = subprocess.Popen([sys.executable, "-S", "-c", "pass"])
     child.wait()
     assert read_sample(child.pid) is None
@@ -73,7 +73,7 @@ def test_a_group_uses_what_its_members_do_and_its_leader_does_not_count() -> Non
         assert meter.measure(set(), time.monotonic()) == ({}, {})
 
 
-def test_the_cpu_of_a_process_counts_from_the_second_look_on() -> None:
+def test_the_cpu_of_a_process_counts_from_the_second_measurement() -> None:
     with leading(TREE) as child:
         deadline = time.monotonic() + 20
         while not psutil.Process(child.pid).children() and time.monotonic() < deadline:
