@@ -50,7 +50,7 @@ docs: $(DOCS_READY) ## the site, strict, with its links checked: build/site/inde
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file .mkdocs.yml
 
 clean: ## remove the environments and everything that was built or measured
-	rm -rf $(VENV) .bench-venv bench-results build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* .bench-venv bench-results build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf tests/interop/js/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
