@@ -36,7 +36,7 @@ async def follow(page: str, directory: Path, opened: Terminals, up: str) -> int:
     return count
 
 
-async def test_each_command_of_get_started_shows_what_the_page_shows(
+async def test_each_command_of_get_started_shows_what_its_page_shows(
     tmp_path: Path, unused_port: int
 ) -> None:
     env = environment(
@@ -49,6 +49,10 @@ async def test_each_command_of_get_started_shows_what_the_page_shows(
         for page in PAGES:
             up = f"box-bridge up --port {unused_port}"
             assert await follow(f"get-started/{page}", tmp_path, opened, up) >= 3
+        [program] = [fence for fence in fences("../README.md") if fence.language == "python"]
+        (tmp_path / "readme.py").write_text(program.text.replace("4222", str(unused_port)))
+        terminal = await opened.get("terminal 2")
+        await terminal.type("python3 readme.py", ["send the request to 127.0.0.1:20000"])
 
 
 @pytest.mark.slow
