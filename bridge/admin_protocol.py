@@ -1,8 +1,8 @@
-"""What operators ask a fleet, and what any Box answers: beside the wire contract, in its manner.
+"""The requests of operators and the responses of any Box. They are not part of the wire contract.
 
-JSON as `bridge.protocol` reads and writes it. Unknown fields are ignored, so that a newer peer may
-send more. What a caller may send is bounded here; an answer is cut to what the server lets through,
-and says so.
+They are JSON as `bridge.protocol` reads and writes it. Unknown fields are ignored, so that a newer
+peer may send more. Requests are bounded here. A response is cut to the server's `max_payload`, and
+says so.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from msgspec import Meta, Struct, field
 
 from bridge.protocol import U32, Time
 
-MAX_WORDS: Final = 500  # letters
+MAX_WORDS: Final = 500  # characters
 Words = Annotated[str, Meta(max_length=MAX_WORDS)]
 Name = Annotated[str, Meta(max_length=63)]
 
 
 class Verb(enum.Enum):
-    """What an operator may order. The values travel."""
+    """The orders of an operator. The values travel."""
 
     CORDON = "cordon"
     DRAIN = "drain"
@@ -32,7 +32,7 @@ class Verb(enum.Enum):
 
 
 class HostsRequest(Struct, frozen=True, kw_only=True):
-    """Asks for a page of the fleet's hosts, by name; with `host` for that one alone."""
+    """A request for a page of the fleet's hosts, by name; with `host` only for that one."""
 
     host: str = ""
     offset: U32 = 0
@@ -40,8 +40,8 @@ class HostsRequest(Struct, frozen=True, kw_only=True):
 
 
 class Order(Struct, frozen=True, kw_only=True):
-    """What an operator has ordered for a host: nothing is placed there; with `draining` what is
-    there moves elsewhere, with `forced` even if there is no room for it.
+    """An operator's order for a host: no slots are placed there. With `draining` its instances move
+    to other hosts, with `forced` they end even without room elsewhere.
     """
 
     draining: bool = False
@@ -51,14 +51,16 @@ class Order(Struct, frozen=True, kw_only=True):
 
 
 class Host(Struct, frozen=True, kw_only=True):
-    """One host. A dead one still holds slots; of it no more is known than these.
+    """One host: live, or dead with slots that are still to be taken over.
 
-    `used` counts the slots that it holds, of `max_instances`; `services` says of which services.
-    `offers` are those that it can run, `images` the patterns of images that requests may name. One
-    that lives and is not `ready` keeps what it has and gets nothing; `notices` say why. While it is
-    being drained `stuck` says, by service, why no further instance is replaced; and then, and when
-    it is dead, `short` says how many have no room elsewhere, of a forced drain those as well that
-    have ended for it.
+    - `used`: its slots, of `max_instances`; `services` counts them by service.
+    - `offers`: the services that it can run; `images`: the patterns of images that requests may
+      name.
+    - `ready`: a live host that is not ready keeps its instances and gets no slots; `notices` has
+      the reasons.
+    - `stuck`: while it is being drained, by service, why no further instance is replaced.
+    - `short`: while it is being drained, and if it is dead, by service, how many instances have no
+      room elsewhere. After a forced drain it counts those that have ended, too.
     """
 
     name: str
@@ -93,7 +95,7 @@ class HostsResponse(Struct, frozen=True, kw_only=True):
 
 
 class ServicesRequest(Struct, frozen=True, kw_only=True):
-    """Asks for a page of the fleet's services, by name; with `service` for that one alone."""
+    """A request for a page of the fleet's services, by name; with `service` only for that one."""
 
     service: str = ""
     offset: U32 = 0
@@ -101,11 +103,13 @@ class ServicesRequest(Struct, frozen=True, kw_only=True):
 
 
 class Service(Struct, frozen=True, kw_only=True):
-    """One service, wanted or merely offered. Of `wanted` instances so many are `ready` or `busy` on
-    hosts that live; `other` ones have not ended: they boot, drain, or were on hosts that are dead.
+    """One service, with a target or only offered by a host.
 
-    `missing` says what is missing and why, a sentence each; what boots is not. `replacing` counts
-    the instances that are still to be replaced, `stopped` says why no further one is.
+    - `wanted`: its target; `ready` and `busy` count its instances on live hosts; `other` counts
+      the remaining ones that have not ended: they boot, drain, or are on dead hosts.
+    - `missing`: a sentence for each kind of missing instance, with the reason. Instances that boot
+      are not missing.
+    - `replacing`: how many instances are still to be replaced; `stopped`: why no further one is.
     """
 
     name: str
@@ -130,10 +134,10 @@ class ServicesResponse(Struct, frozen=True, kw_only=True):
 
 
 class AdminRequest(Struct, frozen=True, kw_only=True):
-    """An order: `host` for all verbs but rebalance, `service` (empty: all) for that one.
+    """An order. `host` is for all verbs except rebalance, which takes a `service` (empty: all).
 
-    `force` is for a drain, and for a cordon of a host that nobody has seen; `dry_run` for a
-    rebalance. `reason` is kept and shown.
+    `force` is for a drain, and for a cordon of a host that no Box has seen; `dry_run` is for a
+    rebalance. `reason` is stored and shown.
     """
 
     verb: Verb
@@ -146,8 +150,8 @@ class AdminRequest(Struct, frozen=True, kw_only=True):
 
 
 class Move(Struct, frozen=True, kw_only=True):
-    """An instance that is to be replaced on another host. Where to is what is expected: it is
-    decided when the replacement is placed.
+    """An instance that is to be replaced on another host. The `target` is a forecast: the placement
+    of the replacement decides.
     """
 
     service: str
@@ -158,12 +162,11 @@ class Move(Struct, frozen=True, kw_only=True):
 
 
 class AdminResponse(Struct, frozen=True, kw_only=True):
-    """Whether the order stands now, as it does if it stood before; else `error` says what to do.
+    """Whether the order is in force, as it may have been before; else `error` says what to do.
 
-    `affected` counts the slots that a host held when its drain was ordered. `moves` are those of a
-    rebalance; `waiting` says, by service, why its instances were left where they are, or, once a
-    host is empty, that they wait for room. `more` says that further moves remain when these are
-    done.
+    - `affected`: how many slots a host had when its drain was ordered.
+    - `moves`: those of a rebalance; `more`: whether further moves remain after these.
+    - `waiting`: by service, the reason why its instances stay where they are.
     """
 
     done: bool
@@ -178,19 +181,21 @@ class AdminResponse(Struct, frozen=True, kw_only=True):
 
 
 class HistoryRequest(Struct, frozen=True, kw_only=True):
-    """Asks for the decisions on a service that the store still has, 64 at most, and for those on
-    the last 24 requests that it has no more.
+    """A request for the decisions on a service: the last 64, which the store keeps, and those on
+    the last 24 requests, if they are older.
     """
 
     service: str
 
 
 class Entry(Struct, frozen=True, kw_only=True):
-    """One decision on a service. `replicas` is what was asked for, None where nobody asked;
-    `before` and `after` are the targets, `before` None where the store has forgotten. `note` says
-    why the target was capped, or which step of a rollout it was, and for what. `added` and
-    `removed` are slots, as far as the store still knows them; `reconfigured` says that the
-    overrides changed.
+    """One decision on a service.
+
+    - `replicas`: the target that was requested; None for a step of a rollout.
+    - `before` and `after`: the targets; `before` is None if the store has dropped the record.
+    - `note`: why the target was capped, or which step of a rollout it was, and its cause.
+    - `added` and `removed`: slots, if the store still has both records.
+    - `reconfigured`: whether the overrides changed.
     """
 
     version: int
@@ -207,7 +212,7 @@ class Entry(Struct, frozen=True, kw_only=True):
 
 
 class HistoryResponse(Struct, frozen=True, kw_only=True):
-    """The decisions on `service`, oldest first; `omitted` older ones did not fit the reply."""
+    """The decisions on `service`, oldest first; `omitted` older ones did not fit into the reply."""
 
     service: str
     entries: list[Entry]
@@ -219,25 +224,25 @@ class HistoryResponse(Struct, frozen=True, kw_only=True):
 
 
 class PlanRequest(Struct, frozen=True, kw_only=True):
-    """Asks what scaling `service` to `replicas` would do; nothing is changed."""
+    """A request for the effect of scaling `service` to `replicas`; nothing is changed."""
 
     service: str
     replicas: U32
 
 
 class Fate(enum.Enum):
-    """What would become of a slot. The values travel."""
+    """The fate of a slot in a plan. The values travel."""
 
     COMES = "comes"  # an instance would be made
     WAITS = "waits"  # no host has room for one
-    FAILS = "fails"  # nothing lives there: its host will try again
+    FAILS = "fails"  # no instance lives there: its host will retry
     GOES = "goes"  # its instance would drain
     MOVES = "moves"  # its instance is to be replaced
     STAYS = "stays"
 
 
 class PlannedSlot(Struct, frozen=True, kw_only=True):
-    """A slot and its host, empty where it has none. `instance_id` is empty for one to be made."""
+    """A slot and its host, empty if it has none. `instance_id` is empty before it is made."""
 
     slot: U32
     fate: Fate
@@ -246,8 +251,8 @@ class PlannedSlot(Struct, frozen=True, kw_only=True):
 
 
 class Candidate(Struct, frozen=True, kw_only=True):
-    """A live host, or a dead one that holds slots: how many more instances of the service it could
-    take as it stands, and why none, or none in some slots.
+    """A live host, or a dead one that still has slots: how many more instances of the service it
+    could take now, and why it could take none, or none in some slots.
     """
 
     name: str
@@ -256,11 +261,13 @@ class Candidate(Struct, frozen=True, kw_only=True):
 
 
 class PlanResponse(Struct, frozen=True, kw_only=True):
-    """What would happen: `target` of the `replicas` asked for; `error` says why they differ, or
-    why nothing would be done (`accepted` false and the target as it is).
+    """The effect of a request for `replicas`: the `target` after it.
 
-    `slots` are those whose fate changes first; `omitted` slots and hosts did not fit the reply.
-    `stuck` says why none is being replaced of the instances that are to be.
+    - `error`: why `target` differs from `replicas`, or why nothing would be done (`accepted` is
+      false and the target stays the same).
+    - `slots`: those whose fate changes come first; `omitted` slots and hosts did not fit into the
+      reply.
+    - `stuck`: why no outdated instance is being replaced.
     """
 
     service: str

@@ -20,7 +20,7 @@ class ReplyCode(enum.StrEnum):
     EXPIRED = "expired"  # it arrived after its Box-Expires-At
     NOT_READY = "not_ready"  # this Box may not answer now, or has not seen Box-Version yet
     BUSY = "busy"  # too many requests, or other decisions kept coming first
-    UNKNOWN_SERVICE = "unknown_service"  # no Box lists it, or it was never scaled
+    UNKNOWN_SERVICE = "unknown_service"  # no live Box lists it, or it was never scaled
     UNKNOWN_HOST = "unknown_host"  # an order for a host that no Box has seen
     UNSUPPORTED_CONFIG = "unsupported_config"  # no live host can run the service with this config
     CONFLICT = "conflict"  # the request_id was used for another request

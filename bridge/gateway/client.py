@@ -1,7 +1,7 @@
-"""Asking for replicas, and seeing what became of it.
+"""The client that scales services and watches their instances.
 
 Every request carries an id and an expiry, and is sent again with the same id every second until
-it is answered: a Box that froze with the first one does not matter, and the request has one
+it is answered: a Box that froze with the first copy does not matter, and the request has one
 effect however often it is sent.
 """
 
@@ -12,6 +12,8 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Final
+
+from msgspec import Struct
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
@@ -45,21 +47,21 @@ from bridge.subjects import (
     check_name,
 )
 
-_PAGE: Final = 500  # instances asked for at once
-_FIRST_LOOK: Final = 0.02  # seconds after an event: the records follow the events closely
-_POLL: Final = 1.0  # seconds between looks, at most, should no event say more
-_LOOK: Final = 5.0  # seconds for one look at the instances
+_PAGE: Final = 500  # instances in one query
+_FIRST_QUERY: Final = 0.02  # seconds after an event: the records follow the events closely
+_MAX_PAUSE: Final = 1.0  # seconds between queries while no event comes
+_QUERY_TIMEOUT: Final = 5.0  # seconds for one query of the instances
 _SERVING: Final = (InstanceState.READY, InstanceState.BUSY)
 
 Progress = Callable[[InstancesResponse], None]
-"""Told how the instances stand, each time that they have been looked at."""
+"""Called with the instances after each query of a wait."""
 
 
 class ScaleClient:
     """Scales services and watches their instances, over one connection.
 
     `async with ScaleClient.connect() as client:` connects as the environment says (``NATS_URL``
-    and its kin); a `Connection` that is there already can be shared by passing it in.
+    and the other variables); an existing `Connection` can be shared by passing it in.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -71,7 +73,8 @@ class ScaleClient:
     async def connect(
         cls, url: str | None = None, *, settings: NatsConfig | None = None, name: str = "gateway"
     ) -> AsyncIterator[ScaleClient]:
-        """A client of its own connection. `url` beats the environment, `settings` both.
+        """A client with its own connection. `url` takes precedence over the environment, `settings`
+        over both.
 
         Raises ConnectFailed if there is no server, ConfigError if the settings are wrong.
         """
@@ -92,19 +95,19 @@ class ScaleClient:
         request_id: str | None = None,
         progress: Progress | None = None,
     ) -> ScaleResponse:
-        """Have `service` run `replicas` instances; returns what the Box answered.
+        """Set the target of `service` to `replicas` instances; returns the Box's answer.
 
         `config` overrides the service's configuration, with `replace_config` all of it. With
-        `wait` it returns when the instances are Ready and those that had to go are gone.
-        `timeout` bounds the whole, in seconds: 10 by default, 120 with `wait`. `request_id`
-        repeats an earlier request.
+        `wait` the call returns when the instances are Ready and the others have ended. `timeout`
+        bounds the whole call, in seconds: 10 by default, 120 with `wait`. `request_id` repeats an
+        earlier request.
 
         Raises NoBoxError, RequestTimeout (the outcome is unknown), ScaleRefused (nothing was
-        changed), ScaleCapped (a lower target was taken; it is not waited for), WaitTimeout, and
+        changed), ScaleCapped (a lower target was set; there is no wait for it), WaitTimeout, and
         NameRefused for a service that can have no subject.
         """
         limit = timeout if timeout is not None else 120.0 if wait else 10.0
-        request = ScaleRequest(
+        scale = ScaleRequest(
             service=check_name("service", service),
             replicas=replicas,
             config=config or ScaleConfig(),
@@ -116,43 +119,46 @@ class ScaleClient:
         if dry_run:
             headers[DRY_RUN] = "true"
         deadline = asyncio.get_running_loop().time() + limit
-        question = RetriedRequest(
-            self._subjects.scale, encode(request), deadline, limit, headers, request.request_id
+        request = RetriedRequest(
+            self._subjects.scale, encode(scale), deadline, limit, headers, scale.request_id
         )
-        response = await question.response(self.connection, ScaleResponse)
+        response = await request.response(self.connection, ScaleResponse)
         if not response.accepted:
-            capped = question.code == ReplyCode.CAPPED
+            capped = request.code == ReplyCode.CAPPED
             error = ScaleCapped if capped else ScaleRefused
-            raise error(response, question.code)
+            raise error(response, request.code)
         if wait and not dry_run:
-            goal = _settled(response.target_replicas)
-            goal.taken = True
-            goal.all_replaced = replace_config or config is not None
-            goal.version = question.reply_headers.get(RECORD_VERSION, "")
+            goal = _settled(
+                response.target_replicas,
+                all_replaced=replace_config or config is not None,
+                version=request.reply_headers.get(RECORD_VERSION, ""),
+            )
             await self._wait(service, goal, limit, deadline, progress)
         return response
 
-    async def observe(self, service: str = "", *, timeout: float = _LOOK) -> InstancesResponse:
-        """All instances of `service`, or of every service, oldest first, as they stand now.
+    async def observe(
+        self, service: str = "", *, timeout: float = _QUERY_TIMEOUT
+    ) -> InstancesResponse:
+        """All instances of `service`, or of every service, oldest first, in their current state.
 
-        Raises NoBoxError, RequestTimeout, and ScaleError for what a Box refuses.
+        Raises NoBoxError, RequestTimeout, and ScaleError if a Box refuses the query.
         """
-        return await self._look(service, timeout)
+        return await self._query(service, timeout)
 
-    async def _look(self, service: str, timeout: float, version: str = "") -> InstancesResponse:
-        """All instances, from a Box that knows this `version` of the service's record."""
+    async def _query(self, service: str, timeout: float, version: str = "") -> InstancesResponse:
+        """All instances, from a Box that has seen this `version` of the service's record."""
         deadline = asyncio.get_running_loop().time() + timeout
         page = await self._page(service, 0, deadline, timeout, version)
-        found, hosts = list(page.instances), dict(page.hosts)
-        while len(found) < page.total:
-            more = await self._page(service, len(found), deadline, timeout, version)
+        instances, hosts = list(page.instances), dict(page.hosts)
+        while len(instances) < page.total:
+            more = await self._page(service, len(instances), deadline, timeout, version)
             if not more.instances:
                 break
-            found += more.instances
+            instances += more.instances
             hosts |= more.hosts
         return InstancesResponse(
-            total=len(found),
-            instances=found,
+            total=len(instances),
+            instances=instances,
             hosts=hosts,
             rolling=page.rolling,
             notices=page.notices,
@@ -175,28 +181,30 @@ class ScaleClient:
     ) -> InstancesResponse:
         """Return when at least `n` instances of `service` are Ready or Busy.
 
-        Raises WaitTimeout, which says what is missing and names the newest failure, and NoBoxError.
+        Raises NoBoxError, and WaitTimeout with what is missing and the newest failure.
         """
         deadline = asyncio.get_running_loop().time() + timeout
 
         def enough(seen: InstancesResponse) -> bool:
             return _serving(seen) >= n
 
-        return await self._wait(service, _Goal(n, enough), timeout, deadline, progress)
+        return await self._wait(
+            service, _Goal(count=n, reached=enough), timeout, deadline, progress
+        )
 
-    # ── asking ───────────────────────────────────────────────────────────────────────────
+    # ── requests ───────────────────────────────────────────────────────────────────────────
 
     async def _page(
         self, service: str, offset: int, deadline: float, limit: float, version: str
     ) -> InstancesResponse:
         body = encode(InstancesRequest(service=service, offset=offset, limit=_PAGE))
         headers = {RECORD_VERSION: version} if version else None
-        question = RetriedRequest(
+        request = RetriedRequest(
             self._subjects.instances, body, deadline, limit, headers, changes=False
         )
-        page = await question.response(self.connection, InstancesResponse)
+        page = await request.response(self.connection, InstancesResponse)
         if page.error is not None:
-            raise ScaleError(page.error, question.code)
+            raise ScaleError(page.error, request.code)
         return page
 
     # ── waiting ──────────────────────────────────────────────────────────────────────────
@@ -209,8 +217,8 @@ class ScaleClient:
         deadline: float,
         progress: Progress | None,
     ) -> InstancesResponse:
-        """Look, and look again at each event, until the goal is reached."""
-        stirred = asyncio.Event()
+        """Query the instances, and again after each event, until the goal is reached."""
+        changed = asyncio.Event()
         last_failure = lacks = ""
 
         def on_event(message: Message) -> None:
@@ -218,17 +226,17 @@ class ScaleClient:
             event = decode(InstanceEvent, message.data)
             if event.to_state is InstanceState.FAILED:
                 last_failure = event.message
-            stirred.set()
+            changed.set()
 
         listener = await self.connection.listen(self._subjects.events(service), on_event)
         loop = asyncio.get_running_loop()
-        pause, ready = _FIRST_LOOK, 0
+        pause, ready = _FIRST_QUERY, 0
         try:
             while (left := deadline - loop.time()) > 0:
-                pause = _FIRST_LOOK if stirred.is_set() else min(pause * 2, _POLL)
-                stirred.clear()
-                with outages_ignored() if goal.taken else contextlib.suppress(RequestTimeout):
-                    seen = await self._look(service, min(_LOOK, left), goal.version)
+                pause = _FIRST_QUERY if changed.is_set() else min(pause * 2, _MAX_PAUSE)
+                changed.clear()
+                with outages_ignored() if goal.accepted else contextlib.suppress(RequestTimeout):
+                    seen = await self._query(service, min(_QUERY_TIMEOUT, left), goal.version)
                     if progress is not None:
                         progress(seen)
                     stopped = seen.stopped.get(service)
@@ -239,35 +247,36 @@ class ScaleClient:
                     ready, lacks = _serving(seen), seen.notices.get(service, "")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(min(deadline, loop.time() + pause)):
-                        await stirred.wait()
+                        await changed.wait()
             raise WaitTimeout(service, ready, goal.count, limit, last_failure, lacks)
         finally:
             await listener.close()
 
 
-class _Goal:
-    """What a wait waits for: `count` is how many shall be Ready, for the error.
+class _Goal(Struct, frozen=True, kw_only=True):
+    """The goal of a wait; `count` instances shall be Ready, for the error.
 
-    What was `taken` comes true even if nobody answers for a while. With `all_replaced` a rollout
-    that stopped misses the goal, however many serve. A Box that has
-    not seen `version` of the service's record, if any is named, cannot tell.
+    - `accepted`: a Box has accepted the change, so the wait outlasts times without an answer.
+    - `all_replaced`: a rollout that stops misses the goal, however many instances serve.
+    - `version`: only a Box that has seen this version of the service's record may answer.
     """
 
-    def __init__(self, count: int, reached: Callable[[InstancesResponse], bool]) -> None:
-        self.count = count
-        self.reached = reached
-        self.taken = False
-        self.all_replaced = False
-        self.version = ""
+    count: int
+    reached: Callable[[InstancesResponse], bool]
+    accepted: bool = False
+    all_replaced: bool = False
+    version: str = ""
 
 
-def _settled(target: int) -> _Goal:
-    """Exactly `target` instances, all of them serving, none still to be replaced."""
+def _settled(target: int, *, all_replaced: bool, version: str) -> _Goal:
+    """The goal of exactly `target` instances, all of them serving, without a rollout."""
 
     def reached(seen: InstancesResponse) -> bool:
         return seen.total == target == _serving(seen) and not seen.rolling
 
-    return _Goal(target, reached)
+    return _Goal(
+        count=target, reached=reached, accepted=True, all_replaced=all_replaced, version=version
+    )
 
 
 def _serving(seen: InstancesResponse) -> int:

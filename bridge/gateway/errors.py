@@ -147,7 +147,7 @@ class DrainStuck(ScaleError):
     def __init__(self, host: str, left: int, stuck: Mapping[str, str]) -> None:
         listed = "; ".join(f"{service}: {why}" for service, why in sorted(stuck.items()))
         super().__init__(
-            f"{host} still has {_instances(left)}: {listed}. Mend it and drain again, which goes "
+            f"{host} still has {_instances(left)}: {listed}. Fix it and drain again, which goes "
             f"on from here, or `box-bridge uncordon {host}`"
         )
         self.host = host

@@ -1,7 +1,7 @@
-"""Looking after the hosts: seeing them, emptying them, spreading what they run, and asking why.
+"""The client for operators: lists, cordons, drains and rebalances hosts, and explains decisions.
 
-Any Box answers for all. An order lasts until it is taken back, whatever becomes of who gave it: a
-wait that is given up leaves it in place. Orders can be repeated: what stands already is fine.
+Any Box answers for the fleet. An order lasts until it is lifted: it stays when its client ends, or
+gives up waiting. Orders can be repeated: one that is already in force is not an error.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from bridge.protocol import encode, format_time, now
 from bridge.settings import NatsConfig
 from bridge.subjects import EXPIRES_AT, check_name
 
-_PATIENCE: Final = 10.0  # seconds for an answer
-_LOOK: Final = 5.0  # seconds for one look while waiting
-_POLL: Final = 0.5  # seconds between looks
-_SURE: Final = 4  # looks in a row: the view of the Box that answers may be a moment behind
+_TIMEOUT: Final = 10.0  # seconds for an answer
+_QUERY_TIMEOUT: Final = 5.0  # seconds for one query while waiting
+_POLL: Final = 0.5  # seconds between queries
+_STUCK_QUERIES: Final = 4  # consecutive ones: the view of the Box that answers may be behind
 
 T = TypeVar("T", HostsResponse, ServicesResponse, AdminResponse, HistoryResponse, PlanResponse)
 
 DrainProgress = Callable[[int, int, Host], None]
-"""Told how many of how many instances have left a host, and how that stands, at each look."""
+"""Called after each query with the instances that have left a host, all of them, and the host."""
 
 MoveProgress = Callable[[int, int], None]
-"""Told how many of how many instances have moved, at each look."""
+"""Called after each query with the number of instances that have moved, and of all moves."""
 
 
 class Operator:
-    """Orders and questions about the fleet's hosts, over one connection.
+    """Orders and queries about the fleet's hosts, over one connection.
 
-    Each raises NoBoxError, RequestTimeout (the outcome of an order is unknown; ask again),
-    OrderRefused (nothing was changed; it says what to do), and NameRefused for what can be no name.
+    Each raises NoBoxError, RequestTimeout (the outcome of an order is unknown; retry it),
+    OrderRefused (nothing was changed; it says what to do), and NameRefused for an invalid name.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -68,43 +68,44 @@ class Operator:
     async def connect(
         cls, url: str | None = None, *, settings: NatsConfig | None = None, name: str = "operator"
     ) -> AsyncIterator[Operator]:
-        """An operator of its own connection: as `ScaleClient.connect`."""
+        """An operator with its own connection: see `ScaleClient.connect`."""
         async with ScaleClient.connect(url, settings=settings, name=name) as client:
             yield cls(client.connection)
 
-    async def hosts(self, host: str = "", *, timeout: float = _PATIENCE) -> list[Host]:
-        """The live hosts, those that are dead and still hold slots, and those under an order, by
-        name; with `host` that one alone, if it is there. `timeout` in seconds.
+    async def hosts(self, host: str = "", *, timeout: float = _TIMEOUT) -> list[Host]:
+        """The live hosts, the dead ones that still have slots, and those with an order, by name;
+        with `host` only that one, if there is one. `timeout` in seconds.
         """
-        found: list[Host] = []
+        hosts: list[Host] = []
         while True:
-            request = HostsRequest(host=host, offset=len(found))
+            request = HostsRequest(host=host, offset=len(hosts))
             page = await self._ask(self._subjects.hosts, request, HostsResponse, timeout)
-            found += page.hosts
-            if len(found) >= page.total or not page.hosts:
-                return found
+            hosts += page.hosts
+            if len(hosts) >= page.total or not page.hosts:
+                return hosts
 
-    async def services(self, service: str = "", *, timeout: float = _PATIENCE) -> list[Service]:
-        """The services that are wanted, run or offered, by name: how many of each serve, and what
-        is missing and why; with `service` that one alone, if it is there. `timeout` in seconds.
+    async def services(self, service: str = "", *, timeout: float = _TIMEOUT) -> list[Service]:
+        """The services that have a target or instances, or that a host offers, by name: how many
+        instances serve, what is missing and why; with `service` only that one, if there is one.
+        `timeout` in seconds.
         """
-        found: list[Service] = []
+        services: list[Service] = []
         while True:
-            request = ServicesRequest(service=service, offset=len(found))
+            request = ServicesRequest(service=service, offset=len(services))
             page = await self._ask(self._subjects.services, request, ServicesResponse, timeout)
-            found += page.services
-            if len(found) >= page.total or not page.services:
-                return found
+            services += page.services
+            if len(services) >= page.total or not page.services:
+                return services
 
     async def cordon(self, host: str, *, reason: str = "", force: bool = False) -> None:
-        """Have nothing placed on `host` from now on; what it runs stays. With `force` that may be a
-        host that is yet to come.
+        """Place no further slots on `host`; its instances stay. With `force` it may be a host that
+        no Box has seen.
         """
         order = AdminRequest(verb=Verb.CORDON, host=_name(host), reason=reason, force=force)
         await self._order(order)
 
     async def uncordon(self, host: str) -> None:
-        """Take back the order for `host`, be it a cordon or a drain."""
+        """Lift the order for `host`, whether it is a cordon or a drain."""
         await self._order(AdminRequest(verb=Verb.UNCORDON, host=_name(host)))
 
     async def drain(
@@ -117,11 +118,11 @@ class Operator:
         timeout: float = 600.0,
         progress: DrainProgress | None = None,
     ) -> int:
-        """Have every instance on `host` replaced elsewhere, and Ready there before it drains;
-        returns how many there were. The host is cordoned until `uncordon`.
+        """Replace every instance on `host` elsewhere, each Ready before the old one drains; returns
+        how many there were. The host stays cordoned until `uncordon`.
 
-        With `force` instances that have nowhere to go end all the same, and stay desired. With
-        `wait` it returns when the host is empty, as `emptied` does.
+        With `force` instances without room elsewhere end as well, and stay desired. With `wait` the
+        call returns when the host is empty, as `emptied` does.
         """
         order = AdminRequest(verb=Verb.DRAIN, host=_name(host), force=force, reason=reason)
         response = await self._order(order)
@@ -137,27 +138,26 @@ class Operator:
         timeout: float = 600.0,
         progress: DrainProgress | None = None,
     ) -> None:
-        """Return when `host` is empty, which had `of` instances when its drain was ordered.
+        """Return when `host` is empty. It had `of` instances when its drain was ordered.
 
-        That nobody answers for a while, or can be asked, is looked past. Raises DrainStuck when
-        replacements keep failing, DrainTimeout after `timeout` seconds; the order stands then, and
-        draining again goes on.
+        Outages are ignored until the timeout. Raises DrainStuck if replacements keep failing, and
+        DrainTimeout after `timeout` seconds. The order stays in force then; another drain resumes.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        stuck_looks, left, short = 0, of, dict[str, int]()
+        stuck_queries, left, short = 0, of, dict[str, int]()
         while loop.time() < deadline:
             with outages_ignored():
-                found = await self.hosts(host, timeout=min(_LOOK, deadline - loop.time()))
-                there = found[0] if found else Host(name=host, live=False, used=0, services={})
-                left, short = there.used, there.short
+                hosts = await self.hosts(host, timeout=min(_QUERY_TIMEOUT, deadline - loop.time()))
+                report = hosts[0] if hosts else Host(name=host, live=False, used=0, services={})
+                left, short = report.used, report.short
                 if progress is not None:
-                    progress(max(of - left, 0), max(of, left), there)
+                    progress(max(of - left, 0), max(of, left), report)
                 if not left:
                     return
-                stuck_looks = stuck_looks + 1 if there.stuck else 0
-                if stuck_looks >= _SURE:
-                    raise DrainStuck(host, left, there.stuck)
+                stuck_queries = stuck_queries + 1 if report.stuck else 0
+                if stuck_queries >= _STUCK_QUERIES:
+                    raise DrainStuck(host, left, report.stuck)
             await asyncio.sleep(min(_POLL, max(0.0, deadline - loop.time())))
         raise DrainTimeout(host, left, timeout, short)
 
@@ -171,8 +171,8 @@ class Operator:
         progress: MoveProgress | None = None,
     ) -> AdminResponse:
         """Even out the hosts with the fewest moves, each replaced before it drains; with `service`
-        of that one alone. Returns the moves. With `wait` it returns when they are made, as `moved`
-        does.
+        only of that one. Returns the moves. With `wait` the call returns when they are made, as
+        `moved` does.
         """
         service = check_name("service", service) if service else ""
         order = AdminRequest(
@@ -192,39 +192,37 @@ class Operator:
     ) -> None:
         """Return when the `moves` of a rebalance are made.
 
-        That nobody answers for a while, or can be asked, is looked past. Raises WaitTimeout after
-        `timeout` seconds, ScaleError when replacements keep failing.
+        Outages are ignored until the timeout. Raises WaitTimeout after `timeout` seconds, and
+        ScaleError if replacements keep failing.
         """
         deadline = asyncio.get_running_loop().time() + timeout
         for name in sorted({move.service for move in moves}):
             await self._moved(name, moves, timeout, deadline, progress)
 
-    async def history(self, service: str, *, timeout: float = _PATIENCE) -> HistoryResponse:
-        """The decisions on `service`, oldest first: the last 64, and before them those of the last
-        24 requests that are older.
+    async def history(self, service: str, *, timeout: float = _TIMEOUT) -> HistoryResponse:
+        """The decisions on `service`, oldest first: the last 64, and before them those that
+        answered the last 24 requests, if they are older.
         """
         request = HistoryRequest(service=check_name("service", service))
         return await self._ask(self._subjects.history, request, HistoryResponse, timeout)
 
-    async def plan(
-        self, service: str, replicas: int, *, timeout: float = _PATIENCE
-    ) -> PlanResponse:
-        """What scaling `service` to `replicas` would do, and why; nothing is changed. A plan that
-        would be refused or capped is an answer like any other.
+    async def plan(self, service: str, replicas: int, *, timeout: float = _TIMEOUT) -> PlanResponse:
+        """The effect that scaling `service` to `replicas` would have, and the reasons; nothing is
+        changed. A request that would be refused or capped has a plan too.
         """
         request = PlanRequest(service=check_name("service", service), replicas=replicas)
-        question = self._question(self._subjects.plan, request, timeout)
-        response = await question.response(self.connection, PlanResponse)
+        query = self._request(self._subjects.plan, request, timeout)
+        response = await query.response(self.connection, PlanResponse)
         if response.error is not None and not response.service:
-            raise OrderRefused(response, question.code)
+            raise OrderRefused(response, query.code)
         return response
 
-    # ── asking ───────────────────────────────────────────────────────────────────────────
+    # ── requests ───────────────────────────────────────────────────────────────────────────
 
     async def _order(self, request: AdminRequest) -> AdminResponse:
         changes = not request.dry_run
         return await self._ask(
-            self._subjects.admin, request, AdminResponse, _PATIENCE, changes=changes
+            self._subjects.admin, request, AdminResponse, _TIMEOUT, changes=changes
         )
 
     async def _ask(
@@ -236,13 +234,13 @@ class Operator:
         *,
         changes: bool = False,
     ) -> T:
-        question = self._question(subject, request, timeout, changes=changes)
-        response = await question.response(self.connection, cls)
+        query = self._request(subject, request, timeout, changes=changes)
+        response = await query.response(self.connection, cls)
         if response.error is not None:
-            raise OrderRefused(response, question.code)
+            raise OrderRefused(response, query.code)
         return response
 
-    def _question(
+    def _request(
         self, subject: str, request: Struct, timeout: float, *, changes: bool = False
     ) -> RetriedRequest:
         deadline = asyncio.get_running_loop().time() + timeout
@@ -259,20 +257,21 @@ class Operator:
         deadline: float,
         progress: MoveProgress | None,
     ) -> None:
-        """Return when the old instances of `service` are gone, and so is its rollout."""
+        """Return when the old instances of `service` have ended, and its rollout is done."""
         loop, client = asyncio.get_running_loop(), ScaleClient(self.connection)
         old = {move.instance_id for move in moves if move.service == service}
-        left, stuck_looks = len(old), 0
+        left, stuck_queries = len(old), 0
         while loop.time() < deadline:
             with outages_ignored():
-                seen = await client.observe(service, timeout=min(_LOOK, deadline - loop.time()))
+                timeout = min(_QUERY_TIMEOUT, deadline - loop.time())
+                seen = await client.observe(service, timeout=timeout)
                 left = sum(info.id in old for info in seen.instances)
                 if progress is not None:
                     progress(len(old) - left, len(old))
                 if not left and service not in seen.rolling:
                     return
-                stuck_looks = stuck_looks + 1 if service in seen.stopped else 0
-                if stuck_looks >= _SURE:
+                stuck_queries = stuck_queries + 1 if service in seen.stopped else 0
+                if stuck_queries >= _STUCK_QUERIES:
                     raise ScaleError(f"{service}: {seen.stopped[service]}")
             await asyncio.sleep(min(_POLL, max(0.0, deadline - loop.time())))
         raise WaitTimeout(service, len(old) - left, len(old), limit)

@@ -338,7 +338,7 @@ async def test_what_cannot_be_done_is_refused_with_what_to_do(
         with pytest.raises(NameRefused):
             await operator.cordon("*")
         for question in (operator.history, operator.rebalance):
-            with pytest.raises(OrderRefused, match="nothing was ever asked for 'nope'") as refused:
+            with pytest.raises(OrderRefused, match="'nope' was never scaled") as refused:
                 await question("nope")
             assert refused.value.code == ReplyCode.UNKNOWN_SERVICE
         plan = await operator.plan("nope", 1)

@@ -100,7 +100,7 @@ async def test_a_wait_looks_past_boxes_that_are_gone_not_ready_and_cut_off(
     real = requests.is_transient
     monkeypatch.setattr(requests, "is_transient", is_transient)
     for waiter in ("operator", "client"):
-        monkeypatch.setattr(f"bridge.gateway.{waiter}._LOOK", 0.5)
+        monkeypatch.setattr(f"bridge.gateway.{waiter}._QUERY_TIMEOUT", 0.5)
     looks: list[int] = []
     async with connect(server.url) as boxes, Operator.connect(server.url) as operator:
         fleet = FakeFleet(boxes)
@@ -161,7 +161,7 @@ async def test_that_the_outcome_is_unknown_is_said_of_what_changes_something_alo
         for look in looks:
             with pytest.raises(RequestTimeout, match=r"within 0\.5 s; ask again$"):
                 await look
-        monkeypatch.setattr("bridge.gateway.operator._PATIENCE", 0.5)
+        monkeypatch.setattr("bridge.gateway.operator._TIMEOUT", 0.5)
         with pytest.raises(RequestTimeout, match="outcome is unknown"):
             await operator.cordon("box-a")
         with pytest.raises(RequestTimeout, match=r"; ask again$"):

@@ -143,7 +143,7 @@ class AdminApi:
         service = decode(HistoryRequest, message.data).service
         check_name("service", service)
         if service not in self._fleet.state.services:
-            why = f"nothing was ever asked for {service!r}"
+            why = f"{service!r} was never scaled"
             raise Refusal(ReplyCode.UNKNOWN_SERVICE, why)
         bucket = self._connection.subjects.services_bucket
         records: dict[int, ServiceRecord] = {}

@@ -148,7 +148,7 @@ class HostOrders:
         state = self._fleet.state
         if request.service and request.service not in state.services:
             check_name("service", request.service)
-            why = f"nothing was ever asked for {request.service!r}: see `box-bridge ps`"
+            why = f"{request.service!r} was never scaled: see `box-bridge ps`"
             raise Refusal(ReplyCode.UNKNOWN_SERVICE, why)
         plan = balance(state, only=request.service)
         response = AdminResponse(done=True, moves=plan.moves, waiting=plan.waiting, more=plan.more)

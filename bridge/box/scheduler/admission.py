@@ -97,7 +97,7 @@ def expired(expires_at: datetime, at: datetime, host: str) -> Refusal:
     """The refusal of a request that reaches `host` at `at`, after its `expires_at`."""
     why = (
         f"request: expired at {format_time(expires_at)}: it is {format_time(at)} "
-        f"at Box {host}; ask anew, or set the clock"
+        f"at Box {host}; send it again, or set the clock"
     )
     return Refusal(ReplyCode.EXPIRED, why)
 

@@ -1,9 +1,12 @@
 """Request-reply endpoints: bounded, concurrent, discoverable, and safe to expose.
 
-What a caller can rely on: a request gets one reply, in turn, even when it is refused. What the
-service can rely on: a body over the bound never reaches a handler, a handler's exception
-reaches neither the caller nor the loop, more requests, or bytes, than can wait are refused as
-busy, and a reply goes to nothing but an inbox, with the service's own headers.
+Promises to the caller: a request gets one reply, in order, even when it is refused. Promises to the
+service:
+
+- a body over the bound never reaches a handler;
+- a handler's exception reaches neither the caller nor the event loop;
+- requests beyond the bounds of the queue are refused as busy;
+- a reply goes only to an inbox, with the service's own headers.
 """
 
 from __future__ import annotations
@@ -32,13 +35,13 @@ MAX_BODY: Final = 64 * 1024  # bytes
 _MAX_HEADERS: Final = 64 * 1024  # bytes; they wait in the queue with the body
 _WORKERS: Final = 64  # requests handled at once
 _BACKLOG: Final = 4096  # requests that may wait for a worker
-_MAX_WAITING: Final = 16 * 1024 * 1024  # bytes of those, beyond which no other may wait
+_MAX_WAITING: Final = 16 * 1024 * 1024  # bytes of waiting requests, beyond which more are refused
 
 
 class Reply(Struct, frozen=True, kw_only=True):
-    """What goes back: the service's own payload and headers, and how the request ended.
+    """The payload and headers of a reply, and how the request ended.
 
-    `outcome` is a word for the metrics; `error` is set when the request was refused.
+    `outcome` is a word for the metrics; `error` is set if the request was refused.
     """
 
     data: bytes
@@ -48,7 +51,7 @@ class Reply(Struct, frozen=True, kw_only=True):
 
 
 Handle = Callable[[Message], Awaitable[Reply | None]]
-"""Answers a request. None sends nothing: the outcome is unknown, the caller asks again."""
+"""Answers a request. None sends no reply: the outcome is unknown, and the caller retries."""
 
 Refuse = Callable[[Refusal], Reply]
 """The reply to a request that is refused before a handler reads it."""
@@ -75,7 +78,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
 
 
 class _Counts:
-    """What STATS tells of one endpoint."""
+    """The counts of one endpoint, for STATS."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -102,7 +105,7 @@ class Responder:
         self._inboxes = (*INBOXES, *(prefix.rstrip(".") + "." for prefix in prefixes))
 
     async def run(self) -> None:
-        """Answer until cancelled."""
+        """Answer requests until cancelled."""
         async with task_scope() as tasks:
             for number in range(_WORKERS):
                 tasks.create_task(self._work(), name=f"responder-{number}")
@@ -115,9 +118,9 @@ class Responder:
             await asyncio.Event().wait()
 
     async def listening(self) -> None:
-        """Return when the server knows of every endpoint; raises NotPermitted if it refuses one.
+        """Return when the server has every subscription. Raises NotPermitted if it refused one.
 
-        Discovery may be refused: the log says so.
+        A refused subscription for discovery is only logged.
         """
         await self._open.wait()
         await self._connection.flush()
@@ -127,7 +130,7 @@ class Responder:
                 raise NotPermitted(listener.subject, "listen on")
 
     async def stop_intake(self) -> None:
-        """Take no further requests, and return when those taken are answered."""
+        """Take no further requests, and return when all that were taken are answered."""
         for listener in self._listeners:
             await listener.close()
         self._listeners.clear()
@@ -140,7 +143,7 @@ class Responder:
 
     def _receive(self, endpoint: Endpoint, message: Message) -> None:
         if not self._is_inbox(message.reply):
-            # Nothing may be written to a subject of the caller's choice; nothing is done either.
+            # A reply must not be written to a subject of the caller's choice.
             reason = "reply subject is not an inbox" if message.reply else "no reply subject"
             self._count_error(endpoint, reason)
             self._connection.metrics.refuse(endpoint.name, reason)
@@ -192,7 +195,7 @@ class Responder:
                 self._send(endpoint, message, reply)
 
     def _failed(self, endpoint: Endpoint) -> Reply:
-        """For a handler's exception: the caller learns nothing of it."""
+        """The reply after a handler's exception. It has no details of the exception."""
         _log.exception("answering on %s failed", endpoint.subject)
         why = "internal error: see the log of the Box"
         return endpoint.refuse(Refusal(ReplyCode.INTERNAL_ERROR, why))
@@ -225,7 +228,7 @@ class Responder:
         if answer is not None:
             try:
                 self._connection.publish(message.reply, answer)
-            except BusError:  # not worth a line in the log: anybody may ask
+            except BusError:  # not logged, as anyone may send such requests
                 self._connection.metrics.refuse("discovery", "reply not sent")
 
     def _infos(self) -> list[EndpointInfo]:
@@ -236,10 +239,10 @@ class Responder:
 
     def _stats(self) -> list[EndpointStats]:
         refused = self._connection.metrics.refusals()
-        found = []
+        stats = []
         for endpoint in self._endpoints:
             counts = self._counts[endpoint.name]
-            found.append(
+            stats.append(
                 EndpointStats(
                     name=endpoint.name,
                     subject=endpoint.subject,
@@ -256,7 +259,7 @@ class Responder:
                     },
                 )
             )
-        return found
+        return stats
 
 
 def _too_large(message: Message) -> Refusal | None:
