@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import tomllib
@@ -15,6 +14,7 @@ import pytest
 from bridge.config import find_file, load, load_instance, load_log, load_nats, load_notify
 from bridge.errors import ConfigError
 from bridge.settings import NotifyConfig
+from tests.failing_call import OS_ERRORS, FailingCall
 
 WHOLE = """
 [box]
@@ -246,7 +246,7 @@ def test_a_missing_context_is_reported_with_those_that_exist(tmp_path: Path) -> 
 # ── foreign exceptions ───────────────────────────────────────────────────────────────────
 
 FAULTS = [
-    *(OSError(number, os.strerror(number)) for number in errno.errorcode),
+    *OS_ERRORS,
     OSError("without an errno"),
     ValueError("embedded null byte"),
     UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
@@ -258,16 +258,6 @@ FAULTS = [
     msgspec.DecodeError("Input data was truncated"),
     msgspec.ValidationError("Expected `int`, got `str`"),
 ]
-
-
-class FailingCall:
-    """Stands in for a library call, and raises."""
-
-    def __init__(self, fault: Exception) -> None:
-        self.fault = fault
-
-    def __call__(self, *_: object, **__: object) -> Any:
-        raise self.fault
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +18,12 @@ from bridge.box.journal.store import SET_ASIDE, JournalStore, Snapshot, open_sto
 from bridge.box.state.records import ServiceRecord
 from bridge.errors import JournalDamaged, JournalError, ProtocolError
 from bridge.protocol import InstanceState, now
+from tests.failing_call import OS_ERRORS, FailingCall
 from tests.failing_sqlite import FULL, FailingSqlite
 from tests.support import eventually
 from tests.unit.box.journal.test_journal import entry, stepped
 
-OS_ERRORS: Final = [OSError(number, os.strerror(number)) for number in errno.errorcode]
+DENIED: Final = PermissionError(errno.EACCES, "Permission denied")
 TRANSIENT: Final = [
     FULL,
     sqlite3.OperationalError("disk I/O error"),
@@ -118,13 +118,9 @@ def test_a_file_that_cannot_be_set_aside_is_a_journal_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "journal.db").write_bytes(b"not SQLite" * 999)
-
-    def refuse(*_: object) -> None:
-        raise fault
-
-    monkeypatch.setattr(Path, "rename", refuse)
     for fault in OS_ERRORS:
         if not isinstance(fault, FileNotFoundError):
+            monkeypatch.setattr(Path, "rename", FailingCall(fault))
             with pytest.raises(JournalError, match="cannot be set aside"):
                 open_store(tmp_path / "journal.db")
 
@@ -143,10 +139,7 @@ def test_a_snapshot_that_cannot_be_read_is_a_journal_error(
 def test_a_snapshot_behind_a_closed_directory_is_a_journal_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr(Path, "exists", FailingCall(DENIED))
     with pytest.raises(JournalError, match=r"cannot be read.*Permission denied"):
         read_snapshot(Path("/x/journal.db"))
 
@@ -265,9 +258,5 @@ async def test_a_row_that_cannot_be_decoded_is_damage(
 def test_an_alert_stays_while_its_file_cannot_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = Snapshot(entries=[], facts={SET_ASIDE: "/x/damaged"}, backlog=0, oldest=now())
     assert alerts.list_alerts(snapshot) == []
-
-    def refuse(*_: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr(Path, "exists", FailingCall(DENIED))
     assert "set aside as /x/damaged" in alerts.list_alerts(snapshot)[0]

@@ -35,9 +35,9 @@ from bridge.box.runtimes.process_identity import ProcessIdentity, identify
 from bridge.errors import BoxError, EngineSilent, EngineUnsuitable, InstanceError
 from bridge.settings import Config
 from tests.boxes import labelled
+from tests.failing_call import OS_ERRORS, FailingCall
 from tests.support import FIRST_PORT, eventually
 
-OS_ERRORS: Final = [OSError(number, os.strerror(number)) for number in errno.errorcode]
 OTHERS: Final = [
     OSError("without an errno"),
     ValueError("embedded null byte"),
@@ -61,18 +61,6 @@ FAULTS: Final = [
     OSError(errno.EACCES, os.strerror(errno.EACCES)),
     *OTHERS,
 ]
-
-
-class FailingCall:
-    """Stands in for a library call, and raises; `count` counts the calls."""
-
-    def __init__(self, fault: Exception) -> None:
-        self.fault = fault
-        self.count = 0
-
-    def __call__(self, *_: object, **__: object) -> Any:
-        self.count += 1
-        raise self.fault
 
 
 each_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
