@@ -21,7 +21,7 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no answer or a timeout
 The first Ctrl-C stops a command in order, a second one ends it at once.
 
 NATS is found as NATS users know it: `-s`, `--context` (a context of the `nats` CLI), or the
-variables in [the configuration](../configuration.md#nats).
+variables in [the configuration](../connection.md#nats).
 
 """
 

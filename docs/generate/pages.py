@@ -19,11 +19,11 @@ _COPIES: Final = {
 def pages(root: Path) -> dict[str, str]:
     """The text of each page, made from the code and the files under `root`."""
     made = {
-        "reference/configuration.md": settings.page(),
         "reference/errors.md": errors.page(),
         "reference/metrics.md": metrics.page(),
         "reference/python.md": python.page(),
     }
+    made |= {f"reference/{name}": text for name, text in settings.pages().items()}
     made |= {f"reference/cli/{name}": text for name, text in cli.pages().items()}
     for page, name in _COPIES.items():
         made[page] = _relinked((root / name).read_text(encoding="utf-8"))

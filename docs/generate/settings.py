@@ -14,13 +14,12 @@ from bridge.config import BOX_VARIABLES, NATS_VARIABLES
 from bridge.settings import BoxConfig, NatsConfig, Probe, ServiceConfig, Timing
 from docs.generate.markdown import prose, table
 
-TABLES: Final[tuple[tuple[str, type[Struct]], ...]] = (
-    ("[box]", BoxConfig),
-    ("[services.&lt;name&gt;]", ServiceConfig),
-    ("The keys of probe", Probe),
-    ("[nats]", NatsConfig),
-    ("[timing]", Timing),
-)
+HOST: Final[dict[str, type[Struct]]] = {
+    "[box]": BoxConfig,
+    "[services.&lt;name&gt;]": ServiceConfig,
+    "The keys of probe": Probe,
+}
+CONNECTION: Final[dict[str, type[Struct]]] = {"[nats]": NatsConfig, "[timing]": Timing}
 _VARIABLES: Final = {
     BoxConfig: {key: name for name, key in BOX_VARIABLES.items()},
     NatsConfig: {key: name for name, key in NATS_VARIABLES.items()},
@@ -38,14 +37,28 @@ Times are in seconds. Relative paths start at the directory of the file.
 `BOX_BRIDGE_LOG` (`debug`, `info`, `warning`, `error`) and `BOX_BRIDGE_LOG_FORMAT` (`text`, `json`)
 select what the Box logs to stderr.
 
-See also: [a request's configuration](request-config.md), [image patterns](images.md), and
-[how to configure a host](../how-to/configure-a-host.md).
+[Connection and timing](connection.md) has the tables `[nats]` and `[timing]`. See also [a request's
+configuration](request-config.md), [image patterns](images.md), and [how to configure a
+host](../how-to/configure-a-host.md).
+"""
+_CONNECTION: Final = """\
+# Connection and timing
+
+These are the tables `[nats]` and `[timing]` of [the configuration](configuration.md). Gateways and
+the verbs of the command line read the variables of `[nats]` as well.
 """
 
 
-def page() -> str:
-    """The whole page."""
-    return "\n".join([_INTRODUCTION, *(_section(title, cls) for title, cls in TABLES)])
+def pages() -> dict[str, str]:
+    """The pages, by file name."""
+    return {
+        "configuration.md": _page(_INTRODUCTION, HOST),
+        "connection.md": _page(_CONNECTION, CONNECTION),
+    }
+
+
+def _page(introduction: str, tables: dict[str, type[Struct]]) -> str:
+    return "\n".join([introduction, *(_section(title, cls) for title, cls in tables.items())])
 
 
 def _section(title: str, cls: type[Struct]) -> str:

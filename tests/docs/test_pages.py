@@ -71,8 +71,8 @@ def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
 
 
 def test_the_configuration_lists_every_key_with_a_text_and_its_variable() -> None:
-    page = settings.page()
-    for _, table in settings.TABLES:
+    page = "".join(settings.pages().values())
+    for table in (*settings.HOST.values(), *settings.CONNECTION.values()):
         texts = settings.attribute_docstrings(table)
         for key in table.__struct_fields__:
             assert texts.get(key), f"{table.__name__}.{key} has no docstring"
