@@ -155,7 +155,9 @@ async def test_a_refusal_and_a_cap_are_errors_that_carry_the_answer(
             await client.scale("a.b", 1)
 
 
-async def test_a_dry_run_promises_and_does_nothing(server: EmbeddedServer, tmp_path: Path) -> None:
+async def test_a_dry_run_answers_and_changes_nothing(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
     async with boxed(server, tmp_path) as (gateway, recorder):
         answer = await ScaleClient(gateway).scale("web", 3, dry_run=True, wait=True)
         assert answer.target_replicas == 3
@@ -185,7 +187,7 @@ async def test_a_stopped_rollout_ends_the_wait(server: EmbeddedServer, tmp_path:
         assert (await client.observe("web")).total == 1  # the old one serves on
 
 
-async def test_a_fleet_larger_than_a_page_is_observed_whole(
+async def test_a_fleet_larger_than_a_page_is_observed_completely(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.gateway.client._PAGE", 2)
@@ -197,7 +199,7 @@ async def test_a_fleet_larger_than_a_page_is_observed_whole(
         assert len(seen.hosts) == 5
 
 
-async def test_a_reply_larger_than_max_payload_is_cut_and_says_so(
+async def test_a_reply_larger_than_max_payload_is_cut_and_counts_all_instances(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with boxed(server, tmp_path) as (gateway, _):
@@ -217,7 +219,7 @@ async def test_a_reply_larger_than_max_payload_is_cut_and_says_so(
 # ── when Boxes do not answer ─────────────────────────────────────────────────────────────
 
 
-async def test_nobody_there_is_told_at_once(server: EmbeddedServer) -> None:
+async def test_a_request_without_any_box_fails_at_once(server: EmbeddedServer) -> None:
     async with ScaleClient.connect(server.url) as client:
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -254,7 +256,7 @@ async def test_a_late_answer_to_an_earlier_copy_counts(server: EmbeddedServer) -
         assert client.connection._requests == {}, "nobody waits any more for the other copies"
 
 
-async def test_a_late_answer_counts_though_nobody_is_there_for_a_later_copy(
+async def test_a_late_answer_counts_though_no_box_is_left_for_a_later_copy(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []
@@ -275,7 +277,7 @@ async def test_a_late_answer_counts_though_nobody_is_there_for_a_later_copy(
         assert (await asked).accepted
 
 
-async def test_a_late_refusal_that_may_pass_is_no_last_word(server: EmbeddedServer) -> None:
+async def test_a_late_transient_refusal_is_not_final(server: EmbeddedServer) -> None:
     async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
         box = await FakeBox.listening(connection)
         asked = asyncio.ensure_future(client.scale("web", 3, timeout=30))
@@ -298,7 +300,7 @@ async def test_a_frozen_box_among_others_costs_a_second_and_has_one_effect(
         assert frozen.requests
 
 
-async def test_busy_and_not_ready_are_asked_again_and_other_refusals_are_not(
+async def test_busy_and_not_ready_are_retried_and_other_refusals_are_not(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
@@ -316,7 +318,7 @@ async def test_busy_and_not_ready_are_asked_again_and_other_refusals_are_not(
         assert refused.value.code == "busy"
 
 
-async def test_a_refusal_without_a_code_is_final_and_so_is_one_that_a_newer_box_has_named(
+async def test_refusals_without_a_code_or_with_an_unknown_one_are_final(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
@@ -333,7 +335,7 @@ async def test_a_refusal_without_a_code_is_final_and_so_is_one_that_a_newer_box_
         assert len(box.requests) == 2
 
 
-async def test_the_last_refusal_is_told_when_the_pause_outlasts_the_time(
+async def test_the_last_refusal_is_raised_if_the_pause_outlasts_the_deadline(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def oversleep(seconds: float, deadline: float) -> bool:
@@ -349,7 +351,7 @@ async def test_the_last_refusal_is_told_when_the_pause_outlasts_the_time(
 
 
 @pytest.mark.parametrize("last", ["busy", "not_ready", "expired"])
-async def test_a_refusal_that_says_nothing_of_an_unanswered_try_leaves_it_unknown(
+async def test_a_transient_refusal_after_an_unanswered_copy_leaves_the_outcome_unknown(
     server: EmbeddedServer, last: str
 ) -> None:
     async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
@@ -369,7 +371,7 @@ async def test_silence_after_the_request_was_taken_ends_the_wait_at_its_timeout(
             await client.scale("web", 3, wait=True, timeout=0.5)
 
 
-async def test_a_request_that_was_never_sent_is_told_as_cut_off(server: EmbeddedServer) -> None:
+async def test_a_request_that_was_never_sent_raises_cut_off(server: EmbeddedServer) -> None:
     async with ScaleClient.connect(server.url) as client:
         await server.kill()
         await eventually(lambda: not client.connection.connected)
@@ -392,7 +394,7 @@ async def test_an_outage_in_the_middle_is_ridden_out(
         check_history(await read_history(client.connection))
 
 
-async def test_the_environment_says_where_nats_is(
+async def test_the_environment_names_the_nats_server(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NATS_URL", server.url)
@@ -404,7 +406,7 @@ async def test_the_environment_says_where_nats_is(
             raise AssertionError("there is no server")
 
 
-def test_an_error_says_all_that_it_knows() -> None:
+def test_errors_have_a_message_without_optional_data() -> None:
     response = answered("busy", error="").response
     assert "without a reason" in str(ScaleRefused(response))
     assert "capped to 3" in str(ScaleCapped(response))

@@ -77,7 +77,7 @@ async def test_max_surge_has_several_replaced_at_once_and_never_more(
         assert extra == [3, 0, 3, *[0] * (len(extra) - 3)]  # asked for, then all three at once
 
 
-async def test_three_failed_replacements_stop_the_rollout_and_ps_can_tell(
+async def test_three_failed_replacements_stop_the_rollout_and_ps_shows_it(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     table = service_table("web", command=["/bin/sh", "-c", _NEEDS_OK], env={"OK": "1"})

@@ -123,7 +123,7 @@ async def test_a_handlers_exception_reaches_neither_the_caller_nor_the_loop(
         assert await ask(caller, b"x") == b"done x"
 
 
-async def test_what_takes_no_waiting_is_answered_before_the_queue_but_never_past_it(
+async def test_an_immediate_answer_skips_an_empty_queue_but_never_overtakes_a_waiting_request(
     server: EmbeddedServer,
 ) -> None:
     async with responding(server, quick=True) as (service, responder, caller):
@@ -170,7 +170,7 @@ async def test_replies_carry_our_headers_and_none_of_the_callers(server: Embedde
     "reply",
     ["", "$KV.box_services.web", "box.events.web", "_INBOX.>", "_INBOX.a.*", "_INBOXX.a", "_R_"],
 )
-async def test_nothing_is_done_for_who_wants_the_reply_elsewhere(
+async def test_a_request_whose_reply_subject_is_no_inbox_has_no_effect(
     server: EmbeddedServer, reply: str
 ) -> None:
     async with responding(server) as (service, responder, caller):
@@ -206,7 +206,7 @@ async def test_a_request_of_unknown_outcome_gets_no_reply(server: EmbeddedServer
         assert seen == []
 
 
-async def test_more_than_can_wait_is_refused_as_busy(server: EmbeddedServer) -> None:
+async def test_requests_beyond_the_queue_are_refused_as_busy(server: EmbeddedServer) -> None:
     async with responding(server) as (service, responder, caller):
         responder._queue._maxsize = 3
         requests = (caller.request("box.scale", b"wait", timeout=30) for _ in range(70))
@@ -220,7 +220,7 @@ async def test_more_than_can_wait_is_refused_as_busy(server: EmbeddedServer) -> 
         assert set(answers) == {b"done wait", b"Busy: too many requests; try again"}
 
 
-async def test_more_bytes_than_may_wait_are_refused_as_busy_until_there_is_room_again(
+async def test_requests_beyond_the_waiting_bytes_are_refused_as_busy_until_there_is_room(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.bus.service.responder._MAX_WAITING", 8000)
@@ -238,7 +238,7 @@ async def test_more_bytes_than_may_wait_are_refused_as_busy_until_there_is_room_
         assert (await ask(caller, b"x", headers={"A": "x" * 9000})) == b"done x"
 
 
-async def test_intake_stops_and_what_was_taken_is_answered(server: EmbeddedServer) -> None:
+async def test_requests_taken_before_the_intake_stops_are_answered(server: EmbeddedServer) -> None:
     async with responding(server) as (service, responder, caller):
         waiting = asyncio.ensure_future(ask(caller, b"wait", timeout=30))
         await eventually(lambda: service.under_way)
@@ -326,7 +326,7 @@ async def test_a_reply_subject_that_is_longer_in_bytes_than_in_letters_costs_one
         assert connection._client is client
 
 
-async def test_a_user_that_may_not_listen_on_an_endpoint_is_told(
+async def test_listening_raises_not_permitted_if_the_server_refuses_an_endpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     user = '{ user: u, password: p, permissions: { subscribe: { deny: "box.scale" } } }'

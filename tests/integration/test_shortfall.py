@@ -16,7 +16,7 @@ from tests.support import eventually, service_table
 FULL = "2 of 5 have no room: 3 of 3 places are taken, 1 more host is cordoned or not ready"
 
 
-async def test_instances_without_room_are_told_to_whoever_looks_and_to_whoever_waits(
+async def test_instances_without_room_are_reported_to_queries_and_to_waits(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with Fleet.of(server, tmp_path, "box-a", "box-b", max_instances=3) as fleet:
@@ -58,7 +58,7 @@ async def test_instances_without_room_are_told_to_whoever_looks_and_to_whoever_w
         await eventually(silent)
 
 
-async def test_a_slot_in_which_nothing_lives_is_told_and_planned_as_failing(
+async def test_a_slot_without_a_living_instance_is_reported_and_planned_as_failing(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     patient = "\n[timing]\nbackoff_first = 60.0\nbackoff_max = 60.0\nheartbeat = 0.5\nlease = 3\n"

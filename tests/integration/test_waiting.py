@@ -88,7 +88,7 @@ class FakeFleet:
         pytest.param("rebalance", marks=pytest.mark.slow),
     ],
 )
-async def test_a_wait_looks_past_boxes_that_are_gone_not_ready_and_cut_off(
+async def test_a_wait_outlasts_boxes_that_are_gone_not_ready_or_cut_off(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     passed: list[BusError | ScaleError] = []
@@ -135,7 +135,7 @@ async def test_a_wait_looks_past_boxes_that_are_gone_not_ready_and_cut_off(
         assert (looks[0], looks[-1]) == (0, 1)
 
 
-async def test_what_does_not_pass_ends_a_wait(server: EmbeddedServer) -> None:
+async def test_a_final_refusal_ends_a_wait(server: EmbeddedServer) -> None:
     async with connect(server.url) as boxes, Operator.connect(server.url) as operator:
         fleet = FakeFleet(boxes)
         await fleet.come()
@@ -145,7 +145,7 @@ async def test_what_does_not_pass_ends_a_wait(server: EmbeddedServer) -> None:
 
 
 @pytest.mark.slow
-async def test_that_the_outcome_is_unknown_is_said_of_what_changes_something_alone(
+async def test_only_requests_that_change_something_report_an_unknown_outcome(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with connect(server.url) as boxes, Operator.connect(server.url) as operator:

@@ -60,7 +60,7 @@ def test_slots_still_claimed_or_unreadable_are_not_taken_again() -> None:
     assert verdict.record.slots == [1, 3]
 
 
-def test_more_than_there_is_room_for_is_capped_and_the_target_taken() -> None:
+def test_a_request_beyond_the_room_is_capped_and_sets_the_lower_target() -> None:
     state = fleet(
         hosts={"box-a": host(room=6), "box-b": host("web", room=4)},
         services={"api": ServiceRecord(target=3, slots=[0, 1, 2])},
@@ -84,7 +84,7 @@ def test_services_that_could_not_use_the_hosts_do_not_count() -> None:
     assert decide(asked(replicas=5), state).response.accepted
 
 
-def test_services_whose_labels_keep_them_off_the_hosts_do_not_count() -> None:
+def test_services_without_the_labels_for_the_hosts_do_not_count() -> None:
     needs = {"web": "a", "api": "b"}
     state = fleet(
         hosts={f"box-{zone}": host(room=4, zone=zone, needs=needs) for zone in "ab"},
@@ -146,7 +146,7 @@ def test_a_fixed_host_port_makes_room_for_one_instance_a_host(config: ScaleConfi
 
 
 @pytest.mark.parametrize(("draining", "granted"), [(False, 6), (True, 4)])
-def test_what_a_drained_host_has_needs_room_that_is_promised_to_nobody_else(
+def test_the_instances_of_a_drained_host_need_room_that_is_granted_to_no_other_service(
     draining: bool, granted: int
 ) -> None:
     state = fleet(
@@ -160,7 +160,7 @@ def test_what_a_drained_host_has_needs_room_that_is_promised_to_nobody_else(
     assert decide(asked(replicas=9), fewer).response.target_replicas == 3  # as it was granted
 
 
-def test_with_a_fixed_port_a_cordoned_host_is_a_place_for_what_it_has() -> None:
+def test_with_a_fixed_port_a_cordoned_host_counts_for_the_instance_it_has() -> None:
     hosts = {"box-a": host(fixed_port=8080), "box-b": host(fixed_port=8080)}
     cordoned = replace(fleet(hosts=hosts), orders={"box-b": HostOrder()})
     assert decide(asked(replicas=2), cordoned).response.target_replicas == 1
@@ -194,7 +194,7 @@ def test_with_a_fixed_port_a_cordoned_host_is_a_place_for_what_it_has() -> None:
         (asked(config=ScaleConfig(env={"BOX_SERVICE": "x"})), "set by the Box"),
     ],
 )
-def test_what_is_wrong_is_refused_with_the_cure_and_changes_nothing(
+def test_an_invalid_request_is_refused_with_the_fix_and_changes_nothing(
     request_: Any, said: str
 ) -> None:
     state = fleet(
@@ -286,7 +286,7 @@ def test_a_record_of_100_000_slots_and_all_that_may_be_kept_beside_fits_a_messag
     assert len(encode(record)) < 1024 * 1024 - 1024
 
 
-def test_refusals_dry_runs_and_what_changes_nothing_without_an_id_write_nothing() -> None:
+def test_refusals_dry_runs_and_unchanged_targets_without_an_id_write_nothing() -> None:
     state = after(fleet(), decide(asked(replicas=2), fleet()))
     assert decide(asked(replicas=2), state).record is None
     assert decide(asked("nope", request_id="r"), state).record is None
@@ -299,7 +299,7 @@ def test_refusals_dry_runs_and_what_changes_nothing_without_an_id_write_nothing(
 # ── who goes ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_idlest_go_first_and_of_equals_the_youngest() -> None:
+def test_the_idlest_instances_end_first_and_the_youngest_among_equals() -> None:
     claims = {
         0: slot("web", 0, S.BUSY, inflight=9, age=1),
         1: slot("web", 1, S.BUSY, inflight=1, age=1),
@@ -340,7 +340,7 @@ def test_this_hosts_own_instances_are_known_ahead_of_their_records() -> None:
     assert [info.id for info in response.instances] == ["web-0-box-a"]
 
 
-def test_the_reply_shows_who_goes_as_draining_oldest_first() -> None:
+def test_the_reply_lists_instances_oldest_first_and_shows_leaving_ones_as_draining() -> None:
     claims = {n: slot("web", n, age=10 - n) for n in range(3)}
     state = fleet(services={"web": ServiceRecord(target=3, slots=[0, 1, 2])}, slots={"web": claims})
     response = decide(asked(replicas=1), state).response
@@ -394,7 +394,7 @@ def test_the_extra_slot_of_a_rollout_stays_until_the_target_changes() -> None:
     assert len(fewer.slots) == 1
 
 
-def test_asking_again_for_a_config_starts_its_stopped_rollout_anew() -> None:
+def test_a_repeated_request_for_a_config_restarts_its_stopped_rollout() -> None:
     config = ScaleConfig(env={"A": "1"})
     record = ServiceRecord(target=1, slots=[0], config=config)
     stopped = Rollout(config=record.config_id, failures=3, stopped="why")

@@ -274,7 +274,7 @@ def test_a_fleet_converges_whatever_it_was_left_in(
 
 
 @given(troubled(), requests, st.sampled_from(NAMES))
-def test_a_host_that_is_lost_or_joins_moves_nothing_but_what_it_had(
+def test_a_lost_or_new_host_moves_no_instances_of_other_hosts(
     rounds: Rounds,
     run: list[AdmissionRequest],
     name: str,

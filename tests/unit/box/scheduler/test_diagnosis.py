@@ -35,7 +35,7 @@ def lacks(state: FleetState, service: str = "web") -> str:
     return diagnosis.notices(state, [service], at=AT).get(service, "")
 
 
-def test_a_service_that_is_whole_or_comes_lacks_nothing() -> None:
+def test_a_complete_or_booting_service_lacks_nothing() -> None:
     states = {0: slot("web", 0), 1: slot("web", 1, S.BUSY), 2: slot("web", 2, S.BOOTING)}
     there = fleet(services={"web": wanting(4)}, slots={"web": states})
     found = diagnosis.shortfall("web", there, at=AT)
@@ -44,7 +44,7 @@ def test_a_service_that_is_whole_or_comes_lacks_nothing() -> None:
     assert diagnosis.notices(there, ["web", "api"], at=AT) == {}
 
 
-def test_instances_without_room_are_told_with_how_many_places_there_are() -> None:
+def test_instances_without_room_are_reported_with_the_number_of_places() -> None:
     hosts = {"box-a": host("web", room=2), "box-b": host("web", room=1), "box-c": host("api")}
     claims = {0: slot("web", 0), 1: slot("web", 1), 2: slot("web", 2, on="box-b")}
     full = fleet(hosts=hosts, services={"web": wanting(5)}, slots={"web": claims})
@@ -70,7 +70,7 @@ def test_instances_without_room_are_told_with_how_many_places_there_are() -> Non
     assert lacks(alone) == ("1 of 2 has no room: each host takes one alone, as its port is fixed")
 
 
-def test_slots_in_which_nothing_lives_are_told_with_their_hosts() -> None:
+def test_slots_without_a_living_instance_are_reported_with_their_hosts() -> None:
     claims = {
         number: slot("web", number, S.FAILED, on=f"box-{'ab'[number % 2]}") for number in range(4)
     }
@@ -83,7 +83,7 @@ def test_slots_in_which_nothing_lives_are_told_with_their_hosts() -> None:
     assert lacks(one) == "1 of 4 has failed on box-b and is to be tried again"
 
 
-def test_instances_on_dead_hosts_are_told_from_when_the_lease_is_over() -> None:
+def test_instances_on_dead_hosts_are_reported_from_the_end_of_the_lease() -> None:
     claims = {
         0: slot("web", 0),
         1: slot("web", 1, on="box-b"),
@@ -104,7 +104,7 @@ def test_instances_on_dead_hosts_are_told_from_when_the_lease_is_over() -> None:
     assert lacks(anew) == "1 is on an earlier box-a, which is dead"
 
 
-def test_slots_that_are_kept_off_hosts_are_told_with_until_when() -> None:
+def test_excluded_slots_are_reported_with_the_end_of_the_exclusion() -> None:
     off = [
         Avoidance(slot=0, host="box-a", until=AT + EXCLUSION),
         Avoidance(slot=1, host="box-b", until=AT + timedelta(minutes=1)),
@@ -124,7 +124,7 @@ def test_slots_that_are_kept_off_hosts_are_told_with_until_when() -> None:
     )
 
 
-def test_a_stopped_rollout_is_told_first_and_by_itself() -> None:
+def test_a_stopped_rollout_is_reported_first_and_separately() -> None:
     stopped = replace(wanting(1), rollout=Rollout(config="c", stopped="rollout stopped: why"))
     there = fleet(services={"web": stopped}, slots={"web": {0: slot("web", 0, S.FAILED)}})
     assert lacks(there).startswith("rollout stopped: why; 1 of 1 has failed")
@@ -139,12 +139,12 @@ def test_a_replacement_that_fails_is_one_more_than_are_wanted() -> None:
     assert diagnosis.shortfall("web", there, at=AT).wanted == 2
 
 
-def test_a_record_that_cannot_be_read_is_told() -> None:
+def test_an_unreadable_record_is_reported() -> None:
     there = replace(fleet(), unreadable_services={"web"})
     assert lacks(there) == "its record cannot be read by this Box"
 
 
-def test_what_is_told_is_bounded() -> None:
+def test_the_notices_are_bounded() -> None:
     names = [f"service-{number:03}" for number in range(200)]
     hosts = {f"box-{number:03}": host(*names, room=1) for number in range(50)}
     claims = {number: slot("web", number, S.FAILED, on=f"box-{number:03}") for number in range(50)}
@@ -160,7 +160,7 @@ def test_what_is_told_is_bounded() -> None:
 
 
 @given(fleets())
-def test_what_serves_and_what_is_told_are_counted_from_the_same_slots(state: FleetState) -> None:
+def test_serving_and_missing_instances_are_counted_from_the_same_slots(state: FleetState) -> None:
     for service, record in state.services.items():
         found, claims = diagnosis.shortfall(service, state, at=AT), state.slots_of(service)
         alive = {n: c for n, c in claims.items() if n in record.slots and c.host in state.hosts}
@@ -183,7 +183,7 @@ def _among(others: int, claims: dict[int, SlotRecord]) -> FleetState:
 
 
 @pytest.mark.parametrize("state", [S.READY, S.FAILED])
-def test_what_one_service_lacks_costs_the_same_in_a_large_fleet(state: InstanceState) -> None:
+def test_the_diagnosis_of_one_service_costs_the_same_in_a_large_fleet(state: InstanceState) -> None:
     claims = {number: slot("web", number, state) for number in range(3)}
     small, large = _among(2, claims), _among(2000, claims)
     assert "1 of 4 has no room: 3 of 3 places are taken" in lacks(small)
@@ -191,7 +191,7 @@ def test_what_one_service_lacks_costs_the_same_in_a_large_fleet(state: InstanceS
     assert calls(lambda: lacks(small)) == calls(lambda: lacks(large))
 
 
-def test_a_service_that_is_whole_costs_the_same_however_large_it_is() -> None:
+def test_the_diagnosis_of_a_complete_service_costs_the_same_at_any_size() -> None:
     def whole(count: int) -> FleetState:
         claims = {number: slot("web", number) for number in range(count)}
         hosts = {"box-a": host("web", room=count)}

@@ -35,14 +35,14 @@ def offering(state: FleetState, **changed: Offer) -> dict[str, HostRecord]:
     }
 
 
-def test_it_can_where_the_others_have_room_and_else_says_what_is_short() -> None:
+def test_a_host_can_be_emptied_if_the_others_have_room_and_the_lack_is_counted_otherwise() -> None:
     assert room_lacking("box-a", three(3, 3, 2), at=AT) == {}
     assert room_lacking("box-a", three(3, 3, 3), at=AT) == {"web": 1}
     assert room_lacking("box-a", three(4, 4, 4), at=AT) == {"web": 4}
     assert room_lacking("box-x", three(4, 4, 4), at=AT) == {}
 
 
-def test_what_has_no_host_yet_or_leaves_another_one_needs_room_as_well() -> None:
+def test_slots_without_a_host_and_instances_leaving_other_hosts_need_room_as_well() -> None:
     assert room_lacking("box-a", three(3, 3, 1, pending=1), at=AT) == {}
     assert room_lacking("box-a", three(3, 3, 1, pending=2), at=AT) == {"web": 1}
     assert room_lacking("box-a", replace(three(3, 1, 2), orders={"box-b": DRAINING}), at=AT) == {
@@ -50,7 +50,7 @@ def test_what_has_no_host_yet_or_leaves_another_one_needs_room_as_well() -> None
     }
 
 
-def test_what_has_a_replacement_already_needs_no_other() -> None:
+def test_an_instance_with_a_replacement_needs_no_room() -> None:
     state = replace(three(2, 3, 3), orders={"box-a": DRAINING})
     web = ServiceRecord(target=8, slots=list(range(9)))
     waiting = replace(state, services={"web": web})
@@ -69,7 +69,7 @@ def test_what_has_a_replacement_already_needs_no_other() -> None:
     assert room_lacking("box-a", replace(full, services={"web": web}), at=AT) == {"web": 1}
 
 
-def test_what_a_dead_host_held_and_nobody_has_room_for_is_short() -> None:
+def test_slots_of_a_dead_host_without_room_elsewhere_are_counted() -> None:
     state = three(3, 3, 3)
     there = {name: item for name, item in state.hosts.items() if name != "box-a"}
     dead = replace(state, hosts=there, dead={"box-a"}, orders={"box-a": DRAINING})
@@ -110,7 +110,7 @@ def test_the_services_that_few_hosts_can_run_choose_first() -> None:
     assert room_lacking("box-a", state, at=AT) == {}
 
 
-def test_an_instance_that_moves_gets_a_new_slot_which_is_kept_off_no_host() -> None:
+def test_an_instance_that_moves_gets_a_new_slot_without_exclusions() -> None:
     hosts = {"box-a": host("web"), "box-b": host("web")}
     off = [Avoidance(slot=0, host="box-b", until=AT + EXCLUSION)]
     record = ServiceRecord(target=1, slots=[0], avoid=off)
@@ -126,12 +126,12 @@ def test_an_instance_that_moves_gets_a_new_slot_which_is_kept_off_no_host() -> N
     assert room_lacking("box-a", both, at=AT) == {}
 
 
-def test_what_nobody_can_move_is_short() -> None:
+def test_instances_without_a_readable_record_cannot_be_moved() -> None:
     assert room_lacking("box-a", fleet(slots={"web": {0: slot("web", 0)}}), at=AT) == {"web": 1}
 
 
 @given(fleets())
-def test_never_more_is_promised_than_there_is_room(state: FleetState) -> None:
+def test_the_forecast_never_promises_more_than_the_room(state: FleetState) -> None:
     short = room_lacking("box-a", state, at=AT)
     there = [
         claim
@@ -185,7 +185,7 @@ def of_one(host: str, fleet: FleetState) -> dict[str, int]:
 
 
 @given(drained_fleets())
-def test_one_forecast_says_of_each_host_what_one_made_for_it_alone_would(state: FleetState) -> None:
+def test_one_forecast_equals_a_separate_forecast_for_each_host(state: FleetState) -> None:
     forecast = DrainForecast(state, at=AT)
     for name in state.draining():
         assert forecast.short(name) == room_lacking(name, state, at=AT) == of_one(name, state)

@@ -56,7 +56,7 @@ def made(target: int = 2, *, image: str = NGINX, days: float = 0) -> ServiceReco
 # ── who may make one ─────────────────────────────────────────────────────────────────────
 
 
-def test_an_image_that_a_host_admits_makes_a_service_that_nobody_lists() -> None:
+def test_an_admitted_image_makes_a_service_that_no_host_lists() -> None:
     verdict = decide(asked(replicas=2, config=of_image("nginx:1.27")), two_hosts())
     assert verdict.record is not None
     assert (verdict.record.on_request, verdict.record.slots) == (True, [0, 1])
@@ -99,7 +99,7 @@ def test_a_name_that_cannot_be_a_subject_token_is_refused() -> None:
         assert "is not a name" in (verdict.response.error or "")
 
 
-def test_what_an_admitting_host_cannot_honour_is_told() -> None:
+def test_a_config_that_an_admitting_host_cannot_honour_is_refused_with_the_reason() -> None:
     config = ScaleConfig(image=NGINX, vcpus=9)
     error = decide(asked(config=config), two_hosts()).response.error or ""
     assert error.startswith("config: vcpus must be 1 to 4")
@@ -201,7 +201,7 @@ def test_no_slot_is_placed_on_a_host_that_does_not_admit_the_image(
 # ── what becomes of it ───────────────────────────────────────────────────────────────────
 
 
-def test_it_is_scaled_again_without_naming_its_image() -> None:
+def test_a_service_on_request_is_scaled_again_without_naming_its_image() -> None:
     state = replace(two_hosts(), services={"web": made(2)})
     verdict = decide(asked(replicas=3), state)
     assert verdict.record is not None
@@ -209,7 +209,7 @@ def test_it_is_scaled_again_without_naming_its_image() -> None:
     assert verdict.record.on_request
 
 
-def test_another_spelling_of_its_image_replaces_nothing() -> None:
+def test_another_spelling_of_the_image_replaces_no_instance() -> None:
     state = replace(two_hosts(), services={"web": made(2)})
     assert decide(asked(replicas=2, config=of_image("nginx:1.27")), state).record is None
     changed = decide(asked(replicas=2, config=of_image("nginx:1.28")), state).record
@@ -237,7 +237,7 @@ def test_at_0_a_host_that_lists_it_makes_it_its_own() -> None:
     assert running.record.on_request
 
 
-def test_it_can_be_scaled_down_when_nobody_admits_its_image_any_more() -> None:
+def test_a_service_can_be_scaled_down_after_no_host_admits_its_image() -> None:
     claims = {"web": {0: slot("web", 0, on="box-a"), 1: slot("web", 1, on="box-a")}}
     state = fleet(hosts={"box-a": host("jobs")}, services={"web": made(2)}, slots=claims)
     for replicas in (0, 1):
@@ -250,7 +250,7 @@ def test_it_can_be_scaled_down_when_nobody_admits_its_image_any_more() -> None:
         assert "none admits image" in (refused.response.error or "")
 
 
-def test_without_its_image_there_is_nothing_to_make_it_from() -> None:
+def test_a_service_on_request_without_an_image_cannot_run() -> None:
     assert made_from(ServiceRecord(config=of_image())) is None
     assert made_from(ServiceRecord(on_request=True)) is None
     config = made_from(made())

@@ -63,7 +63,7 @@ def test_a_free_slot_is_claimed_by_the_host_with_most_room_then_by_name() -> Non
     assert plan("web", state, ME, {}, now=0, at=AT) == [Claim(slot=1), Claim(slot=3)]
 
 
-def test_a_slot_whose_claim_the_store_has_lost_is_left_to_its_host_while_that_lives() -> None:
+def test_a_slot_with_a_lost_claim_is_left_to_its_live_host() -> None:
     hosts = {"box-a": host(room=2), "box-b": host(room=3)}
     lost = {"web": {0: "box-a", 1: "box-b", 2: "box-gone"}}
     state = fleet(hosts=hosts, services={"web": web(0, 1, 2)}, lost=lost)
@@ -73,12 +73,12 @@ def test_a_slot_whose_claim_the_store_has_lost_is_left_to_its_host_while_that_li
     assert plan("web", state, other, {}, now=0, at=AT) == [Claim(slot=1), Claim(slot=2)]
 
 
-def test_what_there_is_no_room_for_stays_desired() -> None:
+def test_slots_without_room_stay_in_the_set() -> None:
     state = fleet(hosts={"box-a": host(room=1)}, services={"web": web(0, 1, 2)})
     assert plan("web", state, ME, {}, now=0, at=AT) == [Claim(slot=0)]
 
 
-def test_room_that_draining_instances_hold_is_not_room_yet() -> None:
+def test_the_room_of_draining_instances_is_not_free_yet() -> None:
     state = fleet(
         hosts={"box-a": host(room=1)},
         services={"web": web(1)},
@@ -93,7 +93,7 @@ def test_a_missing_record_is_no_order() -> None:
     assert plan("web", state, ME, {0: LIVING}, now=0, at=AT) == []
 
 
-def test_drains_come_before_what_waits_for_the_bus() -> None:
+def test_drains_come_before_actions_that_wait_for_the_bus() -> None:
     state = fleet(
         services={"web": web(0, 2, 3)}, slots={"web": {0: slot("web", 0), 1: slot("web", 1)}}
     )
@@ -102,7 +102,7 @@ def test_drains_come_before_what_waits_for_the_bus() -> None:
     assert actions == [drain, Make(slot=0), Claim(slot=2), Claim(slot=3)]
 
 
-def test_what_is_outside_the_set_drains_and_is_released_once_it_has_ended() -> None:
+def test_an_instance_outside_the_set_drains_and_its_slot_is_released_after_its_end() -> None:
     state = fleet(services={"web": web(0)}, slots={"web": {0: slot("web", 0), 1: slot("web", 1)}})
     both = {0: LIVING, 1: LIVING}
     assert plan("web", state, ME, both, now=0, at=AT) == [Drain(slot=1, reason="scaled down")]
@@ -126,7 +126,7 @@ def test_a_claim_of_this_host_without_an_instance_gets_one() -> None:
     assert plan("web", state, ME, {}, now=0, at=AT) == [Make(slot=0)]
 
 
-def test_what_another_host_holds_is_left_alone_and_yielded_to() -> None:
+def test_the_claim_of_another_host_wins() -> None:
     state = fleet(services={"web": web(0)}, slots={"web": {0: slot("web", 0, on="box-b")}})
     assert plan("web", state, ME, {}, now=0, at=AT) == []
     assert plan("web", state, ME, {0: LIVING}, now=0, at=AT) == [
@@ -136,7 +136,7 @@ def test_what_another_host_holds_is_left_alone_and_yielded_to() -> None:
     assert plan("web", state, stranger, {}, now=0, at=AT) == []
 
 
-def test_an_unreadable_claim_is_nobodys_to_take() -> None:
+def test_a_slot_with_an_unreadable_claim_is_never_taken() -> None:
     state = fleet(services={"web": web(0)}, unreadable={"web": {0}})
     assert plan("web", state, ME, {}, now=0, at=AT) == []
 
@@ -162,12 +162,12 @@ def test_a_fixed_port_takes_one_slot_a_host_and_waits_for_the_old_one_to_go() ->
     assert place("web", held, record, [0], at=AT) == {0: "box-b"}
 
 
-def test_closing_hosts_are_given_nothing() -> None:
+def test_closing_hosts_get_no_slots() -> None:
     state = fleet(hosts={"box-a": host(closing=True)}, services={"web": web(0)})
     assert plan("web", state, ME, {}, now=0, at=AT) == []
 
 
-def test_what_one_host_has_to_do_is_left_to_the_first_that_is_ready() -> None:
+def test_work_for_one_host_is_done_by_the_first_ready_host() -> None:
     lost = {"web": {9: slot("web", 9, on="box-lost")}}
     other = HostIdentity(host="box-b", host_id="id")
     for ready, who in ((True, ME), (False, other)):
@@ -178,7 +178,7 @@ def test_what_one_host_has_to_do_is_left_to_the_first_that_is_ready() -> None:
         assert deciding == [who]
 
 
-def test_a_host_that_is_not_ready_is_given_nothing_and_keeps_what_it_has() -> None:
+def test_a_host_that_is_not_ready_gets_no_slots_and_keeps_its_own() -> None:
     hosts = {"box-a": host(room=9, ready=False), "box-b": host(room=1)}
     claims = {"web": {0: slot("web", 0)}}
     state = fleet(hosts=hosts, services={"web": web(0, 1, 2)}, slots=claims)
@@ -188,7 +188,7 @@ def test_a_host_that_is_not_ready_is_given_nothing_and_keeps_what_it_has() -> No
     assert plan("web", state, ME, {0: LIVING}, now=0, at=AT) == []
 
 
-def test_a_slot_that_differs_says_so_when_it_goes() -> None:
+def test_an_instance_with_an_old_config_drains_with_that_reason() -> None:
     record = web(1, config=ScaleConfig(env={"A": "1"}))
     state = fleet(services={"web": record}, slots={"web": {0: slot("web", 0)}})
     [action] = [
@@ -350,9 +350,7 @@ def test_slots_placed_together_go_where_each_would_go_alone(
 
 
 @given(demanding(), st.sampled_from(SERVICES))
-def test_an_instance_that_is_wanted_where_it_is_is_left_alone(
-    state: FleetState, service: str
-) -> None:
+def test_an_instance_in_a_wanted_slot_is_left_alone(state: FleetState, service: str) -> None:
     """Whatever is ordered, moved or avoided: it goes only once its slot is out of the set."""
     for name, there in state.hosts.items():
         me = HostIdentity(host=name, host_id=there.host_id)
@@ -390,7 +388,7 @@ def test_plans_converge_on_one_host(state: FleetState, target: int) -> None:
     assert plan("web", settled, ME, local, now=0, at=AT) == []
 
 
-def test_a_slot_in_which_nothing_lives_leaves_a_drained_host_if_another_can_take_it() -> None:
+def test_a_slot_without_a_living_instance_leaves_a_drained_host_if_another_can_take_it() -> None:
     hosts = {"box-a": host(), "box-b": host()}
     claims = {"web": {0: slot("web", 0, InstanceState.FAILED)}}
     state = fleet(hosts=hosts, services={"web": web(0)}, slots=claims)
@@ -425,7 +423,7 @@ def test_a_slot_that_keeps_failing_is_let_go_where_another_host_would_take_it() 
     assert plan("web", tried, ME, {0: five}, now=0, at=AT) == [Make(slot=0)]
 
 
-def test_of_what_keeps_failing_the_newest_is_kept_off_so_that_the_record_stays_bounded() -> None:
+def test_only_the_newest_exclusions_are_kept() -> None:
     record = web(0)
     for number in range(MAX_EXCLUSIONS + 5):
         record = replace(record, avoid=with_avoidance(record, number, "box-a", AT))

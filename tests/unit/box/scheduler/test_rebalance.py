@@ -58,14 +58,14 @@ def pairs(moves: list[Move]) -> list[tuple[str, str, str]]:
     return [(move.service, move.source, move.target) for move in moves]
 
 
-def test_a_host_that_joined_gets_its_share_and_no_more() -> None:
+def test_a_new_host_gets_only_its_share() -> None:
     found = balance(spread(two(), web=[5, 0]))
     assert pairs(found.moves) == [("web", "box-a", "box-b")] * 2
     assert (found.waiting, found.more) == ({}, False)
     assert balance(spread(two(), web=[3, 2])).moves == []
 
 
-def test_of_the_instances_of_a_host_the_idlest_of_the_most_common_service_moves() -> None:
+def test_the_idlest_instance_of_a_hosts_most_common_service_moves() -> None:
     state = spread(two(), web=[3, 0], api=[1, 0])
     busy = replace(state.slots["web"][0], info=slot("web", 0, InstanceState.BUSY).info)
     state = replace(state, slots={**state.slots, "web": {**state.slots["web"], 0: busy}})
@@ -96,7 +96,7 @@ def test_labels_and_fixed_ports_are_respected() -> None:
 
 
 @pytest.mark.parametrize("memory", [(8000, 500), (500, 500)])
-def test_nothing_moves_to_where_it_would_get_less_than_it_should(memory: tuple[int, int]) -> None:
+def test_an_instance_never_moves_to_a_host_without_its_demand(memory: tuple[int, int]) -> None:
     offer = {"web": Offer(demand=Demand(memory_mib=600))}
     hosts = {
         name: replace(item, services=offer, memory_mib=size)
@@ -114,7 +114,7 @@ def test_hosts_under_an_order_not_ready_or_about_to_leave_neither_give_nor_get()
             assert balance(replace(state, hosts={**state.hosts, name: other})).moves == []
 
 
-def test_a_service_whose_instances_are_being_replaced_is_left_alone_and_named() -> None:
+def test_a_service_with_a_rollout_is_left_out_and_named() -> None:
     state = spread(two(), web=[4, 0])
     web = state.services["web"]
     moving = replace(web, moves=[0])
@@ -127,7 +127,7 @@ def test_a_service_whose_instances_are_being_replaced_is_left_alone_and_named() 
         assert with_moves("web", busy, balance(state).moves, NOW) is None
 
 
-def test_one_decision_makes_a_bounded_number_of_moves_and_says_that_there_are_more() -> None:
+def test_one_decision_makes_a_bounded_number_of_moves_and_reports_that_more_remain() -> None:
     hosts = {name: host("web", room=2000) for name in ("box-a", "box-b")}
     found = balance(spread(hosts, web=[2 * MAX_MOVES + 2, 0]))
     assert (len(found.moves), found.more) == (MAX_MOVES, True)
@@ -135,7 +135,7 @@ def test_one_decision_makes_a_bounded_number_of_moves_and_says_that_there_are_mo
     assert (len(exact.moves), exact.more) == (MAX_MOVES, False)
 
 
-def test_the_record_takes_the_moves_that_still_stand() -> None:
+def test_the_record_gets_only_moves_that_are_still_valid() -> None:
     state = spread(two(), web=[4, 0])
     moves = balance(state).moves
     record = with_moves("web", state, moves, NOW)
@@ -206,7 +206,7 @@ def uneven(draw: st.DrawFn) -> FleetState:
 
 
 @given(uneven())
-def test_it_ends_even_moves_nothing_twice_and_breaks_no_rule(state: FleetState) -> None:
+def test_a_rebalance_ends_even_and_moves_no_instance_twice(state: FleetState) -> None:
     moves = balance(state).moves
     assert len({(move.service, move.slot) for move in moves}) == len(moves)
     after = made(state, moves)

@@ -42,7 +42,7 @@ def test_hosts_that_are_dead_are_named_while_they_hold_slots_or_an_order() -> No
     assert (told["box-b"].used, told["box-b"].offers) == (0, ["api", "web"])
 
 
-def test_a_host_that_cannot_be_read_lives_and_says_why_it_takes_nothing() -> None:
+def test_a_host_with_an_unreadable_record_is_live_and_takes_no_slots() -> None:
     found = replace(state(), unreadable_hosts={"box-dead", "box-new"})
     assert reports.names(found) == ["box-a", "box-b", "box-dead", "box-new"]
     for told in reports.hosts(found, ["box-dead", "box-new"], at=AT):
@@ -51,7 +51,7 @@ def test_a_host_that_cannot_be_read_lives_and_says_why_it_takes_nothing() -> Non
     assert reports.hosts(found, ["box-dead"], at=AT)[0].services == {"web": 1}
 
 
-def test_a_host_that_is_being_drained_says_what_keeps_it() -> None:
+def test_a_draining_host_reports_why_its_drain_is_stuck() -> None:
     stopped = Rollout(config="c", stopped="rollout stopped: no database")
     record = ServiceRecord(target=1, slots=[0], rollout=stopped)
     draining = replace(
@@ -86,7 +86,7 @@ def test_hosts_that_are_being_drained_share_one_forecast() -> None:
     assert many < 2 * few
 
 
-def test_a_dead_host_says_for_how_much_of_what_it_held_the_others_have_no_room() -> None:
+def test_a_dead_host_reports_how_many_of_its_slots_have_no_room_elsewhere() -> None:
     claims = {number: slot("web", number, on="box-dead") for number in range(3)}
     lost = replace(
         fleet(
@@ -103,7 +103,7 @@ def test_a_dead_host_says_for_how_much_of_what_it_held_the_others_have_no_room()
     assert dead.short == {"web": 2}
 
 
-def test_services_are_told_with_what_serves_and_what_is_missing() -> None:
+def test_services_are_reported_with_serving_and_missing_instances() -> None:
     old = ServiceRecord(target=2, slots=[0, 1], rollout=Rollout(config="c", stopped="why"))
     claims = {
         0: slot("web", 0),
@@ -136,7 +136,7 @@ def test_a_page_of_large_services_ends_early_and_has_one_at_least() -> None:
     assert [item.name for item in reports.services(there, ["api", "web"], at=AT)] == ["api", "web"]
 
 
-def test_a_host_that_was_emptied_by_force_says_what_waits_for_room() -> None:
+def test_a_host_emptied_by_force_reports_the_slots_that_wait_for_room() -> None:
     full = {"box-a": host("web", room=3), "box-b": host("web", "jobs", room=1)}
     there = fleet(
         hosts=full,
@@ -155,7 +155,7 @@ def test_a_host_that_was_emptied_by_force_says_what_waits_for_room() -> None:
         assert (told.used, told.short) == (0, short)
 
 
-def test_history_tells_the_steps_between_records() -> None:
+def test_history_shows_the_steps_between_records() -> None:
     first = ServiceRecord(version=1, target=1, slots=[0])
     decision = Decision(at=AT, host="box-b", replicas=3, request_id="r", error="Capped to 2")
     second = ServiceRecord(version=2, target=2, slots=[0, 1], decision=decision)
@@ -170,9 +170,7 @@ def test_history_tells_the_steps_between_records() -> None:
     assert reports.history([second])[0].before is None, "the store has forgotten"
 
 
-def test_history_tells_the_requests_that_the_store_has_forgotten_for_steps_none_of_them_twice() -> (
-    None
-):
+def test_history_shows_the_requests_that_the_store_has_dropped_each_once() -> None:
     def request(version: int, before: int, after: int) -> Request:
         decision = Decision(
             at=AT, host="box-b", replicas=9, request_id=f"r{version}", error="Capped"
@@ -194,7 +192,7 @@ def test_history_tells_the_requests_that_the_store_has_forgotten_for_steps_none_
     assert [entry.replicas for entry in told] == [9, 9, None, 9], "nobody asked for a step"
 
 
-def test_a_plan_tells_the_fate_of_each_slot() -> None:
+def test_a_plan_has_the_fate_of_each_slot() -> None:
     claims = {0: slot("web", 0), 1: slot("web", 1, age=5), 2: slot("web", 2, InstanceState.BUSY)}
     record = ServiceRecord(target=3, slots=[0, 1, 2])
     full = {"box-a": host("web", room=3), "box-b": host("web", room=1)}
@@ -216,7 +214,7 @@ def test_a_plan_tells_the_fate_of_each_slot() -> None:
     assert {item.fate for item in moving.slots} == {Fate.MOVES}
 
 
-def test_a_plan_tells_of_slots_in_which_nothing_lives_and_of_the_dead_who_hold_some() -> None:
+def test_a_plan_shows_slots_without_a_living_instance_and_dead_hosts_with_slots() -> None:
     claims = {
         0: slot("web", 0),
         1: slot("web", 1, InstanceState.FAILED),
@@ -241,7 +239,7 @@ def test_a_plan_tells_of_slots_in_which_nothing_lives_and_of_the_dead_who_hold_s
     assert newer.hosts[1].why_not.startswith("its record cannot be read")
 
 
-def test_a_plan_says_why_nothing_moves_though_some_is_to() -> None:
+def test_a_plan_has_the_reason_why_no_outdated_instance_is_replaced() -> None:
     record = ServiceRecord(target=2, slots=[0, 1])
     outdated = {0: slot("web", 0, config="old"), 1: slot("web", 1, config="old")}
     there = fleet(services={"web": record}, slots={"web": outdated})
@@ -261,7 +259,7 @@ def test_a_plan_says_why_nothing_moves_though_some_is_to() -> None:
     assert planned(asked(replicas=2), homeless).stuck.startswith("no host has room")
 
 
-def test_a_plan_says_of_each_host_why_it_can_take_none() -> None:
+def test_a_plan_has_for_each_host_the_reason_why_it_takes_no_instance() -> None:
     off = [Avoidance(slot=0, host="box-kept", until=AT + EXCLUSION)]
     fixed = replace(host(), services={"web": Offer(fixed_port=8080)})
     hosts = {
@@ -300,14 +298,14 @@ def test_a_plan_says_of_each_host_why_it_can_take_none() -> None:
     }
 
 
-def test_a_plan_that_would_be_refused_says_why_and_changes_nothing() -> None:
+def test_the_plan_of_a_refused_request_has_the_reason_and_changes_nothing() -> None:
     refused = planned(asked("jobs", 3), state())
     assert not refused.accepted
     assert (refused.before, refused.target, refused.slots) == (0, 0, [])
     assert str(refused.error).startswith("unknown service 'jobs'")
 
 
-def test_a_plan_that_does_not_fit_is_cut_after_the_hosts_and_counts_what_is_missing() -> None:
+def test_a_plan_that_is_too_large_is_cut_after_the_hosts_and_counts_the_rest() -> None:
     plan = planned(asked(replicas=6), state())
     lines = len(plan.hosts) + len(plan.slots)
     assert [item.name for item in plan.hosts] == ["box-a", "box-b", "box-dead"]

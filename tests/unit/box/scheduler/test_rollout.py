@@ -50,7 +50,7 @@ def test_the_replacement_comes_before_the_outdated_one_goes() -> None:
     assert 2 in ready.slots
 
 
-def test_each_step_says_what_it_is_for() -> None:
+def test_each_step_names_its_cause() -> None:
     def note(state: FleetState) -> str | None:
         after = step(state)
         assert after is not None
@@ -85,7 +85,7 @@ def surging(slots: dict[int, SlotRecord], surge: int, *, target: int, room: int 
     return replace(state, hosts={"box-a": replace(host(room=room), services=offers)})
 
 
-def test_as_many_replacements_come_at_once_as_max_surge_says() -> None:
+def test_max_surge_sets_how_many_replacements_come_at_a_time() -> None:
     first = step(surging({n: old(n) for n in range(4)}, 3, target=4))
     assert first is not None
     assert first.slots == [0, 1, 2, 3, 4, 5, 6]
@@ -100,13 +100,13 @@ def test_as_many_replacements_come_at_once_as_max_surge_says() -> None:
     assert len(more.slots) == 6  # no more than there are outdated ones
 
 
-def test_no_more_come_than_there_is_room_for() -> None:
+def test_no_more_replacements_come_than_there_is_room_for() -> None:
     after = step(surging({n: old(n) for n in range(4)}, 3, target=4, room=5))
     assert after is not None
     assert len(after.slots) == 5
 
 
-def test_where_hosts_differ_the_most_careful_one_is_heeded() -> None:
+def test_the_lowest_max_surge_of_the_hosts_applies() -> None:
     state = surging({n: old(n) for n in range(4)}, 3, target=4)
     careful = replace(host(), services={"web": Offer(max_surge=2)})
     after = step(replace(state, hosts={**state.hosts, "box-b": careful}))
@@ -140,7 +140,7 @@ def test_with_a_fixed_port_the_old_one_goes_first() -> None:
     assert after.slots == [1]
 
 
-def test_a_replacement_whose_room_went_to_another_service_takes_that_of_an_outdated_one() -> None:
+def test_a_replacement_that_lost_its_room_takes_that_of_an_outdated_instance() -> None:
     first = step(rolling({0: old(0), 1: old(1)}, target=2, room=3))
     assert first is not None
     assert first.slots == [0, 1, 2]
@@ -168,7 +168,7 @@ def test_slots_without_room_do_not_keep_the_others_from_being_replaced() -> None
     assert len({0, 1} & set(after.slots)) == 1
 
 
-def test_nothing_goes_first_where_its_end_makes_no_room_for_its_replacement() -> None:
+def test_no_instance_goes_first_if_its_end_makes_no_room_for_its_replacement() -> None:
     config = ScaleConfig(vcpus=3)
     record = ServiceRecord(target=1, slots=[0], config=config)
     full = {"box-a": host(room=1, cpus=4), "box-b": host(room=5, cpus=2)}
@@ -182,7 +182,7 @@ def test_nothing_goes_first_where_its_end_makes_no_room_for_its_replacement() ->
     assert after.slots == [0, 1]
 
 
-def test_nothing_is_done_where_nothing_differs() -> None:
+def test_no_step_is_taken_without_an_outdated_instance() -> None:
     assert step(rolling({0: new(0), 1: new(1)}, target=2)) is None
     assert not rollout.is_under_way("web", rolling({0: new(0)}, target=1))
     assert rollout.is_under_way("web", rolling({0: old(0)}, target=1))
@@ -205,7 +205,7 @@ def failure(state: FleetState, number: int) -> ServiceRecord | None:
     return rollout.count_failure("web", state, number, "no database", at=AT, host="box-a")
 
 
-def test_three_failures_running_stop_the_rollout_visibly_and_keep_the_old_ones() -> None:
+def test_three_consecutive_failures_stop_the_rollout_and_keep_the_old_instances() -> None:
     slots = {0: old(0), 1: old(1), 2: new(2, S.FAILED, ready=False)}
     state = rolling(slots, target=2, rollout_=Rollout(config=NEW_ID))
     for count in (1, 2):
@@ -235,7 +235,7 @@ def test_a_replacement_that_becomes_ready_forgets_the_failures_before_it() -> No
     assert record.rollout == Rollout(config=NEW_ID, failures=0)
 
 
-def test_an_extra_slot_goes_when_nothing_is_outdated_any_more() -> None:
+def test_an_extra_slot_goes_after_no_instance_is_outdated() -> None:
     """As when a drain is taken back: its replacement came, and nobody has to go for it."""
     state = rolling({0: new(0), 1: new(1), 2: new(2)}, target=2, rollout_=Rollout(config=NEW_ID))
     record = step(state)
@@ -306,7 +306,7 @@ def moving(*, there: int, web: ServiceRecord, others: int = 0) -> FleetState:
     )
 
 
-def test_an_instance_that_is_to_move_stays_where_it_is_when_the_room_went_elsewhere() -> None:
+def test_an_instance_that_is_to_move_stays_if_the_room_is_gone() -> None:
     web = ServiceRecord(target=2, slots=[0, 1], moves=[0])
     first = step(moving(there=1, web=web))
     assert first is not None
@@ -331,7 +331,7 @@ def test_a_move_waits_for_room_that_is_about_to_come() -> None:
     assert step(replace(state, services={**state.services, "api": api})) is None
 
 
-def test_the_end_of_an_instance_on_a_host_that_takes_none_makes_no_room() -> None:
+def test_the_end_of_an_instance_on_a_host_that_takes_no_slots_makes_no_room() -> None:
     state = rolling({0: old(0)}, target=1, room=1)
     assert step(state) is not None
     assert step(replace(state, orders={"box-a": HostOrder()})) is None
@@ -396,7 +396,7 @@ def test_a_drain_that_is_called_off_gives_up_the_extra_slot_and_first_one_that_s
         assert (after.slots, after.rollout) == (kept, None)
 
 
-def test_what_cannot_be_read_is_not_given_up_as_if_it_did_not_serve() -> None:
+def test_an_unreadable_slot_is_not_given_up_as_idle() -> None:
     record = ServiceRecord(target=1, slots=[0, 1], rollout=Rollout(config=OLD_ID))
     claims = {"web": {0: old(0, S.BUSY)}}
     after = step(fleet(services={"web": record}, slots=claims, unreadable={"web": {1}}))

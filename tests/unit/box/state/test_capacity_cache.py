@@ -76,7 +76,7 @@ def change(fleet: FleetIndex, chance: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_decision_is_what_it_would_be_if_nothing_were_known(seed: int) -> None:
+def test_a_decision_with_the_cache_equals_one_without(seed: int) -> None:
     fleet, chance = FleetIndex(), random.Random(seed)
     differed: set[str | None] = set()
     for _ in range(150):
@@ -123,7 +123,7 @@ def test_requests_do_not_look_at_each_host() -> None:
     assert hosts.looks == 2
 
 
-def test_what_is_kept_is_bounded() -> None:
+def test_the_cache_is_bounded() -> None:
     cache = CapacityCache()
     capacity = Capacity(
         config=ScaleConfig(), on_request=False, able={}, blockers={}, total=0, places=None

@@ -93,7 +93,7 @@ def test_a_draining_instance_is_sampled_but_does_not_become_busy() -> None:
 
 
 @pytest.mark.parametrize("end", [(S.FAILED,), (S.STOPPING, S.STOPPED)])
-def test_nothing_is_told_after_the_end(end: tuple[InstanceState, ...]) -> None:
+def test_no_event_follows_the_end(end: tuple[InstanceState, ...]) -> None:
     life = live(*end)
     with pytest.raises(IllegalStep):
         lifecycle.note(life, AT, "still here")
@@ -108,7 +108,9 @@ def test_a_message_is_bounded_so_that_the_event_fits_its_stream() -> None:
 
 
 @given(st.lists(st.sampled_from([*InstanceState, "note"]), max_size=30))
-def test_any_run_of_steps_tells_one_unbroken_chain(run: list[InstanceState | str]) -> None:
+def test_any_sequence_of_steps_makes_one_unbroken_chain_of_events(
+    run: list[InstanceState | str],
+) -> None:
     life = lifecycle.begin("web-1", "web", AT)
     told = []
     for item in run:
