@@ -119,10 +119,18 @@ def notices(seen: InstancesResponse) -> list[Text]:
     ]
 
 
+def local_time(at: datetime) -> datetime:
+    """`at` on this machine's clock; as it is where that leads out of Python's years."""
+    try:
+        return at.astimezone()
+    except OverflowError:
+        return at
+
+
 def event_text(event: InstanceEvent) -> Text:
     """An event in one line."""
     line = Text()
-    line.append(f"{event.timestamp.astimezone():%H:%M:%S.%f}"[:-3], style="bright_black")
+    line.append(f"{local_time(event.timestamp):%H:%M:%S.%f}"[:-3], style="bright_black")
     line.append(f"  {event.instance_id:<24} ")
     if event.from_state is event.to_state:
         line.append_text(state_text(event.to_state))

@@ -4,9 +4,13 @@
 - `encode` writes the bytes that serde_json would write: every field, in the contract's order, None
   as null, times in UTC with 0, 3 or 6 fraction digits, f32 as f32.
 
-Differences from serde that correct peers do not notice: times have microseconds (Rust:
-nanoseconds), a leap second (``:60``) is refused, a repeated field keeps its last value, and a
-struct written as an array is refused.
+msgspec reads what usual peers send. `bridge.serde_json` reads again what msgspec refuses though
+serde_json would not, and a message in which a field may stand twice.
+
+Known differences from serde, none of which two well-behaved peers can meet: times are kept to
+the microsecond (Rust: nanosecond) and within the years 1 to 9999, a leap second is the moment that
+follows it, a struct written as an array is refused, and so is text that is not UTF-8 even in a
+field that nobody knows. A message of more than 64 KiB is not read again.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from bridge.errors import ProtocolError
+from bridge.serde_json import parse_time as chrono_time
+from bridge.serde_json import rewrite
 
 U8 = Annotated[int, Meta(ge=0, le=2**8 - 1)]
 U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
@@ -184,10 +190,23 @@ HostStats = dict[str, InstanceHealth]
 
 T = TypeVar("T")
 
+_MAX_REWRITE: Final = 64 * 1024  # bytes of a message that is read again
+_QUOTE: Final = b'"'
+_HEALTH: Final = (b'"cpu_percent"', b'"memory_bytes"', b'"inflight_requests"', b'"healthy"')
+_REFUSALS: Final = (ValueError, msgspec.MsgspecError, RecursionError, OverflowError)
+_CURABLE: Final = re.compile("datetime|RFC3339|truncated|hex escape|utf-16|Recursion|Overflow")
+"""What msgspec says of a message that serde_json may take: of a time, half a surrogate pair or deep
+nesting.
+"""
+
 _ENCODER: Final = msgspec.json.Encoder()
 _Canonical = Callable[[Any], Any]
-_READERS: Final[dict[Any, tuple[Callable[[bytes], Any], _Canonical | None]]] = {}
-"""By class: its decoder, and the function that makes a value canonical, if it has one."""
+_Doubt = Callable[[Any, bytes], bool]
+_Reader = tuple[Callable[[bytes], Any], _Doubt | None, _Canonical | None]
+_READERS: Final[dict[Any, _Reader]] = {}
+"""By class: what decodes, what says whether a field may stand twice, and what brings the value into
+canonical form; the latter two where there are any.
+"""
 
 
 def decode(cls: type[T], data: bytes) -> T:
@@ -195,18 +214,51 @@ def decode(cls: type[T], data: bytes) -> T:
 
     Raises ProtocolError, naming the field, for anything that serde_json would not take.
     """
-    read, canonical = _READERS.get(cls) or _reader(cls)
+    read, doubt, canonical = _READERS.get(cls) or _reader(cls)
     try:
         if not data.isascii():
-            data.decode()  # msgspec skips unknown fields; serde checks that they are UTF-8
+            data.decode()  # msgspec skips unknown fields unread
         value = read(data)
+        if doubt is not None and doubt(value, data) and len(data) <= _MAX_REWRITE:
+            value = read(rewrite(cls, data))
         return value if canonical is None else canonical(value)  # type: ignore[no-any-return]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as exc:
-        raise _refusal(cls, exc) from exc
+    except _REFUSALS as exc:
+        try:
+            if len(data) > _MAX_REWRITE or _CURABLE.search(f"{type(exc).__name__}: {exc}") is None:
+                raise _refusal(cls, exc) from exc
+            value = read(rewrite(cls, data))
+            return value if canonical is None else canonical(value)  # type: ignore[no-any-return]
+        except _REFUSALS as again:
+            raise _refusal(cls, again if isinstance(again, ValueError) else exc) from exc
 
 
-def _reader(cls: Any) -> tuple[Callable[[bytes], Any], _Canonical | None]:
-    reader = _READERS[cls] = msgspec.json.Decoder(cls).decode, _CANONICAL.get(cls)
+def _event_doubt(value: InstanceEvent, data: bytes) -> bool:
+    """Whether a field may stand twice. A message with each field once, and no other, has so many
+    quotation marks.
+    """
+    return data.count(_QUOTE) != 24 or not (value.message or b'"message"' in data)
+
+
+def _registration_doubt(value: InstanceRegistration, data: bytes) -> bool:
+    known = 18 + 4 * len(value.metadata)
+    return data.count(_QUOTE) != known or not (value.metadata or b'"metadata"' in data)
+
+
+def _deregistration_doubt(value: InstanceDeregistration, data: bytes) -> bool:
+    return data.count(_QUOTE) != 12 or not (value.reason or b'"reason"' in data)
+
+
+def _health_doubt(value: InstanceHealth, data: bytes) -> bool:
+    return data.count(_QUOTE) != 8 or b"-0" in data or any(name not in data for name in _HEALTH)
+
+
+def _always_doubt(value: object, data: bytes) -> bool:
+    return True
+
+
+def _reader(cls: Any) -> _Reader:
+    decoder = msgspec.json.Decoder(cls)
+    reader = _READERS[cls] = decoder.decode, _DOUBTS.get(cls), _CANONICAL.get(cls)
     return reader
 
 
@@ -243,8 +295,12 @@ def parse_time(text: str) -> datetime:
     """The moment that an RFC 3339 time with an offset names, in UTC. Raises ProtocolError."""
     try:
         return in_utc(msgspec.convert(text, Time))
-    except (msgspec.ValidationError, OverflowError) as exc:
-        raise ProtocolError("time", "", f"{text[:40]!r} is not RFC 3339 with an offset") from exc
+    except (msgspec.ValidationError, OverflowError):
+        try:
+            return chrono_time(text)
+        except ValueError as exc:
+            problem = f"{text[:40]!r} is not RFC 3339 with an offset"
+            raise ProtocolError("time", "", problem) from exc
 
 
 # ── the canonical form: equal values have equal bytes ────────────────────────────────────
@@ -339,6 +395,16 @@ _CANONICAL: Final[dict[Any, _Canonical]] = {
 }
 
 
+_DOUBTS: Final[dict[Any, _Doubt]] = {
+    InstanceEvent: _event_doubt,
+    InstanceRegistration: _registration_doubt,
+    InstanceDeregistration: _deregistration_doubt,
+    InstanceHealth: _health_doubt,
+    ScaleRequest: _always_doubt,
+    ScaleConfig: _always_doubt,
+}
+
+
 def _chrono_times(value: Any) -> Any:
     """`value` as plain JSON types, with times in chrono's format."""
 
@@ -370,6 +436,8 @@ def _refusal(cls: Any, exc: Exception) -> ProtocolError:
         return ProtocolError(name, "", f"a text has a character that is not Unicode: {exc.reason}")
     if isinstance(exc, RecursionError):
         return ProtocolError(name, "", "nested too deeply")
+    if type(exc) is ValueError:
+        return ProtocolError(name, "", str(exc))
     if isinstance(exc, OverflowError):
         return ProtocolError(name, "", "a time lies outside the years 1 to 9999")
     if not isinstance(exc, msgspec.ValidationError):

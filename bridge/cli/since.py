@@ -3,30 +3,78 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from bridge.bus.jetstream.follower import Start
-from bridge.errors import ConfigError
+from bridge.errors import ConfigError, ProtocolError
+from bridge.protocol import now, parse_time
 
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_WORDS: Final = {
+    **dict.fromkeys(("millisecond", "milliseconds", "msec"), "ms"),
+    **dict.fromkeys(("second", "seconds", "sec", "secs"), "s"),
+    **dict.fromkeys(("minute", "minutes", "min", "mins"), "m"),
+    **dict.fromkeys(("hour", "hours", "hr", "hrs"), "h"),
+    **dict.fromkeys(("day", "days"), "d"),
+    **dict.fromkeys(("week", "weeks"), "w"),
+}
+_PART: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([a-z]+)\s*")
 _LONGEST: Final = 100 * 365 * 86400  # seconds; a much longer time begins before the year 1
+_FUTURE: Final = timedelta(minutes=1)  # of a time, which another clock may have told
 
 
-def parse_since(text: str) -> Start | int | timedelta:
-    """The begin that `text` names: ``all``, a stream sequence (``1234``) or a time ago (``90s``,
-    ``10m``, ``2h``, ``7d``).
+def parse_since(text: str) -> Start | int | timedelta | datetime:
+    """The begin that `text` names: ``all``, a stream sequence (``1234``), a time ago (``90s``,
+    ``1h30m``, ``1.5h``, ``500ms``, ``10 minutes ago``) or a time (RFC 3339, ``2026-11-21 09:00``,
+    ``2026-11-21``, ``today``, ``yesterday``; without an offset it is this machine's).
 
     Raises ConfigError for anything else.
     """
-    if text == "all":
+    given = text.strip()
+    if given.lower() == "all":
         return Start.FIRST
-    parts = re.fullmatch(r"([0-9]{1,18})([smhd]?)", text)
-    if parts is None:
-        raise ConfigError("--since", f"{text!r} is neither all, nor a sequence, nor like 10m")
-    number, unit = int(parts[1]), parts[2]
-    if not unit:
-        return max(number, 1)
-    if number * _UNITS[unit] > _LONGEST:
+    if given.lower() == "now":
+        return Start.NOW
+    if re.fullmatch(r"[0-9]{1,18}", given):
+        return max(int(given), 1)
+    begin: timedelta | datetime | None = _ago(given)
+    if begin is None and (begin := _time(given)) is None:
+        raise ConfigError(
+            "--since",
+            f"{text!r} is none of: all, a stream sequence, a time ago such as 90s, 10m, 1h30m, 7d "
+            "(units ms, s, m, h, d, w), or a time such as 2026-11-21T09:00:00Z or 2026-11-21",
+        )
+    if isinstance(begin, datetime) and begin > now() + _FUTURE:
+        raise ConfigError("--since", f"{text!r} lies in the future")
+    return begin
+
+
+def _ago(text: str) -> timedelta | None:
+    """A length of time, with ``-`` before it, ``ago`` after it, or neither; None if it is none."""
+    rest = re.sub(r"\s*ago$", "", text.removeprefix("-"))
+    seconds, at = 0.0, 0
+    while at < len(rest):
+        part = _PART.match(rest, at)
+        unit = part and _WORDS.get(part[2], part[2])
+        if part is None or unit not in _SECONDS:
+            return None
+        seconds += float(part[1]) * _SECONDS[unit]
+        at = part.end()
+    if seconds > _LONGEST:
         raise ConfigError("--since", f"{text} is longer than any stream keeps; use all")
-    return timedelta(seconds=number * _UNITS[unit])
+    return timedelta(seconds=seconds) if rest else None
+
+
+def _time(text: str) -> datetime | None:
+    """A moment, in UTC; None if it is none."""
+    midnight = now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+    days = {"today": midnight, "yesterday": midnight - timedelta(days=1)}
+    try:
+        return parse_time(text)
+    except ProtocolError:
+        pass
+    try:
+        return (days.get(text.lower()) or datetime.fromisoformat(text)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from bridge import InstanceState, Start
+from bridge import InstanceState
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.api import jetstream
-from bridge.cli.since import parse_since
-from bridge.errors import ConfigError
 from tests.e2e.program import run, running
 from tests.support import connect, eventually
 from tests.telling import age_out, tell
@@ -34,18 +31,6 @@ async def fleet(server: EmbeddedServer) -> AsyncIterator[Connection]:
 def messages(out: str) -> list[str]:
     """The messages of the events in lines of JSON."""
     return [json.loads(line)["message"] for line in out.splitlines()]
-
-
-def test_since_is_all_a_sequence_or_a_time_ago() -> None:
-    assert parse_since("all") is Start.FIRST
-    assert parse_since("17") == 17
-    assert parse_since("0") == 1
-    assert parse_since("90s") == timedelta(seconds=90)
-    assert parse_since("10m") == timedelta(minutes=10)
-    assert parse_since("7d") == timedelta(days=7)
-    for wrong in ("", "10x", "-1", "m", "1.5h", "999999999999d", "٣"):
-        with pytest.raises(ConfigError, match="--since"):
-            parse_since(wrong)
 
 
 async def test_events_no_follow_shows_the_stored_events_and_ends(

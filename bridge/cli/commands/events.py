@@ -28,7 +28,7 @@ _PATIENCE: Final = 2.0  # seconds for the stream to be there, with --no-follow
 class _Query(Struct, frozen=True, kw_only=True):
     services: Sequence[str] | None
     states: Sequence[InstanceState] | None
-    since: Start | int | timedelta | None
+    since: Start | int | timedelta | datetime | None
     durable: str | None
     follow: bool
 
@@ -37,7 +37,7 @@ async def events(
     *service: Annotated[str, Parameter(help="Only these services. Default: all.")],
     since: Annotated[
         str | None,
-        Parameter(help="Begin with stored events: 90s, 10m, 2h, 7d ago, a sequence, or all."),
+        Parameter(help="Begin with stored events: 10m, 1h30m, 7d ago, a time, a sequence, or all."),
     ] = None,
     state: Annotated[
         list[InstanceState] | None,
@@ -106,7 +106,9 @@ async def _open(
         yield source
 
 
-async def _begin(connection: Connection, since: Start | int | timedelta | None) -> Begin | None:
+async def _begin(
+    connection: Connection, since: Start | int | timedelta | datetime | None
+) -> Begin | None:
     from bridge.bus.jetstream.server_time import server_time
 
     if not isinstance(since, timedelta):

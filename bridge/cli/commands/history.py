@@ -10,7 +10,7 @@ from rich.text import Text
 from bridge.admin_protocol import Entry, HistoryResponse
 from bridge.cli.exit_codes import DONE
 from bridge.cli.flags import Json, Link, ServiceName
-from bridge.console import err, out, plain_table, print_json
+from bridge.console import err, local_time, out, plain_table, print_json
 from bridge.subjects import check_name
 
 _FEW: Final = 8  # slots that are listed one by one
@@ -45,7 +45,7 @@ def _table(response: HistoryResponse) -> Table:
     table = plain_table("WHEN", "REQUEST", "ASKED", "TARGET", "DECIDED BY", "SLOTS")
     table.add_column("WHY", overflow="fold")
     for entry in response.entries:
-        at = f"{entry.at.astimezone():%Y-%m-%d %H:%M:%S}" if entry.at else "?"
+        at = f"{local_time(entry.at):%Y-%m-%d %H:%M:%S}" if entry.at else "?"
         table.add_row(
             at,
             Text(entry.request_id or "–"),

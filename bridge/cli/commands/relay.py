@@ -38,7 +38,7 @@ async def relay(
     since: Annotated[
         str | None,
         Parameter(
-            help="Where a new durable begins: 10m, 2h, 7d ago, a sequence, or all. Default: now."
+            help="Where a new durable begins: 10m ago, a time, a sequence, or all. Default: now."
         ),
     ] = None,
     header: Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +34,7 @@ async def timeline(
     /,
     *,
     since: Annotated[
-        str, Parameter(help="How far back: 90s, 10m, 2h, 7d, or all that is stored.")
+        str, Parameter(help="How far back: 10m, 1h30m, 7d, a time, or all that is stored.")
     ] = "1h",
     svg: Annotated[
         Path | None, Parameter(help="Write the picture into this file, as SVG, to share it.")
@@ -70,12 +70,14 @@ async def timeline(
     from bridge.cli.connect import connect
     from bridge.cli.since import parse_since
 
-    ago = parse_since(since)
-    if isinstance(ago, int):
+    begin = parse_since(since)
+    if isinstance(begin, int):
         raise ConfigError(
             "--since", f"{since!r} is a sequence; say how long ago, as in 10m, or all"
         )
-    history = History(since=now() - ago if isinstance(ago, timedelta) else None, most=rows)
+    if isinstance(begin, timedelta):
+        begin = now() - begin
+    history = History(since=begin if isinstance(begin, datetime) else None, most=rows)
     async with connect(link, "timeline") as connection:
         refused = await _read(connection, service, history, timeout)
     drawn = history.timeline(now())

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 from bridge.cli.timeline.history import InstanceHistory, Timeline
 from bridge.cli.timeline.text import MARKS, format_length
-from bridge.console import COLOURS
+from bridge.console import COLOURS, local_time
 from bridge.protocol import InstanceState, format_time
 from bridge.svg import GREEN, GRID, INK, LETTER, RED, Colour, document, heading
 
@@ -81,13 +81,13 @@ def _axis(timeline: Timeline, margin: float, bottom: int) -> Iterator[str]:
     """Lines at round times, each with its time."""
     span = _seconds(timeline)
     step = next((step for step in _STEPS if step / span * _WIDTH >= _TICK), span / 6)
-    begin = timeline.begin.astimezone()
+    begin = local_time(timeline.begin)
     midnight = begin.replace(hour=0, minute=0, second=0, microsecond=0)
     count = int((begin - midnight).total_seconds() / step) + 1
     form = "%d %b %H:%M" if span >= 86400 else "%H:%M" if step >= 60 else "%H:%M:%S"
     while (at := midnight + timedelta(seconds=count * step)) <= timeline.end:
         x = margin + (at - begin).total_seconds() / span * _WIDTH
-        text = f"{at.astimezone():{form}}" + (f".{at:%f}"[:2] if step < 1 else "")
+        text = f"{local_time(at):{form}}" + (f".{at:%f}"[:2] if step < 1 else "")
         yield f'<path class="line" d="M{x:.1f} {_TOP - 4}V{bottom + 4}"/>'
         yield f'<text x="{x:.1f}" y="{bottom + 20}" text-anchor="middle">{text}</text>'
         count += 1

@@ -9,7 +9,7 @@ from typing import Final
 from rich.text import Text
 
 from bridge.cli.timeline.history import InstanceHistory, Timeline
-from bridge.console import COLOURS
+from bridge.console import COLOURS, local_time
 from bridge.protocol import InstanceState
 
 MARKS: Final = {
@@ -56,7 +56,7 @@ def format_length(seconds: float) -> str:
 
 def _format_clock(at: datetime, span: float) -> str:
     """The local time, with the date if `span` seconds are a day or more."""
-    return f"{at.astimezone():{'%d %b %H:%M' if span >= 86400 else '%H:%M:%S'}}"
+    return f"{local_time(at):{'%d %b %H:%M' if span >= 86400 else '%H:%M:%S'}}"
 
 
 def _bar(instance: InstanceHistory, timeline: Timeline, width: int) -> Text:
@@ -89,7 +89,7 @@ def _failures(timeline: Timeline) -> Iterable[Text]:
     failed = [one for one in timeline.instances if one.ended is InstanceState.FAILED]
     for one in sorted(failed, key=lambda one: one.last.at)[-_FAILURES:]:
         line = Text("✗ ", style=COLOURS[InstanceState.FAILED])
-        line.append(f"{one.last.at.astimezone():%H:%M:%S} ", style="bright_black")
+        line.append(f"{local_time(one.last.at):%H:%M:%S} ", style="bright_black")
         yield line.append(f"{one.instance_id}  {one.last.message}", style="default")
 
 

@@ -34,6 +34,8 @@ from bridge.protocol import (
 )
 from tests.paths import TESTS
 
+STEP = InstanceState.BOOTING, InstanceState.READY
+
 WIRE = TESTS / "wire"
 NINE = (
     "InstanceDeregistration",
@@ -76,6 +78,44 @@ def test_input_that_serde_refuses_is_refused(case: dict[str, str]) -> None:
     with pytest.raises(ProtocolError) as refused:
         decode(cls, case["in"].encode())
     assert case["type"] in str(refused.value)
+
+
+@pytest.mark.parametrize("case", lines("loose.jsonl"))
+def test_what_serde_takes_beyond_plain_json_and_rfc_3339_is_taken(case: dict[str, str]) -> None:
+    cls: Any = getattr(bridge, case["type"])
+    value, same = decode(cls, case["in"].encode()), decode(cls, case["out"].encode())
+    if cls is not InstanceEvent:
+        assert encode(value) == encode(same)
+        return
+    # Nanoseconds are rounded, or cut where msgspec cannot read the time.
+    assert replace(value, timestamp=same.timestamp) == same
+    assert abs(value.timestamp - same.timestamp) <= timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize("case", lines("loose-invalid.jsonl"))
+def test_what_serde_refuses_beyond_plain_json_is_refused(case: dict[str, str]) -> None:
+    with pytest.raises(ProtocolError):
+        decode(getattr(bridge, case["type"]), case["in"].encode())
+
+
+def test_a_usual_message_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rewrite(*_: object) -> bytes:
+        raise AssertionError("it was read again")
+
+    monkeypatch.setattr(protocol, "rewrite", rewrite)
+    at = datetime(2026, 11, 21, 9, 28, 47, tzinfo=UTC)
+    event = InstanceEvent.transition("web-1", "web", *STEP, at=at).with_message("why")
+    registration = InstanceRegistration(
+        instance_id="web-1", service="web", endpoint="h:1", metadata={"a": "b"}, started_at=at
+    )
+    withdrawal = InstanceDeregistration(instance_id="web-1", service="web", reason="why")
+    for value in (event, registration, withdrawal, InstanceHealth(cpu_percent=1.5)):
+        assert decode(type(value), encode(value)) == value
+
+
+def test_a_large_message_is_not_read_again() -> None:
+    with pytest.raises(ProtocolError, match="nested too deeply"):
+        decode(InstanceHealth, b'{"x":' + b"[" * 500_000 + b"]" * 500_000 + b"}")
 
 
 @pytest.mark.parametrize("name", NINE)
@@ -183,13 +223,13 @@ def test_a_time_without_an_offset_is_an_error_both_ways() -> None:
         parse_time("2026-11-21T08:00:00")
 
 
-def test_a_time_that_utc_cannot_hold_is_refused() -> None:
-    with pytest.raises(ProtocolError):
-        decode(
-            InstanceRegistration,
-            b'{"instance_id":"i","service":"s","endpoint":"h:1",'
-            b'"started_at":"0001-01-01T00:00:00+08:00"}',
-        )
+def test_a_time_that_utc_cannot_hold_is_taken_as_the_nearest() -> None:
+    value = decode(
+        InstanceRegistration,
+        b'{"instance_id":"i","service":"s","endpoint":"h:1",'
+        b'"started_at":"0001-01-01T00:00:00+08:00"}',
+    )
+    assert value.started_at == datetime.min.replace(tzinfo=UTC)
 
 
 # ── property tests: any value comes back as it went ──────────────────────────────────────
