@@ -1,4 +1,4 @@
-"""Printing for people and for programs: tables and colours here, JSON there."""
+"""What the command line prints: tables and colours for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ COLOURS = {
     InstanceState.FAILED: "red",
 }
 
-_WIDE = 200  # letters a line where no terminal says otherwise: a pipe's reader wants whole words
+_WIDE = 200  # letters of a line without a terminal, so that no table is cut for a pipe
 
 
-class Harmless:
-    """Renders something without what a terminal would obey: names and messages are peers'."""
+class Sanitized:
+    """Renders content without control characters: names and messages come from peers."""
 
     def __init__(self, content: ConsoleRenderable) -> None:
         self._content = content
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         for text, style, control in console.render(self._content, options):
-            yield Segment(text if control else _obeyed_by_none(text), style, control)
+            yield Segment(text if control else _sanitize(text), style, control)
 
 
 class _Guard(RenderHook):
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        return [Harmless(content) for content in renderables]
+        return [Sanitized(content) for content in renderables]
 
 
-def _obeyed_by_none(text: str) -> str:
+def _sanitize(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or char == "\n" else "�" for char in text)
@@ -52,13 +52,13 @@ def _obeyed_by_none(text: str) -> str:
 
 class _Out(Console):
     def on_broken_pipe(self) -> None:
-        # rich would exit with 1 from wherever it printed; to `main` it is no failure.
+        # rich would exit with 1; `main` ends the verb with 0.
         raise BrokenPipeError
 
 
 class _Err(Console):
     def on_broken_pipe(self) -> None:
-        self.quiet = True  # nobody reads what is said; the work goes on
+        self.quiet = True  # the reader of stderr has left; the work goes on
 
 
 out = _Out(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
@@ -68,7 +68,7 @@ for _console in (out, err):
 
 
 def print_json(value: msgspec.Struct | HostStats) -> None:
-    """One line of JSON on stdout, flushed: a pipe's reader sees it at once."""
+    """Print one line of JSON, flushed, so that the reader of a pipe gets it at once."""
     sys.stdout.write(encode(value).decode() + "\n")
     sys.stdout.flush()
 
@@ -79,7 +79,7 @@ def state_text(state: InstanceState) -> Text:
 
 
 def plain_table(*columns: str) -> Table:
-    """A table without lines, as all verbs print them."""
+    """A table without lines, the form of every verb's table."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     for name in columns:
         table.add_column(name, no_wrap=True)
@@ -87,7 +87,7 @@ def plain_table(*columns: str) -> Table:
 
 
 def instances_table(seen: InstancesResponse) -> Table:
-    """The instances as `ps` shows them."""
+    """The table of `ps`."""
     table = plain_table("ID", "SERVICE", "STATE", "HOST", "ENDPOINT")
     for name in ("AGE", "CPU", "MEM", "REQS"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -98,7 +98,7 @@ def instances_table(seen: InstancesResponse) -> Table:
         if not health.healthy:
             state.append(" unhealthy", style="red")
         table.add_row(
-            Text(info.id),  # as text: what a peer says is no markup
+            Text(info.id),  # as Text, because a peer's text is no markup
             Text(info.service),
             state,
             Text(seen.hosts.get(info.id, "?")),
@@ -112,7 +112,7 @@ def instances_table(seen: InstancesResponse) -> Table:
 
 
 def notices(seen: InstancesResponse) -> list[Text]:
-    """What needs attention, a line each."""
+    """What needs attention, one line each."""
     lines = [Text(f"{service}: instances are being replaced") for service in seen.rolling]
     return lines + [
         Text(f"{service}: {text}", style="red") for service, text in seen.notices.items()
@@ -143,7 +143,7 @@ def event_text(event: InstanceEvent) -> Text:
 
 
 def age(since: datetime, at: datetime) -> str:
-    """How long ago, in one unit or two."""
+    """The time from `since` to `at`, in its one or two largest units."""
     seconds = max(0, int((at - since).total_seconds()))
     if seconds < 60:
         return f"{seconds}s"
@@ -155,7 +155,7 @@ def age(since: datetime, at: datetime) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in binary units."""
+    """`count` bytes in the largest binary unit."""
     value = float(count)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:

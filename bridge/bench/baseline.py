@@ -1,9 +1,8 @@
-"""Plain nats-py at the same work: the floor that `bench` measures this package against.
+"""Plain nats-py at the same work: the floor that `bench` compares this package with.
 
-Nothing else uses it. It does what nats-py's own documentation shows and no more: no promise of this
-package is kept here, which is what makes it the floor. As a program it is the far end of a
-request: an echo, in a process of its own as a Box is (``python -m bridge.bench.baseline``, which
-reads its task as one line of JSON and ends when its stdin does).
+It does what nats-py's documentation shows, and keeps no promise of this package: that makes it the
+floor. As a program (``python -m bridge.bench.baseline``) it is an echo, in a process of its own as
+a Box is. It reads its task as one line of JSON, and ends when its stdin ends.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _PATIENCE: Final = 20.0  # seconds for the echo to start
 
 @contextlib.asynccontextmanager
 async def connected(settings: NatsConfig) -> AsyncIterator[Client]:
-    """A client of nats-py as `nats.connect` makes it, for as long as the block lasts."""
+    """A client from `nats.connect`, open while the block runs."""
     client = await nats.connect(
         settings.urls,
         inbox_prefix=settings.inbox_prefix.encode(),
@@ -66,9 +65,9 @@ async def publish(
 
 
 async def consume(client: Client, stream: str, count: int, take: Callable[[bytes], object]) -> None:
-    """Give the data of the first `count` messages of `stream` to `take`, in nats-py's callback.
+    """Call `take` with the data of the first `count` messages of `stream`, in nats-py's callback.
 
-    The server pushes them to a plain subscription: the least that nats-py can have to do.
+    The server pushes them to a plain subscription, which is the least work for nats-py.
     """
     done, left, inbox = asyncio.Event(), count, client.new_inbox()
 
@@ -97,7 +96,7 @@ async def consume(client: Client, stream: str, count: int, take: Callable[[bytes
 
 
 async def ask(client: Client, subject: str, data: bytes, times: int) -> list[float]:
-    """The seconds that each of `times` requests took, one after the other."""
+    """Send `times` requests, one after the other; returns the seconds that each took."""
     took = []
     for _ in range(times):
         start = time.perf_counter()
@@ -107,34 +106,34 @@ async def ask(client: Client, subject: str, data: bytes, times: int) -> list[flo
 
 
 async def create_bucket(client: Client, bucket: str) -> None:
-    """A bucket in memory, for `watch_keys`; `remove_bucket` deletes it."""
+    """Create a bucket in memory, for `watch_keys`; `remove_bucket` deletes it."""
     await client.jetstream().create_key_value(bucket=bucket, storage=StorageType.MEMORY)
 
 
 async def watch_keys(client: Client, bucket: str, count: int) -> dict[str, bytes]:
-    """All `count` keys of a bucket, as nats-py's `kv.watch` gives them.
+    """All `count` keys of a bucket, from nats-py's `kv.watch`.
 
-    They are counted, for the None that should mark the end comes too early.
+    They are counted, because the None that should mark the end comes too early.
     """
-    found: dict[str, bytes] = {}
+    values: dict[str, bytes] = {}
     store = await client.jetstream().key_value(bucket)
     watcher: Any = await store.watchall()
     try:
-        while len(found) < count:
+        while len(values) < count:
             entry = await watcher.updates(timeout=_TIMEOUT)
             if entry is not None:
-                found[entry.key] = entry.value
+                values[entry.key] = entry.value
     finally:
         await watcher.stop()
-    return found
+    return values
 
 
 # ── the far end ──────────────────────────────────────────────────────────────────────────
 
 
 class Echo(Struct, frozen=True, kw_only=True):
-    """Answers each request on `subject` with `reply`; with a `bucket` it writes `value` there
-    first, by compare-and-set.
+    """The task of an echo: answer each request on `subject` with `reply`. With a `bucket`, first
+    write `value` there by compare-and-set.
     """
 
     nats: NatsConfig
@@ -146,7 +145,7 @@ class Echo(Struct, frozen=True, kw_only=True):
 
 @contextlib.asynccontextmanager
 async def echoing(echo: Echo) -> AsyncIterator[None]:
-    """An echo in a process of its own, there when the block begins. Raises ServerNotStarted."""
+    """Run an echo in a process of its own, ready when the block begins. Raises ServerNotStarted."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bridge.bench.baseline"),
         stdin=asyncio.subprocess.PIPE,

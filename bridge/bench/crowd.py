@@ -1,4 +1,4 @@
-"""The row of a full host: what a Box with 500 instances takes of a processor while nothing happens.
+"""The row of a full host: the processor time of a Box with 500 instances while nothing happens.
 
 The instances are real processes, probed, sampled and registered as often as any.
 """
@@ -38,7 +38,7 @@ async def _idle(site: Site) -> AsyncIterator[Sides]:
 
 
 def _used(pid: int) -> float:
-    """Seconds of processor that a process has taken so far, to the nanosecond."""
+    """The processor seconds that a process has used so far, to the nanosecond."""
     from bridge.box.runtimes.process.usage import (
         read_sample,  # a part of the extra `box`, as it needs psutil
     )

@@ -1,4 +1,4 @@
-"""Fleets of any size without a Box: what many hosts would have recorded and registered."""
+"""Fleets of any size without a Box: the records and registrations of many hosts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _HEARTBEAT: Final = 3.0  # seconds between renewals of a host's lease
 
 
 Outgoing = tuple[str, bytes, dict[str, str]]
-"""A subject, what is published there, and with which headers."""
+"""A subject, the data to publish there, and the headers."""
 
 
 def service_of(number: int) -> str:
@@ -47,7 +47,7 @@ def host_of(number: int) -> str:
 
 
 def registrations(count: int) -> Iterator[InstanceRegistration]:
-    """What `count` instances register, each at an address of its own."""
+    """The registrations of `count` instances, each at an address of its own."""
     started = now()
     for number in range(count):
         service = service_of(number)
@@ -76,8 +76,8 @@ async def register(connection: Connection, count: int) -> None:
 
 
 async def record(connection: Connection, count: int) -> None:
-    """Store what `count` Ready instances leave in the buckets: their services and slots. Their
-    hosts are there while `hosts_live`.
+    """Store the records of `count` Ready instances: their services and slots. `hosts_live` keeps
+    the records of their hosts.
     """
     subjects = connection.subjects
     state = config_id(ScaleConfig())
@@ -119,8 +119,8 @@ def _slots(count: int, config: str) -> Iterator[tuple[str, SlotRecord]]:
 
 @contextlib.asynccontextmanager
 async def hosts_live(connection: Connection, count: int, *, also: str) -> AsyncIterator[None]:
-    """The hosts of `count` instances renew their leases while the block lasts. They offer the
-    services of these instances and `also` another, and have no room.
+    """Renew the leases of the hosts of `count` instances while the block runs. The hosts offer the
+    services of these instances and the service `also`, and have no room.
     """
     full = {host_of(number): min(A_HOST, count - number) for number in range(0, count, A_HOST)}
     services = {service_of(number): Offer() for number in range(0, count, A_SERVICE)}

@@ -1,7 +1,7 @@
-"""A Box in a process of its own, for a row to ask: ``python -m bridge.bench.host``.
+"""A Box in a process of its own, for rows that need one: ``python -m bridge.bench.host``.
 
-It is told its configuration by one line of JSON, says when it is ready, and drains its instances
-and ends when its stdin does, however its owner ends.
+It reads its configuration as one line of JSON and prints a line when it is ready. When its stdin
+ends, however its owner ends, it drains its instances and ends.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SELDOM: Final = Probe(tcp=True, interval=600.0)  # probes are not what most row
 
 
 def service(probe: Probe) -> ServiceConfig:
-    """A service whose instances start and end at once, and do nothing meanwhile."""
+    """A service whose instances start and end at once, and do nothing else."""
     return ServiceConfig(
         command=[sys.executable, "-I", "-S", "-c", _SERVICE, "{port}"],
         probe=probe,
@@ -53,8 +53,8 @@ async def fleet(
     probe: Probe = _SELDOM,
     started: Callable[[int], object] = lambda pid: None,
 ) -> AsyncIterator[ScaleClient]:
-    """A Box that runs up to `most` instances of the service ``web``, and a client of it. `started`
-    is told the Box's pid.
+    """Run a Box for up to `most` instances of the service ``web``; yields a client. `started` is
+    called with the pid of the Box.
     """
     config = Config(
         box=BoxConfig(

@@ -1,4 +1,4 @@
-"""The row of a large fleet: what 100,000 instances cost who asks for a service of ten."""
+"""The row of a large fleet: the cost of a request for 10 instances among 100,000 others."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from bridge.protocol import ScaleRequest, ScaleResponse, decode, encode
 
 LARGE: Final = 100_000  # instances
 SMALL: Final = 100
-_ASKED: Final = 500  # requests in a round
+_REQUESTS: Final = 500  # requests in a round
 _INSTANCES: Final = 10
 _US: Final = 1e6
 
 
 @contextlib.asynccontextmanager
 async def _two_fleets(site: Site) -> AsyncIterator[Sides]:
-    asked = site.times(_ASKED)
+    times = site.times(_REQUESTS)
     async with (
         among(site.of("large"), site.times(LARGE)) as large,
         among(site.of("small"), SMALL) as small,
     ):
-        yield Sides(ours=latency(large, asked), floor=latency(small, asked))
+        yield Sides(ours=latency(large, times), floor=latency(small, times))
 
 
 @contextlib.asynccontextmanager
 async def among(
     site: Site, count: int, started: Callable[[int], object] = lambda pid: None
 ) -> AsyncIterator[ScaleClient]:
-    """A client of a Box that runs ten instances of ``web`` in a fleet of `count` others. All its
-    hosts offer ``web`` as well, and have no room. `started` is told the Box's pid.
+    """Run a Box with ten instances of ``web`` in a fleet of `count` others; yields a client. The
+    other hosts offer ``web`` too, and have no room. `started` is called with the pid of the Box.
     """
     try:
         async with site.connect() as connection:
@@ -55,7 +55,7 @@ async def among(
 
 
 def latency(gateway: ScaleClient, times: int) -> Measure:
-    """The median of so many requests that change nothing, one in flight."""
+    """A side that takes the median of `times` requests that change nothing, one in flight."""
     connection = gateway.connection
     body = encode(ScaleRequest(service="web", replicas=_INSTANCES))
 

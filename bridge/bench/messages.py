@@ -1,4 +1,4 @@
-"""The rows of what flows: events from a Box's journal into the stream, and out of it again."""
+"""The rows of events: from a Box's journal into the stream, and out of it again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PUBLISHED: Final = 20_000
 _PUBLISHED_PLAIN: Final = 5_000  # by nats-py, in about the same time
 _CONSUMED: Final = 50_000
 _INSTANCES: Final = 100
-_BURST: Final = 500  # events that are told before anything else may run
+_BURST: Final = 500  # events that are journaled before other tasks run
 _WINDOW: Final = 3600.0
 _HOST: Final = "bench"
 _SAYS: Final = "this many letters make the whole event three hundred bytes long; " * 2
@@ -41,8 +41,8 @@ _SAYS: Final = "this many letters make the whole event three hundred bytes long;
 # ── events ───────────────────────────────────────────────────────────────────────────────
 
 
-def told(count: int) -> Iterator[tuple[Life, InstanceEvent]]:
-    """`count` events of 300 bytes, of a hundred instances in turn, and the lives they tell of."""
+def make_events(count: int) -> Iterator[tuple[Life, InstanceEvent]]:
+    """`count` events of 300 bytes, of a hundred instances in turn, each with its life."""
     lives = [lifecycle.begin(new_id("web"), "web", now()) for _ in range(_INSTANCES)]
     for number in range(count):
         place = number % _INSTANCES
@@ -51,7 +51,7 @@ def told(count: int) -> Iterator[tuple[Life, InstanceEvent]]:
 
 
 def outgoing(subjects: Subjects, count: int) -> list[OutgoingMessage]:
-    """`count` such events, as an outbox sends them."""
+    """`count` such events as messages, as an outbox sends them."""
     return [
         OutgoingMessage(
             subject=subjects.events(event.service),
@@ -64,7 +64,7 @@ def outgoing(subjects: Subjects, count: int) -> list[OutgoingMessage]:
             key=event.instance_id,
             at=event.timestamp,
         )
-        for life, event in told(count)
+        for life, event in make_events(count)
     ]
 
 
@@ -98,7 +98,7 @@ async def _publishing(site: Site) -> AsyncIterator[Sides]:
             tasks.create_task(outbox.run(), name="outbox")
 
             async def ours() -> float:
-                return await _journaled(journal, outbox, list(told(count)))
+                return await _journaled(journal, outbox, list(make_events(count)))
 
             async def floor() -> float:
                 messages = outgoing(subjects, plain_count)
@@ -112,7 +112,7 @@ async def _publishing(site: Site) -> AsyncIterator[Sides]:
 async def _journaled(
     journal: Journal, outbox: Outbox, events: list[tuple[Life, InstanceEvent]]
 ) -> float:
-    """How many a second go from `Journal.put` to the acknowledgement, each with its instance."""
+    """Events per second from `Journal.put` to the acknowledgement, each with its instance."""
     service = ServiceConfig(command=["true"])
     start = time.perf_counter()
     for number, (life, event) in enumerate(events):
@@ -135,7 +135,7 @@ async def _journaled(
 
 @contextlib.asynccontextmanager
 async def consuming(site: Site) -> AsyncIterator[tuple[Connection, int]]:
-    """A stream with events in it, and how many."""
+    """A connection to a stream with events, and their number."""
     count = site.times(_CONSUMED)
     async with site.connect() as connection:
         await topology.ensure(connection)
@@ -144,7 +144,7 @@ async def consuming(site: Site) -> AsyncIterator[tuple[Connection, int]]:
 
 
 async def read_all(connection: Connection, count: int) -> float:
-    """How many a second our async iterator hands out, decoded."""
+    """Events per second through our async iterator, decoded."""
     start, read = time.perf_counter(), 0
     async with EventStream.open(connection, start=Start.FIRST, follow=False) as events:
         async for _ in events:
@@ -166,9 +166,9 @@ async def _reading(site: Site) -> AsyncIterator[Sides]:
         yield Sides(ours=lambda: read_all(connection, count), floor=floor)
 
 
-def _expect(found: int, wanted: int) -> None:
-    if found != wanted:
-        raise BenchFailed(f"{found} events were read of {wanted}")
+def _expect(count: int, expected: int) -> None:
+    if count != expected:
+        raise BenchFailed(f"{count} events were read of {expected}")
 
 
 ROWS: Final = (

@@ -1,4 +1,4 @@
-"""The rows of a gateway that joins late, and what a route costs it to keep."""
+"""The rows of a gateway that joins late, and of the memory that a route takes."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ async def _joining(site: Site) -> AsyncIterator[Sides]:
 
             async def floor() -> float:
                 start = time.perf_counter()
-                found = await baseline.watch_keys(client, bucket, count)
+                values = await baseline.watch_keys(client, bucket, count)
                 took = time.perf_counter() - start
-                assert len(found) == count
+                assert len(values) == count
                 return took
 
             yield Sides(ours=ours, floor=floor)
@@ -74,7 +74,7 @@ async def _held(site: Site) -> AsyncIterator[Sides]:
 
 
 async def route_memory(settings: NatsConfig, count: int) -> float:
-    """By how many bytes a route a process of its own grows that opens a table of `count`."""
+    """The bytes for each route by which a process grows when it opens a table of `count`."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bridge.bench.registrations"),
         stdin=asyncio.subprocess.PIPE,
@@ -97,7 +97,7 @@ async def _grow(settings: NatsConfig, count: int) -> float:
 
 
 def _resident() -> int:
-    """Bytes of memory that this process has."""
+    """The resident memory of this process, in bytes."""
     from bridge.box.runtimes.process.usage import (
         read_sample,  # a part of the extra `box`, as it needs psutil
     )
@@ -127,5 +127,5 @@ ROWS: Final = (
 
 
 if __name__ == "__main__":
-    told = msgspec.json.decode(sys.stdin.buffer.read(), type=tuple[NatsConfig, int])
-    sys.stdout.write(str(asyncio.run(_grow(*told))))
+    task = msgspec.json.decode(sys.stdin.buffer.read(), type=tuple[NatsConfig, int])
+    sys.stdout.write(str(asyncio.run(_grow(*task))))

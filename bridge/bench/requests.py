@@ -1,4 +1,4 @@
-"""The rows of what is asked: `box.scale`, beside an echo that does none of the work."""
+"""The rows of requests: `box.scale`, beside an echo that does none of its work."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from bridge.gateway.client import ScaleClient
 from bridge.protocol import ScaleRequest, ScaleResponse, decode, encode
 
 _INSTANCES: Final = 10
-_ASKED: Final = 1000  # requests in a round that change nothing
-_CHANGED: Final = 40  # requests in a round that do
+_UNCHANGING: Final = 1000  # requests in a round that change nothing
+_CHANGING: Final = 40  # requests in a round that do
 _US: Final = 1e6
 
 
@@ -34,7 +34,7 @@ async def _scale(connection: Connection, body: bytes) -> ScaleResponse:
 
 @contextlib.asynccontextmanager
 async def _nothing_changes(site: Site) -> AsyncIterator[Sides]:
-    times, body = site.times(_ASKED), _request(_INSTANCES)
+    times, body = site.times(_UNCHANGING), _request(_INSTANCES)
     async with fleet(site, most=_INSTANCES) as gateway:
         reply = await _ten_instances(gateway)
         echo = baseline.Echo(nats=site.nats, subject=f"{site.nats.prefix}.echo", reply=reply)
@@ -57,7 +57,7 @@ async def _nothing_changes(site: Site) -> AsyncIterator[Sides]:
 
 
 async def _ten_instances(gateway: ScaleClient) -> str:
-    """Have them, and return what a request that changes nothing is answered."""
+    """Scale to ten instances; returns the reply to a request that changes nothing."""
     await gateway.scale("web", _INSTANCES, wait=True)
     answer = await gateway.connection.request(
         gateway.connection.subjects.scale, _request(_INSTANCES)
@@ -67,7 +67,7 @@ async def _ten_instances(gateway: ScaleClient) -> str:
 
 @contextlib.asynccontextmanager
 async def _target_changes(site: Site) -> AsyncIterator[Sides]:
-    times = site.times(_CHANGED)
+    times = site.times(_CHANGING)
     async with fleet(site, most=_INSTANCES + 1) as gateway:
         reply = await _ten_instances(gateway)
         bucket = f"{site.nats.prefix}_echo"
@@ -109,7 +109,7 @@ async def _target_changes(site: Site) -> AsyncIterator[Sides]:
 
 
 async def _settled(gateway: ScaleClient, target: int) -> None:
-    """Return when what was decided has been done: the next request shall not wait for that."""
+    """Return when the decision is carried out, so that the next request need not wait for it."""
     while True:
         seen = await gateway.observe("web")
         if seen.total == target and all(info.ready_at for info in seen.instances):

@@ -1,4 +1,4 @@
-"""The row of what a gateway learns: Ready at the Box until a request could be sent there."""
+"""The row of a new route: from Ready at the Box until the gateway has the route."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
-from msgspec import Struct
+from msgspec import Struct, field
 
 from bridge.bus.jetstream.follower import Reset
 from bridge.console import event_text, out
@@ -26,7 +26,7 @@ class Step(Struct):
     name: str
     ok: bool
     seconds: float
-    found: str
+    details: str = field(name="found")
 
 
 class StepFailed(Exception):

@@ -131,7 +131,7 @@ async def test_each_verb_that_shows_a_service_reports_what_is_missing(tmp_path: 
             listed = await output("ps", "web")
             return f"web: {full}" in listed and listed.count(" ready ") == 4
 
-        await eventually(filled, within=30)
+        await eventually(filled)
         assert f"web: {full}" in await output("scale", "web", 5)
         waited = await output("scale", "web", 5, "--wait", "--timeout", 6, code=UNANSWERED)
         assert f"4 of 5 Ready after 6 s. {full}." in waited
@@ -166,12 +166,12 @@ async def test_each_verb_that_shows_a_service_reports_what_is_missing(tmp_path: 
                 "ps", "bad"
             )
 
-        await eventually(failing, within=30)
+        await eventually(failing)
 
         async def planned() -> bool:
             return "bad: 1 → 1 (1 failing)" in await output("plan", "bad", 1)
 
-        await eventually(planned, within=30)
+        await eventually(planned)
 
 
 async def test_ctrl_c_leaves_a_drain_in_effect_and_reports_it(tmp_path: Path) -> None:

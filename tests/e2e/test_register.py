@@ -42,7 +42,7 @@ class Wrapped:
         ]
 
     async def registered(self) -> InstanceRegistration:
-        return (await eventually(self.registrations, within=20))[0]
+        return (await eventually(self.registrations))[0]
 
     async def withdrawn(self) -> str:
         """Why it was withdrawn, once it was; nothing may follow that."""

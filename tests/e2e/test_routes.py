@@ -94,7 +94,7 @@ async def test_routes_are_listed_and_watched(tmp_path: Path, server: EmbeddedSer
             running("routes", "-w", "--json", "-s", server.url, cwd=tmp_path) as programs,
         ):
             await people.wait_for("no routes")
-            await eventually(lambda: programs.out, within=20)
+            await eventually(lambda: programs.out)
             assert json.loads(programs.out[0]) == {"change": "resync", "seq": 0, "routes": []}
             await ask(gateway, "web", 1)
             [info] = await serving(gateway, "web", 1)

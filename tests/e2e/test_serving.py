@@ -85,7 +85,7 @@ async def test_a_second_ctrl_c_ends_up_and_its_instances_at_once(home: Path) -> 
         up.process.send_signal(signal.SIGINT)
         await up.wait_for("ready → draining")
         up.process.send_signal(signal.SIGINT)
-        assert await up.wait(within=10) == 130
+        assert await up.wait(within=40) == 130
     for pid in pids:
         await gone(pid)
 

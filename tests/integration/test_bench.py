@@ -55,7 +55,7 @@ def site(server: EmbeddedServer, path: Path, *, effort: float = 1.0) -> Site:
     return Site(nats=nats, directory=path, effort=effort)
 
 
-async def test_the_sides_take_turns_and_who_begins_changes(
+async def test_the_sides_take_turns_and_each_begins_in_turn(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     staged = Staged("one")
@@ -72,7 +72,7 @@ async def test_the_sides_take_turns_and_who_begins_changes(
     assert report.machine.loop == "asyncio"
 
 
-async def test_a_row_that_fails_says_so_and_spoils_no_other(
+async def test_the_error_of_a_row_is_in_its_result_and_the_others_go_on(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     rows = [Staged("one", fails_at=4).row, Staged("two").row]
@@ -83,9 +83,7 @@ async def test_a_row_that_fails_says_so_and_spoils_no_other(
     assert not report.met
 
 
-async def test_nothing_of_a_row_is_left_on_the_server(
-    server: EmbeddedServer, tmp_path: Path
-) -> None:
+async def test_a_run_leaves_nothing_on_the_server(server: EmbeddedServer, tmp_path: Path) -> None:
     async with connect(server.url) as connection:
         await topology.ensure(connection)
         before = await _streams(connection)

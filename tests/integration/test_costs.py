@@ -19,7 +19,7 @@ import pytest
 
 from bridge import EventStream, Start
 from bridge.bench.fleets import registrations
-from bridge.bench.messages import outgoing, told
+from bridge.bench.messages import make_events, outgoing
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.outbox import Outbox
 from bridge.bus.core.connection import Connection
@@ -218,7 +218,7 @@ async def test_events_are_published_without_a_task_for_any(
         await outbox.flush()
         with counted() as counts:
             for _ in range(10):
-                for life, event in told(at_once):
+                for life, event in make_events(at_once):
                     journal.put(entry(life.info.id), event)
                 await outbox.flush()
         assert counts.tasks == []

@@ -1,4 +1,4 @@
-"""What a measurement says: ratios, goals, what to believe, and the picture."""
+"""The results of a run: ratios, goals, warnings, the table and the picture."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def report(*rows: Result) -> Report:
     )
 
 
-def test_a_row_is_worth_the_median_of_its_rounds_ratios() -> None:
+def test_the_value_of_a_row_is_the_median_of_its_ratios() -> None:
     # Another round's floor says nothing of this round: the machine was another one then.
     row = result(ours=(10.0, 100.0, 30.0), floor=(5.0, 100.0, 10.0), goal=2.0)
     value = row.value
@@ -69,14 +69,14 @@ def test_a_row_is_worth_the_median_of_its_rounds_ratios() -> None:
     assert row.met
 
 
-def test_a_row_without_a_floor_is_worth_its_own_figure() -> None:
+def test_the_value_of_a_row_without_a_floor_is_its_median_figure() -> None:
     row = result(ours=(3.0, 9.0, 5.0), goal=5.0, more=False)
     assert row.ratios == []
     assert row.met
     assert not result(ours=(3.0, 9.0, 5.1), goal=5.0, more=False).met
 
 
-def test_what_was_not_measured_meets_nothing() -> None:
+def test_a_row_without_figures_meets_no_goal() -> None:
     row = result(error="the server went away", more=False)
     assert row.value is None
     assert not row.met
@@ -84,7 +84,7 @@ def test_what_was_not_measured_meets_nothing() -> None:
     assert report(result(ours=(2.0,))).met
 
 
-def test_a_row_without_a_goal_is_for_the_record() -> None:
+def test_a_row_without_a_goal_is_met_by_any_figure() -> None:
     row = result(ours=(2.0,), floor=(1.0,), goal=None)
     assert row.met
     assert not result(goal=None, error="gone").met
@@ -111,13 +111,13 @@ def test_a_goal_is_met_at_its_bound() -> None:
         (Noise(wobble=1.1, load=0.5, cpus=2, steal=0.1, others=40.0), "used 40 %"),
     ],
 )
-def test_a_machine_that_was_not_quiet_is_not_to_be_believed(noise: Noise, said: str) -> None:
+def test_a_noisy_machine_gives_a_warning(noise: Noise, said: str) -> None:
     warnings = noise.warnings
     assert bool(warnings) == bool(said)
     assert said in "".join(warnings)
 
 
-def test_the_table_has_every_row_with_its_verdict() -> None:
+def test_the_table_has_each_row_with_its_verdict() -> None:
     rows = [
         result("good", (8.0,), (2.0,), goal=4.0),
         result("bad", (12.0,), goal=10.0, more=False),
@@ -131,7 +131,7 @@ def test_the_table_has_every_row_with_its_verdict() -> None:
     assert gone.rstrip().endswith("failed: no [bold]answer")
 
 
-def test_the_picture_has_a_bar_for_each_row_the_better_the_farther_right() -> None:
+def test_the_picture_has_a_bar_for_each_row_and_better_is_farther_right() -> None:
     rows = [
         result("a", (8.0, 9.0), (2.0, 2.0), goal=4.0),
         result("b", (1.0,), (2.0,), goal=1.0, more=False),
@@ -150,5 +150,5 @@ def test_the_picture_has_a_bar_for_each_row_the_better_the_farther_right() -> No
 @pytest.mark.parametrize(
     ("value", "shown"), [(123456.7, "123,457"), (12.345, "12.3"), (0.0123, "0.0123")]
 )
-def test_figures_have_three_digits(value: float, shown: str) -> None:
+def test_figures_have_three_significant_digits(value: float, shown: str) -> None:
     assert format_number(value) == shown

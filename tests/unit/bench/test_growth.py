@@ -1,4 +1,4 @@
-"""Cost against size: what grows too fast is told, and the picture can be drawn."""
+"""Cost against size: curves that grow too fast, and their picture."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def curve(cost: Callable[[int], float], power: int, name: str = "it") -> Curve:
         (lambda size: 0.0 if size == 100 else size**2, 1, False),
     ],
 )
-def test_what_grows_too_fast_is_told(cost: Callable[[int], float], power: int, sound: bool) -> None:
+def test_a_curve_that_grows_too_fast_is_not_sound(
+    cost: Callable[[int], float], power: int, sound: bool
+) -> None:
     assert curve(cost, power).sound is sound
 
 

@@ -1,4 +1,4 @@
-"""The timeline of lives over time, in letters and as SVG."""
+"""The timeline of instances, as text and as SVG."""
 
 from __future__ import annotations
 
@@ -55,23 +55,23 @@ TWO = [
 ]
 
 
-def test_each_instance_has_a_row_in_scale() -> None:
+def test_each_instance_has_a_row_drawn_to_scale() -> None:
     shown = rows(drawn(TWO, now=10))
     assert shown[:2] == ["web-a ░░███✗    ", "web-b      ░░░░█"]
     assert "10.0s" in shown[2]
     assert "web-a  exit code 3" in shown[3]
 
 
-def test_what_lives_runs_to_now_and_what_has_ended_does_not() -> None:
+def test_the_bar_of_a_living_instance_ends_now_and_that_of_an_ended_one_does_not() -> None:
     assert rows(drawn(TWO, now=20))[:2] == ["web-a ░█✗       ", "web-b   ░░░█████"]
 
 
-def test_all_that_has_ended_is_drawn_to_the_last_end() -> None:
+def test_a_timeline_of_ended_instances_ends_at_the_last_end() -> None:
     ended = [*TWO[:1], *TWO[2:4]]
     assert rows(drawn(ended, now=1000))[0] == "web-a ░░░░█████✗"
 
 
-def test_a_window_shows_what_was_there_and_how_it_was() -> None:
+def test_a_window_shows_the_instances_that_were_there_in_their_states() -> None:
     events = [
         event("web-gone", S.CREATING, S.BOOTING, 0),
         event("web-old", S.CREATING, S.BOOTING, 0),
@@ -84,14 +84,14 @@ def test_a_window_shows_what_was_there_and_how_it_was() -> None:
     assert timeline.left_out == 0
 
 
-def test_a_note_changes_no_state_and_is_kept() -> None:
+def test_a_note_is_kept_and_changes_no_state() -> None:
     events = [*TWO[:1], TWO[2], event("web-a", S.READY, S.READY, 5, "unhealthy: 500")]
     timeline = drawn(events, now=10)
     assert rows(timeline)[0] == "web-a ░░████████"
     assert [note.message for note in timeline.instances[0].notes] == ["unhealthy: 500"]
 
 
-def test_too_many_leave_out_those_that_ended_first_and_say_how_many() -> None:
+def test_of_too_many_instances_those_that_ended_first_are_left_out_and_counted() -> None:
     crashes = [
         event(f"web-{number}", state, to, number)
         for number in range(30)
@@ -106,17 +106,17 @@ def test_too_many_leave_out_those_that_ended_first_and_say_how_many() -> None:
     assert "26 more that ended earlier" in render_svg(timeline, "web")
 
 
-def test_a_clock_that_is_ahead_is_seen_whole() -> None:
+def test_events_from_a_clock_that_is_ahead_are_drawn() -> None:
     timeline = drawn(TWO, now=3)
     assert timeline.end == AT + timedelta(seconds=10)
 
 
-def test_no_events_are_no_timeline() -> None:
+def test_without_events_the_timeline_says_so() -> None:
     assert rows(drawn([], now=0)) == ["no events"]
     parsed(render_svg(drawn([], now=0), "web"))
 
 
-def test_what_a_peer_says_cannot_steer_the_terminal() -> None:
+def test_the_text_of_a_peer_cannot_control_the_terminal() -> None:
     events = [*TWO[:1], event("web-a", S.BOOTING, S.FAILED, 5, "\x1b[2Jgone\r\n\u202eodd")]
     text = "\n".join(rows(drawn(events, now=5)))
     assert "\x1b" not in text
@@ -128,14 +128,14 @@ def test_what_a_peer_says_cannot_steer_the_terminal() -> None:
     ("seconds", "said"),
     [(0.04, "0.0s"), (59.94, "59.9s"), (90, "1m30s"), (3660, "1h01m"), (180000, "2d02h")],
 )
-def test_a_length_is_told_in_two_units(seconds: float, said: str) -> None:
+def test_a_length_has_two_units(seconds: float, said: str) -> None:
     assert format_length(seconds) == said
 
 
 # ── as SVG ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_svg_holds_each_span_in_scale_and_says_why_one_failed() -> None:
+def test_the_svg_has_each_span_to_scale_and_the_reason_of_a_failure() -> None:
     root = parsed(render_svg(drawn(TWO, now=10), "web: instances"))
     bars_of = {
         rect.findtext(f"{SVG}title"): (rect.get("class"), rect.get("width"))
@@ -154,7 +154,7 @@ def test_the_svg_holds_each_span_in_scale_and_says_why_one_failed() -> None:
 
 
 @given(message=st.text(), name=st.text(min_size=1, max_size=70))
-def test_nothing_that_a_peer_says_becomes_markup(message: str, name: str) -> None:
+def test_the_text_of_a_peer_never_becomes_markup(message: str, name: str) -> None:
     events = [
         event(printable(name), S.CREATING, S.BOOTING, 0),
         event(printable(name), S.BOOTING, S.BOOTING, 1, message),
@@ -165,7 +165,7 @@ def test_nothing_that_a_peer_says_becomes_markup(message: str, name: str) -> Non
     assert names <= {"svg", "title", "style", "rect", "text", "path", "circle"}
 
 
-def test_a_busy_week_takes_no_more_room_than_the_timeline_has() -> None:
+def test_the_svg_of_a_busy_week_stays_small() -> None:
     flaps = [event("web-a", S.CREATING, S.READY, 0)]
     for number in range(1, 20_000):
         states = (S.READY, S.BUSY) if number % 2 else (S.BUSY, S.READY)
@@ -174,7 +174,7 @@ def test_a_busy_week_takes_no_more_room_than_the_timeline_has() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.3, 5, 45, 600, 7200, 86400, 604800, 10**8])
-def test_the_axis_has_a_few_times_whatever_the_length(seconds: float) -> None:
+def test_the_axis_has_two_to_nine_times_for_any_length(seconds: float) -> None:
     events = [event("web-a", S.CREATING, S.BOOTING, 0)]
     root = parsed(render_svg(drawn(events, now=seconds), "web"))
     ticks = [text for text in root.iter(f"{SVG}text") if text.get("text-anchor") == "middle"]
