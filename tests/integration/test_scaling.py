@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from bridge.bus.embedded_server import EmbeddedServer
-from bridge.protocol import (
-    InstanceState,
-)
+from bridge.protocol import InstanceState, ScaleRequest, decode
 from tests.boxes import alive, boxed, fetch, gone, instances, labelled, serving
 from tests.support import ask, eventually, service_table
 
@@ -35,6 +33,23 @@ async def test_the_answer_comes_at_once_and_the_instances_follow(
             assert info.ready_at is not None
             assert info.created_at < info.ready_at
         assert found == sorted(found, key=lambda info: info.created_at)
+
+
+async def test_a_request_is_decoded_once_whether_or_not_it_changes_something(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[object] = []
+
+    def counted(cls: type[object], data: bytes) -> object:
+        decoded.append(cls)
+        return decode(cls, data)
+
+    monkeypatch.setattr("bridge.box.api.scale.decode", counted)
+    async with boxed(server, tmp_path) as (gateway, _):
+        assert (await ask(gateway, "web", 1)).accepted  # a new target
+        assert decoded == [ScaleRequest]
+        assert (await ask(gateway, "web", 1)).accepted  # the same one
+        assert decoded == [ScaleRequest, ScaleRequest]
 
 
 async def test_scaling_down_ends_the_surplus_with_all_that_belongs_to_it(
