@@ -26,7 +26,7 @@ demo: $(READY) ## the main job on real input; exits 0 only if every step held
 	@$(BIN)/box-bridge demo
 
 test: $(READY) ## the quick tests, after each change: under two minutes (PYTEST_ARGS=...)
-	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(READY) ## all tests, with asyncio's debug mode and more random examples: 20 minutes
 	$(PYTEST) -o asyncio_debug=true --hypothesis-profile=full $(PYTEST_ARGS)

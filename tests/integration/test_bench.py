@@ -55,6 +55,7 @@ def site(server: EmbeddedServer, path: Path, *, effort: float = 1.0) -> Site:
     return Site(nats=nats, directory=path, effort=effort)
 
 
+@pytest.mark.slow
 async def test_the_sides_take_turns_and_each_begins_in_turn(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ async def test_a_host_that_joins_adds_capacity_and_moves_no_instance(
         await fleet.emptied()
 
 
+@pytest.mark.slow
 async def test_a_box_with_an_outdated_view_does_not_end_a_wait(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,6 +203,7 @@ async def test_one_request_id_has_one_effect(server: EmbeddedServer, tmp_path: P
         await serving(gateway, "web", 1)
 
 
+@pytest.mark.slow
 async def test_two_hundred_requests_at_once_are_all_answered_and_one_target_holds(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

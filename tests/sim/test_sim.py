@@ -53,6 +53,7 @@ def test_a_planted_defect_is_found(defect: str) -> None:
     assert f"again: python -m tests.sim --seed {summary['failed'][0]}" in said
 
 
+@pytest.mark.slow
 def test_a_seed_replays_exactly() -> None:
     found = [simulated("--seed", "1", "--hosts", "8", "--instances", "30") for _ in range(2)]
     for _, summary, _ in found:
