@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from bridge.errors import NotPermitted as NotPermitted
     from bridge.errors import ProtocolError as ProtocolError
     from bridge.errors import ServerNotStarted as ServerNotStarted
+    from bridge.errors import ServerTooOld as ServerTooOld
     from bridge.errors import StoreRefused as StoreRefused
     from bridge.errors import StoreUnsuitable as StoreUnsuitable
     from bridge.errors import TooLarge as TooLarge
@@ -178,6 +179,7 @@ _MODULE_OF: Final = {
     "Service": "bridge.admin_protocol",
     "ServicesResponse": "bridge.admin_protocol",
     "Start": "bridge.bus.jetstream.follower",
+    "ServerTooOld": "bridge.errors",
     "StoreRefused": "bridge.errors",
     "StoreUnsuitable": "bridge.errors",
     "Subjects": "bridge.subjects",

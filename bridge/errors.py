@@ -18,7 +18,8 @@ of ScaleError::
     │   ├── NoReply               no reply in time: the outcome is unknown
     │   ├── StoreRefused          JetStream refused: nothing was stored
     │   │   └── Conflict          another writer was first
-    │   ├── StoreUnsuitable       JetStream is off, too old or not permitted
+    │   ├── StoreUnsuitable       JetStream is off or not permitted
+    │   │   └── ServerTooOld      the NATS server lacks what box-bridge needs
     │   ├── TopologyMismatch      a stream exists with settings that break a promise
     │   └── DurableMismatch       a durable of this name exists with other settings
     ├── BoxError                  a Box cannot work
@@ -270,6 +271,18 @@ class StoreUnsuitable(BusError):
 
     Fix: enable JetStream, update the server, or grant the permission that the message names.
     """
+
+
+class ServerTooOld(StoreUnsuitable):
+    """The NATS server of this `version` lacks features that box-bridge needs.
+
+    Fix: update the server to `needed` or newer.
+    """
+
+    def __init__(self, version: str, needed: str) -> None:
+        super().__init__(f"nats-server {version} is too old: {needed} or newer is needed")
+        self.version = version
+        self.needed = needed
 
 
 class TopologyMismatch(BusError):

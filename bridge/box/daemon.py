@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from datetime import datetime
 from typing import Any, Final
@@ -23,10 +24,13 @@ from bridge.box.journal.store import CUT_OFF, JOURNAL
 from bridge.box.runner.probes import Prober
 from bridge.box.runner.recovery import rebuild_entries
 from bridge.box.runner.withdrawals import Withdrawals
+from bridge.box.runtimes.base import Runtime
 from bridge.box.runtimes.factory import open_runtime
 from bridge.box.state.records import HostIdentity
 from bridge.bus.core.connection import Connection
-from bridge.errors import BusError, NotPermitted, StoreUnsuitable, TopologyMismatch
+from bridge.bus.jetstream.api import is_final
+from bridge.errors import BusError, NotPermitted, StoreUnsuitable
+from bridge.log_limit import LimitedLog, cause_of
 from bridge.observe import Metrics
 from bridge.protocol import now
 from bridge.settings import Config
@@ -34,7 +38,8 @@ from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
 
-_START_TIMEOUT: Final = 30.0  # seconds for each step of the start that needs NATS
+_START_TIMEOUT: Final = 30.0  # seconds for the connection, and for a right that the start lacks
+_VIEW_TIMEOUT: Final = 10.0  # seconds until the start checks the streams again
 _FLUSH_TIMEOUT: Final = 5.0  # seconds for the last events and withdrawals when stopping
 _TICK: Final = 0.5  # seconds between checks of the leases and of the readiness
 
@@ -42,8 +47,9 @@ _TICK: Final = 0.5  # seconds between checks of the leases and of the readiness
 class Box:
     """One Box. `run` starts it and works until `stop` is called.
 
-    With ``on_exit = "drain"`` no instance outlives it, unless it is killed. Otherwise the instances
-    keep running, and the next process of this Box adopts them.
+    With ``on_exit = "drain"`` no instance outlives a Box that `stop` has stopped. Otherwise, and
+    whenever the Box ends because of an error, the instances keep running, and the next process of
+    this Box adopts them.
     """
 
     def __init__(
@@ -88,7 +94,8 @@ class Box:
     async def run(self) -> None:
         """Run until `stop`. Raises the error that keeps the Box from doing its work.
 
-        Cancelled, it stops at once: instances that would have drained are killed.
+        An error leaves the instances running, whatever `on_exit` is. Cancelled after `stop`, it
+        stops at once: instances that would have drained are killed.
         """
         config = self.config
         if config.box.metrics:
@@ -119,10 +126,12 @@ class Box:
                 )
             )
             if self.drains:
-                stack.push_async_callback(runtime.end_all)
+                stack.push_async_callback(self._end_instances, runtime)
             tasks = await stack.enter_async_context(task_scope())
             lifecycle = _Lifecycle(components)
-            await lifecycle.start(tasks)
+            if not await self._start(lifecycle, tasks):
+                _log.warning("Box %s was stopped before it was ready", config.box.name)
+                return
             self._ready.set()
             _log.info("Box %s is ready: %s", config.box.name, ", ".join(config.services))
             await self._stop.wait()
@@ -156,6 +165,33 @@ class Box:
             return "this Box is starting"
         return self._components.fleet.readiness.blocker()
 
+    async def _start(self, lifecycle: _Lifecycle, tasks: asyncio.TaskGroup) -> bool:
+        """Whether the start was completed; False if `stop` ended it.
+
+        A Box that drains completes its start if it can, because it has to take over its instances
+        before it can drain them.
+        """
+        start = tasks.create_task(lifecycle.start(tasks), name="start")
+        stop = tasks.create_task(self._stop.wait(), name="stop")
+        await asyncio.wait((start, stop), return_when=asyncio.FIRST_COMPLETED)
+        if not start.done() and self.drains:
+            await asyncio.wait((start,), timeout=_FLUSH_TIMEOUT)
+        if not start.done():
+            return False
+        await start
+        return True
+
+    async def _end_instances(self, runtime: Runtime) -> None:
+        """End what is left of the instances, after `stop` alone: an error must not end them."""
+        if self.stopping:
+            await runtime.end_all()
+        else:
+            _log.warning(
+                "Box %s was not stopped in order: its instances keep running, and its next process "
+                "takes them over",
+                self.config.box.name,
+            )
+
     def _warn_of_address(self, connection: Connection) -> None:
         address = self.config.box.address
         if address.startswith("127.") and not connection.is_local:
@@ -174,6 +210,7 @@ class _Lifecycle:
         self._resources = components.resources
         self._fleet = components.fleet
         self._runner = components.runner
+        self._log = LimitedLog(_log)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Streams, views, earlier instances, lease, then work; requests come last."""
@@ -183,7 +220,7 @@ class _Lifecycle:
             tasks.create_task(view.run(), name=f"view-{view.bucket}")
         await connection.listen(connection.subjects.all_stats, fleet.view.take_stats)
         await connection.listen(connection.subjects.all_health, runner.self_reports.take)
-        await self._wait_view()
+        await self._insist(self._wait_view)
         # Before anything is adopted: a clone must not adopt what the original host runs.
         await self._insist(fleet.lease.wait_vacant)
         self._resources.journal.set_fact(CUT_OFF, "")
@@ -239,27 +276,36 @@ class _Lifecycle:
         """Take a step of the start, and retry while the bus cannot do its part.
 
         On a cluster a stream has no leader for a moment after it was created, or after its server
-        died.
+        died. Raises what is final, and after 30 s the lack of JetStream or of a permission.
         """
+        gives_up_at = time.monotonic() + _START_TIMEOUT
+
+        def may_pass(exc: Exception) -> bool:
+            if is_final(exc):
+                return self._fleet.streams.failure is None
+            if isinstance(exc, (NotPermitted, StoreUnsuitable)):
+                return time.monotonic() < gives_up_at
+            return isinstance(exc, BusError)
+
         async for attempt in stamina.retry_context(
-            on=_is_transient, attempts=None, timeout=_START_TIMEOUT, wait_initial=0.1, wait_max=2.0
+            on=may_pass, attempts=None, timeout=None, wait_initial=0.1, wait_max=2.0
         ):
             with attempt:
-                if attempt.num > 1:  # a stream may be gone
-                    await self._fleet.streams.restore()
                 try:
+                    if attempt.num > 1:  # a stream may be gone
+                        await self._fleet.streams.restore()
                     await step()
                 except BusError as exc:
-                    if _is_transient(exc):
-                        _log.warning("this Box cannot start yet: %s", exc)
+                    if may_pass(exc):
+                        self._log.report(cause_of(exc), "this Box cannot start yet: %s", exc)
                     raise
 
     async def _wait_view(self) -> None:
         try:
-            async with asyncio.timeout(_START_TIMEOUT):
+            async with asyncio.timeout(_VIEW_TIMEOUT):
                 await self._fleet.view.wait_live()
         except TimeoutError as exc:
-            raise BusError(f"no complete view of the fleet within {_START_TIMEOUT:g} s") from exc
+            raise BusError(f"no complete view of the fleet within {_VIEW_TIMEOUT:g} s") from exc
 
     async def _adopt_instances(self) -> None:
         """Adopt the instances of this host's last process, and end those that no record knows."""
@@ -293,10 +339,3 @@ class _Lifecycle:
             fleet.readiness.refresh()
             ready.set(0 if fleet.readiness.blocker() else 1)
             await asyncio.sleep(_TICK)
-
-
-def _is_transient(exc: Exception) -> bool:
-    """Whether a retry may help."""
-    return isinstance(exc, BusError) and not isinstance(
-        exc, (NotPermitted, StoreUnsuitable, TopologyMismatch)
-    )

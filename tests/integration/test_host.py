@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from bridge.box.daemon import Box
+from bridge.box.fleet import streams
 from bridge.box.fleet.fence import Fence
 from bridge.box.fleet.host_lease import HostLease, LeaseTerm
 from bridge.box.host_directory import own_directory
@@ -295,12 +296,13 @@ async def test_a_stream_with_wrong_settings_ends_the_box_with_the_difference(
 
 
 async def test_a_stream_recreated_with_wrong_settings_in_an_outage_ends_the_box(
-    server: EmbeddedServer, tmp_path: Path
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(streams, "CONFIRM", 1.0)
     box = Box(box_config(tmp_path, server.url))
 
     async def run_through_the_outage() -> None:
-        async with asyncio.timeout(30), task_scope() as tasks:
+        async with asyncio.timeout(60), task_scope() as tasks:
             tasks.create_task(box.run())
             await box.wait_ready()
             await server.kill()

@@ -14,6 +14,7 @@ from bridge.box.journal.journal import Journal
 from bridge.box.journal.store import CUT_OFF
 from bridge.bus.core.connection import Connection
 from bridge.errors import BusError
+from bridge.log_limit import LimitedLog, cause_of
 from bridge.protocol import format_time
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class Resync:
         self._clock = clock
         self._needed = asyncio.Event()
         self._done = True
+        self._reason = ""
+        self._log = LimitedLog(_log)
         self._blind_since: float | None = None
 
     def request(self) -> None:
@@ -49,7 +52,10 @@ class Resync:
 
     def blocker(self) -> str | None:
         """Why the streams may not be what this Box last saw."""
-        return None if self._done else "this Box is checking its streams after an outage"
+        if self._done:
+            return None
+        reason = f": {self._reason}" if self._reason else ""
+        return f"this Box is checking its streams after an outage{reason}"
 
     def watch_view(self) -> None:
         """Request an attempt when the view stays incomplete; call it every half second or so."""
@@ -76,11 +82,16 @@ class Resync:
                         await self._fleet.wait_live()
                     await resume()
                 except (BusError, TimeoutError) as exc:
-                    _log.warning("not back yet: %s", str(exc) or "no view of the fleet")
+                    reason = str(exc) or "no complete view of the fleet"
+                    self._log.report(
+                        cause_of(exc), "this Box is not ready, and retries: %s", reason
+                    )
+                    self._reason = reason
                     await asyncio.sleep(_RETRY)
                     self._needed.set()
                 else:
                     self._done = not self._needed.is_set()
+                    self._reason = ""
         finally:
             unwatch()
 

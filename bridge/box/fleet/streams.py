@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from typing import Final
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream import topology
-from bridge.errors import BusError, StoreUnsuitable, TopologyMismatch
+from bridge.bus.jetstream.api import is_final
+from bridge.errors import BusError
 from bridge.settings import Config
 
 _log = logging.getLogger(__name__)
+
+CONFIRM: Final = 60.0  # seconds that a final error must last once the streams have been right
+CONFIRM_AT_START: Final = 1.0  # seconds before that: a person waits for the answer
+_CONFIRMATIONS: Final = 3  # times that it must be met
 
 
 class Streams:
     """Makes sure that the fleet's streams and buckets exist; any Box may create them.
 
-    They may exist with settings that no Box can fix: then this Box must end.
+    They may exist with settings that no Box can fix, or the server may be too old: then this Box
+    must end. A server may also be started wrongly for a moment, so that error must be confirmed:
+    met repeatedly, and by nothing else in between, for CONFIRM seconds.
     """
 
     def __init__(self, connection: Connection, config: Config) -> None:
@@ -24,25 +33,43 @@ class Streams:
         self._replicas = config.nats.replicas
         self._lifetimes = topology.Lifetimes.of(config.timing)
         self._turn = asyncio.Lock()
-        self._failure: BusError | None = None
+        self._once_right = False
+        self._final_since: float | None = None
+        self._final_count = 0
         self._failed = asyncio.Event()
+        self.failure: BusError | None = None
 
     async def watch(self) -> None:
-        """Raise TopologyMismatch or StoreUnsuitable once `restore` has met one of them."""
+        """Raise the final error, ServerTooOld or TopologyMismatch, once it is confirmed."""
         await self._failed.wait()
-        assert self._failure is not None
-        raise self._failure
+        assert self.failure is not None
+        raise self.failure
 
     async def restore(self) -> None:
-        """Create what is missing. Raises BusError; `watch` also raises what no retry can fix."""
+        """Create what is missing. Raises BusError; `failure` is set to one that is confirmed."""
         async with self._turn:
             try:
                 created = await topology.ensure(
                     self._connection, replicas=self._replicas, lifetimes=self._lifetimes
                 )
-            except (TopologyMismatch, StoreUnsuitable) as exc:
-                self._failure = exc
-                self._failed.set()
+            except BusError as exc:
+                self._judge(exc)
                 raise
+            self._once_right = True
+            self._final_since = None
         if created:
             _log.info("created %s", ", ".join(created))
+
+    def _judge(self, exc: BusError) -> None:
+        """Count a final error, and set `failure` once it is confirmed."""
+        if not is_final(exc):
+            self._final_since = None
+            return
+        now = time.monotonic()
+        if self._final_since is None:
+            self._final_since, self._final_count = now, 0
+        self._final_count += 1
+        lasts = CONFIRM if self._once_right else CONFIRM_AT_START
+        if self._final_count >= _CONFIRMATIONS and now - self._final_since >= lasts:
+            self.failure = exc
+            self._failed.set()

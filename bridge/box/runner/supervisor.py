@@ -40,6 +40,7 @@ from bridge.box.state import lifecycle
 from bridge.box.state.records import HostIdentity, SlotRecord
 from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import BusError, Conflict, ProtocolError
+from bridge.log_limit import LimitedLog, cause_of
 from bridge.protocol import InstanceState
 from bridge.subjects import slot_key
 from bridge.tasks import task_scope
@@ -74,6 +75,7 @@ class Supervisor(FleetListener):
         self._specs = specs
         self._context = context = specs.context
         self._may_plan = may_plan
+        self._log = LimitedLog(_log)
         self._claims = Claims(
             me, fleet, decisions, publication.registrations, specs.services, context.clock
         )
@@ -205,7 +207,7 @@ class Supervisor(FleetListener):
             self.plan_needed([service])  # by then the view shows what the other Box wrote
             await asyncio.sleep(0)
         except BusError as exc:
-            _log.warning("%s: the plan waits for the bus: %s", service, exc)
+            self._log.report(cause_of(exc), "%s: the plan waits for the bus: %s", service, exc)
             self.plan_needed([service])
             await asyncio.sleep(_RETRY)
         self._slots.prune(service, self._fleet.state)
@@ -241,7 +243,14 @@ class Supervisor(FleetListener):
                     failures.append(exc)
                 except ProtocolError as exc:
                     self._publication.connection.metrics.refuse("plans", "unreadable record")
-                    _log.error("%s: %s cannot be carried out: %s", service, action, exc)
+                    self._log.report(
+                        cause_of(exc),
+                        "%s: %s cannot be carried out: %s",
+                        service,
+                        action,
+                        exc,
+                        level=logging.ERROR,
+                    )
 
         async with task_scope() as tasks:
             count = min(_CONCURRENCY, len(actions))

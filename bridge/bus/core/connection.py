@@ -42,6 +42,7 @@ from bridge.errors import (
     NotPermitted,
     TooLarge,
 )
+from bridge.log_limit import LimitedLog, cause_of
 from bridge.observe import Metrics
 from bridge.settings import NatsConfig
 from bridge.tasks import raise_if_cancelled, task_scope
@@ -55,6 +56,8 @@ _SERVER: Final = 1.0  # seconds that each server gets at least to complete a con
 _LAST_FLUSH: Final = 2.0  # seconds to send what is still queued when the connection is closed
 _STEADY: Final = 1.0  # seconds that a connection must last to count as made
 _RECONNECT_MAX: Final = 2.0  # seconds between clients, at most
+_DENIED_MIN: Final = 2.0  # seconds until a subscription that was refused is tried again
+_DENIED_MAX: Final = 60.0  # seconds between such attempts, at most
 _WATCH_INTERVAL: Final = 1.0  # seconds between checks for a zombie client
 _FOREIGN: Final = (nats.errors.Error, OSError, UnicodeError)  # what nats-py and the socket raise
 _DENIED: Final = re.compile(
@@ -87,6 +90,9 @@ class Connection:
         self._down_since = time.monotonic()
         self._back_since = float("-inf")
         self._closing = False
+        self._log = LimitedLog(_log)
+        self._denied_pause = _DENIED_MIN
+        self._listen_at = 0.0
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -338,9 +344,29 @@ class Connection:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_WATCH_INTERVAL):
                     await self._lost.wait()
+            self._listen_again()
             if self._client.is_zombie:
                 self.metrics.count("zombie")
                 self._client.end(BusError("its read task has ended"))
+
+    def _listen_again(self) -> None:
+        """Subscribe again where the server refused it: its permissions may have changed.
+
+        A server that takes a permission away ends the subscriptions, and does not restore them. The
+        pauses grow, because a user may lack a permission for good.
+        """
+        denied = [each for each in self._listeners if each.denied]
+        now = time.monotonic()
+        if not denied:
+            self._denied_pause = _DENIED_MIN
+            self._listen_at = now + self._denied_pause
+        elif now >= self._listen_at and not self._client.is_closed:
+            self._denied_pause = min(self._denied_pause * 2, _DENIED_MAX)
+            self._listen_at = now + self._denied_pause
+            for each in denied:
+                each.denied = False  # until the server refuses it again
+                self._client.unlisten(each.sid)
+                each.sid = self._client.listen(each.subject, each.handler, each.queue)
 
     async def _renew(self) -> None:
         """Connect again. Raises also if the connection ends within a second: otherwise a server
@@ -351,7 +377,7 @@ class Connection:
             await self._connect(_ATTEMPT)
         except (ConnectFailed, ConfigError) as exc:
             raise_if_cancelled()
-            _log.warning("still cut off: %s", exc)
+            self._log.report(cause_of(exc), "still cut off: %s", exc)
             raise
         raise_if_cancelled()
         with contextlib.suppress(TimeoutError):
@@ -380,7 +406,7 @@ class Connection:
         if not self._closing:
             self.metrics.count("disconnected")
             reason = describe(client.last_error) if client.last_error else "no reason given"
-            _log.warning("cut off from NATS (%s); reconnecting", reason)
+            self._log.report("cut off", "cut off from NATS (%s); reconnecting", reason)
             self._notify(up=False)
 
     def _on_error(self, exc: Exception) -> None:
@@ -390,7 +416,7 @@ class Connection:
         if denied is None:
             _log.debug("nats: %s", text)
             return
-        _log.warning("nats: %s", text)
+        self._log.report((denied[1].lower(), *denied[2].split(".")[:2]), "nats: %s", text)
         if denied[1].lower() == "publish":
             domain = f"$JS.{self.settings.domain}.API."  # a server names its own domain's API so
             for request in self._requests.values():

@@ -38,6 +38,7 @@ from bridge.bus.core.credentials import login_options
 from bridge.bus.core.message import Handler
 from bridge.bus.core.parser import FrameParser
 from bridge.bus.core.transport import Transport
+from bridge.log_limit import LimitedLog
 from bridge.nats_url import ServerUrl, with_port
 
 _log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class GuardedClient(Client):
         self.count = count
         self.on_error: Callable[[Exception], None] = lambda exc: None
         self.handlers: dict[int, Handler] = {}
+        self._log = LimitedLog(_log)
         self._on_end = on_end
         self._known = known
         self._logins = logins or {}
@@ -173,7 +175,13 @@ class GuardedClient(Client):
     def take_failure(self, subject: str) -> None:
         """Count and log the exception that the handler of a message on `subject` raised."""
         self.count("handler_error")
-        _log.exception("handling a message on %s failed", subject)
+        self._log.report(
+            tuple(subject.split(".")[:2]),
+            "handling a message on %s failed",
+            subject,
+            level=logging.ERROR,
+            exc_info=True,
+        )
 
     async def _read_loop(self) -> None:
         if not isinstance(self._transport, TcpTransport):

@@ -27,8 +27,10 @@ from bridge.errors import (
     NoReply,
     NoResponders,
     NotPermitted,
+    ServerTooOld,
     StoreRefused,
     StoreUnsuitable,
+    TopologyMismatch,
 )
 
 _TIMEOUT: Final = 5.0  # seconds for a call that names no other time
@@ -83,6 +85,17 @@ def bus_error(what: str, exc: Exception) -> BusError:
     if isinstance(exc, _UNREADABLE):
         return BusError(f"{what}: JetStream's answer cannot be read: {exc!r}")
     return BusError(f"{what}: {describe(exc)}")
+
+
+def is_final(exc: Exception) -> bool:
+    """Whether a person must act: the server is too old, or a stream breaks a promise.
+
+    Everything else passes without an operator's act on the Box: a cluster without a leader or a
+    quorum, a server or an account whose JetStream is off, a permission that is being changed, a
+    full store. A server that is started with a wrong version or store for a moment gives a final
+    error too, so the caller must meet it repeatedly before it ends anything.
+    """
+    return isinstance(exc, (ServerTooOld, TopologyMismatch))
 
 
 class RequestAdapter:

@@ -167,6 +167,7 @@ class Follower:
         elif isinstance(start, Checkpoint):
             self._position, self.created = start.position, start.created
         self._run: _Run | None = None
+        self._once_live = False
         self._broken = asyncio.Event()
         self._free = asyncio.Event()
         self._free.set()
@@ -186,7 +187,11 @@ class Follower:
         self._free.set()
 
     async def run(self) -> None:
-        """Follow until cancelled. Raises StoreUnsuitable if this NATS user may not follow."""
+        """Follow until cancelled.
+
+        Raises StoreUnsuitable if this NATS user may not follow and never could: a permission that
+        is taken away later may come back.
+        """
         unwatch = self._connection.watch(self._on_connection)
         try:
             while True:
@@ -199,9 +204,9 @@ class Follower:
                     await self._until_broken(run)
                     if self._free.is_set():
                         self._connection.metrics.count("resync")
-                except StoreUnsuitable:
-                    raise
                 except BusError as exc:
+                    if isinstance(exc, StoreUnsuitable) and not self._once_live:
+                        raise
                     _log.debug("following %s: %s", self.stream, exc)
                     await asyncio.sleep(_RETRY)
                 finally:
@@ -223,6 +228,7 @@ class Follower:
     def _complete(self, last_seq: int) -> None:
         if self._on_complete is not None:
             self._on_complete(last_seq)
+        self._once_live = True
         self.live.set()
 
     async def _begin(self, run: _Run) -> None:

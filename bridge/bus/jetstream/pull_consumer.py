@@ -100,8 +100,8 @@ class PullConsumer:
     async def run(self) -> None:
         """Pull until cancelled.
 
-        Raises StoreUnsuitable if this NATS user may not, DurableMismatch if a durable of this name
-        has other settings.
+        Raises StoreUnsuitable if this NATS user may not, and never could; DurableMismatch if a
+        durable of this name has other settings.
         """
         unwatch = self._connection.watch(lambda up: self._broken.set())
         try:
@@ -114,9 +114,11 @@ class PullConsumer:
                     await self._pull()
                     self._connection.metrics.count("resync")
                     await asyncio.sleep(_RETRY)  # no busy loop against a server that refuses
-                except (StoreUnsuitable, DurableMismatch):
+                except DurableMismatch:
                     raise
                 except BusError as exc:
+                    if isinstance(exc, StoreUnsuitable) and not self.ready.is_set():
+                        raise
                     _log.debug("durable %s on %s: %s", self.name, self.stream, exc)
                     await asyncio.sleep(_RETRY)
         finally:

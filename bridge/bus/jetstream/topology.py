@@ -19,7 +19,7 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream.api import jetstream, jetstream_errors
-from bridge.errors import BusError, StoreUnsuitable, TopologyMismatch
+from bridge.errors import BusError, ServerTooOld, StoreUnsuitable, TopologyMismatch
 from bridge.settings import Timing
 from bridge.subjects import Subjects
 
@@ -159,8 +159,8 @@ async def ensure(
 ) -> list[str]:
     """Create the streams and buckets that are missing; returns their names.
 
-    Raises StoreUnsuitable (no JetStream, too old, not permitted), TopologyMismatch, and BusError
-    for an outage. Many processes may run it at once and repeatedly.
+    Raises StoreUnsuitable (no JetStream, not permitted), ServerTooOld, TopologyMismatch, and
+    BusError for an outage. Many processes may run it at once and repeatedly.
     """
     level = await api_level(connection)
     wanted = streams(
@@ -184,7 +184,7 @@ async def remove(connection: Connection) -> None:
 
 
 async def api_level(connection: Connection) -> int:
-    """JetStream's API level; raises StoreUnsuitable if it is off or too old.
+    """JetStream's API level; raises StoreUnsuitable if it is off, ServerTooOld if it is too old.
 
     Not every server reports it when a client connects: nats-server 2.11 does not, and a leaf node
     without JetStream cannot. Then the account's information has it.
@@ -194,7 +194,7 @@ async def api_level(connection: Connection) -> int:
     level = int(level or await _account_level(connection))
     if level < _MIN_API_LEVEL:
         version = info.get("version", "?")
-        raise StoreUnsuitable(f"nats-server {version} is too old: 2.11 or newer is needed")
+        raise ServerTooOld(str(version), "2.11")
     return level
 
 

@@ -25,6 +25,7 @@ from bridge.bus.core.listener import Listener
 from bridge.bus.core.message import Message
 from bridge.bus.service.discovery import Description, EndpointInfo, EndpointStats
 from bridge.errors import BusError, NotPermitted
+from bridge.log_limit import LimitedLog, cause_of
 from bridge.reply_codes import Refusal, ReplyCode
 from bridge.subjects import INBOXES
 from bridge.tasks import task_scope
@@ -101,6 +102,7 @@ class Responder:
         self._waiting = 0  # bytes
         self._listeners: list[Listener] = []
         self._open = asyncio.Event()
+        self._log = LimitedLog(_log)
         prefixes = connection.settings.reply_prefixes
         self._inboxes = (*INBOXES, *(prefix.rstrip(".") + "." for prefix in prefixes))
 
@@ -196,7 +198,13 @@ class Responder:
 
     def _failed(self, endpoint: Endpoint) -> Reply:
         """The reply after a handler's exception. It has no details of the exception."""
-        _log.exception("answering on %s failed", endpoint.subject)
+        self._log.report(
+            endpoint.name,
+            "answering on %s failed",
+            endpoint.subject,
+            level=logging.ERROR,
+            exc_info=True,
+        )
         why = "internal error: see the log of the Box"
         return endpoint.refuse(Refusal(ReplyCode.INTERNAL_ERROR, why))
 
@@ -210,7 +218,8 @@ class Responder:
             self._connection.publish(message.reply, reply.data, headers=reply.headers)
         except BusError as exc:
             metrics.refuse(endpoint.name, "reply not sent")
-            _log.warning("a reply on %s could not be sent: %s", endpoint.subject, exc)
+            cause = endpoint.name, *cause_of(exc)
+            self._log.report(cause, "a reply on %s could not be sent: %s", endpoint.subject, exc)
 
     def _count_error(self, endpoint: Endpoint, error: str) -> None:
         counts = self._counts[endpoint.name]
