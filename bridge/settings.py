@@ -21,6 +21,9 @@ from bridge.subjects import DEFAULT_PREFIX, Subjects, is_name
 from bridge.validation import check_metadata
 
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
+STOP_SIGNALS: Final = tuple(
+    f"SIG{name}" for name in ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "WINCH")
+)
 ENGINES: Final = ("podman", "docker", "nerdctl", "a3s-box")
 _SUBJECT: Final = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
@@ -142,14 +145,32 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Seconds for which a draining instance still serves, so that gateways can remove its route."""
     drain_timeout: Seconds = 30.0
     """Seconds that a draining instance has to finish its requests."""
+    stop_signal: str = ""
+    """The signal that asks an instance to end: `SIGTERM`, `SIGINT`, `SIGQUIT`, `SIGHUP`, `SIGUSR1`,
+    `SIGUSR2` or `SIGWINCH`. The default is `SIGTERM`, or what the image names. The engine `a3s-box`
+    refuses it.
+    """
+    stop_scope: str = ""
+    """Which processes of an instance get the stop signal: `main` (the default), the program of
+    `command` alone, so that it can let its workers finish; or `group`, every process at once. What
+    is left when the main process has ended gets the signal then, and SIGKILL at the end of
+    `stop_grace`. The `oci` runtime refuses it: engines signal the main process.
+    """
     stop_grace: Seconds = 10.0
-    """Seconds from SIGTERM to SIGKILL."""
+    """Seconds from the stop signal to SIGKILL."""
 
     def __post_init__(self) -> None:
         if not self.command and not self.image:
             raise ValueError("`command` is missing: give a command, or an image that has one")
         if self.registration not in ("box", "self"):
             raise ValueError(f'registration = {self.registration!r} must be "box" or "self"')
+        if self.stop_signal not in ("", *STOP_SIGNALS):
+            raise ValueError(
+                f"stop_signal = {self.stop_signal!r} must be one of {', '.join(STOP_SIGNALS)}"
+                + ("; for SIGKILL set stop_grace = 0" if "KILL" in self.stop_signal else "")
+            )
+        if self.stop_scope not in ("", "main", "group"):
+            raise ValueError(f'stop_scope = {self.stop_scope!r} must be "main" or "group"')
         try:
             check_metadata(self.metadata)
         except ProtocolError as exc:

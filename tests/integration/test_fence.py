@@ -71,7 +71,9 @@ async def started(
         popen.stdin.write(b"go\n")
         popen.stdin.close()
         popen.stdin = None
-        await eventually(lambda: shim.has_command(popen.pid) and len(children(popen.pid)) == 2)
+        await eventually(
+            lambda: shim.command_pid(popen.pid) is not None and len(children(popen.pid)) == 2
+        )
         yield popen
     finally:
         with contextlib.suppress(ProcessLookupError):

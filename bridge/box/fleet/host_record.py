@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from bridge.box.fleet import fence
 from bridge.box.state.records import Demand, HostRecord, Offer
 from bridge.box.state.runtime_limits import NO_LACKS, config_blocker, fixed_port
 from bridge.errors import ConfigError
 from bridge.protocol import ScaleConfig
-from bridge.settings import Config, ServiceConfig
+from bridge.settings import BoxConfig, Config, ServiceConfig
 from bridge.version import VERSION
 
 
@@ -55,7 +56,7 @@ def offers(config: Config, lacks: Mapping[str, str] = NO_LACKS) -> dict[str, Off
         runtime = config.box.runtime
         problem = (
             config_blocker(runtime, defaults, cpus=cpus(), lacks=lacks)
-            or _misfit(runtime, service)
+            or _misfit(config.box, service)
             or (fence.blocker(config.timing) if service.fence else None)
         )
         if problem:
@@ -70,9 +71,9 @@ def offers(config: Config, lacks: Mapping[str, str] = NO_LACKS) -> dict[str, Off
     return by_service
 
 
-def _misfit(runtime: str, service: ServiceConfig) -> str | None:
-    """Why the service's configuration is not for this runtime."""
-    if runtime == "process":
+def _misfit(box: BoxConfig, service: ServiceConfig) -> str | None:
+    """Why the service's configuration is not for the runtime of this host."""
+    if box.runtime == "process":
         if service.entrypoint:
             return "entrypoint is for the oci runtime: add it to the front of command"
     elif not service.image:
@@ -81,6 +82,10 @@ def _misfit(runtime: str, service: ServiceConfig) -> str | None:
         return "cwd is for the process runtime: a container starts in its image's directory"
     elif service.fence:
         return "fence = true is for the process runtime: no shim can end a container"
+    elif service.stop_scope:
+        return "stop_scope is for the process runtime: an engine signals the main process"
+    elif service.stop_signal and Path(box.engine).name == "a3s-box":
+        return "stop_signal is not supported by a3s-box: leave it out"
     return None
 
 

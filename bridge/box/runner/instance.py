@@ -226,7 +226,7 @@ class Instance:
                     return True
             if loop.time() > deadline:
                 limit = self._config.start_timeout
-                raise InstanceError(f"not ready within {limit:g} s: {problem}")
+                raise InstanceError(self._explained(f"not ready within {limit:g} s: {problem}"))
             pause = min(pause * 1.5, _SLOWEST_PROBE)
 
     @property
@@ -367,7 +367,11 @@ class Instance:
 
     def _describe(self, end: Exit) -> str:
         last = self._context.runtime.last_line(self._created)
-        return f"{end}: {last}" if last else str(end)
+        return self._explained(f"{end}: {last}" if last else str(end))
+
+    def _explained(self, message: str) -> str:
+        explanation = self._context.runtime.explain(self._created)
+        return f"{message} ({explanation})" if explanation else message
 
 
 def _stop_message(end: Exit, grace: float) -> str:

@@ -40,6 +40,8 @@ class Spec(Struct, frozen=True, kw_only=True):
     port_map: list[str] = field(default_factory=list)
     directory: Path
     fence: Path | None = None
+    stop_signal: str = ""
+    stop_scope: str = ""
 
     @classmethod
     def of(
@@ -74,6 +76,8 @@ class Spec(Struct, frozen=True, kw_only=True):
             port_map=port_map,
             directory=directory,
             fence=fence if config.fence else None,
+            stop_signal=config.stop_signal,
+            stop_scope=config.stop_scope,
         )
 
 
@@ -214,6 +218,9 @@ class Runtime(Protocol):
 
     def last_line(self, handle: Handle) -> str:
         """The last log line of the instance, for the message of its failure; may be empty."""
+
+    def explain(self, handle: Handle) -> str:
+        """What about this runtime may have made the instance fail; "" if nothing points to it."""
 
     def forget(self, handle: Handle) -> None:
         """Release what the runtime holds for an instance that has ended: its port, its watch."""

@@ -28,14 +28,19 @@ def instances_dir(data_dir: Path) -> Path:
     return data_dir / "instances"
 
 
-def last_line(file: Path) -> str:
-    """The last line of `file` that is not blank; "" if there is no such line, or no such file."""
+def tail(file: Path) -> str:
+    """The end of `file`; "" if it cannot be read."""
     try:
         with file.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL))
-            lines = log.read().decode(errors="replace").split("\n")
+            return log.read().decode(errors="replace")
     except OSError:
         return ""
+
+
+def last_line(file: Path) -> str:
+    """The last line of `file` that is not blank; "" if there is no such line, or no such file."""
+    lines = tail(file).split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 

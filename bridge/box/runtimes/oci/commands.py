@@ -37,6 +37,7 @@ class ContainerSpec(Struct, frozen=True, kw_only=True):
     env_file: str
     address: str = ""
     isolation: str = ""
+    stop_signal: str = ""
 
 
 def labels(host_id: str, instance_id: str, service: str, slot: int) -> dict[str, str]:
@@ -65,6 +66,8 @@ def create(kind: EngineKind, spec: ContainerSpec) -> list[str]:
             arguments += ["--memory-swap", f"{spec.memory_mib}m"]  # the default adds as much swap
     if spec.isolation:
         arguments += ["--isolation", spec.isolation]
+    if spec.stop_signal:
+        arguments += ["--stop-signal", spec.stop_signal]
     arguments += ["--env-file", spec.env_file]
     if spec.entrypoint:
         arguments += ["--entrypoint", spec.entrypoint[0]]  # docker takes a single word
@@ -82,7 +85,7 @@ def start(name: str) -> list[str]:
 
 
 def stop(name: str, grace: float) -> list[str]:
-    """Send SIGTERM, and SIGKILL after `grace` seconds, rounded up: engines take whole seconds."""
+    """Send the stop signal, and SIGKILL after `grace` seconds, rounded up to whole seconds."""
     return ["stop", "-t", str(math.ceil(grace)), name]
 
 

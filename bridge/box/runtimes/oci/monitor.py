@@ -54,12 +54,14 @@ class ContainerMonitor:
         containers: Mapping[str, Container],
         actions: ContainerActions,
         sample: float,
+        address: str = "",
     ) -> None:
         self._calls = calls
         self._kind = calls.engine.kind
         self._host_id = host_id
         self._containers = containers
         self._actions = actions
+        self._address = address
         self._sample_every = max(sample, _MIN_SAMPLE)
         self._sample_due = 0.0
         self._list_due = 0.0
@@ -117,7 +119,9 @@ class ContainerMonitor:
             result = await self._calls.call(call)
             if not result.ok and parsing.is_missing(result.err):
                 result = replace(result, code=0)  # the output has those that are there
-            states |= self._parse(call, result, parsing.parse_inspect)
+            states |= self._parse(
+                call, result, lambda data: parsing.parse_inspect(data, self._address)
+            )
         return states
 
     # ── inside ───────────────────────────────────────────────────────────────────────────

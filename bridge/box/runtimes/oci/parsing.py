@@ -73,6 +73,7 @@ class _StateDocument(Struct, rename="pascal"):
 
 
 class _Binding(Struct, rename="pascal"):
+    host_ip: str = ""
     host_port: str = ""
 
 
@@ -91,13 +92,18 @@ class _Inspected(Struct):
     port_map: list[str] = field(default_factory=list)
 
 
-def parse_inspect(data: bytes) -> dict[str, ContainerState]:
-    """The output of ``inspect``, by container name."""
+def parse_inspect(data: bytes, address: str = "") -> dict[str, ContainerState]:
+    """The output of ``inspect``, by container name.
+
+    An engine may publish a guest port at another host port for IPv6 than for IPv4: the one of the
+    family of `address` counts, that of IPv4 where `address` is none.
+    """
     documents = msgspec.json.decode(data or b"[]", type=list[_Inspected])
-    return {state.name: state for state in map(_state, documents)}
+    states = (_state(document, ipv6=":" in address) for document in documents)
+    return {state.name: state for state in states}
 
 
-def _state(document: _Inspected) -> ContainerState:
+def _state(document: _Inspected, *, ipv6: bool) -> ContainerState:
     state = document.state
     status = state.status.lower()
     return ContainerState(
@@ -108,17 +114,18 @@ def _state(document: _Inspected) -> ContainerState:
         code=state.exit_code,
         oom=state.oom_killed,
         error=state.error,
-        ports=_ports(document),
+        ports=_ports(document, ipv6=ipv6),
     )
 
 
-def _ports(document: _Inspected) -> dict[int, int]:
+def _ports(document: _Inspected, *, ipv6: bool) -> dict[int, int]:
     pairs = [port_pair(entry.removesuffix("/tcp")) for entry in document.port_map]
     ports = {guest: host for host, guest in pairs if host}
     bound = document.network.ports if document.network and document.network.ports else {}
     for guest, bindings in bound.items():
         number, _, protocol = guest.partition("/")
-        hosts = [item.host_port for item in bindings or () if item.host_port.isdecimal()]
+        best_first = sorted(bindings or (), key=lambda item: (":" in item.host_ip) != ipv6)
+        hosts = [item.host_port for item in best_first if item.host_port.isdecimal()]
         if hosts and protocol in ("", "tcp"):
             ports[int(number)] = int(hosts[0])
     return ports

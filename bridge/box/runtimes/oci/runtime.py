@@ -68,7 +68,7 @@ class OciRuntime:
         self._isolation = isolation
         self._images = ImagePulls(calls)
         self._containers: dict[str, Container] = {}
-        self._monitor = ContainerMonitor(calls, host_id, self._containers, self, sample)
+        self._monitor = ContainerMonitor(calls, host_id, self._containers, self, sample, address)
 
     @property
     def lacks(self) -> Mapping[str, str]:
@@ -200,6 +200,9 @@ class OciRuntime:
     def last_line(self, handle: Handle) -> str:
         return last_log_line(self._container(handle).spec.directory)
 
+    def explain(self, handle: Handle) -> str:
+        return ""
+
     # ── the monitor's actions ────────────────────────────────────────────────────────────
 
     async def remove(self, names: list[str]) -> None:
@@ -274,6 +277,7 @@ class OciRuntime:
             env_file=str(env_file),
             address=self._address,
             isolation=self._isolation,
+            stop_signal=spec.stop_signal,
         )
 
     async def _start(self, container: Container) -> None:

@@ -26,6 +26,7 @@ from bridge.box.runtimes.base import Exit, Handle, LivingInstance, Spec, Usage
 from bridge.box.runtimes.foreign_errors import FOREIGN, call_in_thread, mapped_errors
 from bridge.box.runtimes.logs import last_log_line
 from bridge.box.runtimes.process import shim
+from bridge.box.runtimes.process.address_space import explain
 from bridge.box.runtimes.process.process_groups import group_of, has_others, members
 from bridge.box.runtimes.process.usage import UsageMeter
 from bridge.box.runtimes.process_identity import ProcessIdentity, identify, is_alive
@@ -48,8 +49,13 @@ class Process:
         self.ended: asyncio.Future[Exit] | None = None
         self.killed = False
         self.grace_ends = 0.0  # the loop's time; until then its group may end by itself
+        self.left_alone = False  # its workers have not got the stop signal
         self.cpus: set[int] = set()
         self.port = 0
+
+    @property
+    def stop_signal(self) -> signal.Signals:
+        return signal.Signals[self.spec.stop_signal or "SIGTERM"]
 
     @property
     def instance_id(self) -> str:
@@ -146,23 +152,25 @@ class ProcessRuntime:
             return Exit()
         await self._command_runs(process)
         process.grace_ends = asyncio.get_running_loop().time() + grace
-        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_TIMEOUT)):
-            if not process.ended.done():
-                process.killed = number == signal.SIGKILL
-                _signal_group(process, number)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    return await asyncio.shield(process.ended)
-        raise InstanceError(
-            f"process {process.pid} has not ended {_KILL_TIMEOUT:g} s after SIGKILL"
-        )
+        if not process.ended.done():
+            await call_in_thread(_UNREADABLE, _ask_to_end, process)
+            await asyncio.wait([process.ended], timeout=grace)
+        if not process.ended.done():
+            process.killed = True
+            _signal_group(process, signal.SIGKILL)
+            await asyncio.wait([process.ended], timeout=_KILL_TIMEOUT)
+        if not process.ended.done():
+            raise InstanceError(
+                f"process {process.pid} has not ended {_KILL_TIMEOUT:g} s after SIGKILL"
+            )
+        return process.ended.result()
 
     async def _command_runs(self, process: Process) -> None:
         """Return when the shim runs the command: an earlier signal would reach the shim alone."""
         for _ in range(round(_EXEC_TIMEOUT / _POLL)):
             if not _is_running(process):
                 return
-            if await call_in_thread(_UNREADABLE, shim.has_command, process.pid):
+            if await call_in_thread(_UNREADABLE, shim.command_pid, process.pid):
                 return
             await asyncio.sleep(_POLL)
 
@@ -185,6 +193,12 @@ class ProcessRuntime:
 
     def last_line(self, handle: Handle) -> str:
         return last_log_line(self._process(handle).spec.directory)
+
+    def explain(self, handle: Handle) -> str:
+        process = self._process(handle)
+        ended = process.ended
+        end = ended.result() if ended is not None and ended.done() else None
+        return explain(process.spec.memory_mib, process.spec.directory, end)
 
     async def end_all(self) -> None:
         running = [process for process in self._processes.values() if _is_running(process)]
@@ -264,6 +278,10 @@ class ProcessRuntime:
         def end_group() -> None:
             # A shell ends at once after SIGTERM; what it ran may need the grace.
             if loop.time() < process.grace_ends and _may_have_others(process.pid):
+                if process.left_alone:  # a living member keeps the group's number
+                    process.left_alone = False
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(process.pid, process.stop_signal)
                 loop.call_later(_POLL, end_group)
                 return
             if process.popen is not None:
@@ -347,6 +365,14 @@ def _discard(process: Process) -> None:
         process.popen.kill()
         process.popen.wait()
     process.popen, process.identity, process.ended = None, None, None
+
+
+def _ask_to_end(process: Process) -> None:
+    """Send the stop signal: to the main process, or to the whole group."""
+    if process.spec.stop_scope != "group" and shim.signal_command(process.pid, process.stop_signal):
+        process.left_alone = True
+    else:
+        _signal_group(process, process.stop_signal)
 
 
 def _signal_group(process: Process, number: int) -> None:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -32,10 +33,10 @@ LABEL: Final = "BOX_INSTANCE_DIR"
 _SHELL: Final = ("/bin/sh",)
 _SCRIPT: Final = """
 read -r _ || { echo never >"$BOX_INSTANCE_DIR/exit"; exit 0; }
-trap : HUP INT QUIT TERM
+trap : HUP INT QUIT TERM USR1 USR2
 exec 3>&2 2>/dev/null
 if [ -n "$BOX_FENCE" ]; then
-  (trap "" HUP INT QUIT TERM
+  (trap "" HUP INT QUIT TERM USR1 USR2
   trap 'echo fenced >"$BOX_INSTANCE_DIR/exit"; kill -KILL 0' EXIT
   PATH=$PATH:/usr/bin:/bin
   exec <>/proc/$$/fd/0
@@ -143,12 +144,29 @@ def list_living(root: Path) -> dict[str, LivingInstance]:
     return living
 
 
-def has_command(pid: int) -> bool:
-    """Whether a child of the shim runs the command: until its exec, a child looks like the shim."""
+def command_pid(pid: int) -> int | None:
+    """The child of the shim that runs the command; None before its exec, when it looks like the
+    shim, and after its end.
+    """
     with contextlib.suppress(OSError):
         like = _command_line(pid)
-        return any(_command_line(child) != like for child in children(pid))
-    return False
+        return next((child for child in children(pid) if _command_line(child) != like), None)
+    return None
+
+
+def signal_command(pid: int, number: int) -> bool:
+    """Signal the command of the shim; False if it does not run. No other process is signalled."""
+    command = command_pid(pid)
+    if command is None:
+        return False
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        pidfd = os.pidfd_open(command)
+        try:
+            if command == command_pid(pid):  # else another process may have got its number
+                signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
+    return True
 
 
 def _port(text: str) -> int:

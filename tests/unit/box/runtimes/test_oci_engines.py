@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -327,3 +328,26 @@ def test_every_box_of_a_fleet_refuses_what_one_host_lacks() -> None:
         "memory_mib cannot be honoured: no cgroups"
     )
     assert not run_blocker("web", record, ScaleConfig(vcpus=1))
+
+
+def docker_with(*bindings: tuple[str, str]) -> bytes:
+    ports = {"80/tcp": [{"HostIp": address, "HostPort": port} for address, port in bindings]}
+    state = {"Status": "running", "Running": True, "Pid": 1, "ExitCode": 0}
+    document = {"Name": "/web-1", "State": state, "NetworkSettings": {"Ports": ports}}
+    return json.dumps([document]).encode()
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_the_port_of_the_address_s_family_counts(turn: int) -> None:
+    data = docker_with(*(("0.0.0.0", "49169"), ("::", "49168"))[::turn])
+
+    def port(address: str) -> int:
+        return parsing.parse_inspect(data, address)["web-1"].ports[80]
+
+    assert port("") == port("10.0.0.5") == port("host-a") == 49169
+    assert port("fd00::5") == 49168
+
+
+def test_the_only_family_counts_whatever_the_address_is() -> None:
+    data = docker_with(("::", "49168"))
+    assert parsing.parse_inspect(data, "10.0.0.5")["web-1"].ports[80] == 49168

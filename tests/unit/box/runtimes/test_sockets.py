@@ -14,7 +14,7 @@ import pytest
 
 from bridge.box.runtimes import sock_diag
 from bridge.box.runtimes.process.process_groups import children, members
-from bridge.box.runtimes.process.shim import has_command
+from bridge.box.runtimes.process.shim import command_pid
 from bridge.box.runtimes.sockets import (
     ESTABLISHED,
     connections,
@@ -106,11 +106,11 @@ def test_the_listener_is_found_without_a_scan_of_all_processes(
         deadline = time.monotonic() + 20
         while is_free(unused_port) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert has_command(leader.pid)
+        assert command_pid(leader.pid) is not None
         monkeypatch.setattr(psutil, "pids", lambda: pytest.fail("looked at all processes"))
         monkeypatch.setattr(psutil, "process_iter", lambda: pytest.fail("looked at all of them"))
         assert serves(members(leader.pid), unused_port)
-        assert has_command(leader.pid)
+        assert command_pid(leader.pid) is not None
         assert not serves([os.getpid(), leader.pid], unused_port)  # neither does itself
     finally:
         os.killpg(leader.pid, signal.SIGKILL)
