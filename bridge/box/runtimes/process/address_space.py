@@ -29,6 +29,6 @@ def explain(memory_mib: int | None, directory: Path, end: Exit | None) -> str:
     if not (end is not None and end.signal in _SIGNALS) and not _WORDS.search(logs):
         return ""
     return (
-        f"memory_mib = {memory_mib} limits the address space: Node.js, Go and Java reserve far more "
-        "of it than they use. Raise it, leave it out, or use a container"
+        f"memory_mib = {memory_mib} limits the address space: Node.js, Go and Java reserve far "
+        "more of it than they use. Raise it, leave it out, or use a container"
     )
