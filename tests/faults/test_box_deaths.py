@@ -34,7 +34,7 @@ S = InstanceState
         for point in POINTS
     ],
 )
-async def test_what_was_acknowledged_is_made_so_wherever_the_box_died(
+async def test_an_acknowledged_request_is_fulfilled_wherever_the_box_died(
     server: EmbeddedServer, tmp_path: Path, point: str
 ) -> None:
     async with killable(server, tmp_path, point=point) as (gateway, box):
@@ -73,7 +73,7 @@ async def test_a_killed_box_changes_nothing_for_its_instances_and_their_requests
             assert log.read_text().count("serving on") == 1
 
 
-async def test_what_died_while_no_box_looked_is_told_once_and_replaced(
+async def test_an_instance_that_died_without_a_box_is_reported_once_and_replaced(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with killable(server, tmp_path) as (gateway, box):
@@ -93,7 +93,7 @@ async def test_what_died_while_no_box_looked_is_told_once_and_replaced(
         assert all(ends[info.id].to_state is S.FAILED for info in before)
 
 
-async def test_a_pid_that_is_somebody_elses_now_is_neither_adopted_nor_signalled(
+async def test_a_reused_pid_is_neither_adopted_nor_signalled(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with killable(server, tmp_path) as (gateway, box):
@@ -201,7 +201,7 @@ def _damage(journal: Path, how: str) -> None:
     journal.write_bytes(data)
 
 
-async def test_a_process_that_carries_the_label_and_that_nobody_knows_is_ended(
+async def test_an_unknown_process_with_the_label_of_an_instance_is_ended(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     label = str(tmp_path / "data-box-a" / "instances" / "web-unknown")

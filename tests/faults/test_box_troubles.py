@@ -67,7 +67,7 @@ async def serving_on(gateway: Connection, host: str) -> set[str]:
     return {name for name in ready if answer.hosts.get(name) == host}
 
 
-async def test_a_full_disk_stops_new_work_alone_and_passes(
+async def test_a_full_disk_stops_only_new_work_and_only_while_it_is_full(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with killable(server, tmp_path) as (gateway, box):
@@ -93,7 +93,7 @@ async def test_a_full_disk_stops_new_work_alone_and_passes(
         assert history.states()[before[1].id][-1] in (S.READY, S.BUSY)
 
 
-async def test_nothing_is_placed_on_a_host_that_can_make_nothing(
+async def test_no_instance_is_placed_on_a_host_that_cannot_start_one(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with killable(server, tmp_path) as (gateway, box):
@@ -123,7 +123,7 @@ async def test_nothing_is_placed_on_a_host_that_can_make_nothing(
 
 
 @pytest.mark.slow
-async def test_buckets_that_are_deleted_beneath_a_box_come_back_with_what_it_knows(
+async def test_a_box_restores_deleted_buckets_with_its_own_records(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with killable(server, tmp_path) as (gateway, box):
@@ -195,7 +195,7 @@ async def placed_on(fleet: Fleet, host: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [timedelta(), timedelta(hours=-1)], ids=["right", "set back"])
-async def test_a_crash_loop_goes_on_as_slowly_when_the_box_is_killed(
+async def test_a_crash_loop_keeps_its_backoff_when_the_box_is_killed(
     server: EmbeddedServer, tmp_path: Path, error: timedelta
 ) -> None:
     table = service_table("web", "crash")
@@ -224,7 +224,7 @@ async def test_a_crash_loop_goes_on_as_slowly_when_the_box_is_killed(
 
 
 @pytest.mark.slow
-async def test_failures_are_counted_over_the_lives_of_a_box(
+async def test_failures_are_counted_over_restarts_of_a_box(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     table, patient = service_table("web", "crash"), TIMING.replace("lease = 3", "lease = 30")
@@ -246,7 +246,7 @@ async def test_failures_are_counted_over_the_lives_of_a_box(
     assert read_snapshot(journal).entries == []
 
 
-async def test_what_had_served_for_long_when_its_box_was_started_again_has_recovered(
+async def test_an_instance_that_served_for_long_has_recovered_over_a_restart_of_its_box(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     door, timing = tmp_path / "door", TIMING.replace("backoff_max = 1.0", "backoff_max = 0.2")

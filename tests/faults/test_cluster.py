@@ -102,9 +102,7 @@ class Load:
 
 
 @pytest.mark.parametrize("stream", ["KV_box_services", "BOX_EVENTS"])
-async def test_a_leader_that_is_killed_costs_nothing_that_was_acknowledged(
-    tmp_path: Path, stream: str
-) -> None:
+async def test_a_killed_leader_loses_no_acknowledged_write(tmp_path: Path, stream: str) -> None:
     tables = [service_table(name) for name in ("web", *SERVICES)]
     async with (
         Cluster.running(tmp_path) as cluster,

@@ -52,7 +52,7 @@ async def ready(gateway: Connection, replicas: int) -> None:
     ("fault", "expected"),
     [("hung", "podman 4.* does not answer"), ("gone", "podman: not found")],
 )
-async def test_while_its_engine_fails_a_box_reports_it_and_instances_stay(
+async def test_a_box_reports_a_failing_engine_and_keeps_its_instances(
     server: EmbeddedServer, tmp_path: Path, podman: Podman, fault: str, expected: str
 ) -> None:
     async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, recorder):
@@ -90,7 +90,7 @@ async def test_a_container_that_is_slow_to_start_is_started_once(
 
 
 @pytest.mark.slow
-async def test_an_instance_to_end_while_the_engine_hangs_ends_when_it_is_back(
+async def test_an_instance_stopped_while_the_engine_hangs_ends_once_it_answers(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:
     async with boxed(server, tmp_path, web(), **containers(podman)) as (gateway, recorder):

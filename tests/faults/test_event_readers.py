@@ -59,7 +59,7 @@ async def connection(server: EmbeddedServer) -> AsyncIterator[Connection]:
         yield connection
 
 
-async def test_a_store_that_was_lost_is_told_to_every_reader(
+async def test_a_lost_store_is_reported_to_every_reader(
     connection: Connection, server: EmbeddedServer
 ) -> None:
     async with Readers.running(server.url) as readers:
@@ -80,7 +80,7 @@ async def test_a_store_that_was_lost_is_told_to_every_reader(
         await readers.see("anew", "goes on")
 
 
-async def test_a_store_that_is_older_is_told_to_every_reader(
+async def test_an_older_store_is_reported_to_every_reader(
     connection: Connection, server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with Readers.running(server.url) as readers:

@@ -22,7 +22,7 @@ FENCED = service_table("web", fence=True)
 pytestmark = pytest.mark.slow
 
 
-async def test_the_instances_of_a_frozen_box_end_before_its_lease_and_only_the_fenced_ones(
+async def test_only_the_fenced_instances_of_a_frozen_box_end_and_before_its_lease(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with killable(server, tmp_path, FENCED, service_table("api")) as (gateway, box):
@@ -53,7 +53,7 @@ async def test_the_instances_of_a_frozen_box_end_before_its_lease_and_only_the_f
         assert history.states()[other.id][-1] in (S.READY, S.BUSY)
 
 
-async def test_a_box_that_is_cut_off_makes_no_fenced_instance_again(
+async def test_a_box_that_is_cut_off_restarts_no_fenced_instance(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with (

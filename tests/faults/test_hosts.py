@@ -70,7 +70,7 @@ async def test_the_slots_of_a_killed_host_run_elsewhere_and_nothing_runs_twice_w
 
 
 @pytest.mark.slow
-async def test_a_dead_host_whose_slots_find_no_room_is_told_wherever_its_instances_are(
+async def test_the_lack_of_room_for_the_slots_of_a_dead_host_is_reported(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with fleet(server.url, tmp_path, HOSTS[:2], max_instances=2) as (gateway, boxes):
@@ -113,7 +113,7 @@ def _withdrawn(recorder: Recorder) -> dict[str, str]:
 
 
 @pytest.mark.slow
-async def test_a_host_that_was_frozen_beyond_its_lease_yields_what_was_taken_over(
+async def test_a_host_frozen_beyond_its_lease_ends_the_instances_that_were_taken_over(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with fleet(server.url, tmp_path, HOSTS[:3]) as (gateway, boxes):
@@ -138,7 +138,7 @@ async def test_a_host_that_was_frozen_beyond_its_lease_yields_what_was_taken_ove
 
 
 @pytest.mark.slow
-async def test_a_lease_ends_in_time_though_the_clock_is_set_back_meanwhile(
+async def test_a_lease_expires_in_time_although_the_clock_is_set_back(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     program = ("tests.faults.wrong_clock",)
@@ -165,7 +165,7 @@ async def placed_when_serving(gateway: Connection, count: int) -> dict[str, str]
 
 
 @pytest.mark.slow
-async def test_a_host_that_dies_while_it_is_being_drained_leaves_no_instance_too_many(
+async def test_a_host_that_dies_during_its_drain_leaves_no_surplus_instance(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     door = tmp_path / "door"

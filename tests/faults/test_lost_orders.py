@@ -54,7 +54,7 @@ async def test_an_order_for_a_host_outlives_a_store_that_comes_back_empty(
         assert await order(scene) == before
 
 
-async def test_an_order_that_was_lifted_is_not_brought_back_by_an_older_store(
+async def test_a_lifted_order_is_not_restored_by_an_older_store(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with Scene.of(server, tmp_path) as scene:

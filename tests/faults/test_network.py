@@ -25,7 +25,7 @@ Fault = Callable[[FaultyProxy], None]
     "fault",
     [FaultyProxy.half_open, FaultyProxy.cut_to_server, FaultyProxy.cut_to_client, FaultyProxy.cut],
 )
-async def test_a_box_that_was_cut_off_serves_again_and_has_kept_its_instances(
+async def test_a_box_that_was_cut_off_keeps_its_instances_and_serves_again(
     server: EmbeddedServer, tmp_path: Path, fault: Fault
 ) -> None:
     async with (
@@ -50,9 +50,7 @@ async def test_a_box_that_was_cut_off_serves_again_and_has_kept_its_instances(
         assert len(chains) == 3
 
 
-async def test_a_box_far_from_its_server_does_all_its_work(
-    server: EmbeddedServer, tmp_path: Path
-) -> None:
+async def test_a_box_works_over_a_slow_link(server: EmbeddedServer, tmp_path: Path) -> None:
     async with (
         FaultyProxy.to(server.url) as proxy,
         Scene.of(server, tmp_path, proxy.url) as scene,

@@ -90,7 +90,7 @@ async def killed_after_storing(connection: Connection, path: Path, steps: int) -
 
 
 @pytest.mark.parametrize("steps", [3, 400])  # singles; one whole batch, and part of another
-async def test_a_kill_between_storing_and_noting_it_stores_nothing_twice(
+async def test_a_kill_between_a_publish_and_its_record_stores_no_event_twice(
     server: EmbeddedServer, tmp_path: Path, steps: int
 ) -> None:
     path = tmp_path / "journal.db"
@@ -107,7 +107,7 @@ async def test_a_kill_between_storing_and_noting_it_stores_nothing_twice(
     assert {len(chain) for chain in check_history(told).values()} == {steps}
 
 
-async def test_an_outage_amid_thousands_of_events_loses_and_doubles_none(
+async def test_an_outage_during_thousands_of_events_loses_and_doubles_none(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     pages = 0
@@ -137,7 +137,7 @@ async def test_an_outage_amid_thousands_of_events_loses_and_doubles_none(
     assert {len(chain) for chain in chains.values()} == {100}
 
 
-async def test_what_is_told_during_an_outage_waits_for_its_end(
+async def test_events_of_an_outage_are_published_after_its_end(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with connect(server.url) as connection:
@@ -153,7 +153,7 @@ async def test_what_is_told_during_an_outage_waits_for_its_end(
         assert len(check_history(await read_history(connection))) == 5
 
 
-async def test_a_stream_that_is_gone_is_made_again_for_what_is_told(
+async def test_a_missing_stream_is_created_again_for_the_next_event(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with connect(server.url) as connection:  # and nobody has made a stream

@@ -93,7 +93,7 @@ async def test_a_dead_letter_survives_a_kill_of_nats(server: EmbeddedServer) -> 
 
 
 @pytest.mark.slow
-async def test_a_relay_that_is_killed_is_continued_by_the_next_one(
+async def test_the_next_relay_continues_where_a_killed_one_stopped(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     """Thrice: each time events are under way, and some that it held had not been sent."""

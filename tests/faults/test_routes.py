@@ -57,7 +57,7 @@ async def equal(table: RouteTable, gateway: Connection, count: int) -> None:
     assert table.stale_for() == 0.0
 
 
-async def test_a_killed_server_empties_nothing_and_the_table_is_right_within_5_s_after(
+async def test_a_killed_server_removes_no_route_and_the_table_is_right_soon_after(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with (
@@ -85,7 +85,7 @@ async def test_a_killed_server_empties_nothing_and_the_table_is_right_within_5_s
             assert {route.instance_id for route, _ in load.failed} <= {victim.id}
 
 
-async def test_a_killed_box_takes_no_route_with_it_and_its_next_life_mends_the_table(
+async def test_a_killed_box_removes_no_route_and_its_restart_corrects_the_table(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with killable(server, tmp_path, WEB) as (gateway, box):
@@ -115,7 +115,7 @@ async def test_a_killed_box_takes_no_route_with_it_and_its_next_life_mends_the_t
                 again.process.wait()
 
 
-async def test_a_frozen_server_empties_nothing_and_the_table_says_how_stale_it_is(
+async def test_a_frozen_server_removes_no_route_and_the_table_reports_its_age(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with (
@@ -134,7 +134,7 @@ async def test_a_frozen_server_empties_nothing_and_the_table_says_how_stale_it_i
         assert routed(table) == {info.id for info in infos}
 
 
-async def test_a_box_that_never_comes_back_loses_its_routes_by_their_leases(
+async def test_the_routes_of_a_lost_box_expire_with_their_leases(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with (

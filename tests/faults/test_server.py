@@ -170,7 +170,7 @@ async def test_an_older_store_is_brought_up_to_date_and_costs_no_instance(
         assert (len(chains), ends) == (4, [2, 2, 2, 5])
 
 
-async def test_an_older_store_is_told_of_the_instances_that_it_does_not_know(
+async def test_a_box_adds_its_instances_to_an_older_store(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with Scene.of(server, tmp_path) as scene:
@@ -220,7 +220,7 @@ async def test_an_instance_that_crashes_while_the_store_is_lost_is_replaced_in_i
         assert lives == {kept.id: SERVING, victim.id: VICTIM, successor.id: SERVING}
 
 
-async def test_a_store_that_was_lost_while_no_box_was_there_is_restored_by_the_next_life(
+async def test_a_restarted_box_restores_a_store_that_was_lost_meanwhile(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with Scene.of(server, tmp_path, on_exit="leave") as scene:
@@ -244,7 +244,7 @@ async def test_a_store_that_was_lost_while_no_box_was_there_is_restored_by_the_n
 # ── requests that come late ──────────────────────────────────────────────────────────────
 
 
-async def test_a_request_that_was_held_up_beyond_its_time_has_no_effect(
+async def test_a_request_delayed_beyond_its_deadline_has_no_effect(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with (

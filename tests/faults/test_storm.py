@@ -14,9 +14,7 @@ COUNT = 40  # `python -m tests.bench.storm` has 500
 
 
 @pytest.mark.slow
-async def test_a_crowded_host_comes_and_goes_and_dies(
-    server: EmbeddedServer, tmp_path: Path
-) -> None:
+async def test_a_crowded_host_joins_leaves_and_dies(server: EmbeddedServer, tmp_path: Path) -> None:
     """The asserts are those of the steps: chains are whole, the host that stays keeps its lease."""
     figures = Figures(instances=COUNT)
     async with scene_of(tmp_path, server.url, COUNT, timing=TIMING) as scene:

@@ -182,7 +182,7 @@ async def test_a_connection_that_the_receiver_closed_meanwhile_is_replaced() -> 
         assert {answer.verdict for answer in answers} == {Outcome.TAKEN}
 
 
-async def test_nobody_there_is_named_without_the_librarys_words(unused_port: int) -> None:
+async def test_a_missing_server_is_reported_in_plain_words(unused_port: int) -> None:
     refused = f"connection refused by 127.0.0.1:{unused_port}"
     assert (await post(unused_port))[0].reason == refused
     async with Prober.open("127.0.0.1") as prober:

@@ -81,7 +81,7 @@ async def test_a_cordoned_host_gets_nothing_until_it_is_uncordoned(
         assert Counter(final.values()) == {"box-a": 2, "box-b": 4}
 
 
-async def test_a_host_that_is_yet_to_come_can_be_cordoned_with_force(
+async def test_a_host_that_has_not_joined_yet_can_be_cordoned_with_force(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with Fleet.of(server, tmp_path, "box-a") as fleet:
@@ -94,7 +94,7 @@ async def test_a_host_that_is_yet_to_come_can_be_cordoned_with_force(
         assert "box-b" in (await fleet.run(5)).values()
 
 
-async def test_a_drain_without_room_is_refused_and_names_what_has_none(
+async def test_a_drain_without_room_is_refused_with_the_services_that_have_none(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with Fleet.of(server, tmp_path, "box-a", "box-b", max_instances=3) as fleet:
@@ -120,7 +120,7 @@ async def test_a_drain_without_room_is_refused_and_names_what_has_none(
         await serving(fleet.gateway, "web", 5)
 
 
-async def test_a_drain_that_is_called_off_leaves_what_was_there_and_nothing_more(
+async def test_a_cancelled_drain_leaves_the_instances_that_were_there(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     door = tmp_path / "door"
@@ -205,7 +205,7 @@ async def test_nothing_moves_because_a_host_joined_until_a_rebalance_moves_the_f
 
 
 @pytest.mark.slow
-async def test_a_drain_that_keeps_failing_says_so_and_goes_on_when_it_is_ordered_again(
+async def test_a_drain_that_keeps_failing_reports_it_and_continues_when_it_is_ordered_again(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     door = tmp_path / "door"
@@ -227,7 +227,7 @@ async def test_a_drain_that_keeps_failing_says_so_and_goes_on_when_it_is_ordered
 
 
 @pytest.mark.slow
-async def test_a_slot_that_fails_five_times_running_on_a_host_is_kept_off_it_for_ten_minutes(
+async def test_a_slot_that_fails_five_times_in_a_row_on_a_host_avoids_it_for_ten_minutes(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     quick = TIMING.replace("backoff_max = 1.0", "backoff_max = 0.2")
@@ -257,7 +257,7 @@ async def test_a_slot_that_fails_five_times_running_on_a_host_is_kept_off_it_for
         assert notes.count("slot 0 keeps failing on box-a: another host tries") == 2
 
 
-async def test_history_and_plan_say_who_asked_what_and_why_it_was_capped(
+async def test_history_and_plan_report_each_request_and_why_it_was_capped(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with Fleet.of(server, tmp_path) as fleet:
@@ -300,7 +300,7 @@ async def test_history_and_plan_say_who_asked_what_and_why_it_was_capped(
         assert [step.replicas for step in steps] == [1, None, None, None]
 
 
-async def test_steps_do_not_make_history_forget_who_asked_what(
+async def test_history_keeps_requests_over_many_steps(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with Fleet.of(server, tmp_path, "box-a") as fleet:

@@ -20,7 +20,7 @@ from tests.support import ask, service_table
 S = InstanceState
 
 
-async def test_a_taken_fixed_port_is_told_with_its_holder(
+async def test_a_fixed_port_in_use_fails_with_the_name_of_its_process(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     squatter = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
@@ -32,7 +32,7 @@ async def test_a_taken_fixed_port_is_told_with_its_holder(
         assert f"(pid {os.getpid()})" in event.message
 
 
-async def test_a_lost_race_for_a_port_is_run_again_on_another(
+async def test_an_instance_that_lost_its_port_is_started_on_another(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     # At the first start a stranger, not of the instance's family, takes the port before it.

@@ -19,7 +19,7 @@ S = InstanceState
 # ── up and down ───────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_answer_comes_at_once_and_the_instances_follow(
+async def test_scale_answers_at_once_and_the_instances_follow(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with boxed(server, tmp_path) as (gateway, recorder):
@@ -52,7 +52,7 @@ async def test_a_request_is_decoded_once_whether_or_not_it_changes_something(
         assert decoded == [ScaleRequest, ScaleRequest]
 
 
-async def test_scaling_down_ends_the_surplus_with_all_that_belongs_to_it(
+async def test_scaling_down_ends_surplus_instances_with_all_their_processes(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with boxed(server, tmp_path) as (gateway, recorder):
@@ -125,7 +125,7 @@ async def test_an_instance_that_ignores_sigterm_is_killed_after_its_grace(
         assert last.message == "killed: it did not end within 0.3 s"
 
 
-async def test_an_instance_can_be_told_to_go_while_it_boots(
+async def test_an_instance_can_be_scaled_down_while_it_boots(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with boxed(server, tmp_path, service_table("web", "never-listen")) as (
@@ -162,7 +162,7 @@ async def test_busy_follows_the_requests_and_probes_do_not_count(
         assert states == ["Booting", "Ready", "Busy", "Ready"]  # 50 probes a second, no flicker
 
 
-async def test_loads_are_told_once_a_sample(server: EmbeddedServer, tmp_path: Path) -> None:
+async def test_loads_are_published_once_a_sample(server: EmbeddedServer, tmp_path: Path) -> None:
     async with boxed(server, tmp_path) as (gateway, _):
         stats: list[Any] = []
         await gateway.listen("box.stats.box-a", lambda m: stats.append(json.loads(m.data)))
@@ -221,7 +221,7 @@ async def test_two_hundred_requests_at_once_are_all_answered_and_one_target_hold
         await serving(gateway, "web", 2)
 
 
-async def test_a_dry_run_says_what_would_be_and_changes_nothing(
+async def test_a_dry_run_reports_the_outcome_and_changes_nothing(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with boxed(server, tmp_path) as (gateway, recorder):
@@ -234,7 +234,7 @@ async def test_a_dry_run_says_what_would_be_and_changes_nothing(
 # ── stopping and starting ─────────────────────────────────────────────────────────────────────
 
 
-async def test_a_stopped_box_drains_and_a_started_one_makes_it_so_again(
+async def test_a_stopped_box_drains_and_its_restart_restores_the_target(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with boxed(server, tmp_path) as (gateway, recorder):

@@ -92,7 +92,7 @@ async def test_it_registers_itself_with_what_its_box_hands_it_and_is_withdrawn_b
         assert not [message for message in after if ".register." in message.subject]
 
 
-async def test_one_that_can_speak_no_more_is_withdrawn_at_once(
+async def test_an_instance_that_exited_is_withdrawn_at_once(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with boxed(server, tmp_path, SELF) as (gateway, recorder):
@@ -103,7 +103,7 @@ async def test_one_that_can_speak_no_more_is_withdrawn_at_once(
         assert "killed by signal 9" in decode(InstanceDeregistration, gone.data).reason
 
 
-async def test_one_that_never_got_ready_is_withdrawn_too_for_it_may_have_spoken(
+async def test_an_instance_that_was_never_ready_is_withdrawn_too(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     never = service_table("web", "never-listen", registration="self")
@@ -174,7 +174,7 @@ async def test_instances_get_the_address_of_nats_without_the_box_s_credentials(
 # ── whose word counts ────────────────────────────────────────────────────────────────────
 
 
-async def test_what_an_instance_reports_makes_it_busy_and_ready_whatever_is_counted(
+async def test_reported_requests_make_an_instance_busy_and_ready(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with boxed(server, tmp_path, SELF) as (gateway, recorder):
@@ -200,7 +200,7 @@ async def test_cpu_and_memory_that_it_does_not_report_are_measured(
         assert health.memory_bytes > 1 << 20
 
 
-async def test_scaling_down_ends_the_idlest_by_their_own_word(
+async def test_scaling_down_ends_the_instances_that_report_the_least_load(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with boxed(server, tmp_path, SELF) as (gateway, _):
@@ -219,7 +219,7 @@ async def test_scaling_down_ends_the_idlest_by_their_own_word(
         assert victim == found[1].id
 
 
-async def test_its_word_on_its_health_beats_the_probe_while_it_is_fresh(
+async def test_a_fresh_report_of_health_takes_precedence_over_the_probe(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     table = service_table("web", probe={"http": "/", "interval": 0.05, "failures": 1})
@@ -239,7 +239,7 @@ async def test_its_word_on_its_health_beats_the_probe_while_it_is_fresh(
         await eventually(lambda: notes()[3:4] == ["healthy: the instance reports it"])
 
 
-async def test_a_draining_instance_is_waited_for_by_its_own_word(
+async def test_a_drain_waits_for_the_requests_that_the_instance_reports(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     patient = SELF.replace("drain_timeout = 0.2", "drain_timeout = 30")
