@@ -120,7 +120,7 @@ def _fleet(resources: Resources) -> FleetComponents:
         readiness=readiness,
         fence=fence,
         lease=_lease(resources, view, term, readiness, outbox),
-        decisions=Decisions(view, timing.decide_timeout, clock, readiness.plan_blocker),
+        decisions=Decisions(view, timing.decide_timeout, clock, readiness.decide_blocker),
         outbox=outbox,
         registrations=Registrations(connection, host, timing, streams.restore),
     )
@@ -140,7 +140,7 @@ def _checks(resources: Resources, view: FleetView, resync: Resync, term: LeaseTe
         Check("streams", resync.blocker),
         Check("view", view.blocker),
         Check("lease", term.blocker),
-        Check("journal", lambda: journal.problem, local=True),
+        Check("journal", lambda: journal.problem, local=True, stops_plans=False),
         Check("runtime", lambda: runtime.problem, local=True),
     ]
 
@@ -224,6 +224,7 @@ def _runner(resources: Resources, fleet: FleetComponents) -> RunnerComponents:
             timing=timing,
         ),
         fleet.readiness.may_plan,
+        fleet.readiness.may_make,
     )
     view.subscribe(supervisor)
     sampler = Sampler(

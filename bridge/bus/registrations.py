@@ -3,8 +3,8 @@
 A Box publishes those of its instances; an instance that registers itself publishes its own.
 
 A registration is renewed every `registration_renew` seconds, and at once after a reconnect, with a
-time to live. A deregistration is retried until it is stored. An id that was deregistered is never
-registered again.
+time to live. A withdrawal ends the renewals at once; its deregistration is sent at once and retried
+until it is stored. An id that was withdrawn is never registered again.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream.publish import store
 from bridge.errors import BusError, CutOff, NoResponders, NotPermitted
+from bridge.log_limit import LimitedLog, cause_of
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, encode
 from bridge.settings import Timing
 from bridge.subjects import BOX_HOST, MSG_TTL
+from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
 
@@ -55,10 +58,17 @@ class Registrations:
         self._withdrawals: dict[str, InstanceDeregistration] = {}
         self._in_flight: set[str] = set()
         self._retired: set[str] = set()
-        self._wake = asyncio.Event()
+        self._after: dict[str, list[Callable[[], None]]] = {}  # what waits for a withdrawal
+        self._renewal_due = asyncio.Event()
+        self._withdrawal_due = asyncio.Event()
         self._all_stored = asyncio.Event()
         self._all_stored.set()
+        self._failures = _Failures()
         self.denied: NotPermitted | None = None
+
+    def problem(self) -> str | None:
+        """Why some registrations or withdrawals are not stored; None if all are."""
+        return self._failures.describe()
 
     async def register(self, registration: InstanceRegistration) -> None:
         """Register now, until the withdrawal. If storing fails, `run` retries it."""
@@ -67,29 +77,44 @@ class Registrations:
         self._active[registration.instance_id] = registration
         await self._publish(registration)
 
-    async def deregister(self, deregistration: InstanceDeregistration) -> None:
-        """Withdraw for good. If storing fails, `run` retries it."""
+    def withdraw(self, deregistration: InstanceDeregistration) -> None:
+        """Withdraw for good: no renewal is sent from now on, and `run` sends the deregistration at
+        once and until it is stored.
+        """
         instance_id = deregistration.instance_id
         self.retire(instance_id)
         self._withdrawals[instance_id] = deregistration
         self._all_stored.clear()
+        self._withdrawal_due.set()
+
+    async def deregister(self, deregistration: InstanceDeregistration) -> None:
+        """Withdraw for good; returns after the first attempt. If that fails, `run` retries it."""
+        self.withdraw(deregistration)
         await self._withdraw(deregistration)
+
+    def after_withdrawal(self, instance_id: str, act: Callable[[], None]) -> None:
+        """Call `act` when no withdrawal of the instance waits to be stored: now, or then."""
+        if instance_id in self._withdrawals:
+            self._after.setdefault(instance_id, []).append(act)
+        else:
+            act()
 
     def update(self, registration: InstanceRegistration) -> None:
         """Replace the registration of a registered instance; `run` publishes it at once."""
         if registration.instance_id in self._active:
             self._active[registration.instance_id] = registration
             self._due[registration.instance_id] = 0.0
-            self._wake.set()
+            self._renewal_due.set()
 
     def retire(self, instance_id: str) -> None:
         """The instance was withdrawn for good: stop renewing it."""
         self._active.pop(instance_id, None)
         self._due.pop(instance_id, None)
+        self._failures.remove(instance_id)
         self._retired.add(instance_id)
 
     def forget(self, instance_id: str) -> None:
-        """The instance has ended and its withdrawal is stored: its id is never used again."""
+        """The instance has ended: its id is never used again. Its withdrawal is still retried."""
         self._retired.discard(instance_id)
 
     async def wait_stored(self) -> None:
@@ -98,21 +123,31 @@ class Registrations:
 
     async def run(self) -> None:
         """Renew registrations and retry withdrawals until cancelled."""
+        async with task_scope() as tasks:
+            tasks.create_task(self._run_renewals(), name="renewals")
+            # Withdrawals do not wait for each other, nor for a round of renewals.
+            while True:
+                await self._connection.wait_connected()
+                self._withdrawal_due.clear()
+                room = _AT_ONCE - len(self._in_flight)
+                waiting = [x for x in self._withdrawals.values() if not self._is_in_flight(x)]
+                for deregistration in waiting[: max(0, room)]:
+                    tasks.create_task(self._withdraw(deregistration))
+                await _wait(self._withdrawal_due, _RETRY if self._withdrawals else None)
+
+    async def _run_renewals(self) -> None:
         pause = min(_RETRY, self._timing.registration_renew / 2)
         while True:
             await self._connection.wait_connected()
-            await _each(self._withdraw, list(self._withdrawals.values()))
             now = time.monotonic()
             await _each(self._renew, [name for name, at in self._due.items() if at <= now])
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._wake.wait()
-            self._wake.clear()
+            await _wait(self._renewal_due, pause)
+            self._renewal_due.clear()
 
     def renew_all(self) -> None:
         """Renew everything now: the stream may be new, and gateways may have removed the routes."""
         self._due = dict.fromkeys(self._active, 0.0)
-        self._wake.set()
+        self._renewal_due.set()
 
     async def _renew(self, instance_id: str) -> None:
         if registration := self._active.get(instance_id):
@@ -123,12 +158,15 @@ class Registrations:
         subject = self._connection.subjects.register(registration.service, instance_id)
         headers = {**self._headers, MSG_TTL: str(self._timing.registration_ttl)}
         started = time.monotonic()
-        stored = await self._store(subject, encode(registration), headers)
+        stored = await self._store(instance_id, subject, encode(registration), headers)
         # The instance may have been withdrawn or updated meanwhile.
         if self._active.get(instance_id) is registration:
             self._due[instance_id] = (
                 started + self._timing.registration_renew if stored else started
             )
+
+    def _is_in_flight(self, deregistration: InstanceDeregistration) -> bool:
+        return deregistration.instance_id in self._in_flight
 
     async def _withdraw(self, deregistration: InstanceDeregistration) -> None:
         instance_id = deregistration.instance_id
@@ -137,14 +175,23 @@ class Registrations:
         subject = self._connection.subjects.deregister(deregistration.service, instance_id)
         self._in_flight.add(instance_id)
         try:
-            if await self._store(subject, encode(deregistration), self._headers):
-                self._withdrawals.pop(instance_id, None)
-                if not self._withdrawals:
-                    self._all_stored.set()
+            if await self._store(instance_id, subject, encode(deregistration), self._headers):
+                self._note_withdrawn(instance_id)
         finally:
             self._in_flight.discard(instance_id)
 
-    async def _store(self, subject: str, data: bytes, headers: dict[str, str]) -> bool:
+    def _note_withdrawn(self, instance_id: str) -> None:
+        self._withdrawals.pop(instance_id, None)
+        if len(self._withdrawals) >= _AT_ONCE:
+            self._withdrawal_due.set()  # others wait for room
+        elif not self._withdrawals:
+            self._all_stored.set()
+        for act in self._after.pop(instance_id, ()):
+            act()
+
+    async def _store(
+        self, instance_id: str, subject: str, data: bytes, headers: dict[str, str]
+    ) -> bool:
         """Whether it is stored; if not, `run` retries it."""
         try:
             await store(self._connection, subject, data, headers=headers, timeout=_TIMEOUT)
@@ -152,14 +199,55 @@ class Registrations:
             return False
         except BusError as exc:
             self._connection.metrics.count("registration_retry")
-            _log.warning("storing %s failed, retrying: %s", subject, exc)
+            if instance_id in self._active or instance_id in self._withdrawals:
+                self._failures.add(instance_id, exc)
             if isinstance(exc, NotPermitted):
                 self.denied = exc
             if isinstance(exc, NoResponders):
                 with contextlib.suppress(BusError):  # the Box itself ends if no retry can help
                     await self._restore()
             return False
+        self._failures.remove(instance_id)
         return True
+
+
+class _Failures:
+    """The instances whose registration or withdrawal is not stored, and why.
+
+    A cause is logged once a minute at most, until all are stored again.
+    """
+
+    def __init__(self) -> None:
+        self._causes: dict[str, tuple[object, ...]] = {}
+        self._examples: dict[tuple[object, ...], str] = {}
+        self._limited = LimitedLog(_log)
+
+    def add(self, instance_id: str, exc: BusError) -> None:
+        self._causes[instance_id] = cause = cause_of(exc)
+        self._examples.setdefault(cause, str(exc))
+        self._limited.report(cause, "registrations are not stored, retrying: %s", exc)
+
+    def remove(self, instance_id: str) -> None:
+        if self._causes.pop(instance_id, None) and not self._causes:
+            for cause in self._examples:
+                self._limited.end(cause)
+            self._examples.clear()
+            _log.info("all registrations are stored again")
+
+    def describe(self) -> str | None:
+        if not self._causes:
+            return None
+        [(cause, _)] = Counter(self._causes.values()).most_common(1)
+        count = len(self._causes)
+        noun = "registration is" if count == 1 else "registrations are"
+        return f"{count} {noun} not stored: {self._examples[cause]}"
+
+
+async def _wait(event: asyncio.Event, timeout: float | None) -> None:
+    """Return when `event` is set, or after `timeout` seconds."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout):
+            await event.wait()
 
 
 async def _each(act: Callable[[T], Coroutine[Any, Any, None]], items: Sequence[T]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from typing import Final
 
@@ -23,6 +24,7 @@ from bridge.gateway.errors import RequestTimeout, ScaleCapped, ScaleError, Scale
 from bridge.gateway.events.filter import Services
 from bridge.gateway.events.stream import EventStream
 from bridge.gateway.requests import RetriedRequest, new_request_id, outages_ignored
+from bridge.gateway.routes.watch import RouteWatch
 from bridge.protocol import (
     InstanceEvent,
     InstancesRequest,
@@ -46,11 +48,13 @@ from bridge.subjects import (
     RECORD_VERSION,
     check_name,
 )
+from bridge.tasks import task_scope
 
 _PAGE: Final = 500  # instances in one query
 _FIRST_QUERY: Final = 0.02  # seconds after an event: the records follow the events closely
 _MAX_PAUSE: Final = 1.0  # seconds between queries while no event comes
 _QUERY_TIMEOUT: Final = 5.0  # seconds for one query of the instances
+_NAMED: Final = 3  # instances, or hosts, that an error names
 _SERVING: Final = (InstanceState.READY, InstanceState.BUSY)
 
 Progress = Callable[[InstancesResponse], None]
@@ -98,9 +102,10 @@ class ScaleClient:
         """Set the target of `service` to `replicas` instances; returns the Box's answer.
 
         `config` overrides the service's configuration, with `replace_config` all of it. With
-        `wait` the call returns when the instances are Ready and the others have ended. `timeout`
-        bounds the whole call, in seconds: 10 by default, 120 with `wait`. `request_id` repeats an
-        earlier request.
+        `wait` the call returns when the instances are Ready, gateways route to them, and the others
+        have ended and are withdrawn; a NATS user that may not read routes waits for the first and
+        the third. `timeout` bounds the whole call, in seconds: 10 by default, 120 with `wait`.
+        `request_id` repeats an earlier request.
 
         Raises NoBoxError, RequestTimeout (the outcome is unknown), ScaleRefused (nothing was
         changed), ScaleCapped (a lower target was set; there is no wait for it), WaitTimeout, and
@@ -129,7 +134,7 @@ class ScaleClient:
             raise error(response, request.code)
         if wait and not dry_run:
             goal = _settled(
-                response.target_replicas,
+                response,
                 all_replaced=replace_config or config is not None,
                 version=request.reply_headers.get(RECORD_VERSION, ""),
             )
@@ -179,14 +184,15 @@ class ScaleClient:
         timeout: float = 120.0,
         progress: Progress | None = None,
     ) -> InstancesResponse:
-        """Return when at least `n` instances of `service` are Ready or Busy.
+        """Return when at least `n` instances of `service` are Ready or Busy and gateways route to
+        them.
 
         Raises NoBoxError, and WaitTimeout with what is missing and the newest failure.
         """
         deadline = asyncio.get_running_loop().time() + timeout
 
         def enough(seen: InstancesResponse) -> bool:
-            return _serving(seen) >= n
+            return len(_serving(seen)) >= n
 
         return await self._wait(
             service, _Goal(count=n, reached=enough), timeout, deadline, progress
@@ -229,25 +235,34 @@ class ScaleClient:
             changed.set()
 
         listener = await self.connection.listen(self._subjects.events(service), on_event)
+        routes = RouteWatch(self.connection, service, changed.set)
         loop = asyncio.get_running_loop()
-        pause, ready = _FIRST_QUERY, 0
+        pause, ready, known = _FIRST_QUERY, 0, set(goal.known)
         try:
-            while (left := deadline - loop.time()) > 0:
-                pause = _FIRST_QUERY if changed.is_set() else min(pause * 2, _MAX_PAUSE)
-                changed.clear()
-                with outages_ignored() if goal.accepted else contextlib.suppress(RequestTimeout):
-                    seen = await self._query(service, min(_QUERY_TIMEOUT, left), goal.version)
-                    if progress is not None:
-                        progress(seen)
-                    stopped = seen.stopped.get(service)
-                    if goal.reached(seen) and not (stopped and goal.all_replaced):
-                        return seen
-                    if stopped:
-                        raise ScaleError(f"{service}: {stopped}")
-                    ready, lacks = _serving(seen), seen.notices.get(service, "")
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(min(deadline, loop.time() + pause)):
-                        await changed.wait()
+            async with task_scope() as tasks:
+                tasks.create_task(routes.run(), name="routes")
+                while (left := deadline - loop.time()) > 0:
+                    pause = _FIRST_QUERY if changed.is_set() else min(pause * 2, _MAX_PAUSE)
+                    changed.clear()
+                    with (
+                        outages_ignored() if goal.accepted else contextlib.suppress(RequestTimeout)
+                    ):
+                        seen = await self._query(service, min(_QUERY_TIMEOUT, left), goal.version)
+                        known |= {info.id for info in seen.instances}
+                        if progress is not None:
+                            progress(seen)
+                        stopped = seen.stopped.get(service)
+                        lacks = _routing_gap(goal, seen, known, routes)
+                        missed = stopped and goal.all_replaced
+                        if not lacks and not missed and goal.reached(seen):
+                            return seen
+                        if stopped:
+                            raise ScaleError(f"{service}: {stopped}")
+                        ready = len(_serving(seen))
+                        lacks = seen.notices.get(service, "") or lacks
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout_at(min(deadline, loop.time() + pause)):
+                            await changed.wait()
             raise WaitTimeout(service, ready, goal.count, limit, last_failure, lacks)
         finally:
             await listener.close()
@@ -256,6 +271,8 @@ class ScaleClient:
 class _Goal(Struct, frozen=True, kw_only=True):
     """The goal of a wait; `count` instances shall be Ready, for the error.
 
+    - `settled`: exactly these instances shall take traffic; without it at least `count` shall.
+    - `known`: ids of instances from before, which gateways may still route to.
     - `accepted`: a Box has accepted the change, so the wait outlasts times without an answer.
     - `all_replaced`: a rollout that stops misses the goal, however many instances serve.
     - `version`: only a Box that has seen this version of the service's record may answer.
@@ -263,21 +280,57 @@ class _Goal(Struct, frozen=True, kw_only=True):
 
     count: int
     reached: Callable[[InstancesResponse], bool]
+    settled: bool = False
+    known: AbstractSet[str] = frozenset()
     accepted: bool = False
     all_replaced: bool = False
     version: str = ""
 
 
-def _settled(target: int, *, all_replaced: bool, version: str) -> _Goal:
-    """The goal of exactly `target` instances, all of them serving, without a rollout."""
+def _settled(response: ScaleResponse, *, all_replaced: bool, version: str) -> _Goal:
+    """The goal of exactly the target's instances, all of them serving, without a rollout."""
+    target = response.target_replicas
 
     def reached(seen: InstancesResponse) -> bool:
-        return seen.total == target == _serving(seen) and not seen.rolling
+        return seen.total == target == len(_serving(seen)) and not seen.rolling
 
     return _Goal(
-        count=target, reached=reached, accepted=True, all_replaced=all_replaced, version=version
+        count=target,
+        reached=reached,
+        settled=True,
+        known={info.id for info in response.instances},
+        accepted=True,
+        all_replaced=all_replaced,
+        version=version,
     )
 
 
-def _serving(seen: InstancesResponse) -> int:
-    return sum(info.state in _SERVING for info in seen.instances)
+def _serving(seen: InstancesResponse) -> set[str]:
+    return {info.id for info in seen.instances if info.state in _SERVING}
+
+
+def _routing_gap(
+    goal: _Goal, seen: InstancesResponse, known: AbstractSet[str], routes: RouteWatch
+) -> str:
+    """How the routes of gateways differ from the goal, and the alerts of the hosts; "" if they do
+    not.
+    """
+    serving = _serving(seen)
+    unrouted = routes.unrouted(serving)
+    if not goal.settled and len(serving) - len(unrouted) >= goal.count:
+        return ""
+    left = (
+        routes.not_withdrawn(known - {info.id for info in seen.instances}) if goal.settled else ()
+    )
+    gaps = [
+        f"{text}: {', '.join(sorted(ids)[:_NAMED])}{', …' if len(ids) > _NAMED else ''}"
+        for text, ids in (
+            ("Ready, but gateways do not route to them", unrouted),
+            ("ended, but gateways still route to them", left),
+        )
+        if ids
+    ]
+    if not gaps:
+        return ""
+    hosts = [f"{of}: {text}" for of, text in seen.notices.items() if of.startswith("host ")]
+    return "; ".join([*gaps, *hosts[:_NAMED]])

@@ -376,7 +376,7 @@ async def test_a_box_stops_with_its_instances_while_nats_is_down(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    for timeout in ("runner.instance._PUBLISH", "runner.supervisor._RELEASE", "daemon._FLUSH"):
+    for timeout in ("runner.instance._WITHDRAW", "runner.supervisor._RELEASE", "daemon._FLUSH"):
         monkeypatch.setattr(f"bridge.box.{timeout}_TIMEOUT", 0.2)
     box = Box(box_config(tmp_path, server.url))
     async with task_scope() as tasks:

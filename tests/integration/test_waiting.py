@@ -13,11 +13,14 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.core.listener import Listener
 from bridge.bus.core.message import Message
 from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.publish import store
 from bridge.errors import BusError, CutOff
 from bridge.gateway import requests
 from bridge.gateway.errors import NoBoxError, OrderRefused, ScaleError
 from bridge.protocol import (
     InstanceInfo,
+    InstanceRegistration,
     InstancesResponse,
     InstanceState,
     ScaleResponse,
@@ -50,6 +53,15 @@ class FakeFleet:
         while self._listeners:
             await self._listeners.pop().close()
         await self.connection.flush()
+
+    async def register(self, instance_id: str) -> None:
+        """Register an instance with gateways, in new streams."""
+        await self.connection.wait_connected()
+        await topology.ensure(self.connection)
+        registration = InstanceRegistration(
+            instance_id=instance_id, service="web", endpoint="127.0.0.1:1", started_at=now()
+        )
+        await store(self.connection, f"box.register.web.{instance_id}", encode(registration))
 
     def _obey(self, message: Message) -> None:
         move = Move(service="web", slot=0, instance_id="web-1", source="box-a", target="box-b")
@@ -130,6 +142,7 @@ async def test_a_wait_outlasts_boxes_that_are_gone_not_ready_or_cut_off(
         await eventually(lambda: any(isinstance(exc, CutOff) for exc in passed))
         fleet.refusal, fleet.empty = "", True
         await server.start()
+        await fleet.register("web-2")
         async with asyncio.timeout(30):
             await waiting
         assert (looks[0], looks[-1]) == (0, 1)

@@ -72,7 +72,7 @@ class Claims:
         if dead is None:
             return None
         revision = await slots.update(key, claim, dead.revision)
-        await self._withdraw(service, dead.value)
+        self._withdraw(service, dead.value)
         return Record(claim, revision)
 
     def _is_due(self, service: str, slot: int) -> bool:
@@ -90,7 +90,7 @@ class Claims:
         dead = await self._dead_claim(service, slot)
         if dead is not None:
             await self._fleet.slots.delete(slot_key(service, slot), dead.revision)
-            await self._withdraw(service, dead.value)
+            self._withdraw(service, dead.value)
 
     async def release(self, service: str, slot: int) -> None:
         """Delete this host's claim of a slot without an instance, if it still has the claim."""
@@ -144,11 +144,11 @@ class Claims:
             return None
         return claim
 
-    async def _withdraw(self, service: str, claim: SlotRecord) -> None:
+    def _withdraw(self, service: str, claim: SlotRecord) -> None:
         instance_id = claim.info.id
         _log.warning("host %s is lost, and %s with it", claim.host, instance_id)
         reason = f"host {claim.host} lost"
-        await self._registrations.deregister(
+        self._registrations.withdraw(
             InstanceDeregistration(instance_id=instance_id, service=service, reason=reason)
         )
         self._registrations.forget(instance_id)  # this host never registered it

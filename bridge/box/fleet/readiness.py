@@ -11,12 +11,14 @@ from msgspec import Struct
 class Check(Struct, frozen=True):
     """One condition of readiness. `blocker` says in a sentence why it does not hold, else None.
 
-    A `local` check is about this host alone: while it fails, the host can make nothing.
+    A `local` check is about this host alone: while it fails, the host can make nothing. Without
+    `stops_plans` this host's instances still drain and its slots are still given up.
     """
 
     name: str
     blocker: Callable[[], str | None]
     local: bool = False
+    stops_plans: bool = True
 
 
 class Readiness:
@@ -34,26 +36,30 @@ class Readiness:
 
     def blocker(self) -> str | None:
         """Why this Box must not answer requests now."""
-        return "this Box is stopping" if self._stopping else self.plan_blocker()
+        return "this Box is stopping" if self._stopping else self.decide_blocker()
 
-    def plan_blocker(self) -> str | None:
-        """Why this Box must neither decide nor plan now: what it sees may not be current."""
+    def decide_blocker(self) -> str | None:
+        """Why this Box must not decide now: what it sees may not be current."""
         return _first_blocker(self._checks)
 
     def may_plan(self) -> bool:
-        """Whether nothing keeps this Box from planning."""
-        return self.plan_blocker() is None
+        """Whether this Box may carry out plans: what it sees is current."""
+        return _first_blocker([check for check in self._checks if check.stops_plans]) is None
+
+    def may_make(self) -> bool:
+        """Whether this host may claim slots and make instances."""
+        return self.decide_blocker() is None
 
     def trouble(self) -> str | None:
         """Why nothing can be made on this host, and not only for a moment."""
         if local := _first_blocker([check for check in self._checks if check.local]):
             return local
         lasting = time.monotonic() - self._passed_at > self._patience
-        return self.plan_blocker() if lasting else None
+        return self.decide_blocker() if lasting else None
 
     def refresh(self) -> None:
         """Note whether all checks pass now; call it every half second or so."""
-        if self.may_plan():
+        if self.may_make():
             self._passed_at = time.monotonic()
 
     def stop(self) -> None:

@@ -2,8 +2,9 @@
 
 Each intent is on disk before the Box acts, and each result is published after: whenever the Box is
 killed, its next process goes on from what is written. An instance that is to end is withdrawn from
-gateways first. It serves until gateways have stopped routing to it, then until its requests are
-done, and only then is stopped.
+gateways first, before anything is written. It serves until gateways have stopped routing to it,
+then until its requests are done, and only then is stopped. A full disk does not keep it from being
+stopped: its end is written when there is room.
 
 An instance that registers itself is Ready by its probe, like any other. Its Box withdraws it as
 well, because it may not be able to do so itself.
@@ -15,14 +16,16 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Coroutine
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from bridge.box.journal.entry import JournalEntry
 from bridge.box.runner.context import InstanceContext
 from bridge.box.runner.probes import until_next
 from bridge.box.runner.publication import InstancePublication, PublicationContext
 from bridge.box.runtimes.base import Exit, Handle, Spec, Usage
+from bridge.box.runtimes.process_identity import ProcessIdentity
 from bridge.box.state import lifecycle
 from bridge.box.state.lifecycle import Life
 from bridge.box.state.records import SlotRecord
@@ -37,12 +40,18 @@ _log = logging.getLogger(__name__)
 _PORT_TRIES: Final = 5
 _FIRST_PROBE: Final = 0.05  # seconds; probes before Ready come slower and slower
 _SLOWEST_PROBE: Final = 0.5
-_PUBLISH_TIMEOUT: Final = 5.0  # seconds that draining waits for the withdrawal to be published
+_WITHDRAW_TIMEOUT: Final = 5.0  # seconds that draining waits for the withdrawal to be stored
+_START_PATIENCE: Final = 10.0  # seconds that a start waits for the journal
+_WRITE_TIMEOUT: Final = 2.0  # seconds that a stop waits for the journal
 _DRAIN_CHECK: Final = 0.1  # seconds between checks of the requests in flight while draining
 
 _PASSES: Final = "the probe passes"
 
 _S = InstanceState
+
+
+class _Left(Exception):
+    """`leave` was called before the start was journaled."""
 
 
 class Instance:
@@ -132,6 +141,13 @@ class Instance:
 
     # ── the lifecycle ────────────────────────────────────────────────────────────────────
 
+    async def write_intent(self) -> None:
+        """Journal that the instance is to be created; returns when that is on disk, or it leaves.
+
+        An instance that leaves without it is not created.
+        """
+        await self._unless_it_leaves(self.publication.write_intent())
+
     async def run(self) -> None:
         """Create, boot, serve, and end. A failure of the instance itself raises nothing."""
         if self.state in lifecycle.SERVING and self.life.info.endpoint is None:
@@ -151,7 +167,7 @@ class Instance:
 
     async def _run_states(self) -> None:
         """Go from the current state to the end, one state after the other."""
-        if self._handle is None and not await self._create():
+        if self._handle is None and (self.leaving or not await self._create()):
             self._step(_S.STOPPING, self._reason)
             self._step(_S.STOPPED)
             return
@@ -161,16 +177,17 @@ class Instance:
             self._publish(lifecycle.step(self._with_endpoint(), _S.READY, self._now()))
         if self.state in lifecycle.SERVING:
             await self._serve()
+            self._withdraw(self._reason)
             self.publication.set_leaving(self._reason)
             self._step(_S.DRAINING, self._reason)
         if self.state is _S.DRAINING:
             await self._drain()
         if self.state is not _S.STOPPING:
             drained = self.state is _S.DRAINING
-            self._step(_S.STOPPING, "" if drained else self._reason)
             if not drained:
                 self._withdraw(self._reason)  # it may have registered itself before it was Ready
-        await self.publication.wait_written()
+            self._step(_S.STOPPING, "" if drained else self._reason)
+        await self._wait_written()
         end = await self._context.runtime.stop(self._created, self._config.stop_grace)
         self._step(_S.STOPPED, _stop_message(end, self._config.stop_grace))
 
@@ -184,10 +201,15 @@ class Instance:
         """Whether it became ready; False if `leave` came first."""
         runtime, handle = self._context.runtime, self._created
         deadline = asyncio.get_running_loop().time() + self._config.start_timeout
-        await self.publication.wait_written()
+        await self._unless_it_leaves(self.publication.wait_written())
         for _ in range(_PORT_TRIES):
+            if self.leaving:
+                return False
             if not self._adopted:
-                await runtime.start(handle, self.publication.record_process)
+                try:
+                    await runtime.start(handle, self._record_process)
+                except _Left:
+                    return False
             self._adopted = False
             try:
                 ready = await self._wait_ready(deadline)
@@ -200,6 +222,25 @@ class Instance:
                 if ready is not None:
                     return ready
         raise InstanceError(f"another process took its port {_PORT_TRIES} consecutive times")
+
+    async def _record_process(self, identity: ProcessIdentity, port: int) -> None:
+        """Journal the process before it may run its command.
+
+        Raises _Left if the instance leaves first.
+        """
+        await self._unless_it_leaves(self.publication.record_process(identity, port))
+        if self.leaving:
+            raise _Left
+
+    async def _unless_it_leaves(self, writing: Coroutine[Any, Any, None]) -> None:
+        """Return when `writing` has ended, or the instance leaves: also because its host has not
+        been able to write its journal for a while. Another host can take its slot then.
+        """
+        try:
+            async with asyncio.timeout(_START_PATIENCE):
+                await run_unless(self._leave, writing)
+        except TimeoutError:
+            self.leave("its host cannot write its journal")
 
     async def _wait_ready(self, deadline: float) -> bool | None:
         """Whether it became ready, False if `leave` came first.
@@ -278,8 +319,8 @@ class Instance:
         """
         self._withdraw(self.publication.entry.leaving)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PUBLISH_TIMEOUT):
-                await self.publication.wait_published()
+            async with asyncio.timeout(_WITHDRAW_TIMEOUT):
+                await self.publication.wait_withdrawn()
         if await self._ended_within(self._config.deregister_delay):
             return
         since = time.monotonic()
@@ -324,13 +365,19 @@ class Instance:
 
     async def _fail(self, why: str) -> None:
         self.failure = why
+        self._withdraw(why)
         self.publication.set_leaving(why)
         self._step(_S.FAILED, why)
-        self._withdraw(why)
         if self._handle is not None:
-            await self.publication.wait_written()
+            await self._wait_written()
             with contextlib.suppress(InstanceError):
                 await self._context.runtime.stop(self._handle, 0)
+
+    async def _wait_written(self) -> None:
+        """Return when every update so far is on disk, or when a stop must not wait for it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_WRITE_TIMEOUT):
+                await self.publication.wait_written()
 
     # ── publishing ───────────────────────────────────────────────────────────────────────
 

@@ -1,17 +1,23 @@
 """Publishing what happened to an instance, in order and without loss.
 
-The order for one instance is always the same: its event is journaled, then stored in the stream,
-then its slot record is written, then its registration is sent. The instance never waits for the
-bus: it updates its `InstancePublication` and goes on. The publication catches up when the bus
-answers.
+The usual order for one instance: its event is journaled, then stored in the stream, then its slot
+record is written, then its registration is sent. The instance never waits for the bus: it updates
+its `InstancePublication` and goes on. The publication catches up when the bus answers.
+
+Safety does not wait for this order. A withdrawal ends the renewals at once and is sent at once. A
+slot record waits for events, and a registration for both, only `PATIENCE` seconds while there is a
+connection: a full stream delays events and nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from msgspec import Struct
@@ -37,7 +43,11 @@ from bridge.subjects import slot_key
 
 _log = logging.getLogger(__name__)
 
+PATIENCE: Final = 1.5  # seconds that the order of publishing is kept while a write is refused
+
 _RETRY: Final = 0.2  # seconds before a slot record that could not be written is tried again
+_SLOW_RETRY: Final = 1.0  # the same once the patience has ended
+_ATTEMPT: Final = 5.0  # seconds for one attempt to write a slot record
 
 SlotFacts = tuple[object, ...]
 
@@ -78,7 +88,8 @@ class InstancePublication:
         self._written = slot_facts(record.value.info) if record else None
         self._synced = record is not None
         self._stored_seq = 0 if self.id in context.journal.undelivered else entry.life.seq
-        self._registration: InstanceRegistration | InstanceDeregistration | None = None
+        self._registration: InstanceRegistration | None = None
+        self._waiting_since: float | None = None
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._owns_slot = True
@@ -127,30 +138,36 @@ class InstancePublication:
         """Register the instance with gateways once every update so far is stored."""
         info = self.life.info
         assert info.endpoint is not None
-        self._set_registration(
-            InstanceRegistration(
-                instance_id=info.id,
-                service=info.service,
-                endpoint=info.endpoint,
-                metadata=metadata,
-                started_at=info.created_at,
-            )
+        self._registration = InstanceRegistration(
+            instance_id=info.id,
+            service=info.service,
+            endpoint=info.endpoint,
+            metadata=metadata,
+            started_at=info.created_at,
         )
+        self._note_registered()
+        self._wake()
 
     def withdraw(self, reason: str) -> None:
-        """Make gateways stop routing to the instance once every update so far is stored."""
+        """Make gateways stop routing to the instance, at once and for good."""
         info, reason = self.life.info, reason[:MAX_MESSAGE]
-        self._set_registration(
+        self._registration = None
+        self._context.registrations.withdraw(
             InstanceDeregistration(instance_id=info.id, service=info.service, reason=reason)
         )
+        self._note_registered()
 
-    def _set_registration(
-        self, registration: InstanceRegistration | InstanceDeregistration
-    ) -> None:
-        self.entry = replace(self.entry, registered=True)
-        self._registration = registration
-        self._context.journal.put(self.entry)
-        self._wake()
+    def _note_registered(self) -> None:
+        """Journal that gateways may know the instance."""
+        if not self.entry.registered:
+            self.entry = replace(self.entry, registered=True)
+            self._context.journal.put(self.entry)
+
+    async def wait_withdrawn(self) -> None:
+        """Return when no withdrawal of the instance waits to be stored."""
+        stored = asyncio.Event()
+        self._context.registrations.after_withdrawal(self.id, stored.set)
+        await stored.wait()
 
     # ── called by the supervisor ─────────────────────────────────────────────────────────
 
@@ -175,28 +192,43 @@ class InstancePublication:
         self._context.journal.put(self.entry)
 
     def close(self) -> None:
-        """The instance has ended and that is published: only its journal entry is left."""
+        """The instance has ended: only its journal entry and its unsent events are left."""
         self._context.outbox.forget(self.id)
         self._context.registrations.forget(self.id)
 
     def forget(self) -> None:
-        """Remove the journal entry as well."""
-        self._context.journal.forget(self.id)
+        """Remove the journal entry as well, once the withdrawal is stored."""
+        journal = self._context.journal
+        self._context.registrations.after_withdrawal(self.id, partial(journal.forget, self.id))
 
     async def wait_published(self) -> None:
-        """Return when every update and registration so far is out."""
+        """Return when every update so far is out, or its patience has ended."""
         await self._idle.wait()
 
     async def run(self) -> None:
         """Publish every update until cancelled."""
+        pause: float | None = None
         while True:
-            await self._work.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._work.wait()
+            await self._context.connection.wait_connected()
             self._work.clear()
-            await self._write_slot()
-            if self._all_stored:
+            if self._waiting_since is None:
+                self._waiting_since = time.monotonic()
+            if self._may_go_on:
+                await self._write_slot()
+            done = self._all_stored and self._slot_is_current
+            if done or self._is_overdue:
                 await self._send_registration()
                 if not self._work.is_set():
                     self._idle.set()
+            if done:
+                self._waiting_since = None
+            if done or (self._is_overdue and self._slot_is_current):
+                pause = None  # the next update wakes it, or an event that is stored
+            else:
+                pause = _SLOW_RETRY if self._is_overdue else _RETRY
 
     # ── the order of publishing ──────────────────────────────────────────────────────────
 
@@ -209,39 +241,65 @@ class InstancePublication:
         """Whether every event so far is in the stream."""
         return self._stored_seq >= self.life.seq
 
+    @property
+    def _is_overdue(self) -> bool:
+        """Whether updates have waited for `PATIENCE` seconds, all of them with a connection."""
+        if self._waiting_since is None:
+            return False
+        waited = time.monotonic() - self._waiting_since
+        return min(waited, self._context.connection.back_for()) >= PATIENCE
+
+    @property
+    def _may_go_on(self) -> bool:
+        """Whether what follows the events may be written."""
+        return self._all_stored or self._is_overdue
+
+    @property
+    def _slot_is_current(self) -> bool:
+        """Whether there is nothing to write into the slot's record."""
+        return not self._owns_slot or slot_facts(self.life.info) == self._written
+
     def _event_stored(self, seq: int) -> None:
         self._stored_seq = seq
+        if self._waiting_since is not None:
+            self._waiting_since = time.monotonic()  # the stream takes events
         self._work.set()
 
     async def _write_slot(self) -> None:
         """Bring the slot's record up to date, while this instance owns the slot.
 
-        Returns early when a new event comes up, because that must be stored first.
+        Returns early when a new event comes up, which is to be stored first, and when the bus does
+        not take the record: then it is to be tried again.
         """
-        context = self._context
-        while self._owns_slot and self._all_stored and slot_facts(self.life.info) != self._written:
-            life = self.life
-            record = SlotRecord(
-                host=context.me.host,
-                host_id=context.me.host_id,
-                config=self.entry.config,
-                seq=life.seq,
-                info=life.info,
-                demand=self.entry.demand,
-            )
-            try:
-                await context.connection.wait_connected()
-                if not self._synced:
-                    await self._sync(None)
-                    continue
-                self._revision = await context.slots.update(self._key, record, self._revision)
-                # The record may come back before its acknowledgement, and look like another's.
-                self._written, self._synced = slot_facts(life.info), True
-            except Conflict as exc:
-                await self._sync(exc.last)
-            except BusError as exc:
-                _log.debug("slot %s was not written, retrying: %s", self._key, exc)
-                await asyncio.sleep(_RETRY)
+        try:
+            async with asyncio.timeout(_ATTEMPT):
+                while self._may_go_on and not self._slot_is_current:
+                    if not self._synced:
+                        await self._sync(None)
+                        continue
+                    try:
+                        await self._update_slot()
+                    except Conflict as exc:
+                        await self._sync(exc.last)
+        except TimeoutError:
+            _log.debug("slot %s was not written in time", self._key)
+        except BusError as exc:
+            self._context.connection.metrics.count("slot_retry")
+            _log.debug("slot %s was not written, retrying: %s", self._key, exc)
+
+    async def _update_slot(self) -> None:
+        context, life = self._context, self.life
+        record = SlotRecord(
+            host=context.me.host,
+            host_id=context.me.host_id,
+            config=self.entry.config,
+            seq=life.seq,
+            info=life.info,
+            demand=self.entry.demand,
+        )
+        self._revision = await context.slots.update(self._key, record, self._revision)
+        # The record may come back before its acknowledgement, and look like another's.
+        self._written, self._synced = slot_facts(life.info), True
 
     async def _sync(self, seq: int | None) -> None:
         """Find out who wrote the slot's record last.
@@ -268,10 +326,8 @@ class InstancePublication:
 
     async def _send_registration(self) -> None:
         registration, self._registration = self._registration, None
-        if isinstance(registration, InstanceRegistration):
+        if registration is not None:
             await self._context.registrations.register(registration)
-        elif registration is not None:
-            await self._context.registrations.deregister(registration)
 
 
 def is_as_written(

@@ -58,7 +58,11 @@ _BEFORE_START: Final = frozenset({InstanceState.CREATING, InstanceState.BOOTING}
 
 
 class Supervisor(FleetListener):
-    """See the module. `run` works until cancelled; it plans only while `may_plan` is true."""
+    """See the module. `run` works until cancelled.
+
+    It plans only while `may_plan` is true, and makes instances only while `may_make` is: a host
+    whose disk is full gives up the slots whose instance has ended.
+    """
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Supervisor(FleetListener):
         publication: PublicationContext,
         specs: InstanceSpecs,
         may_plan: Callable[[], bool],
+        may_make: Callable[[], bool],
     ) -> None:
         self._me = me
         self._fleet = fleet
@@ -76,6 +81,7 @@ class Supervisor(FleetListener):
         self._context = context = specs.context
         self._may_plan = may_plan
         self._log = LimitedLog(_log)
+        self._may_make = may_make
         self._claims = Claims(
             me, fleet, decisions, publication.registrations, specs.services, context.clock
         )
@@ -271,7 +277,7 @@ class Supervisor(FleetListener):
             case GiveUp(slot=slot):
                 await self._claims.give_up(service, slot)
             case Claim(slot=slot):
-                if claim := await self._claims.take(service, slot):
+                if self._may_make() and (claim := await self._claims.take(service, slot)):
                     self._create(service, slot, claim)
             case Make(slot=slot):
                 await self._create_or_release(service, slot)
@@ -283,7 +289,7 @@ class Supervisor(FleetListener):
 
         Fenced services are left out: their instances must not outlive the host's lease.
         """
-        if self._closing:
+        if self._closing or self._publication.journal.problem:
             return
         for service in self._slots.services:
             record = self._fleet.state.services.get(service)
@@ -300,9 +306,10 @@ class Supervisor(FleetListener):
         claim = self._fleet.slots.get(slot_key(service, slot))
         if record is None or claim is None or not self._me.holds(claim.value):
             return  # the plan is older than the records
-        if self._claims.can_make(service, record):
+        before = self._slots.at(service, slot)
+        if self._may_make() and self._claims.can_make(service, record):
             self._create(service, slot, None)
-        else:
+        elif before is None or before.settled:
             await self._claims.release(service, slot)
 
     def _create(self, service: str, slot: int, claim: Record[SlotRecord] | None) -> None:
@@ -362,7 +369,7 @@ class Supervisor(FleetListener):
             if before is not None and before.settled:
                 # In the same transaction as the intent: exactly one of the two has the count.
                 before.instance.publication.forget()
-            await publication.write_intent()
+            await instance.write_intent()
             await instance.run()
             slot.ended = True
             if slot.failed:
