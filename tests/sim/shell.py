@@ -58,7 +58,7 @@ class SimLedger(Decisions):
 
 
 class _Registry:
-    async def deregister(self, _: object) -> None:
+    def withdraw(self, _: object) -> None:
         """Gateways are not simulated."""
 
     def forget(self, _: str) -> None:
