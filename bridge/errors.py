@@ -174,14 +174,18 @@ class ConnectFailed(BusError):
 
 
 class CutOff(BusError):
-    """The connection is lost at the moment. Nothing was sent.
+    """The connection is lost at the moment. Nothing was sent. `reason` is the server's, if any.
 
     Fix: wait. The client reconnects by itself; then send again.
     """
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"cut off from NATS for {seconds:.1f} s; the client reconnects by itself")
+    def __init__(self, seconds: float, reason: str = "") -> None:
+        why = f" ({reason})" if reason else ""
+        super().__init__(
+            f"cut off from NATS for {seconds:.1f} s{why}; the client reconnects by itself"
+        )
         self.seconds = seconds
+        self.reason = reason
 
 
 class NoResponders(BusError):
@@ -229,13 +233,21 @@ class TooLarge(BusError):
 class NoReply(BusError):
     """A request was sent and no reply came in time. The outcome is unknown.
 
+    `reason` is why the server ended the connection meanwhile, "" if it did not.
+
     Fix: send it again if a repeat has no second effect, as with the same `request_id`.
     """
 
-    def __init__(self, subject: str, timeout: float) -> None:
-        super().__init__(f"no answer on {subject} within {timeout:g} s: the outcome is unknown")
+    def __init__(self, subject: str, timeout: float, reason: str = "") -> None:
+        problem = (
+            f"NATS ended the connection before the answer on {subject} ({reason})"
+            if reason
+            else f"no answer on {subject} within {timeout:g} s"
+        )
+        super().__init__(f"{problem}: the outcome is unknown")
         self.subject = subject
         self.timeout = timeout
+        self.reason = reason
 
 
 class StoreRefused(BusError):

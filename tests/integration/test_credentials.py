@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from bridge.box.daemon import Box
 from bridge.bus.embedded_server import EmbeddedServer
-from bridge.errors import ConfigError, ConnectFailed
-from tests.support import connect, eventually, free_ports
+from bridge.errors import BridgeError, BusError, ConfigError, ConnectFailed, CutOff
+from tests.support import box_config, connect, eventually, free_ports
 
 USERS = 'users: [ { user: "box", password: "p@ss/w0rd#1" }, { user: "b@x", password: "x,y" } ]'
 
@@ -148,3 +149,24 @@ async def test_a_secret_in_place_of_a_file_is_not_shown(key: str, form: str) -> 
         async with connect("nats://127.0.0.1:1", **{key: form.format(seed)}):
             raise AssertionError("that is no file")
     assert seed not in str(refused.value)
+
+
+async def test_a_limit_of_subscriptions_is_named_with_its_cure(tmp_path: Path) -> None:
+    async with (
+        configured(tmp_path, "max_subscriptions: 5") as server,
+        connect(server.url) as connection,
+    ):
+        for number in range(10):
+            await connection.listen(f"box.{number}", lambda message: None)
+        with pytest.raises(BusError, match=r"maximum subscriptions exceeded.*max_subscriptions"):
+            await connection.flush()
+        await eventually(lambda: not connection.connected, what="the connection is lost again")
+        with pytest.raises(CutOff, match=r"maximum subscriptions exceeded.*max_subscriptions"):
+            connection.publish("box.x")
+
+
+async def test_a_box_that_may_not_subscribe_enough_says_so(tmp_path: Path) -> None:
+    async with configured(tmp_path, "max_subscriptions: 10") as server:
+        box = Box(box_config(tmp_path, server.url))
+        with pytest.raises(BridgeError, match=r"maximum subscriptions exceeded.*raise"):
+            await box.run()

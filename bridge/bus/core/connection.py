@@ -27,7 +27,7 @@ import nats.errors
 import stamina
 from nats.nuid import NUID
 
-from bridge.bus.core.connect_errors import describe, is_refusal
+from bridge.bus.core.connect_errors import describe, is_from_server, is_refusal
 from bridge.bus.core.credentials import credentials, logins
 from bridge.bus.core.listener import Listener
 from bridge.bus.core.message import Handler, Message
@@ -87,6 +87,7 @@ class Connection:
         self._inbox = f"{settings.inbox_prefix}.{NUID().next().decode()}."
         self._up = asyncio.Event()
         self._lost = asyncio.Event()
+        self._end_reason = ""  # of the server, for the last end of the connection
         self._down_since = time.monotonic()
         self._back_since = float("-inf")
         self._closing = False
@@ -192,7 +193,7 @@ class Connection:
         that cannot be sent (an invalid header, or a server that reads too slowly).
         """
         if not self._up.is_set():
-            raise CutOff(self.cut_off_for())
+            raise CutOff(self.cut_off_for(), self._end_reason)
         try:
             self._client.publish_now(subject, data, reply, headers)
         except FrameTooLarge as exc:
@@ -263,11 +264,11 @@ class Connection:
     async def flush(self, timeout: float = 5.0) -> None:
         """Return when the server has read everything that was sent. Raises CutOff, NoReply."""
         if not self._up.is_set():
-            raise CutOff(self.cut_off_for())
+            raise CutOff(self.cut_off_for(), self._end_reason)
         try:
             await self._client.flush(timeout)
         except _FOREIGN as exc:
-            raise NoReply("PING", timeout) from exc
+            raise NoReply("PING", timeout, "" if self.connected else self._end_reason) from exc
 
     def _take_reply(self, message: Message) -> None:
         request = self._requests.get(message.subject.rpartition(".")[2])
@@ -384,7 +385,7 @@ class Connection:
             async with asyncio.timeout(_STEADY):
                 await self._lost.wait()
         if self._client.is_closed:
-            raise CutOff(self.cut_off_for())
+            raise CutOff(self.cut_off_for(), self._end_reason)
 
     def _on_up(self) -> None:
         self._lost.clear()
@@ -401,11 +402,14 @@ class Connection:
         self._lost.set()
         self._down_since = time.monotonic()
         self._back_since = float("inf")  # until the reconnect
+        error = client.last_error
+        self._end_reason = describe(error) if error and is_from_server(error) else ""
         for request in self._requests.values():
-            request.fail(TimeoutError())  # its answer may be lost: the outcome is unknown
+            # Its answer may be lost: the outcome is unknown.
+            request.fail(TimeoutError(self._end_reason))
         if not self._closing:
             self.metrics.count("disconnected")
-            reason = describe(client.last_error) if client.last_error else "no reason given"
+            reason = describe(error) if error else "no reason given"
             self._log.report("cut off", "cut off from NATS (%s); reconnecting", reason)
             self._notify(up=False)
 

@@ -78,7 +78,7 @@ class PendingRequest:
             assert self._error is not None
             if isinstance(self._error, TimeoutError):
                 seconds = self._timeout if within is None else within
-                raise NoReply(self.subject, seconds) from self._error
+                raise NoReply(self.subject, seconds, str(self._error)) from self._error
             raise self._error
         message = self._answers.popleft()
         if not message.data and message.status == _NO_RESPONDERS:
