@@ -34,13 +34,13 @@ S = InstanceState
 async def boxed(
     server: EmbeddedServer, tmp_path: Path, *services: str, **settings: Any
 ) -> AsyncIterator[tuple[Connection, Recorder]]:
-    """A ready Box, a gateway's connection to it, and all that it tells."""
+    """A ready Box, a gateway's connection to it, and everything that it publishes."""
     config = box_config(tmp_path, server.url, *services, **settings)
     async with connect(server.url) as gateway:
         recorder = await Recorder.listening(gateway)
         async with Box.running(config):
             yield gateway, recorder
-        await gateway.flush()  # all that the Box told is heard
+        await gateway.flush()  # everything that the Box published has arrived
         recorder.check_chains()
 
 

@@ -21,7 +21,7 @@ from tests.support import FIRST_PORT, Recorder, ask, box_config, connect, eventu
 
 
 class Fleet:
-    """Boxes that come and go, a gateway's connection, and all that is told."""
+    """Boxes that come and go, a gateway's connection, and everything that is published."""
 
     def __init__(
         self, server: EmbeddedServer, directory: Path, gateway: Connection, recorder: Recorder

@@ -1,4 +1,4 @@
-"""A real HTTP server that takes events, and fails as it is told to."""
+"""A real HTTP server that takes events, and fails on demand."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Receiver:
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Be gone: nobody listens on the port."""
+        """Stop: the port refuses connections."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None

@@ -137,7 +137,7 @@ replicas = {replicas}
 
 
 class ServiceManager:
-    """What a service manager is told, a line each: see sd_notify(3)."""
+    """A service manager, and the lines that it has received: see sd_notify(3)."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -19,8 +19,8 @@ from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.gateway.events.hub import HubEvents
 from bridge.tasks import task_scope
+from tests.stored_events import note, outgoing, store_all
 from tests.support import connect
-from tests.telling import note, outgoing, store_all
 
 
 async def store_events(connection: Connection, count: int) -> None:

@@ -37,7 +37,7 @@ from bridge.protocol import InstanceState, now
 from bridge.settings import NatsConfig
 from tests.bench import forecasts
 from tests.bench.curves import render_svg
-from tests.telling import note, outgoing, store_all
+from tests.stored_events import note, outgoing, store_all
 
 FLEETS = (100, 1000, 10_000, 100_000)
 CONSUMERS = (1, 10, 100, 1000)

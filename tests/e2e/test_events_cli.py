@@ -15,8 +15,8 @@ from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.api import jetstream
 from tests.e2e.program import run, running
+from tests.stored_events import age_out, tell
 from tests.support import connect, eventually
-from tests.telling import age_out, tell
 
 S = InstanceState
 

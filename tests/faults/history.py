@@ -30,7 +30,7 @@ class Told(Struct, frozen=True):
 
 async def read_history(connection: Connection, service: str = "*") -> list[Told]:
     """Every event that the stream holds, of one service or of all, from the first on."""
-    found: dict[int, Told] = {}  # by place: after a gap the reading begins anew
+    found: dict[int, Told] = {}  # by place: after a gap reading starts over
 
     def take(message: Message) -> None:
         if BOX_SEQ not in message.headers:
@@ -75,7 +75,7 @@ def check_history(told: Iterable[Told], lost: Iterable[Told] = ()) -> dict[str, 
 
 
 def states(chain: Iterable[Told]) -> list[InstanceState]:
-    """Where the instance went, one state after the other, but for notes, and for being Busy:
+    """Where the instance went, one state after the other, without notes and without Busy:
     whether a request is met by a sample is chance.
     """
     went = [one.event.to_state for one in chain if one.event.to_state is not S.BUSY]
@@ -95,7 +95,7 @@ class History:
 
     @classmethod
     async def settled(cls, connection: Connection, living: Iterable[InstanceInfo]) -> History:
-        """The history once it tells the end of every instance but of the `living`."""
+        """The history once it has the end of every instance except the `living`."""
         alive = {info.id for info in living}
         found = cls()
 

@@ -93,7 +93,7 @@ async def check(gateway: Connection, box: Killable, replicas: int) -> History:
     """So many serve, their chains and all others are whole, and nothing else runs."""
     there = await serving(gateway, "web", replicas)
     while not all(labelled(str(box.instances / info.id)) for info in there):
-        there = await serving(gateway, "web", replicas)  # one is dead, and not yet told to be
+        there = await serving(gateway, "web", replicas)  # a dead one may not be reported yet
     known = {pid for info in there for pid in labelled(str(box.instances / info.id))}
     await eventually(lambda: box.pids() <= known, what="nothing runs that nobody knows")
     history = await History.settled(gateway, there)

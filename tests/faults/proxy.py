@@ -11,7 +11,7 @@ _CHUNK = 64 * 1024
 
 
 class FaultyProxy:
-    """Forwards bytes until told otherwise. Each fault lasts until `mend`.
+    """Forwards bytes until a fault is set. Each fault lasts until `mend`.
 
     `held` counts the chunks that a fault kept back, be it for good or for a while, and `refused`
     the connections that it turned away: whether a fault was met.

@@ -118,7 +118,7 @@ class Scene:
         return await eventually(accepted, within=BACK, what="the Box serves again")
 
     async def chains(self, lost: Iterable[Told] = ()) -> dict[str, list[Told]]:
-        """The checked history of every instance, once all that was told is stored."""
+        """The checked history of every instance, once everything that was published is stored."""
         sample, name = self.box.metrics.registry.get_sample_value, "box_bridge_backlog_events"
         await eventually(lambda: sample(name) == 0.0, what="all is told")
         return check_history(await read_history(self.gateway), lost)

@@ -255,7 +255,7 @@ KINDS: Final = {
     "instance": 30,
     "instance-and-box": 10,
 }
-"""The kinds of kills, and how many of each unless told otherwise."""
+"""The kinds of kills, and how many of each by default."""
 
 
 def faults(arguments: argparse.Namespace) -> Iterator[str]:

@@ -118,7 +118,7 @@ async def test_a_reused_pid_is_neither_adopted_nor_signalled(
 
 
 def _rewrite_pid(journal: Path, old: int, new: int) -> None:
-    """Have the journal name another pid: as if the kernel had given the old one anew."""
+    """Have the journal name another pid: as if the kernel had used the old one again."""
     db = sqlite3.connect(journal)
     with db:
         [(name, entry)] = db.execute("SELECT id, entry FROM instances").fetchall()

@@ -1,4 +1,4 @@
-"""What befalls a Box that lives on: a full disk, a clock that is wrong, garbage, a crash loop."""
+"""Faults that a Box survives: a full disk, a wrong clock, garbage, a crash loop."""
 
 from __future__ import annotations
 

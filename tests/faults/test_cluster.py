@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 HOSTS = ("box-a", "box-b", "box-c")
 SERVICES = ("s0", "s1", "s2", "s3")
-STEADY = 3  # instances of `web`, whose target nobody changes
+STEADY = 3  # instances of `web`, whose target does not change
 CAPACITY = 3 * 4  # three Boxes of four: less than is asked for at times
 
 _RESUME = 30.0  # seconds until a cluster that lost a leader takes writes in its stream again

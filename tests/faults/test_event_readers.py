@@ -1,4 +1,4 @@
-"""Readers of events over what becomes of the server: each goes on, and is told what it missed."""
+"""Readers of events over faults of the server: each continues, and learns what it missed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.gateway.events.hub import HubEvents
+from tests.stored_events import tell
 from tests.support import connect, eventually
-from tests.telling import tell
 
 
 class Readers:

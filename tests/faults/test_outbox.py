@@ -79,7 +79,7 @@ async def sending(
 
 
 async def killed_after_storing(connection: Connection, path: Path, steps: int) -> None:
-    """The life of a process that tells of three instances, and ends before it noted anything."""
+    """Publish events of three instances, and end before any of them is recorded."""
 
     def die() -> None:
         raise Killed
@@ -156,7 +156,7 @@ async def test_events_of_an_outage_are_published_after_its_end(
 async def test_a_missing_stream_is_created_again_for_the_next_event(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    async with connect(server.url) as connection:  # and nobody has made a stream
+    async with connect(server.url) as connection:  # without a stream
         async with sending(connection, tmp_path / "journal.db") as (journal, outbox):
             tell(journal, 5, 5)
             await outbox.flush()

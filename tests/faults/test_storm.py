@@ -1,4 +1,4 @@
-"""A crowded host comes, goes and dies: nothing that is told is lost, and nobody else suffers."""
+"""A crowded host joins, leaves and dies: no event is lost, and no other host is affected."""
 
 from __future__ import annotations
 

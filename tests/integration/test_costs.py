@@ -38,8 +38,8 @@ from bridge.settings import NatsConfig
 from bridge.subjects import BOX_HOST, MSG_TTL
 from bridge.tasks import task_scope
 from tests.integration.test_responder import DESCRIPTION
+from tests.stored_events import note, store_all
 from tests.support import calls, connect
-from tests.telling import note, store_all
 from tests.unit.box.journal.test_journal import entry
 
 COUNT = 300

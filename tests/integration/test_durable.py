@@ -17,8 +17,8 @@ from bridge.bus.jetstream.publish import store
 from bridge.errors import BusError, ConfigError, DurableMismatch, NameRefused
 from bridge.protocol import encode, now
 from bridge.tasks import task_scope
+from tests.stored_events import age_out, note, outgoing, store_all, tell
 from tests.support import connect, eventually
-from tests.telling import age_out, note, outgoing, store_all, tell
 
 S = InstanceState
 

@@ -17,8 +17,8 @@ from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.follower import Begin
 from bridge.errors import NameRefused
 from bridge.protocol import now
+from tests.stored_events import age_out, note, outgoing, store_all, tell, texts
 from tests.support import connect, eventually
-from tests.telling import age_out, note, outgoing, store_all, tell, texts
 
 S = InstanceState
 Told = InstanceEvent | Gap | Reset

@@ -15,8 +15,8 @@ from bridge.bus.jetstream.publish import store
 from bridge.errors import NameRefused
 from bridge.protocol import encode
 from tests.boxes import boxed
+from tests.stored_events import tell, texts
 from tests.support import ask, connect
-from tests.telling import tell, texts
 
 S = InstanceState
 Told = InstanceEvent | Gap | Reset

@@ -17,8 +17,8 @@ from bridge.gateway.events import filter as event_filter
 from bridge.gateway.events.hub import HubEvents
 from bridge.protocol import decode
 from bridge.tasks import task_scope
+from tests.stored_events import tell, texts
 from tests.support import connect, eventually
-from tests.telling import tell, texts
 
 S = InstanceState
 Told = InstanceEvent | Gap | Reset

@@ -14,8 +14,8 @@ from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.cli.event_loop import new_event_loop
 from bridge.errors import CutOff
+from tests.stored_events import tell, texts
 from tests.support import connect, eventually
-from tests.telling import tell, texts
 
 
 def test_the_command_line_runs_on_uvloop_where_it_is_installed() -> None:

@@ -1,7 +1,7 @@
 """Simulate fleets, many or one; exits 0 only if all promises held.
 
 python -m tests.sim --seeds 200              # seeds 0 to 199, on all cores
-python -m tests.sim --seed 17 --trace        # one, again and just as it was, told in full
+python -m tests.sim --seed 17 --trace        # one seed, replayed exactly, with every step
 python -m tests.sim --seed 3 --hosts 1000 --instances 100000
 python -m tests.sim --seeds 9990 --full 10 --record sim.jsonl    # again, to go on after Ctrl-C
 """
@@ -160,7 +160,7 @@ def _run(jobs: list[tuple[int, Size]], arguments: argparse.Namespace) -> Iterato
 
 
 def _leave_signals() -> None:
-    """The one that reports is told to end, and ends the others."""
+    """A signal ends the process that reports, which then ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

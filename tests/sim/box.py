@@ -238,7 +238,7 @@ class BoxLife(FleetListener):
     # ── the supervisor ───────────────────────────────────────────────────────────────────
 
     def plan_needed(self, services: Iterable[str] | None) -> None:
-        """Have services planned anew; None means all of them."""
+        """Have services planned again; None means all of them."""
         self._dirty.update(self._all_services() if services is None else services)
         if self.ready and not self._working:
             self._working = True
@@ -384,7 +384,7 @@ class BoxLife(FleetListener):
             held.wake()
 
     def forget(self, held: Held) -> None:
-        """The instance has ended, and all is told. A failure counts for what comes next."""
+        """The last event of the instance is published. A failure counts for the next start."""
         if not (held.counted and self.held.get(held.service, {}).get(held.slot) is held):
             self.host.journal.pop(held.id, None)
         self.fleet.index.end_own_instance(held.service, held.slot, held.id)

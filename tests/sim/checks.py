@@ -54,7 +54,7 @@ class Violation(AssertionError):
 
 
 class Seen(Struct, frozen=True):
-    """What a Box saw when it wrote a record: the capacity for it, and who competes for that."""
+    """What a Box saw when it wrote a record: the capacity, and the claims that compete for it."""
 
     capacity: int
     rivals: frozenset[str]
@@ -123,7 +123,7 @@ class Checks:
             del runs[host.name]
 
     def leaves(self, host: Host, held: Held, reason: str) -> None:
-        """An instance is told to leave."""
+        """An instance is about to drain."""
         self.stands_down(host, held)
         self.counts["drains"] += 1
         now, buckets = self._world.kernel.now, self._world.buckets
@@ -164,7 +164,7 @@ class Checks:
         )
         return host.in_trouble or now < calm_from
 
-    # ── what the store is told ───────────────────────────────────────────────────────────
+    # ── writes to the store ─────────────────────────────────────────────────────────────
 
     def on_host(self, key: str, old: HostRecord | None, new: HostRecord | None) -> None:
         """A lease was renewed."""
@@ -324,7 +324,7 @@ class Checks:
                 raise Violation(f"{name}: {order} was ordered, and {there} is in the store")
             self.counts["orders_kept"] += 1
 
-    # ── what gateways are told ───────────────────────────────────────────────────────────
+    # ── what gateways receive ────────────────────────────────────────────────────────────
 
     def replied(self, request: ScaleRequest, answer: Admission) -> None:
         """A gateway has an answer."""

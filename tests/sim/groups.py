@@ -87,8 +87,8 @@ class Group(FleetListener):
             )
 
     def resynced(self, host: Host) -> None:
-        """The host is back from a trouble: with a view of its own it would be told of all that has
-        changed meanwhile.
+        """The fault of the host has ended. A view of its own would now receive every change that
+        it has missed.
         """
         self._back[host.name] += 1
         self._world.kernel.after(_LATE, partial(self._no_longer_back, host.name))
@@ -110,7 +110,7 @@ class Group(FleetListener):
                     life.slot_owner_changed(service, slot, None, claim)
 
     def _tick(self) -> None:
-        """As every Box does: look at everything, whatever was told of."""
+        """Look at everything, as every Box does, whatever has changed."""
         for name, life in self.members.items():
             for service, held in life.held.items():
                 moved = self.view.moved.setdefault(service, set())

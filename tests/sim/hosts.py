@@ -1,4 +1,4 @@
-"""Simulated hosts, and what befalls them: deaths, freezes, cuts."""
+"""Simulated hosts, and their faults: deaths, freezes, cuts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Host:
         return self._cut or life is None or life.link.frozen or not life.may_plan()
 
     def record(self) -> HostRecord:
-        """What it tells the fleet of itself."""
+        """The record of itself that it writes for the fleet."""
         told = self._told.get(self.host_id)
         if told is None:
             told = HostRecord(

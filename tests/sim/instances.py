@@ -1,4 +1,4 @@
-"""Instances of a simulated host: they take their time, may fail, drain, and tell their slots.
+"""Instances of a simulated host: they take their time, may fail, drain, and report to their slots.
 
 `Held` mirrors `LocalSlot` with its `Instance` and `InstancePublication`: `live` is `Instance.run`
 with `Supervisor._live`, `tell` is `InstancePublication._write_slot`, `sync` is its `_sync` and

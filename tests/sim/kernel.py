@@ -65,7 +65,7 @@ class Kernel:
         self.now = moment
 
     def note(self, what: str | Callable[[], str]) -> None:
-        """One of the last things that happened, or what tells it, for who looks into a failure."""
+        """Record a step, or a function that describes it, for the report of a failure."""
         self._last.append((self.now, what))
         if self._trace:
             print(self.last[-1], flush=True)

@@ -20,7 +20,7 @@ async def _no_look(self: view.FleetView, claim: Any) -> bool:
 
 
 PLANTED: Final[Mapping[str, tuple[Any, str, Any] | None]] = {
-    "services-without-cas": None,  # the store itself is told not to compare
+    "services-without-cas": None,  # a flag of the store, which then does not compare
     "slots-without-cas": None,
     "leases-without-guard": (WatchedLeases, "dead", _no_guard),
     "everyone-is-dead": (view.FleetView, "is_dead", _no_look),

@@ -16,7 +16,7 @@ _PACKAGES: Final = ("__main__", "bridge", "tests")
 
 
 def code() -> str:
-    """A digest of all code that a simulation runs: what came of a seed tells of no other."""
+    """A digest of all code that a simulation runs: the result of a seed holds only for it."""
     digest = hashlib.sha256()
     for name, module in sorted(sys.modules.items()):
         if name.partition(".")[0] in _PACKAGES and (file := getattr(module, "__file__", None)):

@@ -65,7 +65,7 @@ class Unsettled:
         return claims
 
     def _is_stuck(self, service: str, record: ServiceRecord, slot: int, claim: SlotRecord) -> bool:
-        """Whether a slot stays with a host that is gone, for nobody has room."""
+        """Whether a slot stays with a host that is gone, because no other host has room."""
         host = self._world.hosts[claim.host]
         away = host.gone or host.host_id != claim.host_id
         return away and not self._has_room(service, record, slot)

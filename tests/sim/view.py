@@ -133,8 +133,8 @@ class SimRecords(KeyValueView[T]):
 
         seq = await self._of.bus.request(f"{bucket.name} {key}", write, timeout)
         if self._of.owner is None and bucket.losses != losses:
-            # Who was frozen meanwhile would bring it into a view that has begun anew without it.
-            # A Box's own view begins anew after the Box has read what came before.
+            # A Box that was frozen would bring it into a view that started over without it.
+            # A Box's own view starts over after the Box has read what came before.
             raise NoReply(key, timeout)
         return cast(int, seq)
 
@@ -246,7 +246,7 @@ class View:
                 feed.notice()
 
     def resync(self) -> None:
-        """The connection stands again: everything comes anew."""
+        """The connection is back: everything is sent again."""
         for feed in self._feeds:
             feed.resync()
 

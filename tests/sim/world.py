@@ -1,4 +1,4 @@
-"""One simulated fleet: how large it is, what befalls it, and how it ends. All from a seed."""
+"""One simulated fleet: its size, its faults, and its end. All from a seed."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ class World:
         """An operator cordons or drains the host, or takes that back."""
         chance = self.kernel.random
         if self.checks.restoring:
-            return  # Boxes are not ready, and say so
+            return  # the Boxes answer "not ready"
         if not self._lift(host):
             order = HostOrder(draining=chance.random() < 0.5, forced=chance.random() < 0.3)
             self._say(host, order)
