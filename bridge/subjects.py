@@ -15,7 +15,8 @@ from msgspec import Struct
 from bridge.errors import ConfigError, NameRefused
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_NUMBER: Final = re.compile(r"0|[1-9][0-9]*")
+_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,8}")
+_SEQUENCE: Final = re.compile(r"[0-9]{1,15}")
 _INSTANCE: Final = re.compile(rf"[^.]*\.([^.]*)\.({_NAME.pattern})\.({_NAME.pattern})")
 
 DEFAULT_PREFIX: Final = "box"
@@ -206,6 +207,11 @@ def parse_slot_key(key: str) -> tuple[str, int]:
     if not (is_name(service) and _NUMBER.fullmatch(slot)):
         raise NameRefused("slot key", key)
     return service, int(slot)
+
+
+def parse_sequence(text: str) -> int | None:
+    """The number in a header ``Box-Seq``; None if it is not one, or beyond any real sequence."""
+    return int(text) if _SEQUENCE.fullmatch(text) else None
 
 
 def cordon_key(host: str) -> str:

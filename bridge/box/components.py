@@ -33,7 +33,7 @@ from bridge.box.runner.self_reports import FRESH_SAMPLES, SelfReports
 from bridge.box.runner.supervisor import Supervisor
 from bridge.box.runtimes.base import Runtime
 from bridge.box.runtimes.logs import instances_dir
-from bridge.box.state.records import HostIdentity, HostRecord
+from bridge.box.state.records import MAX_NOTICES, MAX_TEXT, HostIdentity, HostRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.publisher import Publisher
@@ -171,7 +171,8 @@ def _lease(
     alerts = Alerts(resources.journal, outbox, metrics, resources.clock, readiness.trouble)
 
     def current(record: HostRecord) -> HostRecord:
-        return replace(record, ready=not readiness.trouble(), notices=alerts.all())
+        notices = [notice[:MAX_TEXT] for notice in alerts.all()[:MAX_NOTICES]]
+        return replace(record, ready=not readiness.trouble(), notices=notices)
 
     record = host_record(
         config,

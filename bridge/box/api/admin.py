@@ -35,7 +35,7 @@ from bridge.box.fleet.host_orders import HostOrders
 from bridge.box.fleet.view import FleetView
 from bridge.box.scheduler import reports
 from bridge.box.scheduler.admission import AdmissionRequest, decide, expired
-from bridge.box.state.records import ServiceRecord
+from bridge.box.state.records import ServiceRecord, check_service
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay
@@ -151,6 +151,7 @@ class AdminApi:
         def take(message: Message) -> None:
             try:
                 record = decode(ServiceRecord, message.data)
+                check_service(service, record)
             except ProtocolError:
                 self._connection.metrics.refuse("history", "unreadable record")
             else:

@@ -82,7 +82,7 @@ class Resync:
                         await self._fleet.wait_live()
                     await resume()
                 except (BusError, TimeoutError) as exc:
-                    reason = str(exc) or "no complete view of the fleet"
+                    reason = " ".join(str(exc).split()) or "no complete view of the fleet"
                     self._log.report(
                         cause_of(exc), "this Box is not ready, and retries: %s", reason
                     )

@@ -21,6 +21,9 @@ from bridge.box.state.records import (
     ServiceRecord,
     SlotRecord,
     check_claim,
+    check_host,
+    check_order,
+    check_service,
 )
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
@@ -82,6 +85,7 @@ class FleetView:
             connection,
             subjects.services_bucket,
             ServiceRecord,
+            check=check_service,
             on_change=self._service_changed,
             on_live=self._services_live,
         )
@@ -97,11 +101,16 @@ class FleetView:
             connection,
             subjects.hosts_bucket,
             HostRecord,
+            check=check_host,
             on_change=self._host_changed,
             on_live=self._hosts_live,
         )
         self.orders = KeyValueView(
-            connection, subjects.admin_bucket, HostOrder, on_change=self._order_changed
+            connection,
+            subjects.admin_bucket,
+            HostOrder,
+            check=check_order,
+            on_change=self._order_changed,
         )
 
     def subscribe(self, listener: FleetListener) -> None:

@@ -25,7 +25,7 @@ from bridge.bus.jetstream import replay
 from bridge.errors import ProtocolError
 from bridge.protocol import InstanceEvent, InstanceState, ScaleConfig, decode
 from bridge.settings import Config, ServiceConfig
-from bridge.subjects import BOX_SEQ
+from bridge.subjects import BOX_SEQ, parse_sequence
 
 _log = logging.getLogger(__name__)
 
@@ -113,9 +113,9 @@ async def _last_events(
             event = decode(InstanceEvent, message.data)
         except ProtocolError:
             return  # not an event of a Box; readers of the stream count it
-        seq = message.headers.get(BOX_SEQ, "")
-        if event.instance_id in ids and seq.isdigit():
-            last[event.instance_id] = int(seq), event
+        seq = parse_sequence(message.headers.get(BOX_SEQ, ""))
+        if event.instance_id in ids and seq is not None:
+            last[event.instance_id] = seq, event
 
     subjects = connection.subjects
     await replay.read(connection, subjects.events_stream, subjects.events(service), take)

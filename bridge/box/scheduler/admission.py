@@ -21,6 +21,7 @@ from bridge.box.scheduler.instance_order import idlest, oldest_first
 from bridge.box.state.capacity_cache import Capacity
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import (
+    MAX_SLOTS,
     RECEIPTS,
     Decision,
     Receipt,
@@ -212,7 +213,7 @@ def _grant(
 ) -> Admission:
     scale, places = request.request, hosts.places
     total, used = total_and_used(scale.service, fleet, hosts)
-    target = min(scale.replicas, max(total - used, 0, record.target))
+    target = min(scale.replicas, max(min(total - used, MAX_SLOTS), 0, record.target))
     if places is not None and target > places:
         fixed_before = fixes_port(hosts.able, record.config, scale.service)
         if not fixed_before:
@@ -222,6 +223,8 @@ def _grant(
     if not accepted:
         code = ReplyCode.CAPPED
         error = f"Capped to {target} instances (max {total} total, {used} used by other services)"
+        if target == MAX_SLOTS:
+            error = f"Capped to {target} instances, the most that one service can have"
     slots, leaving = _resized(fleet, scale.service, record, target)
     response = _response(scale, fleet, target, accepted=accepted, error=error, leaving=leaving)
     rollout = _rollout(record, config, scale.config)

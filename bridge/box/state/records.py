@@ -2,19 +2,47 @@
 
 They are not part of the wire contract: only Boxes read them. Unknown fields are ignored, so that a
 newer Box may write more. Pure.
+
+Any writer of a bucket can write any value, so each number, text and list has a bound: what the
+journal can store, and what a plan can work with in bounded time. A record beyond its bounds cannot
+be read: it is kept apart, as a damaged one is.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+import itertools
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Annotated, Final
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from bridge.errors import ProtocolError
-from bridge.protocol import InstanceInfo, ScaleConfig, ScaleRequest, Time, encode
+from bridge.protocol import (
+    U32,
+    InstanceInfo,
+    ScaleConfig,
+    ScaleRequest,
+    Time,
+    encode,
+    in_utc,
+)
 from bridge.subjects import check_name
+
+MAX_SLOTS: Final = 100_000  # of one service; its record must fit into 1 MiB
+MAX_NOTICES: Final = 256  # of one host
+MAX_TEXT: Final = 4096  # characters of a sentence
+
+Number = Annotated[int, Meta(ge=0, le=2**53)]
+"""A version or a sequence: SQLite and every JSON reader can store it, also with 1 added."""
+
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Slots = Annotated[list[U32], Meta(max_length=MAX_SLOTS)]
+Traceparent = Annotated[
+    str, Meta(pattern=r"^(?:[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?\Z")
+]
 
 RECEIPTS: Final = 64  # the last of each service (WIRE, "What a scale request means")
 REQUESTS: Final = 24  # the last of each service that its record keeps itself
@@ -25,12 +53,12 @@ MAX_FAILED_REPLACEMENTS: Final = 3  # consecutive ones, then a rollout stops (WI
 class Receipt(Struct, frozen=True, kw_only=True):
     """The answer to a request with an id, so that a repeat has no second effect."""
 
-    request_id: str
-    body: str
+    request_id: Text
+    body: Text
     accepted: bool
-    current: int
-    target: int
-    error: str | None = None
+    current: U32
+    target: U32
+    error: Text | None = None
 
 
 class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -40,11 +68,11 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     at: Time
-    host: str
-    replicas: int
-    request_id: str = ""
-    error: str | None = None
-    traceparent: str = ""
+    host: Text
+    replicas: U32
+    request_id: Text = ""
+    error: Text | None = None
+    traceparent: Traceparent = ""
     step: bool = False
 
 
@@ -53,9 +81,9 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     shows of it after the store has dropped that version, because of later steps.
     """
 
-    version: int
-    before: int
-    after: int
+    version: Number
+    before: U32
+    after: U32
     decision: Decision
     reconfigured: bool = False
 
@@ -63,8 +91,8 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Avoidance(Struct, frozen=True, kw_only=True):
     """A slot is not placed on a host until a time, as its instances kept failing there."""
 
-    slot: int
-    host: str
+    slot: U32
+    host: Text
     until: Time
 
 
@@ -74,9 +102,9 @@ class Rollout(Struct, frozen=True, kw_only=True):
     `stopped` is the reason why no further instance is replaced; empty while the rollout goes on.
     """
 
-    config: str
-    failures: int = 0
-    stopped: str = ""
+    config: Text
+    failures: U32 = 0
+    stopped: Text = ""
 
 
 class ServiceRecord(Struct, frozen=True, kw_only=True):
@@ -89,16 +117,16 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
     it.
     """
 
-    version: int = 0
-    target: int = 0
-    slots: list[int] = field(default_factory=list)
+    version: Number = 0
+    target: U32 = 0
+    slots: Slots = field(default_factory=list)
     config: ScaleConfig = field(default_factory=ScaleConfig)
     on_request: bool = False
     rollout: Rollout | None = None
-    moves: list[int] = field(default_factory=list)
-    avoid: list[Avoidance] = field(default_factory=list)
-    receipts: list[Receipt] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
+    moves: Slots = field(default_factory=list)
+    avoid: Annotated[list[Avoidance], Meta(max_length=10_000)] = field(default_factory=list)
+    receipts: Annotated[list[Receipt], Meta(max_length=1000)] = field(default_factory=list)
+    requests: Annotated[list[Request], Meta(max_length=1000)] = field(default_factory=list)
     decision: Decision | None = None
 
     @property
@@ -115,8 +143,8 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
 class Demand(Struct, frozen=True, kw_only=True):
     """The processors, and MiB of memory, that an instance demands of its host; 0 is no demand."""
 
-    vcpus: int = 0
-    memory_mib: int = 0
+    vcpus: U32 = 0
+    memory_mib: U32 = 0
 
     @classmethod
     def of(cls, vcpus: int | None, memory_mib: int | None, default: Demand | None = None) -> Demand:
@@ -147,10 +175,10 @@ class SlotRecord(Struct, frozen=True, kw_only=True):
     the Box-Seq of its last event.
     """
 
-    host: str
-    host_id: str
-    config: str
-    seq: int
+    host: Text
+    host_id: Text
+    config: Text
+    seq: Number
     info: InstanceInfo
     demand: Demand = NOTHING
 
@@ -166,6 +194,19 @@ class HostIdentity(Struct, frozen=True, kw_only=True):
         return record.host == self.host and record.host_id == self.host_id
 
 
+def check_service(key: str, record: ServiceRecord) -> None:
+    """Raise ProtocolError if `record` breaks a rule of its fields: plans rely on each of them."""
+    slots = record.slots
+    if any(after <= before for before, after in itertools.pairwise(slots)):
+        raise ProtocolError("ServiceRecord", "slots", "expected sorted numbers without a repeat")
+    if record.target > len(slots):
+        problem = f"{record.target} is more than the {len(slots)} slots"
+        raise ProtocolError("ServiceRecord", "target", problem)
+    decisions = [record.decision, *(item.decision for item in record.requests)]
+    times = [item.until for item in record.avoid] + [each.at for each in decisions if each]
+    _check_times("ServiceRecord", times)
+
+
 def check_claim(key: str, claim: SlotRecord) -> None:
     """Raise ProtocolError if `claim` has an invalid name, or another service than its `key`."""
     check_name("host", claim.host)
@@ -173,6 +214,29 @@ def check_claim(key: str, claim: SlotRecord) -> None:
     if claim.info.service != key.rpartition(".")[0]:
         problem = f"{claim.info.service[:80]!r} is not the service of its key"
         raise ProtocolError("SlotRecord", "info.service", problem)
+    if len(claim.info.endpoint or "") > MAX_TEXT:
+        raise ProtocolError("SlotRecord", "info.endpoint", f"longer than {MAX_TEXT} letters")
+    ready_at = claim.info.ready_at
+    _check_times("SlotRecord", [claim.info.created_at, *([ready_at] if ready_at else [])])
+
+
+def check_host(key: str, record: HostRecord) -> None:
+    """Raise ProtocolError if `record` offers a service with an invalid name."""
+    for name in record.services:
+        check_name("service", name)
+
+
+def check_order(key: str, order: HostOrder) -> None:
+    """Raise ProtocolError if the time of `order` cannot be written in UTC."""
+    _check_times("HostOrder", [order.at] if order.at else [])
+
+
+def _check_times(record: str, times: Iterable[datetime]) -> None:
+    for at in times:
+        try:
+            in_utc(at)
+        except OverflowError as exc:
+            raise ProtocolError(record, "", "a time lies outside the years 1 to 9999") from exc
 
 
 class Offer(Struct, frozen=True, kw_only=True):
@@ -184,11 +248,11 @@ class Offer(Struct, frozen=True, kw_only=True):
     that an instance is made from, "" without one.
     """
 
-    fixed_port: int = 0
-    needs: dict[str, str] = field(default_factory=dict)
+    fixed_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    needs: dict[Text, Text] = field(default_factory=dict)
     demand: Demand = NOTHING
-    max_surge: int = 1
-    image: str = ""
+    max_surge: U32 = 1
+    image: Text = ""
 
 
 NO_OFFER: Final = Offer()
@@ -205,21 +269,21 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     took the lease (see bridge.box.host_directory).
     """
 
-    host_id: str
-    runtime: str
-    cpus: int
-    max_instances: int
+    host_id: Text
+    runtime: Text
+    cpus: U32
+    max_instances: Annotated[int, Meta(ge=0, le=MAX_SLOTS)]
     services: dict[str, Offer]
-    labels: dict[str, str] = field(default_factory=dict)
-    memory_mib: int = 0
-    images: tuple[str, ...] = ()
-    lacks: dict[str, str] = field(default_factory=dict)
-    version: str = ""
+    labels: dict[Text, Text] = field(default_factory=dict)
+    memory_mib: U32 = 0
+    images: Annotated[tuple[Text, ...], Meta(max_length=1000)] = ()
+    lacks: dict[Text, Text] = field(default_factory=dict)
+    version: Text = ""
     closing: bool = False
     ready: bool = True
-    notices: list[str] = field(default_factory=list)
-    place: str = ""
-    since: int = 0
+    notices: Annotated[list[Text], Meta(max_length=MAX_NOTICES)] = field(default_factory=list)
+    place: Text = ""
+    since: Number = 0
 
 
 class HostOrder(Struct, frozen=True, kw_only=True):
@@ -234,9 +298,9 @@ class HostOrder(Struct, frozen=True, kw_only=True):
 
     draining: bool = False
     forced: bool = False
-    reason: str = ""
+    reason: Text = ""
     at: Time | None = None
-    version: int = 0
+    version: Number = 0
     lifted: bool = False
 
 

@@ -27,7 +27,7 @@ from bridge.bus.jetstream.pull_consumer import LOOK, PullConsumer
 from bridge.errors import BusError, ConfigError
 from bridge.gateway.events.filter import EventFilter, Services, read_event
 from bridge.protocol import InstanceEvent, InstanceState
-from bridge.subjects import BOX_HOST, BOX_SEQ, check_name
+from bridge.subjects import BOX_HOST, BOX_SEQ, check_name, parse_sequence
 from bridge.tasks import task_scope
 
 ACK_WAIT: Final = 30.0  # seconds without an answer after which an event is delivered again
@@ -55,9 +55,8 @@ class Delivery:
     def __init__(
         self, worker: _Worker, message: Message, position: AckSubject, event: InstanceEvent
     ) -> None:
-        number = message.headers.get(BOX_SEQ, "")
         self.event = event
-        self.box_seq = int(number) if number.isdecimal() and len(number) < 20 else 0
+        self.box_seq = parse_sequence(message.headers.get(BOX_SEQ, "")) or 0
         self._worker = worker
         self._message = message
         self._position = position

@@ -24,7 +24,7 @@ from bridge.gateway.routes.instance_state import RouteCandidate
 from bridge.gateway.routes.registration_reader import RegistrationReader
 from bridge.gateway.routes.state import LIMIT, RouteState
 from bridge.protocol import InstanceEvent, InstanceHealth, decode
-from bridge.subjects import BOX_SEQ, is_name, last_token, parse_instance_subject
+from bridge.subjects import BOX_SEQ, is_name, last_token, parse_instance_subject, parse_sequence
 from bridge.validation import DISAGREE, check_health, read_withdrawal
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ _TICK: Final = 0.5  # seconds between checks of the leases, at most
 _MAX_HEALTH: Final = 4 * 1024  # bytes of one instance's report
 _MAX_STATS: Final = 1024 * 1024  # bytes of one host's report
 _CLOCK_SLACK: Final = 10**9  # ns by which the server's clock may seem to go back
-_SEQ_DIGITS: Final = 18
 
 
 class _HealthVerdict(Struct, frozen=True, gc=False):
@@ -178,11 +177,10 @@ class RouteFeed:
         if event.service != service or not is_name(service):
             self.metrics.refuse("events", DISAGREE)
             return
-        box_seq = message.headers.get(BOX_SEQ, "")
-        valid = box_seq.isascii() and box_seq.isdigit() and len(box_seq) <= _SEQ_DIGITS
+        box_seq = parse_sequence(message.headers.get(BOX_SEQ, ""))
         if not is_name(event.instance_id):
             self.metrics.refuse("events", "instance_id")
-        elif not self.state.event(event, int(box_seq) if valid else 0, self.clock()):
+        elif not self.state.event(event, box_seq or 0, self.clock()):
             self.metrics.refuse("events", "no Box-Seq")
         self.flush()
 
