@@ -70,6 +70,7 @@ _OTHER_VARIABLES: Final = ("BOX_BRIDGE_CONFIG", "BOX_BRIDGE_LOG", "BOX_BRIDGE_LO
 Flags = Mapping[str, Mapping[str, Any]]
 """The values of flags, by the name of their table; None counts as not given."""
 
+_UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
 _FOREIGN: Final = (OSError, ValueError, RuntimeError, OverflowError, msgspec.MsgspecError)
 """What a wrong file, path or value can raise: any errno, text that is not UTF-8, a NUL byte, an
 unknown home directory or nesting that is too deep (RuntimeError), JSON or a type that is wrong.
@@ -249,8 +250,10 @@ def _located(
 def _read(file: Path) -> dict[str, Any]:
     with _mapped_errors(str(file)):
         text = file.read_bytes()
+    if text.startswith(_UTF_16):
+        raise ConfigError(str(file), "is UTF-16, as Windows may save it: save it as UTF-8")
     with _mapped_errors(str(file), "is not TOML: "):
-        tables = tomllib.loads(text.decode())
+        tables = tomllib.loads(text.decode("utf-8-sig"))  # some editors put a BOM at the start
     for key, table in tables.items():
         if key not in (*_TABLES, "services"):
             raise ConfigError(

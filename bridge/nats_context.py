@@ -48,6 +48,7 @@ _REFUSED: Final = {
     "windows_ca_certs_match": _WINDOWS,
 }
 _DOMAIN: Final = re.compile(r"\$JS\.([^\s.*>]+)\.API")
+_BOM: Final = b"\xef\xbb\xbf"  # some editors put it at the start of a file
 _SCHEME: Final = re.compile(r"([a-z]+):(//)?", re.IGNORECASE)
 
 
@@ -58,7 +59,7 @@ def read_context(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
     place = f"context {name}"
     file = _file(name, environ)
     try:
-        values = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        values = msgspec.json.decode(file.read_bytes().removeprefix(_BOM), type=dict[str, Any])
     except OSError as exc:
         there = sorted({entry.stem for folder in _folders(environ) for entry in _contexts(folder)})
         raise ConfigError(
@@ -84,7 +85,7 @@ def selected_context(environ: Mapping[str, str]) -> str:
     """The name of the context that ``nats context select`` has chosen, "" if there is none."""
     for folder in _folders(environ):
         try:
-            return (folder / "context.txt").read_text(encoding="utf-8").strip()
+            return (folder / "context.txt").read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError):
             continue
     return ""

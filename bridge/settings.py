@@ -18,7 +18,7 @@ from bridge.images import MAX_PATTERNS, check_pattern
 from bridge.nats_url import parse_urls
 from bridge.protocol import U8, U32
 from bridge.subjects import DEFAULT_PREFIX, Subjects, is_name
-from bridge.validation import check_metadata
+from bridge.validation import address_blocker, check_metadata
 
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 STOP_SIGNALS: Final = tuple(
@@ -185,8 +185,9 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     of the machine's host name, in lower case. Two live Boxes cannot have one name.
     """
     address: str = "127.0.0.1"
-    """The address at which gateways reach the instances of this host. The Box warns about a
-    loopback address if its NATS server is not local.
+    """The address, or the name, at which gateways reach the instances of this host, without a port
+    and brackets. `0.0.0.0` and `::` are refused. The Box warns about a loopback address if its NATS
+    server is not local.
     """
     max_instances: Annotated[int, Meta(ge=1, le=100_000)] = 20
     """The most instances on this host, over all services."""
@@ -228,6 +229,8 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
         if self.isolation not in ("", "sandbox"):
             raise ValueError(f'isolation = {self.isolation!r} must be "sandbox", or left out')
+        if problem := address_blocker(self.address):
+            raise ValueError(f"address = {self.address!r} {problem}")
         if len(self.port_range) < self.max_instances:
             raise ValueError(
                 f"ports = {self.ports!r} holds {len(self.port_range)} ports, "

@@ -29,6 +29,12 @@ _PORT: Final = (  # 1 to 65535
 )
 _NAMED: Final = re.compile(r"[A-Za-z0-9._-]{1,253}" + _PORT)
 _BRACKETED: Final = re.compile(r"\[([^\[\]]+)\]" + _PORT)
+_MAX_NAME: Final = 253  # letters of a host's name
+_LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_WILDCARD: Final = (
+    "means every address, to which no gateway can connect: write the one at which gateways reach "
+    "this host. Instances may still listen everywhere"
+)
 _MAX_CPU: Final = 1e5  # percent of one core: a thousand cores
 _MAX_WITHDRAWAL: Final = 16 * 1024  # bytes; a reason of 1,000 letters takes 6,000 at most
 
@@ -55,6 +61,49 @@ def _is_address(bracketed: str) -> bool:
     with contextlib.suppress(ValueError):
         return bool(ipaddress.IPv6Address(bracketed))
     return False
+
+
+def address_blocker(value: str) -> str | None:
+    """Why gateways cannot connect to a host at `value`, and what to write; None if they can."""
+    cure = "write a name or an address of this host alone, like 10.0.0.5, fd00::5 or host-a.example"
+    if "://" in value or "/" in value or "@" in value:
+        return f"is a URL: {cure}"
+    if value.startswith("[") or value.endswith("]"):
+        return "has brackets: write an IPv6 address without them, like fd00::5"
+    if value != value.strip() or any(c.isspace() or not c.isprintable() for c in value):
+        return f"holds a space or a control character: {cure}"
+    with contextlib.suppress(ValueError):
+        return _reach_blocker(ipaddress.ip_address(value.partition("%")[0]), value)
+    if re.fullmatch(r"[^:]*:[0-9]*", value):
+        return "has a port: leave it out, each instance has its own"
+    if value == "*" or re.fullmatch(r"0[0.x]*", value):
+        return _WILDCARD
+    if not value.isascii():
+        return f"is not ASCII: write it as {_punycode(value)}"
+    labels = value.removesuffix(".").split(".")
+    if len(value) > _MAX_NAME or not all(map(_LABEL.fullmatch, labels)) or labels[-1].isdecimal():
+        return f"is neither a name nor an address: {cure}"
+    return None
+
+
+def _reach_blocker(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address, value: str
+) -> str | None:
+    mapped = getattr(address, "ipv4_mapped", None)
+    if address.is_unspecified or (mapped is not None and mapped.is_unspecified):
+        return _WILDCARD
+    if address.is_multicast or value == "255.255.255.255":
+        return "is the address of a group: write an address of this host"
+    if "%" in value:
+        return "has a zone, which other hosts do not know: write another address of this host"
+    return None
+
+
+def _punycode(name: str) -> str:
+    try:
+        return name.encode("idna").decode()
+    except UnicodeError:
+        return "a name of a-z, 0-9 and '-'"
 
 
 def check_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:

@@ -24,7 +24,7 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.registrations import Registrations
 from bridge.config import load_instance, load_nats
-from bridge.errors import ConfigError
+from bridge.errors import ConfigError, ProtocolError
 from bridge.ids import new_id
 from bridge.instance.health_reporter import Reporter
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, now
@@ -33,10 +33,11 @@ from bridge.subjects import check_name
 from bridge.tasks import task_scope
 from bridge.validation import (
     HEALTHY_KEY,
-    check_endpoint,
+    address_blocker,
     check_metadata,
     endpoint_of,
     read_withdrawal,
+    split_endpoint,
 )
 
 _log = logging.getLogger(__name__)
@@ -259,7 +260,7 @@ def identify(
     return InstanceRegistration(
         instance_id=check_name("instance id", instance_id),
         service=service,
-        endpoint=check_endpoint(endpoint),
+        endpoint=_reachable(endpoint),
         metadata=dict(check_metadata(merged)),
         started_at=now(),
     )
@@ -327,3 +328,11 @@ def _on_sigterm(act: Callable[[], None]) -> Iterator[None]:
             signal.getsignal(signal.SIGTERM) is on_signal
         ):  # else the program has set its own meanwhile
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _reachable(endpoint: str) -> str:
+    """`endpoint`, if gateways can connect to it; raises ProtocolError."""
+    host, _ = split_endpoint(endpoint)
+    if problem := address_blocker(host):
+        raise ProtocolError("InstanceRegistration", "endpoint", f"{host!r} {problem}")
+    return endpoint

@@ -13,7 +13,7 @@ from bridge.settings import Probe
 TCP = Probe(tcp=True, timeout=5)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "localhost", "0.0.0.0", "::1", "::"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "localhost", "::1"])
 async def test_a_tcp_probe_passes_where_a_process_listens(address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server(("", 0), family=family) as server:

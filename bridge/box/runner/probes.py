@@ -20,7 +20,6 @@ from bridge.http_exchange import Channel, failure
 from bridge.settings import Probe
 from bridge.version import VERSION
 
-_LOOPBACKS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 _GOOD_BELOW: Final = 400
 BEATS: Final = 20  # points in an interval at which instances are probed
 
@@ -50,7 +49,7 @@ class Prober:
     """
 
     def __init__(self, address: str) -> None:
-        self._host = _LOOPBACKS.get(address, address)
+        self._host = address
         self._numeric = _is_numeric(self._host)  # else its address must be resolved first
         self._sockets: dict[int, socket.socket] = {}
         self._contexts: dict[bool, ssl.SSLContext] = {}

@@ -20,7 +20,7 @@ from bridge.settings import NatsConfig
 
 _JWT: Final = re.compile(r"BEGIN NATS USER JWT-+\n[\w.-]+\n")
 _IS_SEED: Final = re.compile(r"S[A-Z2-7]{57}")  # an nkey seed
-_ASCII: Final = ("creds", "nkey")
+_TEXT: Final = ("creds", "nkey")  # the others may be binary
 _SEED: Final = re.compile(r"BEGIN USER NKEY SEED-+\n(\w+)\n")
 
 
@@ -90,7 +90,7 @@ def _read(key: str, file: str) -> str:
         raise ConfigError(f"[nats] {key}", "must name a file: it seems to hold the secret itself")
     try:
         return Path(file).read_text(
-            encoding="ascii", errors="strict" if key in _ASCII else "replace"
+            encoding="utf-8-sig", errors="strict" if key in _TEXT else "replace"
         )
     except (OSError, ValueError) as exc:
         problem = exc.strerror if isinstance(exc, OSError) else "it is not a text file"

@@ -111,8 +111,8 @@ def _read_headers(items: Sequence[str] | None) -> dict[str, str]:
             raise ConfigError("--header", "it must be NAME=VALUE or NAME=@FILE")
         if value.startswith("@"):
             try:
-                value = Path(value[1:]).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as exc:
+                value = Path(value[1:]).expanduser().read_text(encoding="utf-8-sig").strip()
+            except (OSError, UnicodeDecodeError, RuntimeError) as exc:
                 raise ConfigError("--header", f"{value[1:]} cannot be read: {exc}") from exc
         headers[name] = value
     return headers

@@ -164,3 +164,24 @@ def test_a_tilde_in_the_file_and_in_variables_is_the_home_directory(tmp_path: Pa
     web = config.services["web"]
     assert (web.command, web.cwd) == (["/home/me/bin/web", "~/x"], "/home/me/app")
     assert load(Path("~/box.toml"), environ={"HOME": str(tmp_path)}).box.name == "a"
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_file_that_windows_saved_is_read(tmp_path: Path, mark: str, end: str) -> None:
+    lines = ["[box]", 'name = "a"', "[services.web]", 'command = ["true"]', ""]
+    file = tmp_path / "box.toml"
+    file.write_bytes((mark + end.join(lines)).encode())
+    assert load(file, environ={}).services["web"].command == ["true"]
+    environ = save(tmp_path, select=True)
+    for saved in (tmp_path / ".config" / "nats").rglob("c*.*"):
+        saved.write_bytes((mark + saved.read_text().replace("\n", end)).encode())
+    assert load_nats(environ=environ).url == URL
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_file_in_utf_16_is_named_as_such(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "box.toml"
+    file.write_bytes("\ufeff[box]\n".encode(encoding))
+    with pytest.raises(ConfigError, match="is UTF-16, as Windows may save it"):
+        load(file, environ={})

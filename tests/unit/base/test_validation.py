@@ -6,9 +6,11 @@ import pytest
 
 from bridge.errors import ProtocolError
 from bridge.protocol import InstanceDeregistration, encode
+from bridge.settings import BoxConfig
 from bridge.validation import (
     DISAGREE,
     MAX_METADATA,
+    address_blocker,
     check_endpoint,
     check_metadata,
     read_withdrawal,
@@ -76,3 +78,52 @@ def test_a_withdrawal_for_another_instance_than_its_subject_names_is_refused() -
 def test_metadata_that_is_not_unicode_is_a_protocol_error() -> None:
     with pytest.raises(ProtocolError, match="not Unicode"):
         check_metadata({"a": "\udcff"})
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["10.0.0.5", "127.0.0.1", "::1", "fd00::5", "localhost", "host-a", "host_a.example.com."],
+)
+def test_an_address_or_a_name_is_taken(address: str) -> None:
+    assert address_blocker(address) is None
+    assert BoxConfig(address=address).address == address
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("0.0.0.0", "every address"),
+        ("::", "every address"),
+        ("0:0:0:0:0:0:0:0", "every address"),
+        ("::ffff:0.0.0.0", "every address"),
+        ("0", "every address"),
+        ("*", "every address"),
+        ("[::1]", "without them"),
+        ("[fd00::5]:80", "has brackets"),
+        ("http://10.0.0.5", "is a URL"),
+        ("10.0.0.5/24", "is a URL"),
+        ("10.0.0.5:80", "has a port"),
+        ("host-a:80", "has a port"),
+        ("host-a:", "has a port"),
+        ("my host", "space"),
+        ("127.0.0.1 ", "space"),
+        ("127.0.0.1\n", "space"),
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("10.0.0.300", "neither"),
+        ("10.0.0", "neither"),
+        ("a..b", "neither"),
+        ("-a", "neither"),
+        ("", "neither"),
+        ("fe80::1%eth0", "zone"),
+        ("fd00::5::1", "neither"),
+        ("224.0.0.1", "group"),
+        ("ff02::1", "group"),
+        ("255.255.255.255", "group"),
+    ],
+)
+def test_an_address_that_no_gateway_reaches_is_refused_with_the_cure(
+    address: str, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=r"address = ") as refused:
+        BoxConfig(address=address)
+    assert reason in str(refused.value)

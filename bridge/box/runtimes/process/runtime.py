@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -26,8 +27,9 @@ from bridge.box.runtimes.base import Exit, Handle, LivingInstance, Spec, Usage
 from bridge.box.runtimes.foreign_errors import FOREIGN, call_in_thread, mapped_errors
 from bridge.box.runtimes.logs import last_log_line
 from bridge.box.runtimes.process import shim
-from bridge.box.runtimes.process.address_space import explain
+from bridge.box.runtimes.process.address_space import explain as explain_limit
 from bridge.box.runtimes.process.process_groups import group_of, has_others, members
+from bridge.box.runtimes.process.program import explain_program
 from bridge.box.runtimes.process.usage import UsageMeter
 from bridge.box.runtimes.process_identity import ProcessIdentity, identify, is_alive
 from bridge.box.runtimes.sockets import holder, is_free, serves
@@ -35,6 +37,7 @@ from bridge.errors import InstanceError, PortTaken
 
 _POLL: Final = 0.05  # seconds between looks at a group that has lost its leader
 _EXEC_TIMEOUT: Final = 1.0  # seconds for the shim to run the command, on a busy machine
+_NOT_RUN: Final = (126, 127)  # a shell's exit codes for a program that it could not run
 _KILL_TIMEOUT: Final = 10.0  # seconds after SIGKILL; only a process in the kernel takes longer
 _UNREADABLE: Final = "the processes of this host cannot be read"
 
@@ -198,7 +201,11 @@ class ProcessRuntime:
         process = self._process(handle)
         ended = process.ended
         end = ended.result() if ended is not None and ended.done() else None
-        return explain(process.spec.memory_mib, process.spec.directory, end)
+        if end is not None and end.code in _NOT_RUN:
+            environ = {**self._environ, **process.spec.env}
+            path = environ.get("PATH", os.defpath)
+            return explain_program(process.spec.command[0], process.spec.cwd, path)
+        return explain_limit(process.spec.memory_mib, process.spec.directory, end)
 
     async def end_all(self) -> None:
         running = [process for process in self._processes.values() if _is_running(process)]
@@ -242,6 +249,8 @@ class ProcessRuntime:
 
     def _spawn(self, process: Process) -> subprocess.Popen[bytes]:
         spec = process.spec
+        if not Path(spec.cwd).is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "its cwd is not a directory", spec.cwd)
         port = str(process.port)
         command = [word.replace("{port}", port) for word in spec.command]
         env = {
