@@ -22,6 +22,7 @@ from bridge.bus.jetstream.api import jetstream, jetstream_errors
 from bridge.bus.jetstream.follower import Follower
 from bridge.bus.jetstream.publish import EXPECTED_SEQ, EXPECTED_SUBJECT_SEQ, store
 from bridge.errors import ProtocolError
+from bridge.log_limit import LimitedLog
 from bridge.protocol import decode, encode
 
 _log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class KeyValueView(Generic[T]):
         self._next: _View[T] | None = None
         self._live = asyncio.Event()
         self._moved = asyncio.Event()
+        self._log = LimitedLog(_log)
         self._follower = Follower(
             connection,
             f"KV_{bucket}",
@@ -222,7 +224,14 @@ class KeyValueView(Generic[T]):
                 readable = False
                 self._connection.metrics.refuse(self.bucket, "unreadable record")
                 if key not in self._view.unreadable:  # a lease is renewed again and again
-                    _log.error("bucket %s, key %s cannot be read: %s", self.bucket, key, exc)
+                    self._log.report(
+                        key,
+                        "bucket %s, key %s cannot be read: %s",
+                        self.bucket,
+                        key,
+                        exc,
+                        level=logging.ERROR,
+                    )
         self.put_in(key, value, seq, readable=readable)
 
     def put_in(self, key: str, value: T | None, seq: int, *, readable: bool = True) -> None:
