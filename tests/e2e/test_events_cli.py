@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from bridge import InstanceState
+from bridge import InstanceEvent, InstanceState
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.api import jetstream
+from bridge.bus.jetstream.publish import store
+from bridge.protocol import encode
 from tests.e2e.program import run, running
 from tests.stored_events import age_out, tell
 from tests.support import connect, eventually
@@ -64,6 +66,29 @@ async def test_events_reports_deleted_events_on_stderr(
     )
     assert (shown.code, messages(shown.out)) == (0, ["c"])
     assert shown.err == "no longer kept: stream sequences 1–2\n"
+
+
+@pytest.mark.parametrize("durable", [(), ("--durable", "mailer")])
+async def test_events_reports_messages_that_are_no_events_on_stderr(
+    fleet: Connection, server: EmbeddedServer, tmp_path: Path, durable: tuple[str, ...]
+) -> None:
+    await tell(fleet, "w1")
+    await store(fleet, "box.events.web", b"hello from a shell")
+    foreign = InstanceEvent.transition("api-1", "api", S.BOOTING, S.READY)
+    await store(fleet, "box.events.web", encode(foreign))
+    await tell(fleet, "w2")
+    base = ("events", "--no-follow", "-s", server.url, "--since", "all")
+    shown = await run(*base, *durable, cwd=tmp_path)
+    assert [line.split()[-1] for line in shown.out.splitlines()] == ["w1", "w2"]
+    first, second = shown.err.splitlines()
+    assert first.startswith(
+        "skipped message 1 that is no event, on box.events.web: InstanceEvent: not JSON"
+    )
+    assert second.startswith("skipped message 2 that is no event, on box.events.web: subject")
+    names = ("--durable", "other") if durable else ()
+    shown = await run(*base, "--json", *names, cwd=tmp_path)
+    assert messages(shown.out) == ["w1", "w2"]
+    assert [json.loads(line)["refused"] for line in shown.err.splitlines()] == [1, 2]
 
 
 async def test_events_since_shows_stored_events_and_then_new_ones(

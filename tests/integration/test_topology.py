@@ -20,6 +20,7 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer, _listening
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.api import jetstream
+from bridge.bus.jetstream.dead_letters import ensure_dead_stream
 from bridge.bus.server_binary import find_binary
 from bridge.errors import BusError, StoreUnsuitable, TopologyMismatch
 from bridge.subjects import Subjects
@@ -59,6 +60,21 @@ async def test_what_is_missing_is_created_and_nothing_twice(server: EmbeddedServ
         assert await topology.ensure(connection) == []
         await jetstream(connection).delete_stream("KV_box_slots")
         assert await topology.ensure(connection) == ["KV_box_slots"]
+
+
+async def test_each_stream_describes_itself_and_may_be_described_otherwise(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+        await ensure_dead_stream(connection)
+        js = jetstream(connection)
+        for name in (*NAMES, "BOX_DEAD"):
+            config = (await js.stream_info(name)).config
+            assert (config.description or "").startswith("box-bridge: ")
+            await js.update_stream(config.evolve(description="ours" if "KV" in name else None))
+        assert await topology.ensure(connection) == []
+        await ensure_dead_stream(connection)
 
 
 async def test_many_boxes_may_do_it_at_once(server: EmbeddedServer) -> None:

@@ -26,6 +26,7 @@ def dead_stream(subjects: Subjects, *, replicas: int = 1) -> StreamConfig:
     """The stream's settings: 30 days, 256 MiB, in files. An operator may raise each."""
     return StreamConfig(
         name=subjects.dead_stream,
+        description="box-bridge: events that a relay could not deliver",
         subjects=[subjects.all_dead],
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,

@@ -102,6 +102,7 @@ def streams(
     }
     events = StreamConfig(
         name=subjects.events_stream,
+        description="box-bridge: the events of instances",
         subjects=[subjects.all_events],
         storage=StorageType.FILE,
         max_age=times.events,
@@ -113,6 +114,7 @@ def streams(
     )
     registry = StreamConfig(
         name=subjects.registry_stream,
+        description="box-bridge: the registrations of instances, which expire unless renewed",
         subjects=list(subjects.all_registrations),
         storage=StorageType.MEMORY,
         max_age=times.registry,
@@ -122,10 +124,11 @@ def streams(
         **common,
     )
     buckets = {
-        subjects.services_bucket: (64, 0.0),  # the history is the decision log
-        subjects.slots_bucket: (1, 0.0),
-        subjects.hosts_bucket: (1, times.lease),
-        subjects.admin_bucket: (1, 0.0),
+        # The history of a service is its log of decisions.
+        subjects.services_bucket: (64, 0.0, "the desired state of each service, and decisions"),
+        subjects.slots_bucket: (1, 0.0, "the claims of hosts on the slots of services"),
+        subjects.hosts_bucket: (1, times.lease, "the leases of hosts, and what they can run"),
+        subjects.admin_bucket: (1, 0.0, "the orders of operators for hosts"),
     }
     return [
         events,
@@ -133,6 +136,7 @@ def streams(
         *(
             StreamConfig(
                 name=f"KV_{bucket}",
+                description=f"box-bridge: {purpose}",
                 subjects=[f"$KV.{bucket}.>"],
                 storage=StorageType.FILE,
                 max_age=age,
@@ -140,7 +144,7 @@ def streams(
                 max_msgs_per_subject=history,
                 **common,
             )
-            for bucket, (history, age) in buckets.items()
+            for bucket, (history, age, purpose) in buckets.items()
         ),
     ]
 

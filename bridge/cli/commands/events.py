@@ -14,14 +14,16 @@ from bridge.cli.exit_codes import DONE
 from bridge.cli.flags import Json, Link
 from bridge.console import err, event_text, out, print_json
 from bridge.errors import BusError, NoReply
-from bridge.protocol import InstanceEvent, InstanceState
+from bridge.protocol import InstanceEvent, InstanceState, encode
 
 if TYPE_CHECKING:
     from bridge.bus.core.connection import Connection
     from bridge.bus.jetstream.follower import Begin, Reset, Start
     from bridge.gateway.events.durable import DurableEvents
+    from bridge.gateway.events.filter import OnRefused
     from bridge.gateway.events.stream import EventStream
 
+_EACH_REFUSED: Final = 10  # messages that are no events, of which each is reported
 _PATIENCE: Final = 2.0  # seconds for the stream to be there, with --no-follow
 
 
@@ -55,7 +57,8 @@ async def events(
 
     With --json each line is one InstanceEvent of the wire contract. Stderr
     reports events that were missed because this reader was too slow, or because
-    the stream no longer keeps them. For example:
+    the stream no longer keeps them, and messages that are no events. For
+    example:
 
         box-bridge events web api --since 10m
         box-bridge events --since all --no-follow --state Failed
@@ -82,7 +85,7 @@ async def events(
     EventFilter.of(query.services, query.states)  # raises before the connection is made
     async with connect(link, "events") as connection:
         with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C
-            async with _open(connection, query) as source:
+            async with _open(connection, query, _Refusals(json=json).report) as source:
                 if follow and not json and out.is_terminal:
                     err.print("Waiting for events; Ctrl-C ends.", style="bright_black")
                 await _print_all(source, json=json)
@@ -91,7 +94,7 @@ async def events(
 
 @contextlib.asynccontextmanager
 async def _open(
-    connection: Connection, query: _Query
+    connection: Connection, query: _Query, on_refused: OnRefused
 ) -> AsyncIterator[EventStream | DurableEvents]:
     """The events; with --no-follow NoReply is raised if there is no stream."""
     import asyncio
@@ -100,7 +103,9 @@ async def _open(
         try:
             async with asyncio.timeout(None if query.follow else _PATIENCE):
                 begin = await _begin(connection, query.since)
-                source = await stack.enter_async_context(_select(connection, query, begin))
+                source = await stack.enter_async_context(
+                    _select(connection, query, begin, on_refused)
+                )
         except TimeoutError as exc:
             raise NoReply(connection.subjects.events_stream, _PATIENCE) from exc
         yield source
@@ -120,7 +125,7 @@ async def _begin(
 
 
 def _select(
-    connection: Connection, query: _Query, begin: Begin | None
+    connection: Connection, query: _Query, begin: Begin | None, on_refused: OnRefused
 ) -> contextlib.AbstractAsyncContextManager[EventStream | DurableEvents]:
     from bridge.bus.jetstream.follower import Start
     from bridge.gateway.events.durable import DurableEvents
@@ -136,10 +141,41 @@ def _select(
             start=Start.FIRST if begin is None else begin,
             max_unacked=1,
             follow=follow,
+            on_refused=on_refused,
         )
     if begin is None:
         begin = Start.NOW if follow else Start.FIRST
-    return EventStream.open(connection, services, states=states, start=begin, follow=follow)
+    return EventStream.open(
+        connection, services, states=states, start=begin, follow=follow, on_refused=on_refused
+    )
+
+
+class _Refused(Struct):
+    refused: int
+    subject: str
+    reason: str
+
+
+class _Refusals:
+    """Reports messages that are no events: a line each on stderr, fewer and fewer if there are
+    many: the first ten, then each that doubles the count.
+    """
+
+    def __init__(self, *, json: bool) -> None:
+        self._json = json
+        self._count = 0
+
+    def report(self, subject: str, reason: str) -> None:
+        """Count the message; print its subject, the reason and the count."""
+        self._count += 1
+        if self._count > _EACH_REFUSED and self._count & (self._count - 1):
+            return
+        if self._json:
+            line = encode(_Refused(self._count, subject, reason)).decode()
+        else:
+            where = subject if subject.isprintable() else repr(subject)
+            line = f"skipped message {self._count} that is no event, on {where}: {reason}"
+        err.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 async def _print_all(source: EventStream | DurableEvents, *, json: bool) -> None:

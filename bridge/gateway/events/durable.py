@@ -25,7 +25,7 @@ from bridge.bus.jetstream.ack_subject import AckSubject
 from bridge.bus.jetstream.follower import Begin, Reset, Start
 from bridge.bus.jetstream.pull_consumer import LOOK, PullConsumer
 from bridge.errors import BusError, ConfigError
-from bridge.gateway.events.filter import EventFilter, Services, read_event
+from bridge.gateway.events.filter import EventFilter, OnRefused, Services, read_event
 from bridge.protocol import InstanceEvent, InstanceState
 from bridge.subjects import BOX_HOST, BOX_SEQ, check_name, parse_sequence
 from bridge.tasks import task_scope
@@ -156,6 +156,7 @@ class DurableEvents:
         ack_wait: float = ACK_WAIT,
         max_unacked: int = MAX_UNACKED,
         follow: bool = True,
+        on_refused: OnRefused | None = None,
     ) -> AsyncIterator[DurableEvents]:
         """Work under `name`. A durable that does not exist yet is created and begins at `start`.
 
@@ -164,6 +165,7 @@ class DurableEvents:
         event without an answer for `ack_wait` seconds no longer counts. Without `follow` the
         iteration ends when every stored event was handled, by any worker. All workers of a name
         must agree on service, states and `ack_wait` (the last worker to open sets it).
+        `on_refused` gets the subject of a message that is no event, and the reason.
 
         Raises DurableMismatch for a durable that reads other services, NameRefused for an invalid
         name, ConfigError for a limit that is not above 0, and StoreUnsuitable if this NATS user may
@@ -178,6 +180,7 @@ class DurableEvents:
             ack_wait=ack_wait,
             max_unacked=max_unacked,
             follow=follow,
+            on_refused=on_refused,
         )
         try:
             async with task_scope() as tasks:
@@ -207,6 +210,7 @@ class _Worker:
         ack_wait: float,
         max_unacked: int,
         follow: bool,
+        on_refused: OnRefused | None,
     ) -> None:
         if not (ack_wait > 0 and max_unacked > 0):
             raise ConfigError(f"durable {name}", "ack_wait and max_unacked must be above 0")
@@ -216,6 +220,7 @@ class _Worker:
         self._ack_wait = ack_wait
         self._max_unacked = max_unacked
         self._follow = follow
+        self._on_refused = on_refused
         self._ended = False
         self._unacked: OrderedDict[int, tuple[float, Delivery]] = OrderedDict()
         self._acks: OrderedDict[tuple[str, int], None] = OrderedDict()
@@ -292,7 +297,7 @@ class _Worker:
         return self._max_unacked - len(self._unacked)
 
     def take(self, message: Message, position: AckSubject) -> None:
-        event = read_event(message, self._connection.metrics)
+        event = read_event(message, self._connection.metrics, self._on_refused)
         if event is None:
             with contextlib.suppress(BusError):
                 self._connection.publish(message.reply, _MALFORMED)

@@ -6,7 +6,7 @@ states are filtered here, after decoding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
@@ -19,6 +19,10 @@ from bridge.validation import DISAGREE
 
 Services = str | Iterable[str] | None
 """One service, several, or all (None)."""
+
+
+OnRefused = Callable[[str, str], None]
+"""Gets the subject of a message that is no event, and the reason. Must not block."""
 
 
 class EventFilter(Struct, frozen=True, kw_only=True):
@@ -56,14 +60,21 @@ class EventFilter(Struct, frozen=True, kw_only=True):
         return sorted(map(subjects.events, self.services))
 
 
-def read_event(message: Message, metrics: Metrics) -> InstanceEvent | None:
-    """The event in `message`; None, and counted, if it is malformed or of another service."""
+def read_event(
+    message: Message, metrics: Metrics, on_refused: OnRefused | None = None
+) -> InstanceEvent | None:
+    """The event in `message`; None, counted and reported to `on_refused`, if it is malformed or of
+    another service.
+    """
     try:
         event = decode(InstanceEvent, message.data)
-    except ProtocolError:
-        metrics.refuse("events", "malformed")
-        return None
-    if event.service != last_token(message.subject):
-        metrics.refuse("events", DISAGREE)
-        return None
-    return event
+    except ProtocolError as exc:
+        reason, detail = "malformed", str(exc)
+    else:
+        if event.service == last_token(message.subject):
+            return event
+        reason = detail = DISAGREE
+    metrics.refuse("events", reason)
+    if on_refused is not None:
+        on_refused(message.subject, detail)
+    return None

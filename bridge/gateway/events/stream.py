@@ -14,7 +14,7 @@ from msgspec import Struct
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream.follower import Begin, Checkpoint, Follower, Reset, Start
-from bridge.gateway.events.filter import EventFilter, Services, read_event
+from bridge.gateway.events.filter import EventFilter, OnRefused, Services, read_event
 from bridge.protocol import InstanceEvent, InstanceState
 from bridge.tasks import task_scope
 
@@ -57,11 +57,13 @@ class EventStream:
         start: Begin = Start.NOW,
         backlog: int = BACKLOG,
         follow: bool = True,
+        on_refused: OnRefused | None = None,
     ) -> None:
         self._connection = connection
         self._wanted = wanted
         self._backlog = backlog
         self._follow = follow
+        self._on_refused = on_refused
         self._waiting: deque[_Item] = deque()
         self._last: tuple[int, datetime | None] | None = None
         self._arrival = asyncio.Event()
@@ -90,18 +92,29 @@ class EventStream:
         states: Iterable[InstanceState] | None = None,
         backlog: int = BACKLOG,
         follow: bool = True,
+        on_refused: OnRefused | None = None,
     ) -> AsyncIterator[EventStream]:
         """Read from `start` on: NOW, FIRST (the oldest event that is kept), the stream sequence of
         the first event to read, a time of storing (by the server's clock; a time without an offset
         is local), or a `Checkpoint`. Only events that go to `states` come. Without `follow` the
         iteration ends after the events that were stored when it began.
 
+        A message that is no event is counted and skipped; `on_refused` gets its subject and the
+        reason.
+
         From NOW, every event comes that is stored after the block began. Raises NameRefused for an
         invalid service name, StoreUnsuitable if this NATS user may not read the stream. Waits for a
         stream that does not exist yet.
         """
         wanted = EventFilter.of(service, states)
-        stream = cls(connection, wanted, start=start, backlog=backlog, follow=follow)
+        stream = cls(
+            connection,
+            wanted,
+            start=start,
+            backlog=backlog,
+            follow=follow,
+            on_refused=on_refused,
+        )
         async with task_scope() as tasks:
             tasks.create_task(stream.follower.run(), name="events")
             await stream._ready.wait()
@@ -148,7 +161,7 @@ class EventStream:
         if self._ended:
             return
         self._ready.set()
-        event = read_event(message, self._connection.metrics)
+        event = read_event(message, self._connection.metrics, self._on_refused)
         if event is not None and self._wanted.takes(event):
             self._push(event, seq)
 
