@@ -76,6 +76,15 @@ async def task_scope() -> AsyncIterator[asyncio.TaskGroup]:
         raise raised
 
 
+async def run_always(work: Coroutine[Any, Any, None], name: str) -> None:
+    """Run `work`, which lasts until it is cancelled. Raises RuntimeError if it returns.
+
+    A task that ends without an error would go unnoticed by its TaskGroup.
+    """
+    await work
+    raise RuntimeError(f"the task {name} has ended, and must not")
+
+
 async def run_unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
     """The result of `work`; None, and `work` is cancelled, if `event` is set first."""
     async with task_scope() as tasks:

@@ -34,7 +34,7 @@ from bridge.log_limit import LimitedLog, cause_of
 from bridge.observe import Metrics
 from bridge.protocol import now
 from bridge.settings import Config
-from bridge.tasks import task_scope
+from bridge.tasks import run_always, task_scope
 
 _log = logging.getLogger(__name__)
 
@@ -217,7 +217,8 @@ class _Lifecycle:
         connection, fleet, runner = self._resources.connection, self._fleet, self._runner
         await self._insist(fleet.streams.restore)
         for view in fleet.view.views:
-            tasks.create_task(view.run(), name=f"view-{view.bucket}")
+            name = f"view-{view.bucket}"
+            tasks.create_task(run_always(view.run(), name), name=name)
         await connection.listen(connection.subjects.all_stats, fleet.view.take_stats)
         await connection.listen(connection.subjects.all_health, runner.self_reports.take)
         await self._insist(self._wait_view)
@@ -228,7 +229,7 @@ class _Lifecycle:
         await self._adopt_instances()
         await self._insist(fleet.lease.take)
         for name, work in self._work().items():
-            tasks.create_task(work, name=name)
+            tasks.create_task(run_always(work, name), name=name)
         await self._components.responder.listening()
 
     def _work(self) -> dict[str, Coroutine[Any, Any, None]]:

@@ -212,6 +212,14 @@ class Journal:
             self._waiting.clear()
 
     def _run_writer(self) -> None:
+        """Write until closed. Whatever ends the thread is reported: the Box ends with it."""
+        try:
+            self._write_groups()
+        except BaseException as exc:  # it would end the thread without a word
+            problem = f"the thread that writes the journal {self._store.path} has ended: {exc!r}"
+            self._report(0, JournalError(problem))
+
+    def _write_groups(self) -> None:
         while True:
             with self._condition:
                 while not (self._queue or self._closing):
@@ -238,9 +246,20 @@ class Journal:
         except Exception as exc:  # a thread that died here would leave `wait_written` waiting
             failure = JournalError(f"the journal {self._store.path} cannot be written: {exc!r}")
             failure.__cause__ = exc
-        with contextlib.suppress(RuntimeError):  # the loop has ended before the thread
-            self._loop.call_soon_threadsafe(self._note, 0 if failure else len(group), failure)
+        self._report(0 if failure else len(group), failure)
         return failure is None
+
+    def _report(self, written: int, failure: JournalError | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended before the thread
+            self._loop.call_soon_threadsafe(self._take_report, written, failure)
+
+    def _take_report(self, written: int, failure: JournalError | None) -> None:
+        try:
+            self._note(written, failure)
+        except Exception as exc:  # the event loop would log it, and go on without the journal
+            self._failure = JournalError(f"the journal {self._store.path} has failed: {exc!r}")
+            self._failure.__cause__ = exc
+            self._progress.set()
 
     def _note(self, written: int, failure: JournalError | None) -> None:
         problem = str(failure or "")

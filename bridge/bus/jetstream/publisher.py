@@ -21,6 +21,7 @@ from bridge.bus.jetstream import replay
 from bridge.bus.jetstream.publish import OutgoingMessage, store_batch, store_each
 from bridge.bus.jetstream.topology import has_atomic_batches
 from bridge.errors import BusError, CutOff, NoResponders, StoreRefused
+from bridge.log_limit import LimitedLog, cause_of
 from bridge.subjects import MSG_ID
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Publisher:
         self._window = timedelta(seconds=window)
         self._clock = clock
         self._restore = restore
+        self._log = LimitedLog(_log)
 
     async def publish(self, messages: Sequence[OutgoingMessage], *, doubtful: bool = False) -> None:
         """Return when up to 1,000 messages are stored, however long that takes.
@@ -98,7 +100,7 @@ class Publisher:
             raise
         except BusError as exc:
             self._connection.metrics.count("publish_retry")
-            _log.warning("storing in %s failed, retrying: %s", self._stream, exc)
+            self._log.report(cause_of(exc), "storing in %s failed, retrying: %s", self._stream, exc)
             raise
 
     async def _one_by_one(self, messages: Iterable[OutgoingMessage]) -> None:

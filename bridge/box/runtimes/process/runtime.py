@@ -89,7 +89,8 @@ class ProcessRuntime:
     problem: Final = ""
 
     async def run(self) -> None:
-        """Nothing to do: the kernel wakes the event loop when an instance ends."""
+        """Wait: the kernel wakes the event loop when an instance ends."""
+        await asyncio.Event().wait()
 
     async def create(self, spec: Spec, report: Callable[[str], None]) -> Process:
         with mapped_errors("the instance's directory cannot be made"):

@@ -1,0 +1,146 @@
+"""Whatever ends a task or a thread of a Box ends the Box, with the reason, and no instance."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.box.daemon import Box, _Lifecycle
+from bridge.box.journal.journal import Journal
+from bridge.box.journal.store import Change, JournalStore
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream.kv_view import KeyValueView
+from bridge.errors import JournalError
+from bridge.tasks import task_scope
+from tests.boxes import alive, gone, labelled, serving
+from tests.support import ask, box_config, connect
+
+WORK = (
+    *("journal", "runtime", "streams", "lease", "outbox", "withdrawals", "registrations"),
+    *("resync", "ticks", "supervisor", "sampler", "responder"),
+)
+
+
+class InjectedFault(Exception):
+    pass
+
+
+async def _raise(fault: asyncio.Event) -> None:
+    await fault.wait()
+    raise InjectedFault("injected")
+
+
+async def _return(fault: asyncio.Event) -> None:
+    await fault.wait()
+
+
+async def _run_until_the_fault(
+    server: EmbeddedServer, directory: Path, fault: Callable[[], None]
+) -> list[int]:
+    """Run a Box that drains, with an instance, until `fault`; returns its instance's processes."""
+    box = Box(box_config(directory, server.url, on_exit="drain"))
+    processes: list[int] = []
+    try:
+        async with asyncio.timeout(60), task_scope() as tasks:
+            tasks.create_task(box.run())
+            await box.wait_ready()
+            async with connect(server.url) as gateway:
+                await ask(gateway, "web", 1)
+                [info] = await serving(gateway, "web", 1)
+                processes += labelled(str(directory / "data-box-a" / "instances" / info.id))
+                fault()
+                await asyncio.Event().wait()  # until the Box's failure ends this
+    finally:
+        assert processes
+        assert all(map(alive, processes))
+        async with Box.running(box_config(directory, server.url, on_exit="drain")):
+            pass  # it takes the instance over, and drains it
+        for pid in processes:
+            await gone(pid)
+    return processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", [_raise, _return], ids=["raises", "returns"])
+@pytest.mark.parametrize("name", WORK)
+async def test_a_task_of_a_box_that_ends_ends_the_box(
+    server: EmbeddedServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    ends: Callable[[asyncio.Event], Any],
+) -> None:
+    fault, work = asyncio.Event(), _Lifecycle._work
+    broken = [True]
+
+    def with_fault(self: _Lifecycle) -> dict[str, Any]:
+        listed = work(self)
+        assert tuple(listed) == WORK, "each task has a test"
+        if not broken:
+            return listed
+        broken.clear()
+        before = listed[name]
+
+        async def run() -> None:
+            async with task_scope() as tasks:
+                tasks.create_task(before)
+                await ends(fault)
+
+        return {**listed, name: run()}
+
+    monkeypatch.setattr(_Lifecycle, "_work", with_fault)
+    expected = InjectedFault if ends is _raise else RuntimeError
+    with pytest.raises(expected, match=f"injected|the task {name} has ended"):
+        await _run_until_the_fault(server, tmp_path, fault.set)
+
+
+async def test_a_view_that_ends_ends_the_box(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault, run = asyncio.Event(), KeyValueView.run
+
+    async def run_until_the_fault(self: KeyValueView[Any]) -> None:
+        async with task_scope() as tasks:
+            tasks.create_task(run(self))
+            if self.bucket == "box_slots":
+                await fault.wait()
+                monkeypatch.undo()
+            else:
+                await asyncio.Event().wait()
+
+    monkeypatch.setattr(KeyValueView, "run", run_until_the_fault)
+    with pytest.raises(RuntimeError, match="the task view-box_slots has ended"):
+        await _run_until_the_fault(server, tmp_path, fault.set)
+
+
+@pytest.mark.parametrize("error", [OverflowError("injected"), SystemExit("injected")])
+async def test_a_journal_that_cannot_be_written_ever_again_ends_the_box(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(self: JournalStore, changes: Sequence[Change]) -> None:
+        monkeypatch.undo()
+        raise error
+
+    with pytest.raises(JournalError, match="injected"):
+        await _run_until_the_fault(
+            server,
+            tmp_path,
+            lambda: monkeypatch.setattr(JournalStore, "apply", fail),
+        )
+
+
+async def test_a_failure_in_the_report_of_the_journal_ends_the_box(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Journal, written: int, failure: JournalError | None) -> None:
+        monkeypatch.undo()
+        raise InjectedFault("injected")
+
+    with pytest.raises(JournalError, match="injected"):
+        await _run_until_the_fault(
+            server, tmp_path, lambda: monkeypatch.setattr(Journal, "_note", fail)
+        )
