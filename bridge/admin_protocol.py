@@ -32,11 +32,16 @@ class Verb(enum.Enum):
 
 
 class HostsRequest(Struct, frozen=True, kw_only=True):
-    """A request for a page of the fleet's hosts, by name; with `host` only for that one."""
+    """A request for a page of the fleet's hosts, by name; with `host` only for that one.
+
+    `after` is the last name of the page before; the page begins after it, and `offset` counts only
+    for a Box that does not know `after`.
+    """
 
     host: str = ""
     offset: U32 = 0
     limit: U32 = 200
+    after: Name = ""
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -84,22 +89,28 @@ class Host(Struct, frozen=True, kw_only=True):
 
 
 class HostsResponse(Struct, frozen=True, kw_only=True):
-    """A page of hosts, by name. `total` counts all that match, listed or not."""
+    """A page of hosts, by name. `total` counts all that match, listed or not. `more`: whether
+    further ones follow; None from a Box that does not know `after`.
+    """
 
     total: U32
     hosts: list[Host]
     error: str | None = None
+    more: bool | None = None
 
 
 # ── box.services ─────────────────────────────────────────────────────────────────────────
 
 
 class ServicesRequest(Struct, frozen=True, kw_only=True):
-    """A request for a page of the fleet's services, by name; with `service` only for that one."""
+    """A request for a page of the fleet's services, by name; with `service` only for that one.
+    `after` and `offset` as in a HostsRequest.
+    """
 
     service: str = ""
     offset: U32 = 0
     limit: U32 = 200
+    after: Name = ""
 
 
 class Service(Struct, frozen=True, kw_only=True):
@@ -123,11 +134,12 @@ class Service(Struct, frozen=True, kw_only=True):
 
 
 class ServicesResponse(Struct, frozen=True, kw_only=True):
-    """A page of services, by name. `total` counts all that match, listed or not."""
+    """A page of services, by name. `total` and `more` as in a HostsResponse."""
 
     total: U32
     services: list[Service]
     error: str | None = None
+    more: bool | None = None
 
 
 # ── box.admin ────────────────────────────────────────────────────────────────────────────

@@ -159,11 +159,16 @@ class InstanceDeregistration(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class InstancesRequest(Struct, frozen=True, kw_only=True, gc=False):
-    """A request for a page of the fleet's instances; an empty `service` means all services."""
+    """A request for a page of the fleet's instances; an empty `service` means all services.
+
+    `after` extends the contract: the `next` of the page before, which then counts in place of
+    `offset`. Instances that come or go between two pages shift an offset, not this cursor.
+    """
 
     service: str = ""
     offset: U32 = 0
     limit: U32 = 500
+    after: str = ""
 
 
 class InstancesResponse(Struct, frozen=True, kw_only=True, gc=False):
@@ -174,6 +179,10 @@ class InstancesResponse(Struct, frozen=True, kw_only=True, gc=False):
     - `rolling`: the services that are replacing instances.
     - `stopped`: the services whose rollout has stopped before its end, with the reason.
     - `notices`: alerts as sentences, by service or by ``host <name>``.
+    - `next`: the `after` of a request for the next page, empty if this is the last one; None from a
+      Box that knows no cursor.
+
+    A page that was requested with `after` has no `rolling`, `stopped` and `notices`.
     """
 
     total: U32
@@ -183,6 +192,7 @@ class InstancesResponse(Struct, frozen=True, kw_only=True, gc=False):
     rolling: list[str] = field(default_factory=list)
     notices: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
+    next: str | None = None
 
 
 HostStats = dict[str, InstanceHealth]

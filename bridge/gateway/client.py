@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
@@ -50,7 +51,7 @@ from bridge.subjects import (
 )
 from bridge.tasks import task_scope
 
-_PAGE: Final = 500  # instances in one query
+_PAGE: Final = 10_000  # instances in one answer; a Box lists as many as `max_payload` allows
 _FIRST_QUERY: Final = 0.02  # seconds after an event: the records follow the events closely
 _MAX_PAUSE: Final = 1.0  # seconds between queries while no event comes
 _QUERY_TIMEOUT: Final = 5.0  # seconds for one query of the instances
@@ -145,6 +146,7 @@ class ScaleClient:
         self, service: str = "", *, timeout: float = _QUERY_TIMEOUT
     ) -> InstancesResponse:
         """All instances of `service`, or of every service, oldest first, in their current state.
+        `timeout` in seconds, for each page of some thousands of them.
 
         Raises NoBoxError, RequestTimeout, and ScaleError if a Box refuses the query.
         """
@@ -152,23 +154,15 @@ class ScaleClient:
 
     async def _query(self, service: str, timeout: float, version: str = "") -> InstancesResponse:
         """All instances, from a Box that has seen this `version` of the service's record."""
-        deadline = asyncio.get_running_loop().time() + timeout
-        page = await self._page(service, 0, deadline, timeout, version)
+        request = InstancesRequest(service=service, limit=_PAGE)
+        first = page = await self._page(request, timeout, version)
         instances, hosts = list(page.instances), dict(page.hosts)
-        while len(instances) < page.total:
-            more = await self._page(service, len(instances), deadline, timeout, version)
-            if not more.instances:
-                break
-            instances += more.instances
-            hosts |= more.hosts
-        return InstancesResponse(
-            total=len(instances),
-            instances=instances,
-            hosts=hosts,
-            rolling=page.rolling,
-            notices=page.notices,
-            stopped=page.stopped,
-        )
+        while page.instances and _more(page, len(instances)):
+            request = replace(request, offset=len(instances), after=page.next or "")
+            page = await self._page(request, timeout, version)
+            instances += page.instances
+            hosts |= page.hosts
+        return replace(first, total=len(instances), instances=instances, hosts=hosts, next=None)
 
     def events(
         self, service: Services = None, *, start: Begin = Start.NOW
@@ -200,13 +194,11 @@ class ScaleClient:
 
     # ── requests ───────────────────────────────────────────────────────────────────────────
 
-    async def _page(
-        self, service: str, offset: int, deadline: float, limit: float, version: str
-    ) -> InstancesResponse:
-        body = encode(InstancesRequest(service=service, offset=offset, limit=_PAGE))
+    async def _page(self, query: InstancesRequest, limit: float, version: str) -> InstancesResponse:
+        deadline = asyncio.get_running_loop().time() + limit
         headers = {RECORD_VERSION: version} if version else None
         request = RetriedRequest(
-            self._subjects.instances, body, deadline, limit, headers, changes=False
+            self._subjects.instances, encode(query), deadline, limit, headers, changes=False
         )
         page = await request.response(self.connection, InstancesResponse)
         if page.error is not None:
@@ -303,6 +295,13 @@ def _settled(response: ScaleResponse, *, all_replaced: bool, version: str) -> _G
         all_replaced=all_replaced,
         version=version,
     )
+
+
+def _more(page: InstancesResponse, count: int) -> bool:
+    """Whether further pages follow, after `count` instances. A Box of an older version does not
+    say.
+    """
+    return count < page.total if page.next is None else bool(page.next)
 
 
 def _serving(seen: InstancesResponse) -> set[str]:

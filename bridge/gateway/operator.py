@@ -38,6 +38,7 @@ from bridge.protocol import encode, format_time, now
 from bridge.settings import NatsConfig
 from bridge.subjects import EXPIRES_AT, check_name
 
+_PAGE: Final = 1000  # hosts, or services, in one answer at most
 _TIMEOUT: Final = 10.0  # seconds for an answer
 _QUERY_TIMEOUT: Final = 5.0  # seconds for one query while waiting
 _POLL: Final = 0.5  # seconds between queries
@@ -74,27 +75,31 @@ class Operator:
 
     async def hosts(self, host: str = "", *, timeout: float = _TIMEOUT) -> list[Host]:
         """The live hosts, the dead ones that still have slots, and those with an order, by name;
-        with `host` only that one, if there is one. `timeout` in seconds.
+        with `host` only that one, if there is one. `timeout` in seconds, for each page of them.
         """
         hosts: list[Host] = []
         while True:
-            request = HostsRequest(host=host, offset=len(hosts))
+            after = hosts[-1].name if hosts else ""
+            request = HostsRequest(host=host, offset=len(hosts), limit=_PAGE, after=after)
             page = await self._ask(self._subjects.hosts, request, HostsResponse, timeout)
             hosts += page.hosts
-            if len(hosts) >= page.total or not page.hosts:
+            if not page.hosts or not _more(page, len(hosts)):
                 return hosts
 
     async def services(self, service: str = "", *, timeout: float = _TIMEOUT) -> list[Service]:
         """The services that have a target or instances, or that a host offers, by name: how many
         instances serve, what is missing and why; with `service` only that one, if there is one.
-        `timeout` in seconds.
+        `timeout` in seconds, for each page of them.
         """
         services: list[Service] = []
         while True:
-            request = ServicesRequest(service=service, offset=len(services))
+            after = services[-1].name if services else ""
+            request = ServicesRequest(
+                service=service, offset=len(services), limit=_PAGE, after=after
+            )
             page = await self._ask(self._subjects.services, request, ServicesResponse, timeout)
             services += page.services
-            if len(services) >= page.total or not page.services:
+            if not page.services or not _more(page, len(services)):
                 return services
 
     async def cordon(self, host: str, *, reason: str = "", force: bool = False) -> None:
@@ -275,6 +280,11 @@ class Operator:
                     raise ScaleError(f"{service}: {seen.stopped[service]}")
             await asyncio.sleep(min(_POLL, max(0.0, deadline - loop.time())))
         raise WaitTimeout(service, len(old) - left, len(old), limit)
+
+
+def _more(page: HostsResponse | ServicesResponse, count: int) -> bool:
+    """Whether further pages follow, after `count` items. A Box of an older version does not say."""
+    return count < page.total if page.more is None else page.more
 
 
 def _name(host: str) -> str:

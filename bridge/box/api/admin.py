@@ -9,6 +9,7 @@ reply: the client retries, and an order that exists already counts as carried ou
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Final
@@ -116,11 +117,13 @@ class AdminApi:
         request = decode(HostsRequest, message.data or b"{}")
         state = self._fleet.state
         names = [name for name in reports.names(state) if request.host in ("", name)]
-        page = names[request.offset : request.offset + min(request.limit, _PAGE)]
+        start = _start(names, request)
+        page = names[start : start + min(request.limit, _PAGE)]
         hosts = reports.hosts(state, page, at=self._clock())
 
         def first(count: int) -> HostsResponse:
-            return HostsResponse(total=len(names), hosts=hosts[:count])
+            more = start + count < len(names)
+            return HostsResponse(total=len(names), hosts=hosts[:count], more=more)
 
         return self._reply(first, len(hosts))
 
@@ -128,11 +131,13 @@ class AdminApi:
         request = decode(ServicesRequest, message.data or b"{}")
         state = self._fleet.state
         names = [name for name in reports.service_names(state) if request.service in ("", name)]
-        page = names[request.offset : request.offset + min(request.limit, _PAGE)]
+        start = _start(names, request)
+        page = names[start : start + min(request.limit, _PAGE)]
         services = reports.services(state, page, at=self._clock())
 
         def first(count: int) -> ServicesResponse:
-            return ServicesResponse(total=len(names), services=services[:count])
+            more = start + count < len(names)
+            return ServicesResponse(total=len(names), services=services[:count], more=more)
 
         return self._reply(first, len(services))
 
@@ -191,6 +196,11 @@ class AdminApi:
     def _reply(self, shortened: Callable[[int], Answer], count: int) -> Reply:
         data, _ = fitted(shortened, count, self._connection.max_payload)
         return Reply(data=data)
+
+
+def _start(names: list[str], request: HostsRequest | ServicesRequest) -> int:
+    """The index in the sorted `names` of the first one on the requested page."""
+    return bisect_right(names, request.after) if request.after else request.offset
 
 
 def _shortened(plan: PlanResponse, count: int) -> PlanResponse:

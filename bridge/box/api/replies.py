@@ -18,6 +18,7 @@ from bridge.admin_protocol import (
     PlanResponse,
     ServicesResponse,
 )
+from bridge.box.api import instance_pages
 from bridge.box.scheduler.admission import Admission
 from bridge.bus.service.responder import Reply
 from bridge.errors import BusError, CutOff, NotPermitted, ProtocolError, TooLarge
@@ -92,7 +93,8 @@ def with_instances(
     all if that is not all of them.
     """
     total = len(response.instances)
-    data, count = fitted(lambda count: _first(response, count), total, max_payload)
+    most = min(total, max_payload // instance_pages.SMALLEST)  # to encode more takes long
+    data, count = fitted(lambda count: _first(response, count), most, max_payload)
     return data, {} if count == total else {INSTANCES_TOTAL: str(total)}
 
 
@@ -101,12 +103,9 @@ def _first(
 ) -> ScaleResponse | InstancesResponse:
     if count == len(response.instances):
         return response
-    instances = response.instances[:count]
-    if isinstance(response, ScaleResponse):
-        return replace(response, instances=instances)
-    ids = {info.id for info in instances}
-    hosts = {key: host for key, host in response.hosts.items() if key in ids}
-    return replace(response, instances=instances, hosts=hosts)
+    if isinstance(response, InstancesResponse):
+        return instance_pages.first(response, count)
+    return replace(response, instances=response.instances[:count])
 
 
 def refused_instances(refusal: Refusal) -> Reply:

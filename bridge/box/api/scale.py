@@ -8,23 +8,23 @@ from datetime import datetime
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from bridge.box.api import instance_pages
 from bridge.box.api.replies import refusal_of, refused_instances, scale_reply, with_instances
 from bridge.box.api.request_headers import expiry, flag, known_version, traceparent
 from bridge.box.fleet.decisions import Decisions
 from bridge.box.fleet.view import FleetView
 from bridge.box.scheduler import diagnosis, rollout
 from bridge.box.scheduler.admission import Admission, AdmissionRequest, refuse
-from bridge.box.scheduler.instance_order import oldest_first
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.service.responder import Deferred, Endpoint, Reply
 from bridge.errors import BusError, NoReply, ProtocolError
-from bridge.protocol import InstanceInfo, InstancesRequest, InstancesResponse, ScaleRequest, decode
+from bridge.protocol import InstancesRequest, InstancesResponse, ScaleRequest, decode
 from bridge.reply_codes import Refusal, ReplyCode
 from bridge.subjects import CONFIG_MODE, CONFIG_REPLACE, DRY_RUN, RECORD_VERSION
 
-_PAGE: Final = 5000  # instances in one reply at most
 _EXAMPLE: Final = '{"service":"web","replicas":3}'
 _UNREAD: Final = ScaleRequest(service="", replicas=0)
 
@@ -147,23 +147,23 @@ class ScaleApi:
             version = known_version(message)
             self._check_ready()
             self._check_current(request.service, version)
+            response = instance_pages.page(self._fleet.state, request, self._connection.max_payload)
         except (ProtocolError, Refusal) as exc:
             return refused_instances(refusal_of(exc))
+        if not request.after:
+            response = self._with_problems(response, request.service)
+        data, headers = with_instances(response, self._connection.max_payload)
+        return Reply(data=data, headers=headers)
+
+    def _with_problems(self, page: InstancesResponse, service: str) -> InstancesResponse:
         state = self._fleet.state
-        services = [request.service] if request.service else sorted({*state.services, *state.slots})
-        instances = [info for service in services for info in oldest_first(state, service)]
-        instances.sort(key=lambda info: (info.created_at, info.id))
-        page = instances[request.offset : request.offset + min(request.limit, _PAGE)]
-        response = InstancesResponse(
-            total=len(instances),
-            instances=page,
-            hosts=self._hosts(page),
-            rolling=[service for service in services if rollout.is_under_way(service, state)],
+        services = [service] if service else sorted({*state.services, *state.slots})
+        return replace(
+            page,
+            rolling=[name for name in services if rollout.is_under_way(name, state)],
             notices=self._notices(services),
             stopped=diagnosis.stop_reasons(state, services),
         )
-        data, headers = with_instances(response, self._connection.max_payload)
-        return Reply(data=data, headers=headers)
 
     def _check_current(self, service: str, version: int) -> None:
         """Raise Refusal if this Box has not seen `version` of the service's record yet."""
@@ -172,15 +172,6 @@ class ScaleApi:
         if current < version:
             why = f"it has seen version {current} of {version}"
             raise Refusal(ReplyCode.NOT_READY, why)
-
-    def _hosts(self, page: list[InstanceInfo]) -> dict[str, str]:
-        wanted = {info.id for info in page}
-        return {
-            record.info.id: record.host
-            for service in {info.service for info in page}
-            for record in self._fleet.state.slots_of(service).values()
-            if record.info.id in wanted
-        }
 
     def _notices(self, services: list[str]) -> dict[str, str]:
         """Problems that need a person's attention, by service and by ``host <name>``."""

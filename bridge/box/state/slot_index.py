@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import TypeVar
 
+from bridge.box.state.age_order import AgeOrder
 from bridge.box.state.lifecycle import ENDED, SERVING
 from bridge.box.state.records import HostRecord, ServiceRecord, SlotRecord
 
@@ -113,6 +114,7 @@ class SlotIndex:
     - `offers`: by service, the live hosts that list it and are not about to leave.
     - `slot_counts`: by host, how many slots of which services it has.
     - `dead_holders`: the holders of claims that are dead.
+    - `age_order`: the instances, oldest first.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class SlotIndex:
         self.dead_holders: set[Holder] = set()
         self.slot_counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.unsettled: set[str] = set()
+        self.age_order = AgeOrder(slots)
         for host, record in hosts.items():
             self.host_changed(host, None, record)
         for service in services:
@@ -176,6 +179,7 @@ class SlotIndex:
     ) -> None:
         """The claim of a slot has come, changed or gone."""
         self.services[service].set_claim(slot, before, after)
+        self.age_order.slot_changed(service, slot, before, after)
         for claim, times in ((before, -1), (after, 1)):
             if claim is not None:
                 _count(self.slot_counts, claim.host, service, times)

@@ -6,8 +6,10 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
-from bridge.console import event_text, instances_table, out
+from bridge import console
+from bridge.console import event_text, instances_table, out, plain_table
 from bridge.protocol import InstanceEvent, InstanceInfo, InstancesResponse, InstanceState, now
 
 
@@ -36,3 +38,35 @@ def test_text_of_a_peer_cannot_control_the_terminal(
     assert "\x1b" not in shown.getvalue()
     assert "\x07" not in shown.getvalue()
     assert "owned" in shown.getvalue()
+
+
+def _rendered(rows: int, *, colours: bool) -> str:
+    table = plain_table("NAME", "STATE")
+    table.add_column("COUNT", justify="right", no_wrap=True)
+    for number in range(rows):
+        state = Text("live", style="green")
+        if number % 2:
+            state.append(" 終わり", style="red")
+        table.add_row(Text(f"[b]n-{number}[/b]"), state, str(number**2))
+    shown = io.StringIO()
+    Console(file=shown, width=200, force_terminal=colours, soft_wrap=True).print(table)
+    return shown.getvalue()
+
+
+def test_a_large_table_looks_like_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = _rendered(40, colours=False)
+    coloured = _rendered(40, colours=True)
+    assert "\x1b[31m" in coloured
+    monkeypatch.setattr(console, "_MEASURED", 3)
+    assert _rendered(40, colours=False) == small
+    assert Text.from_ansi(_rendered(40, colours=True)).plain == Text.from_ansi(coloured).plain
+    assert "\x1b[31m" in _rendered(40, colours=True)
+
+
+def test_a_screen_renders_no_more_rows_of_a_large_table_than_it_has() -> None:
+    table = plain_table("NAME")
+    for number in range(2000):
+        table.add_row(Text(f"n-{number}"))
+    terminal = Console(file=io.StringIO(), width=80, height=10, force_terminal=True)
+    lines = list(table.__rich_console__(terminal, terminal.options.update(height=10)))
+    assert len(lines) < 50
