@@ -239,7 +239,8 @@ def decode(cls: type[T], data: bytes) -> T:
             value = read(rewrite(cls, data))
             return value if canonical is None else canonical(value)  # type: ignore[no-any-return]
         except _REFUSALS as again:
-            raise _refusal(cls, again if isinstance(again, ValueError) else exc) from exc
+            clearer = isinstance(again, msgspec.ValidationError)
+            raise _refusal(cls, again if clearer else exc) from exc
 
 
 def _event_doubt(value: InstanceEvent, data: bytes) -> bool:

@@ -39,6 +39,8 @@ async def server(connection: Connection) -> Finding:
     version = str(info.get("version", "?"))
     away = min([await _round_trip(connection) for _ in range(_TRIPS)])
     where = ", ".join(connection.settings.urls)
+    if context := connection.settings.context:
+        where += f" (context {context})"
     says = f"nats-server {version} at {where}, {away * 1000:.1f} ms away"
     if _number(version) < _OLDEST:
         return fail(says, "update it: 2.11 or newer is needed")

@@ -7,7 +7,7 @@ every value; `tests/unit/gateway/test_registration_reader.py` compares the resul
 from __future__ import annotations
 
 from collections.abc import Hashable
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 from msgspec import Raw, Struct
@@ -15,12 +15,15 @@ from msgspec import Raw, Struct
 from bridge.bus.core.message import Message
 from bridge.errors import ProtocolError
 from bridge.gateway.routes.index import Route
-from bridge.protocol import InstanceState, Time, decode, in_utc
+from bridge.protocol import InstanceRegistration, InstanceState, Time, decode, in_utc
 from bridge.subjects import BOX_HOST
 from bridge.validation import DISAGREE, MAX_METADATA, check_endpoint, check_metadata
 
 SHARED: Final = 2_000  # values of a kind that are shared, at most
 _LONGEST: Final = 1024  # bytes of raw input that is remembered, at most
+
+_QUOTE: Final = b'"'
+_QUOTES: Final = 18  # of a registration with each field once, without those of the metadata
 
 _Metadata = dict[str, str]
 
@@ -58,7 +61,10 @@ class RegistrationReader:
         refusal: another instance, or an invalid value. Raises ProtocolError if it is malformed.
         """
         registration = decode(_RawRegistration, message.data)
-        metadata = self._metadata_of.get(raw := bytes(registration.metadata))
+        raw = bytes(registration.metadata)
+        if message.data.count(_QUOTE) - raw.count(_QUOTE) != _QUOTES:
+            decode(InstanceRegistration, message.data)  # raises if a field stands twice
+        metadata = self._metadata_of.get(raw)
         if metadata is None:
             metadata = self._read_metadata(raw)
         if registration.instance_id != instance_id or registration.service != service:
@@ -69,7 +75,7 @@ class RegistrationReader:
                 check_metadata(metadata)
         except ProtocolError as exc:
             return exc.field
-        host, at = self._host_of.get(message.raw_headers), registration.started_at
+        host = self._host_of.get(message.raw_headers)
         return Route(
             service=self._services.get(service) or self._share(self._services, service),
             instance_id=instance_id,
@@ -77,7 +83,7 @@ class RegistrationReader:
             state=InstanceState.READY,
             host=self._read_host(message) if host is None else host,
             metadata=metadata,
-            started_at=at if at.tzinfo is UTC else in_utc(at),
+            started_at=_started_at(registration, message),
         )
 
     def _read_metadata(self, raw: bytes) -> _Metadata:
@@ -106,3 +112,12 @@ class RegistrationReader:
         if len(values) >= self._limit:
             values.clear()
         values[key] = value
+
+
+def _started_at(registration: _RawRegistration, message: Message) -> datetime:
+    """The time in UTC; `decode` takes the nearest of one that Python cannot have there."""
+    at = registration.started_at
+    try:
+        return at if at.tzinfo is UTC else in_utc(at)
+    except OverflowError:
+        return decode(InstanceRegistration, message.data).started_at
