@@ -33,6 +33,7 @@ _QUOTED: Final = 60  # letters of something that is not HTTP
 _SWITCHING: Final = 101  # the one final status below 200
 _MAX_INTERIM: Final = 100  # interim responses before a final one
 _CRLF: Final = b"\r\n"
+_TLS_ALERT: Final = b"\x15\x03"
 
 HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
 
@@ -173,6 +174,8 @@ class Channel:
             return int(found[1])
         if not self._buffer:
             raise BadResponse("the connection was closed without a response")
+        if self._buffer.startswith(_TLS_ALERT):
+            raise BadResponse("the response is TLS: use https")
         quoted = bytes(self._buffer[:_QUOTED]).decode("latin-1")
         raise BadResponse(f"the response is not HTTP/1.x: {quoted!r}")
 

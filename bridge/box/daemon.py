@@ -112,6 +112,8 @@ class Box:
                     patience=_START_TIMEOUT,
                 )
             )
+            if context := config.nats.context:
+                _log.info("NATS is %s, of the context %s", ", ".join(config.nats.urls), context)
             self._warn_of_address(connection)
             runtime = await open_runtime(config, host_id)
             components = self._components = Components.build(

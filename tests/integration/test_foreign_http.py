@@ -105,7 +105,7 @@ GOOD = {
 BAD = {
     "HTTP/0.9": (b"<html>hello</html>\n", "not HTTP/1.x: '<html>hello</html>\\n'"),
     "another protocol": (b"SSH-2.0-OpenSSH_9.2\r\n", "not HTTP/1.x: 'SSH-2.0"),
-    "a TLS alert": (b"\x15\x03\x01\x00\x02\x02\x46", "not HTTP/1.x"),
+    "a TLS alert": (b"\x15\x03\x01\x00\x02\x02\x46", "the response is TLS: use https"),
     "a status that is none": (b"HTTP/1.1 OK\r\n\r\n", "not HTTP/1.x"),
     "HTTP/2": (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00", "not HTTP/1.x"),
     "nothing": (b"", "closed without a response"),
