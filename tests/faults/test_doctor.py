@@ -38,6 +38,6 @@ async def test_copies_are_counted_and_a_server_that_is_away_is_named(tmp_path: P
 
         await eventually(lambda: found("3 copies of each"))
         await cluster.servers["two"].kill()
-        told = await eventually(lambda: found("server two is away"))
+        told = await eventually(lambda: found("server two is offline, or behind"))
         assert told.status is Status.WARN
         assert "server one" not in told.says

@@ -126,7 +126,7 @@ async def test_a_program_that_needs_more_memory_fails_with_its_last_words(
     async with boxed(server, tmp_path, table) as (gateway, recorder):
         await ask(gateway, "web", 1, config=ScaleConfig(memory_mib=300))
         event = await first_failure(recorder)
-        assert event.message == "exited with code 1: MemoryError"
+        assert event.message.startswith("exited with code 1: MemoryError (memory_mib = 300 limits")
 
 
 async def test_a_fixed_port_is_the_instances_port_and_makes_one_a_host(
