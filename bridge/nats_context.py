@@ -55,6 +55,9 @@ _SCHEME: Final = re.compile(r"([a-z]+):(//)?", re.IGNORECASE)
 def read_context(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
     """The settings of the context `name`, or of the context in the file `name` if that is an
     absolute path, under the names of ``[nats]``. Raises ConfigError.
+
+    Relative paths in a file that is named by its path start at the file's directory: the files may
+    be moved together.
     """
     place = f"context {name}"
     file = _file(name, environ)
@@ -78,6 +81,8 @@ def read_context(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
     for key in SECRET_FILES:
         if isinstance(given := settings.get(key), str):
             settings[key] = _path(given, environ, f"{place} {key}")
+            if Path(name).is_absolute():
+                settings[key] = str(file.parent / settings[key])
     return settings
 
 

@@ -25,6 +25,11 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no answer in time.
 """
 
 VERBS: Final = {
+    "auth add": "Add a NATS user with the rights of a role.",
+    "auth init": "Make the NATS users of a fleet, and a server's configuration.",
+    "auth list": "List the NATS users, with their roles and public keys.",
+    "auth revoke": "Remove a NATS user and its files.",
+    "auth rotate": "Give a NATS user a new key; a reload ends the old one.",
     "bench": "Measure the speed on your NATS, beside plain nats-py.",
     "box": "Run a Box on an existing NATS, until Ctrl-C or SIGTERM.",
     "config check": "Check a configuration file and print the effective settings.",
@@ -51,7 +56,10 @@ VERBS: Final = {
 }
 """Each verb, and the first line of its help: `overview` prints it without importing the verb."""
 
-GROUPS: Final = {"config": "Look at a configuration file."}
+GROUPS: Final = {
+    "auth": "Make and change the NATS users of a fleet.",
+    "config": "Look at a configuration file.",
+}
 
 _FLAGS: Final = {
     "--help (-h)": "Display this message and exit.",

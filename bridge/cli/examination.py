@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from bridge.auth.roles import Role
 from bridge.box import diagnostics as host_checks
 from bridge.bus.core.connection import Connection
 from bridge.bus.diagnostics import checks as bus_checks
@@ -50,13 +51,23 @@ class Report(Struct, frozen=True, kw_only=True):
     checks: list[ReportLine]
 
 
-async def examine(file: Path | None, flags: Mapping[str, Any], *, clock: Clock = now) -> Report:
-    """Check the Box that `file` configures, or NATS as a gateway sees it if there is no file.
+async def examine(
+    file: Path | None,
+    flags: Mapping[str, Any],
+    *,
+    role: Role | None = None,
+    name: str = "",
+    clock: Clock = now,
+) -> Report:
+    """Check NATS as the user `name` of `role` sees it; without a role, the Box that `file`
+    configures, or a gateway if there is no file.
 
     Whatever is wrong becomes a finding, not an error.
     """
     with _silent_log():
-        config, findings = _check_config(find_file(file), flags)
+        config, findings = _check_config(None if role else find_file(file), flags)
+        if role is None:
+            role, name = (Role.BOX, config.box.name) if config else (Role.GATEWAY, "")
         try:
             settings = config.nats if config else load_nats(flags=flags)
         except ConfigError as exc:
@@ -66,7 +77,7 @@ async def examine(file: Path | None, flags: Mapping[str, Any], *, clock: Clock =
             connection = None
             if settings is not None:
                 connection, findings["nats"] = await stack.enter_async_context(_connect(settings))
-            checks = _bus_checks(connection, config, clock) | (
+            checks = _bus_checks(connection, config, role, name, clock) | (
                 _host_checks(config) if config else {}
             )
             findings |= await _run_all(checks)
@@ -132,19 +143,22 @@ def _connect_cure(reason: str) -> str:
 
 
 def _bus_checks(
-    connection: Connection | None, config: Config | None, clock: Clock
+    connection: Connection | None, config: Config | None, role: Role, name: str, clock: Clock
 ) -> dict[str, Check]:
     """The checks that need a connection."""
     if connection is None:
         names = ("jetstream", "permissions", "topology", "clock")
         return dict.fromkeys(names, _skip_unconnected)
-    host, timing = (config.box.name, config.timing) if config else ("", None)
-    return {
+    timing = config.timing if config else None
+    checks: dict[str, Check] = {
         "jetstream": lambda: bus_checks.jetstream(connection),
-        "permissions": lambda: bus_checks.rights(connection, host),
-        "topology": lambda: bus_checks.streams(connection, timing),
+        "permissions": lambda: bus_checks.rights(connection, role, name),
+        "topology": lambda: bus_checks.streams(connection, timing, role),
         "clock": lambda: bus_checks.clock(connection, clock),
     }
+    if role is Role.INSTANCE:  # it may call nothing of JetStream's API
+        return {"permissions": checks["permissions"]}
+    return checks
 
 
 async def _skip_unconnected() -> Finding:

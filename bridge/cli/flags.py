@@ -114,6 +114,13 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, f
 Watch = Annotated[
     bool, Parameter(name=["--watch", "-w"], negative="", help="Refresh every second, until Ctrl-C.")
 ]
+AuthDir = Annotated[Path, Parameter(name="DIR", help="The directory to make; it holds secrets.")]
+AuthDirOption = Annotated[
+    Path | None,
+    Parameter(name="--dir", help="The directory of `auth init`. Default: this one, or ./auth."),
+]
+RoleName = Literal["box", "gateway", "consumer", "durable", "relay", "operator", "instance"]
+UserName = Annotated[str, Parameter(help="The user, as `auth list` names it.")]
 ServiceName = Annotated[str, Parameter(help="The service, as a Box's configuration names it.")]
 OptionalService = Annotated[str, Parameter(help="One service. Default: all.")]
 HostName = Annotated[str, Parameter(help="The host, as `box-bridge hosts` names it.")]

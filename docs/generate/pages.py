@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from docs.generate import cli, errors, metrics, python, settings
+from docs.generate import cli, errors, metrics, python, roles, settings
 
 # Files of the repository's root that are pages of the site as well.
 _COPIES: Final = {
@@ -22,6 +22,7 @@ def pages(root: Path) -> dict[str, str]:
         "reference/errors.md": errors.page(),
         "reference/metrics.md": metrics.page(),
         "reference/python.md": python.page(),
+        "reference/roles.md": roles.page(),
     }
     made |= {f"reference/{name}": text for name, text in settings.pages().items()}
     made |= {f"reference/cli/{name}": text for name, text in cli.pages().items()}

@@ -1,16 +1,21 @@
-"""What NATS users must be allowed: all of it is tried for real, and the docs grant just that."""
+"""What NATS users must be allowed: each role's permissions are tried for real."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from nats.js.api import ConsumerConfig
 
+from bridge.auth.roles import Role, streams
 from bridge.box.daemon import Box
 from bridge.bus.diagnostics import permissions
 from bridge.bus.diagnostics.permissions import Rights
+from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
+from bridge.bus.jetstream.dead_letters import ensure_dead_stream
 from bridge.bus.jetstream.follower import Start
 from bridge.cli.examination import examine
 from bridge.gateway.client import ScaleClient
@@ -18,16 +23,15 @@ from bridge.gateway.events.stream import EventStream
 from bridge.gateway.routes.table import RouteTable
 from bridge.protocol import InstanceEvent
 from bridge.settings import NatsConfig
+from docs.generate.roles import one_account
 from tests.integration.test_connection import configured
 from tests.integration.test_doctor import FAIL, OK, box_file, found, statuses
-from tests.paths import DOCS
 from tests.support import box_config, connect
 
 
 def documented() -> str:
-    """The users of docs/reference/permissions.md, as a server's configuration."""
-    page = (DOCS / "reference" / "permissions.md").read_text()
-    block: str = re.findall(r"```\n(authorization .*?)```", page, re.DOTALL)[0]
+    """The users in one account of the reference of roles, as a server's configuration."""
+    block = one_account()
     return block.replace("$BOX_PASSWORD", "p").replace("$GATEWAY_PASSWORD", "p")
 
 
@@ -45,7 +49,8 @@ def users_without(rights: Rights) -> tuple[str, dict[str, str]]:
             name = f"u{len(users)}"
             missing[name] = f"{act} {allow}"
             quoted = {
-                kind: ", ".join(f'"{subject}"' for subject in dict.fromkeys(subjects))
+                # An empty list would allow everything.
+                kind: ", ".join(f'"{subject}"' for subject in dict.fromkeys(["none", *subjects]))
                 for kind, subjects in granted.items()
             }
             users.append(
@@ -55,46 +60,71 @@ def users_without(rights: Rights) -> tuple[str, dict[str, str]]:
     return "authorization { users: [\n" + "\n".join(users) + "\n] }", missing
 
 
-async def test_each_right_that_is_missing_is_named_and_nothing_else(tmp_path: Path) -> None:
-    settings = NatsConfig()
-    for number, rights in enumerate(
-        (permissions.of_box(settings, "box-a"), permissions.of_gateway(settings))
-    ):
-        text, missing = users_without(rights)
-        assert len(missing) > 5
-        directory = tmp_path / str(number)
-        directory.mkdir()
-        async with configured(directory, text) as server:
-            for user, what in missing.items():
-                async with connect(server.url, user=user, password="p") as connection:
-                    assert await permissions.lacking(connection, rights) == [what]
+@pytest.mark.parametrize("role", Role)
+async def test_each_right_that_is_missing_is_named_and_nothing_else(
+    tmp_path: Path, role: Role
+) -> None:
+    rights = permissions.needed(NatsConfig(), role, "box-a")
+    text, missing = users_without(rights)
+    assert len(missing) > 4
+    async with configured(tmp_path, text) as server:
+        for user, what in missing.items():
+            async with connect(server.url, user=user, password="p") as connection:
+                assert await permissions.lacking(connection, rights) == [what]
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_each_right_beyond_the_role_is_named_and_nothing_else(
+    tmp_path: Path, role: Role
+) -> None:
+    beyond = permissions.surplus(NatsConfig(), role, "box-a")
+    users = [("publish", right) for right in beyond.publish]
+    users += [("subscribe", right) for right in beyond.subscribe]
+    lines = []
+    for number, (act, right) in enumerate(users):
+        other = "subscribe" if act == "publish" else "publish"
+        rights = f'{act}: ["{right.subject}", "_INBOX.>"], {other}: ["_INBOX.>"]'
+        lines.append(f"{{ user: u{number}, password: p, permissions: {{ {rights} }} }}")
+    text = "authorization { users: [\n" + "\n".join(lines) + "\n] }"
+    inboxes = {"publish _INBOX.>", "subscribe _INBOX.>"}
+    async with configured(tmp_path, text) as server:
+        for number, (act, right) in enumerate(users):
+            async with connect(server.url, user=f"u{number}", password="p") as connection:
+                named = await permissions.excess(connection, beyond)
+                assert set(named) - inboxes == {f"{act} {right.allow}"} - inboxes
+
+
+async def test_the_checks_of_a_user_who_may_do_everything_change_nothing(
+    server: EmbeddedServer,
+) -> None:
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+        await ensure_dead_stream(connection)
+        js = jetstream(connection)
+        await js.add_consumer("BOX_EVENTS", ConsumerConfig(durable_name="mailer"))
+        names = [*streams(connection.subjects), "BOX_DEAD"]
+        before = {name: (await js.stream_info(name)).state for name in names}
+        for role in Role:
+            for rights in (
+                permissions.needed(connection.settings, role, "mailer"),
+                permissions.surplus(connection.settings, role, "mailer"),
+            ):
+                assert await permissions.lacking(connection, rights) == []
+        assert {name: (await js.stream_info(name)).state for name in names} == before
+        assert (await js.consumer_info("BOX_EVENTS", "mailer")).num_waiting == 0
 
 
 async def test_a_denial_in_a_domain_names_what_the_server_checks(tmp_path: Path) -> None:
-    denied = '{ publish: { deny: "$JS.API.STREAM.CREATE.*" } }'
+    denied = '{ publish: { deny: "$JS.API.STREAM.CREATE.BOX_EVENTS" } }'
     user = f"{{ user: u, password: p, permissions: {denied} }}"
     text = f"jetstream {{ domain: hub }}\nauthorization {{ users: [{user}] }}"
     async with (
         configured(tmp_path, text) as server,
         connect(server.url, user="u", password="p", domain="hub") as connection,
     ):
-        rights = permissions.of_box(connection.settings, "box-a")
-        missing = ["publish $JS.API.STREAM.CREATE.*"]
+        rights = permissions.needed(connection.settings, Role.BOX, "box-a")
+        missing = ["publish $JS.API.STREAM.CREATE.BOX_EVENTS"]
         assert await permissions.lacking(connection, rights) == missing
-
-
-async def test_what_the_docs_grant_is_enough_and_no_more_than_is_tried(tmp_path: Path) -> None:
-    settings = NatsConfig()
-    for rights, user in (
-        (permissions.of_box(settings, "box-a"), "box"),
-        (permissions.of_gateway(settings), "gateway"),
-    ):
-        [granted] = re.findall(
-            rf"user: {user},.*?permissions: {{(.*?)}} }}", documented(), re.DOTALL
-        )
-        publish, subscribe = granted.split("subscribe:")
-        assert set(re.findall(r'"(.+?)"', publish)) == {right.allow for right in rights.publish}
-        assert set(re.findall(r'"(.+?)"', subscribe)) == {right.allow for right in rights.subscribe}
 
 
 async def test_a_fleet_works_with_the_documented_permissions_alone(

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from nats.js.api import AccountInfo, StreamInfo
 
+from bridge.auth.roles import ANY, API, NAMED, Role, grants
 from bridge.bus.core.connection import Connection
 from bridge.bus.diagnostics import permissions
 from bridge.bus.jetstream import api, topology
@@ -30,6 +31,10 @@ _TRIPS: Final = 3  # round trips, of which the fastest counts: the others measur
 _SKEW: Final = 1.0  # seconds
 _MAX_SKEW: Final = 5.0  # seconds; a request expires 10 s after its creation by default
 
+_TAKE_AWAY: Final = (
+    "remove these from the permissions of this NATS user; `box-bridge auth init` makes users that "
+    "have no more than they need"
+)
 _GRANT: Final = "grant that to this NATS user: docs/reference/permissions.md lists what is needed"
 
 
@@ -76,26 +81,49 @@ async def jetstream(connection: Connection) -> Finding:
     return ok(used if limits else f"{used}, no limits")
 
 
-async def rights(connection: Connection, host: str) -> Finding:
-    """Whether the user has the permissions of the Box `host`; without a host, of a gateway."""
+async def rights(connection: Connection, role: Role, name: str) -> Finding:
+    """Whether the user has the permissions of the user `name` of `role`, and no others."""
     settings = connection.settings
-    wanted = permissions.of_box(settings, host) if host else permissions.of_gateway(settings)
+    wanted = permissions.needed(settings, role, name)
     missing = await permissions.lacking(connection, wanted)
-    role = f"Box {host}" if host else "a gateway"
+    who = _title(role, name)
     if missing:
-        return fail(f"as {role} this user may not {', '.join(missing)}", _GRANT)
+        return fail(f"as {who} this user may not {', '.join(missing)}", _GRANT)
     tried = len(wanted.publish) + len(wanted.subscribe)
-    return ok(f"all that {role} needs is allowed ({tried} subjects tried)")
+    says = f"all that {who} needs is allowed ({tried} subjects tried)"
+    beyond = permissions.surplus(settings, role, name)
+    surplus = await permissions.excess(connection, beyond)
+    if len(surplus) == len(beyond.publish) + len(beyond.subscribe):
+        return ok(f"{says}; this user may do everything")
+    if surplus:
+        return warn(f"{says}, and beyond that this user may {', '.join(surplus)}", _TAKE_AWAY)
+    return ok(f"{says}, and no more")
 
 
-async def streams(connection: Connection, timing: Timing | None) -> Finding:
-    """Whether the existing streams and buckets have the settings that a fleet needs."""
+def _title(role: Role, name: str) -> str:
+    """A user of `role` in words: ``Box box-a``, ``a gateway``, ``durable mailer``."""
+    if role is Role.BOX:
+        return f"Box {name}"
+    if role in NAMED:
+        return f"{role} {name}"
+    return f"an {role}" if str(role).startswith("o") else f"a {role}"
+
+
+async def streams(connection: Connection, timing: Timing | None, role: Role = Role.BOX) -> Finding:
+    """Whether the existing streams and buckets have the settings that a fleet needs: those that
+    `role` may inspect.
+    """
     replicas = connection.settings.replicas
-    wanted = topology.streams(
-        connection.subjects,
-        replicas=replicas,
-        lifetimes=None if timing is None else topology.Lifetimes.of(timing),
-    )
+    inspected = grants(role, ANY, connection.subjects, inbox="").publish
+    wanted = [
+        config
+        for config in topology.streams(
+            connection.subjects,
+            replicas=replicas,
+            lifetimes=None if timing is None else topology.Lifetimes.of(timing),
+        )
+        if f"{API}STREAM.INFO.{config.name}" in inspected
+    ]
     there: list[StreamInfo] = []
     broken, missing = [], []
     for config in wanted:

@@ -1,12 +1,12 @@
-"""The permissions that a NATS user needs, and which of them it has.
+"""The permissions that a NATS user has, beside those that its role needs.
 
-A server reports a denial only by an `-ERR` on the connection. Therefore each subject is tried, with
-messages that change nothing:
+A server reports a denial only by an `-ERR` on the connection. Therefore each subject of
+`bridge.auth.roles` is tried, with messages that change nothing:
 
 - a message for a stream names another stream in a header, so that the stream refuses it;
 - a request to JetStream is not JSON;
 - a request to a Box has expired;
-- a message about an instance names the service `box-doctor`, which does not exist.
+- names of others are `box-doctor`, which does not exist.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from typing import Final
 
 from msgspec import Struct, field
 
+from bridge.auth.roles import API, Role, allowed, everything, grants, requests
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream.api import api_subject
 from bridge.errors import BusError, NotPermitted
-from bridge.protocol import InstancesRequest, ScaleRequest, encode
+from bridge.protocol import ScaleRequest, encode
 from bridge.settings import NatsConfig
-from bridge.subjects import EXPIRES_AT, INBOXES, Subjects
+from bridge.subjects import EXPIRES_AT, Subjects
 from bridge.tasks import task_scope
 
-NOBODY: Final = "box-doctor"  # a service, instance and stream that do not exist
+NOBODY: Final = "box-doctor"  # a service, instance, stream and consumer that do not exist
 
 _PATIENCE: Final = 4.0  # seconds
 _SETTLE: Final = 0.05  # seconds for the tasks to process the server's errors
-_NOT_JSON: Final = b"box-bridge doctor"
+_NOT_JSON: Final = b"{box-bridge doctor"  # text without the brace would be a pull of one message
 _ELSEWHERE: Final = {"Nats-Expected-Stream": NOBODY}
 _EXPIRED: Final = {EXPIRES_AT: "1970-01-01T00:00:01Z"}
 
@@ -45,59 +46,44 @@ class Right(Struct, frozen=True, kw_only=True):
 
 
 class Rights(Struct, frozen=True, kw_only=True):
-    """The permissions that a Box, or a gateway, needs to publish and to subscribe."""
+    """Permissions to publish and to subscribe."""
 
     publish: list[Right]
     subscribe: list[Right]
 
 
-def of_box(settings: NatsConfig, host: str) -> Rights:
-    """The permissions that the Box `host` needs."""
+def needed(settings: NatsConfig, role: Role, name: str) -> Rights:
+    """The permissions that the user `name` of `role` needs."""
     subjects = settings.subjects
-    buckets = _buckets(subjects)
-    publish = [
-        *(_inbox(inbox) for inbox in (*INBOXES, *settings.reply_prefixes)),
-        _stored(subjects.all_events),
-        *map(_stored, subjects.all_registrations),
-        Right(allow=subjects.all_stats, subject=subjects.stats(host)),
-        *(_stored(f"$KV.{bucket}.>", f"$KV.{bucket}.{NOBODY}") for bucket in buckets),
-        *_api(subjects, ["STREAM.INFO.*", "STREAM.CREATE.*", "CONSUMER.CREATE.>"]),
-        Right(
-            allow="$JS.API.STREAM.MSG.GET.*",
-            subject=f"$JS.API.STREAM.MSG.GET.KV_{subjects.hosts_bucket}",
-        ),
-        Right(allow="$JS.API.INFO", subject="$JS.API.INFO", data=b""),
-        _flow_control(subjects),
-    ]
-    subscribe = [
-        _own_inbox(settings),
-        *map(_heard, _questions(subjects)),
-        *map(_heard, (subjects.all_stats, subjects.all_health)),
-        *(_heard(f"$SRV.*{rest}") for rest in ("", f".{subjects.prefix}")),
-        Right(allow=f"$SRV.*.{subjects.prefix}.*", subject=f"$SRV.*.{subjects.prefix}.{host}"),
-    ]
-    return Rights(publish=publish, subscribe=subscribe)
+    granted = grants(role, name, subjects, inbox=settings.inbox_prefix)
+    publish = [*granted.publish]
+    if role is Role.BOX:
+        publish += [f"{prefix.rstrip('.')}.>" for prefix in settings.reply_prefixes]
+    return Rights(
+        publish=[_attempt(subjects, allow) for allow in publish],
+        subscribe=[Right(allow=allow, subject=allow) for allow in granted.subscribe],
+    )
 
 
-def of_gateway(settings: NatsConfig) -> Rights:
-    """The permissions that a gateway needs: to scale, to watch, and to route."""
+def surplus(settings: NatsConfig, role: Role, name: str) -> Rights:
+    """The permissions of other roles, and of no role, which this user should not have."""
     subjects = settings.subjects
-    scale = encode(ScaleRequest(service=NOBODY, replicas=0))
-    publish = [
-        Right(allow=subjects.scale, subject=subjects.scale, data=scale, headers=_EXPIRED),
-        Right(
-            allow=subjects.instances,
-            subject=subjects.instances,
-            data=encode(InstancesRequest(service=NOBODY)),
-        ),
-        *_api(subjects, ["STREAM.INFO.*", "CONSUMER.CREATE.>"]),
-        _flow_control(subjects),
-    ]
-    subscribe = [
-        _own_inbox(settings),
-        *map(_heard, (subjects.all_events, subjects.all_stats, subjects.all_health)),
-    ]
-    return Rights(publish=publish, subscribe=subscribe)
+    own = needed(settings, role, name)
+    every = everything(subjects)
+    publish = [right.allow for right in own.publish]
+    subscribe = [right.allow for right in own.subscribe]
+    return Rights(
+        publish=[
+            right
+            for right in (_attempt(subjects, allow) for allow in every.publish)
+            if not allowed(publish, right.subject)
+        ],
+        subscribe=[
+            Right(allow=allow, subject=subject)
+            for allow in every.subscribe
+            if not allowed(subscribe, subject := _concrete(allow))
+        ],
+    )
 
 
 async def lacking(connection: Connection, rights: Rights) -> list[str]:
@@ -105,6 +91,24 @@ async def lacking(connection: Connection, rights: Rights) -> list[str]:
 
     Raises CutOff and NoReply if the server does not answer.
     """
+    denied = await _denials(connection, rights)
+    return _lines(
+        [right for right in rights.publish if right in denied.publish],
+        [right for right in rights.subscribe if right in denied.subscribe],
+    )
+
+
+async def excess(connection: Connection, rights: Rights) -> list[str]:
+    """The permissions of `rights` that this connection's user has. Raises as `lacking` does."""
+    denied = await _denials(connection, rights)
+    return _lines(
+        [right for right in rights.publish if right not in denied.publish],
+        [right for right in rights.subscribe if right not in denied.subscribe],
+    )
+
+
+async def _denials(connection: Connection, rights: Rights) -> Rights:
+    """Those of `rights` that the server denies."""
     listeners = [await connection.listen(right.subject, _ignore) for right in rights.subscribe]
     try:
         async with task_scope() as tasks:
@@ -114,19 +118,19 @@ async def lacking(connection: Connection, rights: Rights) -> list[str]:
             # A denial arrives before the PONG of a later PING, which the second one is.
             await connection.flush(_PATIENCE)
             await connection.flush(_PATIENCE)
-            await asyncio.wait([task for _, task in attempts], timeout=_SETTLE)
-            publish = [right for right, task in attempts if task.done() and task.result()]
-            subscribe = [
-                right
-                for right, listener in zip(rights.subscribe, listeners, strict=True)
-                if listener.denied
-            ]
+            if attempts:
+                await asyncio.wait([task for _, task in attempts], timeout=_SETTLE)
+            return Rights(
+                publish=[right for right, task in attempts if task.done() and task.result()],
+                subscribe=[
+                    right
+                    for right, listener in zip(rights.subscribe, listeners, strict=True)
+                    if listener.denied
+                ],
+            )
     finally:
         for listener in listeners:
             await listener.close()
-    lacks = [("publish", right) for right in publish]
-    lacks += [("subscribe", right) for right in subscribe]
-    return list(dict.fromkeys(f"{act} {right.allow}" for act, right in lacks))
 
 
 async def _denied(connection: Connection, right: Right) -> bool:
@@ -143,67 +147,39 @@ async def _denied(connection: Connection, right: Right) -> bool:
     return False
 
 
+def _lines(publish: Iterable[Right], subscribe: Iterable[Right]) -> list[str]:
+    lines = [f"publish {right.allow}" for right in publish]
+    lines += [f"subscribe {right.allow}" for right in subscribe]
+    return list(dict.fromkeys(lines))
+
+
 def _ignore(message: Message) -> None:
     """Ignore a message: it is for other subscribers."""
 
 
 def _in_domain(connection: Connection, subject: str) -> str:
-    head, api, call = subject.partition("$JS.API.")
+    head, api, call = subject.partition(API)
     return api_subject(connection, call) if api and not head else subject
 
 
-def _heard(subject: str) -> Right:
-    return Right(allow=subject, subject=subject)
+def _attempt(subjects: Subjects, allow: str) -> Right:
+    """The message that tries to publish on `allow`, and that changes nothing."""
+    subject = _concrete(allow)
+    if allow in requests(subjects):
+        data = encode(ScaleRequest(service=NOBODY, replicas=0))
+        return Right(allow=allow, subject=subject, data=data, headers=_EXPIRED)
+    if allow.startswith((f"{API}INFO", f"{API}STREAM.INFO.")):
+        return Right(allow=allow, subject=subject, data=b"")
+    if allowed(_stored(subjects), subject):
+        return Right(allow=allow, subject=subject, headers=_ELSEWHERE)
+    return Right(allow=allow, subject=subject)
 
 
-def _stored(allow: str, subject: str = "") -> Right:
-    return Right(allow=allow, subject=subject or allow.replace("*", NOBODY), headers=_ELSEWHERE)
+def _stored(subjects: Subjects) -> tuple[str, ...]:
+    """The subjects that streams take."""
+    return (subjects.all_events, *subjects.all_registrations, subjects.all_dead, "$KV.>")
 
 
-def _inbox(prefix: str) -> Right:
-    prefix = prefix.rstrip(".")
-    return Right(allow=f"{prefix}.>", subject=f"{prefix}.{NOBODY}")
-
-
-def _own_inbox(settings: NatsConfig) -> Right:
-    return _inbox(settings.inbox_prefix)
-
-
-def _api(subjects: Subjects, calls: Iterable[str]) -> list[Right]:
-    """JetStream calls on each of the fleet's streams."""
-    streams = [subjects.events_stream, subjects.registry_stream]
-    streams += [f"KV_{bucket}" for bucket in _buckets(subjects)]
-    return [
-        Right(
-            allow=f"$JS.API.{call}",
-            subject=f"$JS.API.{call}".replace("*", stream).replace(">", f"{stream}.{NOBODY}"),
-            data=b"" if call.startswith("STREAM.INFO") else _NOT_JSON,
-        )
-        for call in calls
-        for stream in streams
-    ]
-
-
-def _flow_control(subjects: Subjects) -> Right:
-    return Right(allow="$JS.FC.>", subject=f"$JS.FC.{subjects.events_stream}.{NOBODY}")
-
-
-def _buckets(subjects: Subjects) -> tuple[str, ...]:
-    return (
-        subjects.services_bucket,
-        subjects.slots_bucket,
-        subjects.hosts_bucket,
-        subjects.admin_bucket,
-    )
-
-
-def _questions(subjects: Subjects) -> tuple[str, ...]:
-    return (
-        subjects.scale,
-        subjects.instances,
-        subjects.hosts,
-        subjects.services,
-        subjects.admin,
-        subjects.history,
-        subjects.plan,
-    )
+def _concrete(allow: str) -> str:
+    """A subject that `allow` matches, of names that do not exist."""
+    return ".".join(NOBODY if part in ("*", ">") else part for part in allow.split("."))

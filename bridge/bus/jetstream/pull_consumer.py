@@ -163,7 +163,8 @@ class PullConsumer:
             if durable is None:
                 durable = await js.add_consumer(self.stream, self._config(reset))
             elif durable.config.ack_wait != self._ack_wait:
-                wanted = durable.config.evolve(ack_wait=self._ack_wait)
+                # Without its name nats-py sends DURABLE.CREATE, the one call that a durable may.
+                wanted = durable.config.evolve(ack_wait=self._ack_wait, name=None)
                 durable = await js.add_consumer(self.stream, wanted)
         self._created = info.created
         self._floor = _floor(durable)

@@ -1,0 +1,1 @@
+"""Roles, their NATS permissions, and the directory of credentials and server configuration."""
