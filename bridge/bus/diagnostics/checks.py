@@ -94,7 +94,8 @@ async def rights(connection: Connection, role: Role, name: str) -> Finding:
     beyond = permissions.surplus(settings, role, name)
     surplus = await permissions.excess(connection, beyond)
     if len(surplus) == len(beyond.publish) + len(beyond.subscribe):
-        return ok(f"{says}; this user may do everything")
+        how = "docs/how-to/set-up-authentication.md"
+        return ok(f"{says}; this user may do everything: see {how}")
     if surplus:
         return warn(f"{says}, and beyond that this user may {', '.join(surplus)}", _TAKE_AWAY)
     return ok(f"{says}, and no more")
