@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from bridge.errors import ConnectFailed as ConnectFailed
     from bridge.errors import CutOff as CutOff
     from bridge.errors import DurableMismatch as DurableMismatch
+    from bridge.errors import InvalidMessage as InvalidMessage
     from bridge.errors import NameRefused as NameRefused
     from bridge.errors import NoReply as NoReply
     from bridge.errors import NoResponders as NoResponders
@@ -140,6 +141,7 @@ _MODULE_OF: Final = {
     "InstanceRegistration": "bridge.protocol",
     "InstanceState": "bridge.protocol",
     "InstancesResponse": "bridge.protocol",
+    "InvalidMessage": "bridge.errors",
     "Listener": "bridge.bus.core.listener",
     "Message": "bridge.bus.core.message",
     "Metrics": "bridge.observe",

@@ -15,6 +15,7 @@ of ScaleError::
     │   ├── NoResponders          no program subscribes: nothing was done
     │   ├── NotPermitted          NATS refuses this user the subject: nothing was done
     │   ├── TooLarge              a server or stream limit: nothing was stored
+    │   ├── InvalidMessage        a subject or header that no message can have
     │   ├── NoReply               no reply in time: the outcome is unknown
     │   ├── StoreRefused          JetStream refused: nothing was stored
     │   │   └── Conflict          another writer was first
@@ -226,6 +227,18 @@ class TooLarge(BusError):
         super().__init__(
             f"{what or f'a message on {subject}'} is too large: {problem}; raise that, or {less}"
         )
+        self.subject = subject
+        self.problem = problem
+
+
+class InvalidMessage(BusError):
+    """A message has a subject or a header that no message can have. Nothing was sent.
+
+    Fix: correct the program that makes it; a retry cannot help.
+    """
+
+    def __init__(self, subject: str, problem: str) -> None:
+        super().__init__(f"cannot send on {subject!r}: {problem}")
         self.subject = subject
         self.problem = problem
 

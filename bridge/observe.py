@@ -59,6 +59,11 @@ class Metrics:
             "Instance events in the journal that the stream has not stored yet.",
             registry=self.registry,
         )
+        self.rejected = Gauge(
+            "box_bridge_rejected_events",
+            "Instance events that can never be stored, and are kept in the journal for inspection.",
+            registry=self.registry,
+        )
         self.backlog_age = Gauge(
             "box_bridge_backlog_age_seconds",
             "Age of the oldest event that the stream has not stored yet; 0 if there is none.",

@@ -17,6 +17,7 @@ from bridge.errors import ConfigError, NameRefused
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,8}")
 _SEQUENCE: Final = re.compile(r"[0-9]{1,15}")
+_TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _INSTANCE: Final = re.compile(rf"[^.]*\.([^.]*)\.({_NAME.pattern})\.({_NAME.pattern})")
 
 DEFAULT_PREFIX: Final = "box"
@@ -49,6 +50,11 @@ def check_name(kind: str, value: str) -> str:
     if _NAME.fullmatch(value) is None:
         raise NameRefused(kind, value)
     return value
+
+
+def valid_trace(value: str) -> str:
+    """Return `value` if it is a ``traceparent`` of W3C Trace Context, otherwise ""."""
+    return value if _TRACE.fullmatch(value) else ""
 
 
 def is_name(value: str) -> bool:

@@ -112,6 +112,15 @@ def _fleet(resources: Resources) -> FleetComponents:
     term = LeaseTerm(timing.lease, fence)
     readiness = Readiness(_checks(resources, view, resync, term), timing.lease)
     outbox = _outbox(resources, streams)
+    registrations = Registrations(connection, host, timing, streams.restore)
+    alerts = Alerts(
+        resources.journal,
+        outbox,
+        connection.metrics,
+        clock,
+        readiness.trouble,
+        [registrations.problem],
+    )
     return FleetComponents(
         streams=streams,
         view=view,
@@ -119,10 +128,10 @@ def _fleet(resources: Resources) -> FleetComponents:
         restorer=restorer,
         readiness=readiness,
         fence=fence,
-        lease=_lease(resources, view, term, readiness, outbox),
+        lease=_lease(resources, view, term, readiness, alerts),
         decisions=Decisions(view, timing.decide_timeout, clock, readiness.decide_blocker),
         outbox=outbox,
-        registrations=Registrations(connection, host, timing, streams.restore),
+        registrations=registrations,
     )
 
 
@@ -164,11 +173,9 @@ def _outbox(resources: Resources, streams: Streams) -> Outbox:
 
 
 def _lease(
-    resources: Resources, view: FleetView, term: LeaseTerm, readiness: Readiness, outbox: Outbox
+    resources: Resources, view: FleetView, term: LeaseTerm, readiness: Readiness, alerts: Alerts
 ) -> HostLease:
     config, runtime, me = resources.config, resources.runtime, resources.me
-    metrics = resources.connection.metrics
-    alerts = Alerts(resources.journal, outbox, metrics, resources.clock, readiness.trouble)
 
     def current(record: HostRecord) -> HostRecord:
         notices = [notice[:MAX_TEXT] for notice in alerts.all()[:MAX_NOTICES]]

@@ -65,8 +65,7 @@ async def test_waiting_events_are_reported_with_the_time_of_the_oldest(
 
         assert (metric("events"), metric("age_seconds")) == (0.0, 0.0)
         stream = (await jetstream(gateway).stream_info("BOX_EVENTS")).config
-        assert stream.max_msg_size is not None
-        await jetstream(gateway).update_stream(stream, max_msg_size=1)  # it stores nothing now
+        await jetstream(gateway).update_stream(stream, max_bytes=1)  # it stores nothing now
         assert (await ask(gateway, "web", 1)).accepted
         alert = await eventually(lambda: alerts_of(gateway), what="the backlog is reported")
         assert " to be published, the oldest since 20" in alert
@@ -74,7 +73,7 @@ async def test_waiting_events_are_reported_with_the_time_of_the_oldest(
         assert first
         await eventually(lambda: (metric("age_seconds") or 0) > first)
         await eventually(lambda: metric("events") == 2.0)
-        await jetstream(gateway).update_stream(stream, max_msg_size=-1)
+        await jetstream(gateway).update_stream(stream)
         await serving(gateway, "web", 1)
 
         async def no_alert() -> bool:

@@ -9,10 +9,9 @@ from typing import Final
 from bridge.bus.core.message import Message
 from bridge.errors import ProtocolError
 from bridge.protocol import parse_time
-from bridge.subjects import EXPIRES_AT, RECORD_VERSION, TRACEPARENT
+from bridge.subjects import EXPIRES_AT, RECORD_VERSION, TRACEPARENT, valid_trace
 
 _VERSION: Final = re.compile(r"[0-9]{1,18}")
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def expiry(message: Message) -> datetime | None:
@@ -45,8 +44,7 @@ def known_version(message: Message) -> int:
 
 def traceparent(message: Message) -> str:
     """The trace context of the request; empty if it has none, or no valid one."""
-    trace = message.headers.get(TRACEPARENT, "")
-    return trace if _TRACEPARENT.fullmatch(trace) else ""
+    return valid_trace(message.headers.get(TRACEPARENT, ""))
 
 
 def flag(message: Message, header: str, word: str) -> bool:

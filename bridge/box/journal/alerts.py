@@ -6,7 +6,7 @@ its journal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,8 @@ _MAX_DELAY: Final = 5.0  # seconds that an event may wait before an alert mentio
 class Alerts:
     """The alerts of a live Box; also exports the age of its backlog as a metric.
 
-    `trouble` returns why this host cannot make instances, or "".
+    `trouble` returns why this host cannot make instances, each of `checks` another problem, or
+    None.
     """
 
     def __init__(
@@ -33,18 +34,25 @@ class Alerts:
         metrics: Metrics,
         clock: Callable[[], datetime],
         trouble: Callable[[], str | None],
+        checks: Sequence[Callable[[], str | None]] = (),
     ) -> None:
         self._journal = journal
         self._outbox = outbox
         self._trouble = trouble
+        self._checks = checks
         self._clock = clock
         metrics.backlog_age.set_function(self._age)
 
     def all(self) -> list[str]:
         """The current alerts."""
-        alerts = _list_facts({SET_ASIDE: self._journal.set_aside})
+        journal = self._journal
+        alerts = _list_facts({SET_ASIDE: journal.set_aside})
+        alerts += _describe_rejected(journal.rejected, journal.rejected_because)
+        alerts += [problem for check in self._checks if (problem := check())]
         if self._age() > _MAX_DELAY:
-            alerts.append(_describe_backlog(self._journal.backlog, self._outbox.oldest))
+            waiting = _describe_backlog(journal.backlog, self._outbox.oldest)
+            why = self._outbox.problem
+            alerts.append(f"{waiting}: {why}" if why else waiting)
         return [*alerts, trouble] if (trouble := self._trouble()) else alerts
 
     def _age(self) -> float:
@@ -59,6 +67,7 @@ def list_alerts(snapshot: Snapshot, *, alive_at: datetime | None = None) -> list
     For a Box that is alive at `alive_at`, events of the last 5 s are on their way: no alert.
     """
     alerts, oldest = _list_facts(snapshot.facts), snapshot.oldest
+    alerts += _describe_rejected(*snapshot.rejected)
     under_way = alive_at and oldest and (alive_at - oldest).total_seconds() <= _MAX_DELAY
     if snapshot.backlog and not under_way:
         alerts.append(_describe_backlog(snapshot.backlog, oldest))
@@ -72,6 +81,13 @@ def _list_facts(facts: Mapping[str, str]) -> list[str]:
     if (aside := facts.get(SET_ASIDE)) and _may_exist(Path(aside)):
         alerts.append(f"a damaged journal was set aside as {aside}: inspect it, then delete it")
     return alerts
+
+
+def _describe_rejected(count: int, reason: str) -> list[str]:
+    if not count:
+        return []
+    noun = "1 event" if count == 1 else f"{count} events"
+    return [f"{noun} can never be stored, kept in the journal; the last one because: {reason}"]
 
 
 def _may_exist(path: Path) -> bool:

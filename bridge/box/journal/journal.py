@@ -71,6 +71,7 @@ class Journal:
         self.last_before_restart = store.last_pending()
         self.backlog = store.backlog()
         self.undelivered = store.undelivered()
+        self.rejected, self.rejected_because = store.rejected()
         self.new_events = asyncio.Event()
         self.new_events.set()
         self._thread = threading.Thread(target=self._run_writer, name="journal", daemon=True)
@@ -120,6 +121,12 @@ class Journal:
         """Delete these events, which one call of `pending` returned: the stream has stored them."""
         self.backlog -= len(numbers)
         self._accept(("outbox", (numbers[0], numbers[-1]), None), later=True)
+
+    def reject(self, event: PendingEvent, reason: str) -> None:
+        """Keep an event that can never be stored apart from the others, for people to look at."""
+        row = (event.n, event.event.instance_id, event.seq, event.data, event.traceparent, reason)
+        self.rejected, self.rejected_because = self.rejected + 1, reason
+        self._accept(("rejected", (event.n,), row))
 
     def keep_service(self, name: str, record: ServiceRecord) -> None:
         """Write the newest known record of a service; an older version is ignored."""

@@ -42,6 +42,16 @@ _MIGRATIONS: Final = (
     CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     """,
     "CREATE TABLE orders (host TEXT PRIMARY KEY, record BLOB NOT NULL) STRICT;",
+    """
+    CREATE TABLE rejected (
+        n INTEGER PRIMARY KEY,
+        instance TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        event BLOB NOT NULL,
+        traceparent TEXT NOT NULL,
+        reason TEXT NOT NULL
+    ) STRICT;
+    """,
 )
 """Each script brings the schema one version further; ``user_version`` counts them."""
 
@@ -63,7 +73,14 @@ outbox is a first and a last number: many rows may be deleted at once, but one i
 T = TypeVar("T")
 Row = tuple[Any, ...]
 
-_COLUMNS: Final = {"instances": 2, "outbox": 5, "services": 3, "facts": 2, "orders": 2}
+_COLUMNS: Final = {
+    "instances": 2,
+    "outbox": 5,
+    "services": 3,
+    "facts": 2,
+    "orders": 2,
+    "rejected": 6,
+}
 _DELETE: Final = {
     "instances": "DELETE FROM instances WHERE id = ?",
     "outbox": "DELETE FROM outbox WHERE n BETWEEN ? AND ?",
@@ -87,12 +104,16 @@ class _KnownEntry(JournalEntry, frozen=True, kw_only=True):
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
-    """What a journal says of its host: instances, facts, and the backlog of events."""
+    """What a journal says of its host: instances, facts, and the events that are not stored.
+
+    `rejected` is the number of events that can never be stored, and why the last one cannot.
+    """
 
     entries: list[JournalEntry]
     facts: dict[str, str]
     backlog: int
     oldest: datetime | None
+    rejected: tuple[int, str] = (0, "")
 
 
 def read_snapshot(path: Path) -> Snapshot:
@@ -110,6 +131,7 @@ def read_snapshot(path: Path) -> Snapshot:
             facts=store.facts(),
             backlog=store.backlog(),
             oldest=backlog[0].event.timestamp if backlog else None,
+            rejected=store.rejected(),
         )
 
 
@@ -314,6 +336,14 @@ class JournalStore:
     def backlog(self) -> int:
         """How many events wait in the outbox."""
         return self._number("SELECT count(*) FROM outbox")
+
+    def rejected(self) -> tuple[int, str]:
+        """How many events can never be stored, and why the last one cannot."""
+        tables = "SELECT count(*) FROM sqlite_master WHERE name = 'rejected'"
+        if not self._number(tables):  # an older version wrote this file, which is only read
+            return 0, ""
+        last = self._select("SELECT reason FROM rejected ORDER BY n DESC LIMIT 1")
+        return self._number("SELECT count(*) FROM rejected"), last[0][0] if last else ""
 
     def undelivered(self) -> set[str]:
         """The instances with events in the outbox."""

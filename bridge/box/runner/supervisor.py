@@ -42,7 +42,7 @@ from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import BusError, Conflict, ProtocolError
 from bridge.log_limit import LimitedLog, cause_of
 from bridge.protocol import InstanceState
-from bridge.subjects import slot_key
+from bridge.subjects import slot_key, valid_trace
 from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
@@ -348,9 +348,9 @@ class Supervisor(FleetListener):
         )
 
     def _traceparent(self, service: str) -> str:
-        """The trace of the service's last decision, "" if it has none."""
+        """The trace of the service's last decision, "" if it has none, or no valid one."""
         record = self._fleet.state.services.get(service)
-        return record.decision.traceparent if record and record.decision else ""
+        return valid_trace(record.decision.traceparent) if record and record.decision else ""
 
     def _start(self, slot: LocalSlot, before: LocalSlot | None = None) -> None:
         assert self._tasks is not None

@@ -31,13 +31,14 @@ from bridge.bus.core.connect_errors import describe, is_from_server, is_refusal
 from bridge.bus.core.credentials import credentials, logins
 from bridge.bus.core.listener import Listener
 from bridge.bus.core.message import Handler, Message
-from bridge.bus.core.nats_client import FrameTooLarge, GuardedClient
+from bridge.bus.core.nats_client import FrameRefused, FrameTooLarge, GuardedClient
 from bridge.bus.core.pending_request import PendingRequest
 from bridge.errors import (
     BusError,
     ConfigError,
     ConnectFailed,
     CutOff,
+    InvalidMessage,
     NoReply,
     NotPermitted,
     TooLarge,
@@ -189,8 +190,8 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         reply: str = "",
     ) -> None:
-        """Send at most once, without an answer. Raises CutOff, TooLarge, and BusError for a message
-        that cannot be sent (an invalid header, or a server that reads too slowly).
+        """Send at most once, without an answer. Raises CutOff, TooLarge, InvalidMessage, and
+        BusError for a message that cannot be sent now (a server that reads too slowly).
         """
         if not self._up.is_set():
             raise CutOff(self.cut_off_for(), self._end_reason)
@@ -198,6 +199,8 @@ class Connection:
             self._client.publish_now(subject, data, reply, headers)
         except FrameTooLarge as exc:
             raise TooLarge(subject, str(exc)) from exc
+        except (FrameRefused, UnicodeError) as exc:
+            raise InvalidMessage(subject, describe(exc)) from exc
         except _FOREIGN as exc:
             raise BusError(f"cannot send on {subject!r}: {describe(exc)}") from exc
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.core.pending_request import PendingRequest
-from bridge.errors import BusError, Conflict, NoReply, StoreRefused, TooLarge
+from bridge.errors import BusError, Conflict, InvalidMessage, NoReply, StoreRefused, TooLarge
 
 EXPECTED_SUBJECT_SEQ: Final = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_SEQ: Final = "Nats-Expected-Last-Sequence"
@@ -25,6 +25,7 @@ _BATCH_COMMIT: Final = "Nats-Batch-Commit"
 
 _CONFLICTS: Final = (10071, 10164)  # wrong last sequence, plain and for a subject
 _TOO_LARGE: Final = 10054
+_PERMANENT: Final = (10003, 10052, 10165, 10166)  # malformed requests, headers and TTLs
 _LAST_SEQ: Final = re.compile(r"wrong last sequence: (\d+)")
 
 
@@ -73,12 +74,12 @@ async def store(
 
 async def store_each(
     connection: Connection, messages: Iterable[OutgoingMessage], *, timeout: float = 5.0
-) -> None:
+) -> list[tuple[OutgoingMessage, BusError]]:
     """Store a few messages concurrently, each on its own.
 
-    When the outcome of each is known, raises as `store` does for the first one that failed.
+    Returns those that failed, with what `store` raises, when the outcome of each is known.
     """
-    failed: BusError | None = None
+    failures: list[tuple[OutgoingMessage, BusError]] = []
     requests: list[tuple[OutgoingMessage, PendingRequest]] = []
     for message in messages:
         try:
@@ -86,20 +87,29 @@ async def store_each(
                 message.subject, message.data, headers=message.headers, timeout=timeout
             )
         except BusError as exc:
-            failed = exc
-            break
+            failures.append((message, exc))
+            continue
         requests.append((message, request))
     try:
         for message, request in requests:
             try:
                 _decoded(connection, await request.answer(), message.subject, timeout)
             except BusError as exc:
-                failed = failed or exc
+                failures.append((message, exc))
     finally:
         for _, request in requests:
             request.drop()
-    if failed is not None:
-        raise failed
+    return failures
+
+
+def is_permanent(exc: BusError) -> bool:
+    """Whether a message that was refused with `exc` can never be stored as it is.
+
+    Everything else passes: an outage, a full stream, a missing permission.
+    """
+    if isinstance(exc, StoreRefused):
+        return exc.code in _PERMANENT
+    return isinstance(exc, TooLarge | InvalidMessage)
 
 
 class OutgoingMessage(Struct, frozen=True, kw_only=True):

@@ -18,13 +18,23 @@ import stamina
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay
-from bridge.bus.jetstream.publish import OutgoingMessage, store_batch, store_each
+from bridge.bus.jetstream.publish import OutgoingMessage, is_permanent, store_batch, store_each
 from bridge.bus.jetstream.topology import has_atomic_batches
-from bridge.errors import BusError, CutOff, NoResponders, StoreRefused
+from bridge.errors import (
+    BusError,
+    CutOff,
+    InvalidMessage,
+    NoResponders,
+    StoreRefused,
+    TooLarge,
+)
 from bridge.log_limit import LimitedLog, cause_of
 from bridge.subjects import MSG_ID
 
 _log = logging.getLogger(__name__)
+
+OnRefusal = Callable[[OutgoingMessage, BusError], None]
+"""Called with a message that can never be stored, and why; again if the others are retried."""
 
 LIMIT: Final = 1000  # messages in one atomic batch (nats-server)
 
@@ -34,7 +44,8 @@ _TIMEOUT: Final = 5.0  # seconds until an unacknowledged publish is retried
 
 
 class Publisher:
-    """See the module. Publishes into `stream`, which remembers ids for `window` seconds.
+    """See the module. Publishes into `stream`, which remembers ids for `window` seconds. `problem`
+    is why the last attempt failed, "" after a success.
 
     `restore` creates the stream if it is gone: it is awaited when no stream takes a subject any
     more, and before messages are looked up.
@@ -54,9 +65,19 @@ class Publisher:
         self._clock = clock
         self._restore = restore
         self._log = LimitedLog(_log)
+        self.problem = ""
 
-    async def publish(self, messages: Sequence[OutgoingMessage], *, doubtful: bool = False) -> None:
+    async def publish(
+        self,
+        messages: Sequence[OutgoingMessage],
+        *,
+        doubtful: bool = False,
+        on_refusal: OnRefusal | None = None,
+    ) -> None:
         """Return when up to 1,000 messages are stored, however long that takes.
+
+        A message that can never be stored is given to `on_refusal` and delays no other; without
+        that it is retried for ever.
 
         `doubtful` means that they may have been sent before, by a process that was killed. Messages
         with the same key are stored in their order. Only cancellation ends it early; which of them
@@ -66,7 +87,7 @@ class Publisher:
             # The first attempt nearly always succeeds, and the retry loop would add a tenth to the
             # time of a single event.
             with contextlib.suppress(BusError):  # `_try` has logged it
-                await self._try(messages)
+                await self._try(messages, on_refusal)
                 return
             doubtful = True
         async for attempt in stamina.retry_context(
@@ -77,22 +98,13 @@ class Publisher:
                 if doubtful:
                     messages = await self._unstored(messages)
                 doubtful = True  # from here on the outcome may be unknown
-                await self._try(messages)
+                await self._try(messages, on_refusal)
 
-    async def _try(self, messages: Sequence[OutgoingMessage]) -> None:
+    async def _try(self, messages: Sequence[OutgoingMessage], on_refusal: OnRefusal | None) -> None:
         """Store `messages`. After an unknown outcome the same ones must be retried."""
         try:
-            if len(messages) < _BATCH_FROM or not has_atomic_batches(self._connection):
-                await self._one_by_one(messages)
-                return
-            try:
-                await store_batch(self._connection, messages, timeout=_TIMEOUT)
-            except StoreRefused as exc:
-                # Some were stored before (10201), or the server has no batch left: sent one by one,
-                # each message gets its own answer.
-                _log.debug("batch of %d refused: %s", len(messages), exc)
-                self._connection.metrics.count("batch_refused")
-                await self._one_by_one(messages)
+            await self._store(messages, on_refusal)
+            self.problem = ""
         except NoResponders:
             await self._restore()
             raise
@@ -101,16 +113,41 @@ class Publisher:
         except BusError as exc:
             self._connection.metrics.count("publish_retry")
             self._log.report(cause_of(exc), "storing in %s failed, retrying: %s", self._stream, exc)
+            self.problem = str(exc)
             raise
 
-    async def _one_by_one(self, messages: Iterable[OutgoingMessage]) -> None:
+    async def _store(
+        self, messages: Sequence[OutgoingMessage], on_refusal: OnRefusal | None
+    ) -> None:
+        if len(messages) < _BATCH_FROM or not has_atomic_batches(self._connection):
+            await self._one_by_one(messages, on_refusal)
+            return
+        try:
+            await store_batch(self._connection, messages, timeout=_TIMEOUT)
+        except (StoreRefused, TooLarge, InvalidMessage) as exc:
+            # Some were stored before (10201), one can never be stored, or the server has no batch
+            # left: sent one by one, each message gets its own answer.
+            _log.debug("batch of %d refused: %s", len(messages), exc)
+            self._connection.metrics.count("batch_refused")
+            await self._one_by_one(messages, on_refusal)
+
+    async def _one_by_one(
+        self, messages: Iterable[OutgoingMessage], on_refusal: OnRefusal | None
+    ) -> None:
         """Store the first message of each key concurrently, then the second of each, and so on: no
-        message overtakes an earlier one of its key that failed.
+        message overtakes an earlier one of its key that failed, unless that can never be stored.
         """
         for turn in _in_turns(messages):
             for first in range(0, len(turn), _IN_FLIGHT):
                 part = turn[first : first + _IN_FLIGHT]
-                await store_each(self._connection, part, timeout=_TIMEOUT)
+                passing: list[BusError] = []
+                for message, exc in await store_each(self._connection, part, timeout=_TIMEOUT):
+                    if on_refusal is not None and is_permanent(exc):
+                        on_refusal(message, exc)
+                    else:
+                        passing.append(exc)
+                if passing:
+                    raise passing[0]
 
     async def _unstored(self, messages: Sequence[OutgoingMessage]) -> Sequence[OutgoingMessage]:
         """`messages` without those that the stream holds and whose id it may have forgotten.

@@ -6,19 +6,17 @@ headers, by the HTTP Protocol Binding for CloudEvents 1.0.2 (3.1, Binary Content
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import quote
 
 from bridge.protocol import InstanceEvent, format_time
-from bridge.subjects import TRACEPARENT
+from bridge.subjects import TRACEPARENT, valid_trace
 
 TYPE: Final = "dev.box-bridge.instance"
 """The start of ``ce-type``; the new state of the instance follows, or ``note``."""
 
 _PLAIN: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def event_id(event: InstanceEvent, box_seq: int, seq: int) -> str:
@@ -52,7 +50,7 @@ def ce_headers(
         "time": format_time(event.timestamp),
     }
     headers = {"Content-Type": "application/json"}
-    if _TRACEPARENT.fullmatch(traceparent):
+    if valid_trace(traceparent):
         attributes[TRACEPARENT] = headers[TRACEPARENT] = traceparent
     return headers | {f"ce-{name}": header_value(value) for name, value in attributes.items()}
 
