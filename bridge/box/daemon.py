@@ -232,7 +232,7 @@ class _Lifecycle:
         await self._insist(fleet.lease.take)
         for name, work in self._work().items():
             tasks.create_task(run_always(work, name), name=name)
-        await self._components.responder.listening()
+        await self._insist(self._components.responder.listening)
 
     def _work(self) -> dict[str, Coroutine[Any, Any, None]]:
         resources, fleet, runner = self._resources, self._fleet, self._runner

@@ -21,6 +21,7 @@ from bridge.auth.roles import Role
 from bridge.box import diagnostics as host_checks
 from bridge.bus.core.connection import Connection
 from bridge.bus.diagnostics import checks as bus_checks
+from bridge.bus.diagnostics.limits import limits
 from bridge.config import find_file, load, load_nats
 from bridge.diagnostics import Finding, Status, fail, skip
 from bridge.errors import BridgeError, ConfigError, ConnectFailed, CutOff, NoReply, without_secret
@@ -139,6 +140,8 @@ def _connect_cure(reason: str) -> str:
         )
     if "certificate" in reason or "TLS" in reason or "ssl" in reason.lower():
         return "check [nats] ca, cert and key, and whether the URL is tls:// where it must be"
+    if "maximum connections" in reason or "active connections" in reason:
+        return "raise max_connections of the server, or in the limits of the account"
     return "start it (`box-bridge up` runs one), or correct [nats] url, NATS_URL or --server"
 
 
@@ -147,13 +150,14 @@ def _bus_checks(
 ) -> dict[str, Check]:
     """The checks that need a connection."""
     if connection is None:
-        names = ("jetstream", "permissions", "topology", "clock")
+        names = ("jetstream", "permissions", "topology", "limits", "clock")
         return dict.fromkeys(names, _skip_unconnected)
     timing = config.timing if config else None
     checks: dict[str, Check] = {
-        "jetstream": lambda: bus_checks.jetstream(connection),
+        "jetstream": lambda: bus_checks.jetstream(connection, role),
         "permissions": lambda: bus_checks.rights(connection, role, name),
         "topology": lambda: bus_checks.streams(connection, timing, role),
+        "limits": lambda: limits(connection, role, name),
         "clock": lambda: bus_checks.clock(connection, clock),
     }
     if role is Role.INSTANCE:  # it may call nothing of JetStream's API

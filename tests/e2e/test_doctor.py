@@ -18,7 +18,7 @@ async def test_doctor_exits_with_0_when_no_check_fails(
     assert result.code == 0, result.out + result.err
     lines = result.out.splitlines()
     assert [line.split()[1] for line in lines] == [
-        *("nats", "jetstream", "permissions", "topology", "clock")
+        *("nats", "jetstream", "permissions", "topology", "limits", "clock")
     ]
     assert lines[0].startswith("ok   nats")
     assert result.err == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from datetime import timedelta
@@ -15,11 +16,13 @@ from bridge.bus.diagnostics import checks as bus_checkup
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.api import jetstream
+from bridge.bus.jetstream.publish import store
 from bridge.cli import examination
 from bridge.cli.commands.doctor import doctor
 from bridge.cli.examination import Report, ReportLine, examine
 from bridge.cli.exit_codes import FAILED
 from bridge.diagnostics import Finding, Status
+from bridge.errors import StoreRefused
 from bridge.protocol import now
 from tests.boxes import serving
 from tests.integration.test_connection import configured
@@ -27,7 +30,7 @@ from tests.integration.test_topology import without_jetstream
 from tests.support import ask, box_config, connect, eventually
 
 OK, WARN, FAIL, SKIP = Status.OK, Status.WARN, Status.FAIL, Status.SKIP
-OF_BUS = ("nats", "jetstream", "permissions", "topology", "clock")
+OF_BUS = ("nats", "jetstream", "permissions", "topology", "limits", "clock")
 OF_HOST = ("disk", "journal", "runtime", "ports")
 
 
@@ -277,3 +280,69 @@ async def test_a_server_that_freezes_is_reported_within_the_deadline(
         server.resume()
     assert statuses(report, "nats", "jetstream", "topology") == [OK, FAIL, FAIL]
     assert statuses(report, "journal", "runtime") == [OK, OK]
+
+
+# ── limits ───────────────────────────────────────────────────────────────────────────────
+
+_JETSTREAM = "jetstream { sync_interval: always }\n"
+
+
+@pytest.mark.parametrize(
+    ("setting", "status", "says", "cure"),
+    [
+        ("max_payload: 32768", FAIL, "max_payload of the server is 32768", "set max_payload"),
+        ("max_payload: 262144", WARN, "max_payload of the server is 262144", "set max_payload"),
+        (
+            "max_subscriptions: 20",
+            FAIL,
+            "maximum subscriptions",
+            "raise max_subscriptions",
+        ),
+    ],
+)
+async def test_a_limit_of_the_server_is_reported_with_the_setting_that_raises_it(
+    tmp_path: Path, setting: str, status: Status, says: str, cure: str
+) -> None:
+    async with configured(tmp_path, _JETSTREAM + setting) as server:
+        finding = found(await examine(box_file(tmp_path, server.url), {}), "limits")
+        assert finding.status is status, finding
+        assert says in finding.says
+        assert cure in finding.cure
+
+
+async def test_a_stream_that_is_nearly_full_is_reported(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with connect(server.url) as connection:
+        await topology.ensure(connection)
+        config = (await jetstream(connection).stream_info("BOX_EVENTS")).config
+        await jetstream(connection).update_stream(config.evolve(max_bytes=4096))
+        for _ in range(8):
+            with contextlib.suppress(StoreRefused):
+                await store(connection, "box.events.web", b"x" * 500)
+        finding = found(await examine(None, {"url": server.url}), "limits")
+        assert finding.status is WARN
+        assert re.match(r"BOX_EVENTS holds \d+ of 4096 bytes", finding.says)
+        assert "nats stream edit" in finding.cure
+
+
+async def test_an_account_with_too_few_streams_is_reported_before_a_box_needs_them(
+    tmp_path: Path,
+) -> None:
+    text = "accounts { A: { jetstream: { max_streams: 4 }, users: [{ user: u, password: p }] } }"
+    async with (
+        configured(tmp_path, _JETSTREAM + text) as server,
+        connect(server.url, user="u", password="p") as connection,
+    ):
+        finding = await bus_checkup.jetstream(connection)
+        assert (finding.status, "may have 4 streams more" in finding.says) == (FAIL, True), finding
+        assert "max_streams" in finding.cure
+
+
+async def test_no_more_connections_is_reported_with_the_setting(tmp_path: Path) -> None:
+    account = "users: [{ user: u, password: p }], limits: { max_connections: 1 }"
+    async with configured(tmp_path, f"accounts {{ A: {{ {account} }} }}") as server:
+        async with connect(server.url, user="u", password="p"):
+            nats = found(await examine(None, {"url": server.url.replace("//", "//u:p@")}), "nats")
+        assert nats.status is FAIL
+        assert "max_connections" in nats.cure, nats

@@ -17,6 +17,7 @@ from nats.js.api import AccountInfo, StreamInfo
 from bridge.auth.roles import ANY, API, NAMED, Role, grants
 from bridge.bus.core.connection import Connection
 from bridge.bus.diagnostics import permissions
+from bridge.bus.diagnostics.limits import BOX_CONSUMERS, FULL, GATEWAY_CONSUMERS
 from bridge.bus.jetstream import api, topology
 from bridge.bus.jetstream.server_time import server_time
 from bridge.diagnostics import Finding, fail, ok, skip, warn
@@ -25,7 +26,6 @@ from bridge.settings import Timing
 
 _OLDEST: Final = (2, 11)  # per-message TTLs
 _BATCHES: Final = (2, 12)  # atomic batches: more than ten times the events a second
-_FULL: Final = 0.8  # of the account's limits
 _FAR: Final = 0.1  # seconds of a round trip; each claim and decision waits for it
 _TRIPS: Final = 3  # round trips, of which the fastest counts: the others measure this machine
 _SKEW: Final = 1.0  # seconds
@@ -35,6 +35,16 @@ _TAKE_AWAY: Final = (
     "remove these from the permissions of this NATS user; `box-bridge auth init` makes users that "
     "have no more than they need"
 )
+_SETTING: Final = {
+    "file storage": "max_file of the account, or of the server's jetstream block",
+    "memory storage": "max_mem of the account, or of the server's jetstream block",
+    "streams": "max_streams of the account",
+    "consumers": (
+        f"max_consumers of the account: a Box has {BOX_CONSUMERS} and a gateway {GATEWAY_CONSUMERS}"
+    ),
+}
+"""The settings that raise each limit of an account."""
+
 _GRANT: Final = "grant that to this NATS user: docs/reference/permissions.md lists what is needed"
 
 
@@ -63,22 +73,26 @@ async def _round_trip(connection: Connection) -> float:
     return time.monotonic() - started
 
 
-async def jetstream(connection: Connection) -> Finding:
+async def jetstream(connection: Connection, role: Role = Role.BOX) -> Finding:
     """Whether JetStream is available, and how much of its limits the account has left."""
     await topology.api_level(connection)  # raises StoreUnsuitable
     info = await _account(connection)
-    limits = _limits(info)
-    if none := [name for name, _, most in limits if most == 0]:
+    found = _limits(info)
+    if none := [name for name, _, most in found if most == 0]:
         return fail(
             f"this account may use no {', no '.join(none)}",
             "raise its JetStream limits: events and records are kept in files, registrations in "
             "memory",
         )
+    if role is Role.BOX and (lacking := await _lacking_streams(connection, found)):
+        return fail(lacking, f"raise {_SETTING['streams']}")
     used = f"{info.streams} streams, {_mib(info.storage)} on disk, {_mib(info.memory)} in memory"
-    near = [f"{name} {has} of {most}" for name, has, most in limits if has >= most * _FULL]
+    near = [(name, f"{name} {has} of {most}") for name, has, most in found if has >= most * FULL]
     if near:
-        return warn(f"{used}; near a limit: {', '.join(near)}", "raise the account's limits")
-    return ok(used if limits else f"{used}, no limits")
+        listed = ", ".join(line for _, line in near)
+        cures = ", ".join(dict.fromkeys(_SETTING[name] for name, _ in near))
+        return warn(f"{used}; near a limit: {listed}", f"raise {cures}, or store less")
+    return ok(used if found else f"{used}, no limits")
 
 
 async def rights(connection: Connection, role: Role, name: str) -> Finding:
@@ -176,6 +190,18 @@ async def clock(connection: Connection, now: Callable[[], datetime]) -> Finding:
 async def _account(connection: Connection) -> AccountInfo:
     with api.jetstream_errors("JetStream"):
         return await api.jetstream(connection).account_info()
+
+
+async def _lacking_streams(connection: Connection, found: list[tuple[str, int, int]]) -> str:
+    """How many streams more the account must allow, as a sentence; empty if it allows enough."""
+    most = min((most - has for name, has, most in found if name == "streams"), default=None)
+    if most is None:
+        return ""
+    names = [str(config.name) for config in topology.streams(connection.subjects)]
+    missing = [name for name in names if await topology.stream_info(connection, name) is None]
+    if len(missing) <= most:
+        return ""
+    return f"this account may have {most} streams more, and {', '.join(missing)} are missing"
 
 
 def _limits(info: AccountInfo) -> list[tuple[str, int, int]]:
