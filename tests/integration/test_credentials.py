@@ -165,6 +165,17 @@ async def test_a_limit_of_subscriptions_is_named_with_its_cure(tmp_path: Path) -
             connection.publish("box.x")
 
 
+async def test_a_limit_of_connections_is_named_with_its_cure(tmp_path: Path) -> None:
+    async with (
+        configured(tmp_path, "max_connections: 1") as server,
+        connect(server.url) as connection,
+    ):
+        with pytest.raises(ConnectFailed, match=r"maximum connections exceeded: raise max_conn"):
+            async with connect(server.url):
+                raise AssertionError("there may be one connection")
+        await connection.flush()
+
+
 async def test_a_box_that_may_not_subscribe_enough_says_so(tmp_path: Path) -> None:
     async with configured(tmp_path, "max_subscriptions: 10") as server:
         box = Box(box_config(tmp_path, server.url))

@@ -46,6 +46,7 @@ _log = logging.getLogger(__name__)
 _MAX_CONTROL: Final = 3900  # bytes of a PUB line; the server's max_control_line is 4096
 _MAX_PENDING: Final = 16 * 1024 * 1024  # queued bytes that a slow server has not read
 
+_ERROR: Final = b"-ERR"
 _GOODBYE: Final = 1.0  # seconds that a WebSocket may take to close
 
 Count = Callable[[str], None]
@@ -287,7 +288,18 @@ class GuardedClient(Client):
     async def _process_connect_init(self) -> None:
         """Bounded as a whole: a server that accepts and is silent leaves time for others."""
         async with asyncio.timeout(self._server_timeout):
-            await super()._process_connect_init()
+            try:
+                await super()._process_connect_init()
+            except ConnectionError as exc:
+                raise self._parting_error() or exc from exc
+
+    def _parting_error(self) -> nats.errors.Error | None:
+        """What the server said before it hung up on us, where nats-py has not read it."""
+        reader = getattr(self._transport, "_io_reader", None)
+        unread = bytes(getattr(reader, "_buffer", b""))  # its methods raise once the peer is gone
+        _, found, rest = unread.partition(_ERROR)
+        said = rest.partition(b"\r\n")[0].decode(errors="replace").strip(" '")
+        return nats.errors.Error(f"nats: {said}") if found else None
 
     def _connect_command(self) -> bytes:
         """With the credentials of this server's URL; a server that was discovered gets those of the
