@@ -214,8 +214,9 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     metrics: str = ""
     """`host:port` at which the Box serves `/metrics` for Prometheus. Off by default."""
     on_exit: str = ""
-    """What the Box does with the instances when it stops: `leave` them running, or `drain` them.
-    The default is `leave` for `box-bridge box` and `drain` for `box-bridge up`.
+    """What the Box does with the instances when it is stopped: `leave` them running, or `drain`
+    them. A Box that ends because of an error leaves them running. The default is `leave` for
+    `box-bridge box` and `drain` for `box-bridge up`.
     """
 
     def __post_init__(self) -> None:

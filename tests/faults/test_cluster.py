@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec import Struct
 
+from bridge.box.daemon import Box
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream.publish import store
 from bridge.errors import BusError
@@ -21,7 +22,7 @@ from tests.faults.cluster import Cluster
 from tests.faults.decisions import Decisions, decided
 from tests.faults.history import History
 from tests.faults.hosts import fleet, running
-from tests.support import connect, eventually, service_table
+from tests.support import box_config, connect, eventually, service_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -139,6 +140,25 @@ async def test_a_killed_leader_loses_no_acknowledged_write(tmp_path: Path, strea
         assert {info.id for info in there} <= ids, "what nobody asked to end goes on"
         await eventually(lambda: set(running(boxes)) == ids, within=20, what="nothing else runs")
         (await History.settled(gateway, last)).check()
+
+
+async def test_a_cluster_without_a_quorum_ends_no_box_and_no_instance(tmp_path: Path) -> None:
+    async with Cluster.running(tmp_path) as cluster:
+        config = box_config(tmp_path, cluster.url, replicas=3, on_exit="drain")
+        async with Box.running(config) as box, connect(cluster.url) as gateway:
+            await decided(gateway, "web", STEADY, "web", outage=True)
+            before = {info.id for info in await serving(gateway, "web", STEADY)}
+            away = [cluster.servers[name] for name in ("two", "three")]
+            for server in away:
+                await server.kill()
+            await eventually(box.blocker, what="the Box is not ready")
+            await asyncio.sleep(4 * config.timing.lease)  # longer than any deadline of the Box
+            assert box.blocker()
+            for server in away:
+                await server.start()
+            await eventually(lambda: not box.blocker(), what="the Box is ready again")
+            await decided(gateway, "web", STEADY + 1, "more", outage=True)
+            assert before < {info.id for info in await serving(gateway, "web", STEADY + 1)}
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from typing import Final
@@ -18,8 +19,11 @@ from msgspec.structs import replace
 from bridge.box.fleet.fence import Fence
 from bridge.box.state.records import HostRecord
 from bridge.bus.jetstream.kv_view import KeyValueView
-from bridge.errors import BusError, HostTaken, ProtocolError
+from bridge.errors import BusError, CutOff, HostTaken, ProtocolError
+from bridge.log_limit import LimitedLog, cause_of
 from bridge.settings import Timing
+
+_log = logging.getLogger(__name__)
 
 _CHECK: Final = 0.1  # seconds between checks whether another host's lease has ended
 _MIN_TIMEOUT: Final = 1.0  # seconds for one renewal, or a heartbeat where that is longer
@@ -73,6 +77,7 @@ class HostLease:
         self._timing = timing
         self._term = term
         self._current = current
+        self._log = LimitedLog(_log)
 
     async def wait_vacant(self) -> None:
         """Return when no other host has the name.
@@ -113,9 +118,15 @@ class HostLease:
             if stored is not None and self._has_lost_to(stored.value):
                 raise self._taken_by(stored.value)
             pause = heartbeat / 4  # after a failure: a lease has no time to lose
-            with contextlib.suppress(BusError):
+            try:
                 await self._renew()
                 pause = heartbeat
+            except CutOff:
+                pass  # the connection has logged it
+            except BusError as exc:
+                self._log.report(
+                    cause_of(exc), "the lease of this host is not renewed, retrying: %s", exc
+                )
 
     async def renew_now(self) -> None:
         """Renew at once, as after a reconnect. Raises BusError."""
