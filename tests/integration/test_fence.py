@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import functools
+import errno
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import pytest
 
 from bridge.box.fleet.fence import Fence
 from bridge.box.fleet.host_record import offers
 from bridge.box.runtimes.base import Exit
-from bridge.box.runtimes.process import shim
+from bridge.box.runtimes.process import exec_command, shim
 from bridge.box.runtimes.process.process_groups import children
 from bridge.errors import ConfigError
 from tests.boxes import labelled
@@ -32,6 +34,9 @@ USER: Final[dict[str, Any]] = (
 )
 
 
+NOWHERE: Final = {exec_command.LABEL: b"/nowhere"}
+
+
 @pytest.fixture(params=["dash", "bash", "busybox"])
 def shell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shims run under this shell, and as nobody."""
@@ -41,8 +46,26 @@ def shell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     # Each is called sh, as /bin/sh is: bash is stricter then.
     called = ["busybox", "sh"] if request.param == "busybox" else ["sh"]
     monkeypatch.setattr(shim, "_SHELL", called)
-    spawn = functools.partial(shim._Shim, executable=path, **USER)
+    popen = shim._Shim
+
+    def spawn(command: Sequence[str], *, stdout: int, **options: Any) -> subprocess.Popen[bytes]:
+        if USER and stdout >= 0:  # the guard's pipe; elsewhere it is the Box's own user
+            os.fchown(stdout, NOBODY, -1)
+        return popen(command, executable=path, stdout=stdout, **options, **USER)
+
     monkeypatch.setattr(shim, "_Shim", spawn)
+    monkeypatch.setattr(shim, "_EXEC_COMMAND", exec_command_of_nobody())
+
+
+def exec_command_of_nobody() -> tuple[str, ...]:
+    """The program that becomes the command, under a Python that nobody may run."""
+    for python in filter(None, (sys.executable, shutil.which("python3", path="/usr/bin:/bin"))):
+        command = (python, "-I", "-S", str(exec_command.__file__))
+        with contextlib.suppress(OSError):
+            done = subprocess.run(command, input=b"", env=NOWHERE, start_new_session=True, **USER)
+            if done.returncode == -signal.SIGKILL:  # it has read the end of its input
+                return command
+    pytest.skip("no Python on this host may be run by nobody")
 
 
 @pytest.fixture
@@ -63,11 +86,14 @@ async def started(
     directory: Path, fence: Fence, command: Sequence[str], path: str = "/usr/bin:/bin"
 ) -> AsyncIterator[subprocess.Popen[bytes]]:
     """The shim of a fenced instance, once both its guard and the command are there."""
+    for name in ("stdout.log", "stderr.log", "exit"):
+        (directory / name).touch()
+    if USER:  # elsewhere it is the Box's own user
+        for file in directory.iterdir():
+            os.chown(file, NOBODY, -1)
     popen = shim.spawn(directory, command, cwd=directory, env={"PATH": path}, fence=fence.path)
     try:
         assert popen.stdin is not None
-        if USER:
-            os.fchown(popen.stdin.fileno(), NOBODY, -1)  # elsewhere it is the Box's own user
         popen.stdin.write(b"go\n")
         popen.stdin.close()
         popen.stdin = None
@@ -156,7 +182,7 @@ async def test_a_fence_lasts_as_long_as_it_was_extended(directory: Path, fence: 
     fence.extend(8.0)
     async with started(directory, fence, ["sleep", "60"]) as popen:
         assert await end(popen, directory) == FENCED
-    assert time.clock_gettime(time.CLOCK_BOOTTIME) >= int(fence.path.read_text())
+    assert time.clock_gettime(time.CLOCK_BOOTTIME) >= int(fence.path.read_text().split()[0])
 
 
 def replace_text(file: Path, text: str) -> None:
@@ -183,5 +209,47 @@ def test_a_fence_is_not_extended_while_the_clock_cannot_be_read(
     fence.extend(60.0)
     clock.unlink()
     fence.extend(120.0)
-    assert fence.path.read_text() == "159\n"
+    assert fence.path.read_text() == "000000000159\n" * 2
     assert "fenced instances will end" in caplog.text
+
+
+def test_a_fence_is_extended_while_the_disk_is_full_and_no_descriptor_is_left(
+    fence: Fence, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fence.extend(60.0)
+    before = int(fence.path.read_text().split()[0])
+
+    def exhausted(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", exhausted)
+        patched.setattr(os, "open", exhausted)
+        fence.extend(120.0)
+    first, second = fence.path.read_text().split()
+    assert first == second
+    assert 59 <= int(first) - before <= 90
+    assert caplog.text == ""
+
+
+def test_a_deleted_fence_is_made_again(fence: Fence) -> None:
+    fence.extend(60.0)
+    fence.path.unlink()
+    fence.extend(60.0)
+    assert fence.path.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shell")
+async def test_an_instance_survives_thousands_of_writes_of_its_fence(
+    directory: Path, fence: Fence
+) -> None:
+    fence.extend(60.0)
+    async with started(directory, fence, ["sleep", "60"]) as popen:
+        deadline = time.monotonic() + 4.0
+        left = 999.0
+        while time.monotonic() < deadline:
+            left = 1_000_000.0 - left  # most digits change
+            fence.extend(left)
+            await asyncio.sleep(0)
+        assert popen.poll() is None

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import signal
 import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Final
 
 import pytest
+from msgspec.structs import replace
 
 from bridge.box.runtimes.base import Exit, Spec
 from bridge.box.runtimes.process import shim
@@ -104,3 +110,110 @@ async def test_a_dropped_shim_lives_on_unless_its_command_never_started(
     popen = shim.spawn(never, ["sleep", "60"], cwd=tmp_path, env={})
     del popen  # as when a start is called off
     await eventually(lambda: shim.read_exit(never, None, killed=False) == Exit(ran=False))
+
+
+STRANGE: Final = {
+    "spring.profiles.active": "prod",
+    "npm-config": "x",
+    "1 name = odd?": "kept",
+    "fence": "1",
+    "code": "7",
+    "IFS": "0123456789",
+    "PS4": "$(touch pwned)",
+    "BASH_ENV": "/nowhere",
+    "SHLVL": "40",
+    "PWD": "/elsewhere",
+    "UID": "5",
+    "OPTIND": "x",
+    "quoted": "a 'b' \"c\" $d `e` \\",
+    "lines": "one\ntwo\n\nfour\n",
+    "empty": "",
+    "bytes": os.fsdecode(b"caf\xe9"),
+    "large": "x" * 100_000,
+}
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
+async def test_an_instance_gets_its_environment_byte_for_byte(
+    runtime: ProcessRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
+    path = shutil.which(shell)
+    if path is None:
+        pytest.skip(f"there is no {shell} on this host")
+    monkeypatch.setattr(shim, "_SHELL", [path, "sh"] if shell == "busybox" else [path])
+    strange = {name.replace("=", ":"): value for name, value in STRANGE.items()}
+    copy = "import shutil; shutil.copy('/proc/self/environ', 'seen')"
+    process = await runtime.create(
+        replace(spec(tmp_path, sys.executable, "-I", "-S", "-c", copy), env=strange), print
+    )
+    await runtime.start(process, not_recorded)
+    assert await runtime.watch(process) == Exit()
+    items = (tmp_path / "seen").read_bytes().split(b"\0")
+    seen = dict(os.fsdecode(item).split("=", 1) for item in items if item)
+    own = {"PATH", "PORT", "BOX_INSTANCE_ID", "BOX_SERVICE", "BOX_INSTANCE_DIR"}
+    assert seen.keys() == strange.keys() | own
+    assert {name: seen[name] for name in strange} == strange
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["fence", "code", "try", "until", "BOX_INSTANCE_DIR2"])
+async def test_no_variable_of_an_instance_is_one_of_its_shim(
+    runtime: ProcessRuntime, tmp_path: Path, name: str
+) -> None:
+    victim = await asyncio.create_subprocess_exec("sleep", "60")
+    process = await runtime.create(
+        replace(spec(tmp_path, "true"), env={name: str(victim.pid)}), print
+    )
+    await runtime.start(process, not_recorded)
+    assert await runtime.watch(process) == Exit()
+    assert victim.returncode is None
+    assert alive(victim.pid)
+    victim.kill()
+    assert await victim.wait() == -signal.SIGKILL
+
+
+async def test_a_command_is_searched_on_its_own_path_from_its_own_directory(
+    runtime: ProcessRuntime, tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "program"
+    program.write_text('echo "$0 $PATH"\n')  # without "#!": a shell runs it
+    program.chmod(0o755)
+    process = await runtime.create(
+        replace(spec(tmp_path, "program"), env={"PATH": "/nowhere:bin"}), print
+    )
+    await runtime.start(process, not_recorded)
+    assert await runtime.watch(process) == Exit()
+    log = process.spec.directory / "stdout.log"
+    assert log.read_text() == "bin/program /nowhere:bin\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "env", "code", "why"),
+    [
+        (["no-such-program"], {}, 127, "cannot run no-such-program: No such file or directory"),
+        (["/"], {}, 126, "cannot run /: Permission denied"),
+        (["true"], {"A": "x" * 131_072}, 126, "cannot run true: its command and environment, "),
+    ],
+)
+async def test_a_command_that_cannot_be_run_ends_with_the_reason_in_its_log(
+    runtime: ProcessRuntime,
+    tmp_path: Path,
+    command: list[str],
+    env: dict[str, str],
+    code: int,
+    why: str,
+) -> None:
+    process = await runtime.create(replace(spec(tmp_path, *command), env=env), print)
+    await runtime.start(process, not_recorded)
+    assert await runtime.watch(process) == Exit(code=code)
+    assert runtime.last_line(process).startswith(why)
+
+
+async def test_signals_that_python_ignores_are_not_ignored_by_an_instance(
+    runtime: ProcessRuntime, tmp_path: Path
+) -> None:
+    process = await runtime.create(spec(tmp_path, "grep", "^SigIgn", "/proc/self/status"), print)
+    await runtime.start(process, not_recorded)
+    assert await runtime.watch(process) == Exit()
+    assert int(runtime.last_line(process).split()[1], 16) == 0

@@ -33,6 +33,7 @@ from bridge.box.state.records import (
     merged,
     with_request,
 )
+from bridge.box.state.runtime_limits import request_blocker
 from bridge.errors import NameRefused
 from bridge.images import admits, full_reference
 from bridge.protocol import ScaleConfig, ScaleRequest, ScaleResponse, format_time
@@ -118,6 +119,8 @@ def _refusal_unread(request: AdmissionRequest, fleet: FleetState) -> Refusal | N
     if len(scale.request_id) > MAX_REQUEST_ID:
         why = f"request_id is longer than {MAX_REQUEST_ID} letters"
         return Refusal(ReplyCode.INVALID_REQUEST, why)
+    if blocker := request_blocker(scale.config):
+        return Refusal(ReplyCode.UNSUPPORTED_CONFIG, f"config: {blocker}")
     if scale.service in fleet.unreadable_services:
         why = (
             f"the record of {scale.service!r} cannot be read by Box {request.host}: a newer Box "

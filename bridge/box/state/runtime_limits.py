@@ -20,6 +20,14 @@ _LONGEST_VALUE: Final = 32_768  # bytes: docker reads lines of 64 KiB at most fr
 _MOST_PORTS: Final = 16
 _GUEST_PORT: Final = 8080  # inside a container, unless port_map names another
 
+# Variables by which a dynamic loader, a shell or an interpreter runs code of the sender's choice.
+_CODE_VARIABLE: Final = re.compile(
+    r"LD_.*|BASH_FUNC_.*|BASH_ENV|ENV|BASHOPTS|SHELLOPTS|PS4|IFS|GCONV_PATH|GLIBC_TUNABLES"
+    r"|PYTHON(HOME|PATH|STARTUP|BREAKPOINT|PLATLIBDIR|PYCACHEPREFIX|WARNINGS)|PERL(5LIB|LIB|5OPT|5DB)"
+    r"|RUBY(LIB|OPT)|NODE_(OPTIONS|PATH)|(_|JDK_)JAVA_OPTIONS|JAVA_TOOL_OPTIONS",
+    re.DOTALL,
+)
+
 NO_LACKS: Final[Mapping[str, str]] = {}
 
 
@@ -34,6 +42,17 @@ def config_blocker(
     if check is None:
         return f"runtime {runtime!r} is not known to this Box"
     return _limits(config, cpus) or check(config, lacks)
+
+
+def request_blocker(config: ScaleConfig) -> str | None:
+    """Why no request may have `config`, although a service's own configuration may."""
+    for key in config.env:
+        if _CODE_VARIABLE.fullmatch(key):
+            return (
+                f"env {key[:40]} may not be set by a request, because it can make the instance run "
+                "other code: set it in the service's own env"
+            )
+    return None
 
 
 def port_pair(entry: str) -> tuple[int, int]:
@@ -102,13 +121,22 @@ def _ports(port_map: list[str]) -> str | None:
 
 def _env(config: ScaleConfig, port: str, cure: str) -> str | None:
     for key, value in config.env.items():
-        if not key or "=" in key or "\0" in key + value:
+        if not key or "=" in key or "\0" in key + value or not _is_unicode(key + value):
             return f"env {key[:40]!r} cannot be an environment variable"
         if key.startswith("BOX_"):
             return f"env {key} is set by the Box"
         if key == "PORT" and value != port:
             return f"env PORT is set by the Box: {cure}"
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write `text`: half of a surrogate pair is no letter."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _carried(env: Mapping[str, str], lacks: Mapping[str, str]) -> str | None:

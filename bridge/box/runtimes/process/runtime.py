@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import resource
 import signal
 import subprocess
 import time
@@ -261,13 +260,18 @@ class ProcessRuntime:
             "BOX_INSTANCE_ID": spec.instance_id,
             "BOX_SERVICE": spec.service,
         }
-        return shim.spawn(spec.directory, command, cwd=spec.cwd, env=env, fence=spec.fence)
+        return shim.spawn(
+            spec.directory,
+            command,
+            cwd=spec.cwd,
+            env=env,
+            fence=spec.fence,
+            memory=(spec.memory_mib or 0) << 20,
+        )
 
     def _limit(self, process: Process) -> None:
+        """Bind the shim to processors. Its command takes that over when it starts."""
         spec = process.spec
-        if spec.memory_mib is not None:
-            size = spec.memory_mib << 20
-            resource.prlimit(process.pid, resource.RLIMIT_AS, (size, size))
         if spec.vcpus is not None:
             least_used = sorted(self._cpu_use, key=lambda cpu: (self._cpu_use[cpu], cpu))
             self._cpu_use.subtract(process.cpus)
@@ -372,7 +376,7 @@ def _may_have_others(leader: int) -> bool:
 def _discard(process: Process) -> None:
     """End a shim that could not be set up; its command has not run."""
     if process.popen is not None:
-        process.popen.kill()
+        os.killpg(process.popen.pid, signal.SIGKILL)  # it is not reaped yet: the number is its own
         process.popen.wait()
     process.popen, process.identity, process.ended = None, None, None
 

@@ -1,8 +1,10 @@
 """The shim: a small shell that runs an instance's command and leads its process group.
 
-- The shim waits for a line on stdin before it starts the command. Limits hold from the command's
-  first instruction, and the Box can write down the process before it does anything. If the Box
-  dies before that, the shim ends without running the command.
+- The shim runs a small program (exec_command.py), which becomes the command. That program gets the
+  command and its environment through stdin, so the shell's variables and the instance's never mix.
+- That program waits for a line on stdin before it becomes the command. Limits hold from the
+  command's first instruction, and the Box can write down the process before it does anything. If
+  the Box dies before that, the shim ends without running the command.
 - The shim outlives the Box and writes the exit code to a file, so that the next Box process can
   read how an instance ended.
 - The shim ends a fenced instance before the lease of its host expires, and at once when it can no
@@ -17,47 +19,67 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 import psutil
 
+from bridge import descriptors
 from bridge.box.runtimes.base import Exit, LivingInstance
 from bridge.box.runtimes.logs import STDERR, STDOUT
+from bridge.box.runtimes.process import exec_command
 from bridge.box.runtimes.process.process_groups import children, group_of
 from bridge.box.runtimes.process_identity import identify
+from bridge.private_files import make_private
 
-LABEL: Final = "BOX_INSTANCE_DIR"
+LABEL: Final = exec_command.LABEL.decode()
+
+
+def _compiled(module: ModuleType) -> str:
+    """The file to run a module from: its bytecode, which starts faster, where that exists."""
+    assert module.__file__ is not None
+    cached = module.__cached__
+    return cached if cached and Path(cached).exists() else module.__file__
+
 
 _SHELL: Final = ("/bin/sh",)
 _SCRIPT: Final = """
-read -r _ || { echo never >"$BOX_INSTANCE_DIR/exit"; exit 0; }
 trap : HUP INT QUIT TERM USR1 USR2
 exec 3>&2 2>/dev/null
+fence=
 if [ -n "$BOX_FENCE" ]; then
   (trap "" HUP INT QUIT TERM USR1 USR2
   trap 'echo fenced >"$BOX_INSTANCE_DIR/exit"; kill -KILL 0' EXIT
-  PATH=$PATH:/usr/bin:/bin
-  exec <>/proc/$$/fd/0
+  exec <>/proc/$$/fd/1
   while read -r -t 0.5 _; [ $? -ne 2 ] || sleep 0.5; do
-    read -r now _ </proc/uptime && read -r until <"$BOX_FENCE" || exit
+    for try in 1 2 3; do
+      { read -r until && read -r again; } <"$BOX_FENCE" || exit
+      [ "$until" != "$again" ] || break
+    done
+    [ "$until" = "$again" ] && read -r now _ </proc/uptime || exit
     [ "${now%.*}" -lt "$until" ] || exit
   done) 3>&- &
   fence=$!
 fi
-(exec "$@" </dev/null 2>&3 3>&-)
+(ulimit -S -n "$BOX_FILES" 2>/dev/null; exec "$@") 2>&3 3>&-
 code=$?
 [ -z "$fence" ] || kill -KILL "$fence"
 echo "$code" >"$BOX_INSTANCE_DIR/exit"
 exit "$code"
 """
+# The Box overwrites the fence in place: two times that differ were read in the middle of a write.
 # The shim's own stderr is discarded: a shell's "Killed" would pass for the instance's last line.
-# The guard waits with `read` on the pipe of stdin, of which it holds both ends. With `sleep`, bash
-# would retry for 15 s where no process can be forked. dash has no `read -t`: it fails with status 2
-# at once, and `sleep` waits instead.
-_EXIT: Final = "exit"
-_NEVER: Final = "never\n"
+# The guard waits with `read` on a pipe of which it holds both ends. With `sleep`, bash would retry
+# for 15 s where no process can be forked. dash has no `read -t`: it fails with status 2 at once,
+# and `sleep` waits instead.
+_PATH: Final = "/usr/bin:/bin"  # for the guard's `sleep`
+_EXEC_COMMAND: Final = (sys.executable, "-I", "-S", _compiled(exec_command))
+_EXEC_LINE: Final = b"".join(os.fsencode(word) + b"\0" for word in _EXEC_COMMAND)
+_EXIT: Final = exec_command.EXIT.decode()
+_NEVER: Final = exec_command.NEVER.decode()
 _FENCED: Final = "fenced\n"
 _CODE: Final = re.compile(r"([0-9]{1,9})\n")
 _SIGNALLED: Final = 128  # the exit code of a command that signal n killed is this plus n
@@ -85,23 +107,47 @@ def spawn(
     cwd: str | Path,
     env: Mapping[str, str],
     fence: Path | None = None,
+    memory: int = 0,
 ) -> subprocess.Popen[bytes]:
-    """Start the shim in a session of its own. A line on its stdin starts `command`.
+    """Start the shim in a session of its own. A line on its stdin starts `command` with `env`.
 
-    stdout and stderr are files in `directory`: a pipe would kill the instance with the Box. Raises
-    OSError, or ValueError for a NUL byte in `command` or `env`.
+    `memory` is the limit in bytes; 0 means no limit. stdout and stderr are files in `directory`: a
+    pipe would kill the instance with the Box. Raises OSError, or ValueError for what no process can
+    get: a NUL byte, text that is not Unicode, or a name with "=" in it.
     """
-    (directory / _EXIT).unlink(missing_ok=True)
-    with (directory / STDOUT).open("ab") as stdout, (directory / STDERR).open("ab") as stderr:
-        return _Shim(
-            [*_SHELL, "-c", _SCRIPT, "sh", *command],
+    label = {LABEL: str(directory)}
+    variables = {os.fsencode(name): os.fsencode(value) for name, value in {**env, **label}.items()}
+    payload = exec_command.payload(memory, [os.fsencode(word) for word in command], variables)
+    for name in (STDOUT, STDERR, _EXIT):
+        make_private(directory / name, empty=name == _EXIT)
+    own = {
+        **label,
+        "PATH": _PATH,
+        "PORT": env.get("PORT", ""),
+        "BOX_FENCE": str(fence or ""),
+        "BOX_FILES": str(descriptors.inherited_limit()),
+    }
+    with contextlib.ExitStack() as stack:
+        stderr = stack.enter_context((directory / STDERR).open("ab"))
+        held: int = subprocess.DEVNULL
+        if fence:
+            reader, held = os.pipe()  # the guard reads from it, and nothing ever comes
+            stack.callback(os.close, reader)
+            stack.callback(os.close, held)
+        popen = _Shim(
+            [*_SHELL, "-c", _SCRIPT, "sh", *_EXEC_COMMAND],
             stdin=subprocess.PIPE,
-            stdout=stdout,
+            stdout=held,
             stderr=stderr,
             cwd=cwd,
-            env={**env, LABEL: str(directory), **({"BOX_FENCE": str(fence)} if fence else {})},
+            env=own,
             start_new_session=True,
         )
+    assert popen.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it has ended: its exit is reported
+        popen.stdin.write(payload)
+        popen.stdin.flush()
+    return popen
 
 
 def read_exit(directory: Path, returncode: int | None, *, killed: bool) -> Exit:
@@ -145,12 +191,13 @@ def list_living(root: Path) -> dict[str, LivingInstance]:
 
 
 def command_pid(pid: int) -> int | None:
-    """The child of the shim that runs the command; None before its exec, when it looks like the
-    shim, and after its end.
+    """The child of the shim that runs the command; None before its exec, and after its end.
+
+    Before its exec it looks like the shim, or like exec_command.py.
     """
     with contextlib.suppress(OSError):
-        like = _command_line(pid)
-        return next((child for child in children(pid) if _command_line(child) != like), None)
+        others = (_command_line(pid), _EXEC_LINE)
+        return next((child for child in children(pid) if _command_line(child) not in others), None)
     return None
 
 

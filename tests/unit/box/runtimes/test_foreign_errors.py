@@ -6,7 +6,6 @@ import asyncio
 import errno
 import json
 import os
-import resource
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -131,7 +130,6 @@ async def maps(call: Awaitable[object], failing: FailingCall) -> None:
     [
         (shim, "spawn"),
         (process_runtime, "identify"),
-        (resource, "prlimit"),
         (os, "sched_setaffinity"),
         (os, "pidfd_open"),
     ],
@@ -150,14 +148,14 @@ async def test_a_start_that_fails_anywhere_is_an_instance_error_and_leaves_no_pr
     monkeypatch.setattr(module, name, failing)
     await maps(processes.start(process, not_recorded), failing)
     assert await processes.stop(process, 0) == Exit()
-    assert not labelled(str(process.spec.directory))
+    await eventually(lambda: not labelled(str(process.spec.directory)))
 
 
 async def test_a_nul_byte_in_a_variable_fails_its_instance_alone(
     processes: ProcessRuntime, tmp_path: Path
 ) -> None:
     process = await processes.create(spec(tmp_path, env={"A": "a\0b"}), print)
-    with pytest.raises(InstanceError, match="cannot start sleep: embedded null byte"):
+    with pytest.raises(InstanceError, match=r"sleep: .*cannot contain a NUL"):
         await processes.start(process, not_recorded)
 
 

@@ -208,6 +208,28 @@ def test_an_invalid_request_is_refused_with_the_fix_and_changes_nothing(
         assert (verdict.response.current_replicas, verdict.response.target_replicas) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["LD_PRELOAD", "LD_LIBRARY_PATH", "LD_x", "BASH_ENV", "ENV", "BASH_FUNC_ls%%", "PYTHONPATH"],
+)
+def test_a_request_may_not_make_an_instance_run_other_code(name: str) -> None:
+    verdict = decide(asked(config=ScaleConfig(env={name: "x"})), fleet())
+    assert verdict.record is None
+    assert verdict.code == ReplyCode.UNSUPPORTED_CONFIG
+    assert f"env {name} may not be set by a request" in (verdict.response.error or "")
+
+
+@pytest.mark.parametrize("name", ["ENVIRONMENT", "APP_ENV", "BUILD_LD_FLAGS", "spring.ENV", "env"])
+def test_a_request_may_set_variables_that_only_look_alike(name: str) -> None:
+    verdict = decide(asked(config=ScaleConfig(env={name: "x"})), fleet())
+    assert verdict.response.error is None
+
+
+def test_a_variable_that_is_not_unicode_is_refused() -> None:
+    verdict = decide(asked(config=ScaleConfig(env={"A": "\ud800"})), fleet())
+    assert verdict.code == ReplyCode.UNSUPPORTED_CONFIG
+
+
 def test_a_port_in_the_environment_may_repeat_the_fixed_one() -> None:
     config = ScaleConfig(env={"PORT": "8080"}, port_map=["8080:80"])
     assert decide(asked(config=config), fleet()).response.accepted
