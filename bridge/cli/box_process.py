@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -11,6 +12,7 @@ from bridge.cli.sd_notify import Notifier
 from bridge.cli.signals import wait_until_signal
 from bridge.config import load_notify
 from bridge.console import err
+from bridge.errors import BridgeError
 from bridge.settings import Config
 from bridge.tasks import task_scope
 
@@ -18,10 +20,13 @@ _DRAINING: Final = "Draining; once more to end everything at once."
 _LEAVING: Final = "Stopping, the instances keep running; once more to end at once."
 
 
-async def run_box(config: Config, *, on_exit: str) -> int:
+async def run_box(
+    config: Config, *, on_exit: str, server: Coroutine[Any, Any, object] | None = None
+) -> int:
     """Run a Box; the first signal stops it in order, the second ends it at once.
 
-    `on_exit` applies unless it is configured. Returns DONE, or INTERRUPTED after a second signal.
+    `on_exit` applies unless it is configured. `server` watches a server that nothing restarts: its
+    error stops the Box at once, and is raised. Returns DONE, or INTERRUPTED after a second signal.
     """
     settings = replace(config.box, on_exit=config.box.on_exit or on_exit)
     box = Box(replace(config, box=settings))
@@ -34,6 +39,15 @@ async def run_box(config: Config, *, on_exit: str) -> int:
         # A Box that leaves its instances has nothing to stop in order before it is ready.
         return box.ready or box.drains
 
+    async def stop_without(server: Coroutine[Any, Any, object]) -> None:
+        try:
+            await server
+        except BridgeError:
+            box.stop()  # so that the end of its tasks ends the instances, too
+            raise
+
     async with task_scope() as tasks:
         tasks.create_task(notifier.run(), name="notifier")
+        if server is not None:
+            tasks.create_task(stop_without(server), name="nats-server")
         return await wait_until_signal(tasks.create_task(box.run(), name="box"), stop)

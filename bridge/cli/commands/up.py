@@ -60,7 +60,6 @@ async def up(
     from bridge.cli.box_process import run_box
     from bridge.console import err
     from bridge.settings import DEFAULT_URL, NatsConfig
-    from bridge.tasks import task_scope
 
     flags = (host or HostFlags()).flags()
     settings = require_services(load_config(config, flags, {"prefix": prefix, "url": DEFAULT_URL}))
@@ -76,7 +75,4 @@ async def up(
             err.print(f"NATS server: {server.url}   store and logs: {settings.data_dir}")
             first = min(settings.services, default="web --image …")
             err.print(f"Try: box-bridge scale {first} 2 --wait -s {server.url}\n")
-        async with task_scope() as tasks:
-            # If the server ends the Box must not wait for it: nothing restarts the server.
-            tasks.create_task(server.watch(), name="nats-server")
-            return await run_box(replace(settings, nats=nats), on_exit="drain")
+        return await run_box(replace(settings, nats=nats), on_exit="drain", server=server.watch())
