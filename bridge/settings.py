@@ -20,6 +20,7 @@ from bridge.protocol import U8, U32
 from bridge.subjects import DEFAULT_PREFIX, Subjects, is_name
 from bridge.validation import address_blocker, check_metadata
 
+EVENTS_MAX_BYTES: Final = 2**30
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 STOP_SIGNALS: Final = tuple(
     f"SIG{name}" for name in ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "WINCH")
@@ -293,6 +294,11 @@ class NatsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The first token of every subject. Two prefixes are two fleets."""
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
     """How many servers of a cluster keep each stream and bucket."""
+    events_max_bytes: Count = EVENTS_MAX_BYTES
+    """The size of the stream of events, in bytes, when a Box creates it; the server reserves it. A
+    full stream takes no more events until old ones expire: the Boxes keep them and publish them
+    later. A server with less room gets a smaller stream.
+    """
     reply_prefixes: list[str] = field(default_factory=list)
     """Subject prefixes beside `_INBOX.` and `_R_.` to which this Box may reply."""
 

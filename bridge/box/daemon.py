@@ -240,6 +240,7 @@ class _Lifecycle:
             "journal": resources.journal.watch(),
             "runtime": resources.runtime.run(),
             "streams": fleet.streams.watch(),
+            "stream checks": fleet.streams.run_checks(fleet.resync.request),
             "lease": fleet.lease.run(),
             "outbox": fleet.outbox.run(),
             "withdrawals": Withdrawals(resources.connection, runner.supervisor.find).run(),

@@ -118,13 +118,10 @@ async def test_two_fleets_share_an_account(server: EmbeddedServer) -> None:
     [
         ({"retention": RetentionPolicy.WORK_QUEUE}, "retention is workqueue, and must be limits"),
         ({"discard": DiscardPolicy.OLD}, "discard is old, and must be new"),
-        ({"max_age": 60.0, "duplicate_window": 60.0}, "max_age is 60.0, and must be 604800.0"),
-        ({"max_msgs": 1000}, "max_msgs is 1000, and must be -1"),
         ({"storage": StorageType.MEMORY}, "storage is memory, and must be file"),
         ({"subjects": ["box.events.>"]}, "subjects is box.events.>, and must be box.events.*"),
         ({"deny_delete": False}, "deny_delete is False, and must be True"),
         ({"allow_rollup_hdrs": True}, "allow_rollup_hdrs is True, and must be False"),
-        ({"duplicate_window": 60.0}, "duplicate_window is 60.0, and must be 86400.0"),
     ],
 )
 async def test_settings_that_break_a_promise_are_refused_with_the_difference(
@@ -158,7 +155,7 @@ async def test_a_stream_that_takes_our_subjects_is_named(server: EmbeddedServer)
 
 @asynccontextmanager
 async def without_jetstream(directory: Path, config: str = "") -> AsyncIterator[str]:
-    """A server without JetStream; yields its URL."""
+    """A server without JetStream, unless `config` has it; yields its URL."""
     directory.mkdir()
     file = directory / "server.conf"
     file.write_text(f"listen: '127.0.0.1:-1'\n{config}")
@@ -222,3 +219,63 @@ def test_the_lease_is_the_age_at_which_a_host_is_gone() -> None:
     lifetimes = replace(topology.Lifetimes(), lease=3.0)
     hosts = topology.streams(Subjects(), lifetimes=lifetimes)[4]
     assert (hosts.name, hosts.max_age) == ("KV_box_hosts", 3.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "limit"),
+    [
+        ({"max_age": 60.0, "duplicate_window": 60.0}, "max_age is 60.0, tighter than 604800.0"),
+        ({"max_msgs": 1000}, "max_msgs is 1000, tighter than -1"),
+        ({"max_bytes": 100_000}, "max_bytes is 100000, tighter than 1073741824"),
+        ({"max_msg_size": 1000}, "max_msg_size is 1000, tighter than 65536"),
+        ({"duplicate_window": 60.0}, "duplicate_window is 60.0, tighter than 86400.0"),
+    ],
+)
+async def test_tighter_limits_of_the_events_are_accepted_and_reported(
+    server: EmbeddedServer, change: dict[str, Any], limit: str
+) -> None:
+    wanted = topology.streams(Subjects())[0]
+    findings: list[str] = []
+    async with connect(server.url) as connection:
+        await jetstream(connection).add_stream(wanted.evolve(**change))
+        assert "BOX_EVENTS" not in await topology.ensure(connection, on_finding=findings.append)
+        [finding] = findings
+        assert limit in finding
+
+
+async def test_a_bucket_whose_records_would_expire_is_refused(server: EmbeddedServer) -> None:
+    wanted = next(each for each in topology.streams(Subjects()) if each.name == "KV_box_slots")
+    async with connect(server.url) as connection:
+        await jetstream(connection).add_stream(wanted.evolve(max_age=3600.0))
+        with pytest.raises(TopologyMismatch, match="max_age is 3600"):
+            await topology.ensure(connection)
+
+
+@pytest.mark.parametrize(
+    ("server_limit", "account"),
+    [
+        ("max_file_store: 12MB", ""),
+        ("", "max_file: 20MB, max_mem: 20MB, max_bytes_required: true"),
+        ("", "max_file: 1GB, max_mem: 1GB, max_bytes_required: true"),
+        ("", "max_file: 1GB, max_mem: 1GB, disk_max_stream_bytes: 10MB"),
+    ],
+)
+async def test_streams_fit_into_what_the_server_and_the_account_give(
+    tmp_path: Path, server_limit: str, account: str
+) -> None:
+    config = f"jetstream {{ store_dir: '{tmp_path}/js', {server_limit} }}\n"
+    login = {}
+    if account:
+        users = "users: [{user: u, password: p}]"
+        config += f"accounts {{ A {{ {users}, jetstream: {{ {account} }} }} }}\n"
+        login = {"user": "u", "password": "p"}
+    async with (
+        without_jetstream(tmp_path / "server", config) as url,
+        connect(url, **login) as connection,
+    ):
+        assert await topology.ensure(connection) == NAMES
+        assert await topology.ensure(connection) == []
+        for name in NAMES if "required" in account else NAMES[:1]:
+            info = await topology.stream_info(connection, name)
+            assert info is not None
+            assert (info.config.max_bytes or 0) > 0

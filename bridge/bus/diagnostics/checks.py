@@ -136,11 +136,12 @@ async def streams(connection: Connection, timing: Timing | None, role: Role = Ro
             connection.subjects,
             replicas=replicas,
             lifetimes=None if timing is None else topology.Lifetimes.of(timing),
+            events_max_bytes=connection.settings.events_max_bytes,
         )
         if f"{API}STREAM.INFO.{config.name}" in inspected
     ]
     there: list[StreamInfo] = []
-    broken, missing = [], []
+    broken, tight, missing = [], [], []
     for config in wanted:
         name = str(config.name)
         if (found := await topology.stream_info(connection, name)) is None:
@@ -148,6 +149,7 @@ async def streams(connection: Connection, timing: Timing | None, role: Role = Ro
             continue
         there.append(found)
         broken += [f"{name}: {line}" for line in topology.differences(config, found.config)]
+        tight += [f"{name}: {line}" for line in topology.tightened(config, found.config)]
     if broken:
         return fail(
             "; ".join(broken),
@@ -162,6 +164,12 @@ async def streams(connection: Connection, timing: Timing | None, role: Role = Ro
         return warn(f"missing: {', '.join(missing)}", "a Box creates them when it starts")
     if lagging := _lagging(there):
         return warn(lagging, "check those servers: `nats server report jetstream`")
+    if tight:
+        return warn(
+            "; ".join(tight),
+            "nothing is lost: events wait while a stream is full, and are kept for a shorter time; "
+            "raise the limit with `nats stream edit NAME`",
+        )
     return _replicated(connection) or ok(
         f"{len(there)} streams and buckets, {_copies(replicas)}, all with the right settings"
     )

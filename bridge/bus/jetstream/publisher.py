@@ -19,7 +19,7 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay
 from bridge.bus.jetstream.publish import OutgoingMessage, is_permanent, store_batch, store_each
-from bridge.bus.jetstream.topology import has_atomic_batches
+from bridge.bus.jetstream.topology import has_atomic_batches, stream_info
 from bridge.errors import (
     BusError,
     CutOff,
@@ -154,15 +154,19 @@ class Publisher:
 
         A message from the future was made before this host's clock was set back: it counts as old.
         """
-        now = self._clock()
+        now, info = self._clock(), await stream_info(self._connection, self._stream)
+        window = self._window
+        if info is None:
+            await self._restore()
+        elif (seconds := info.config.duplicate_window) is not None:
+            window = min(window, timedelta(seconds=seconds))  # an operator may have shortened it
         old = {
             message.headers[MSG_ID]: message.subject
             for message in messages
-            if not now - self._window / 2 < message.at <= now
+            if not now - window / 2 < message.at <= now
         }
         if not old:
             return messages
-        await self._restore()  # the stream may be gone
         stored: set[str] = set()
 
         def take(message: Message) -> None:

@@ -3,7 +3,8 @@
 `ensure` creates missing streams and changes no existing one: every Box runs it at start and after
 each reconnect (a memory stream is lost with its server). A stream whose settings would break a
 promise is refused with the difference. Settings that break no promise (a longer max_age, a
-description, a placement) are left to the operator.
+description, a placement) are left to the operator. Tighter limits break none where the stream
+refuses what is too much (`discard: new`): the Box waits, and `tightened` names the limits.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream.api import jetstream, jetstream_errors
-from bridge.errors import BusError, ServerTooOld, StoreUnsuitable, TopologyMismatch
-from bridge.settings import Timing
+from bridge.errors import BusError, ServerTooOld, StoreRefused, StoreUnsuitable, TopologyMismatch
+from bridge.settings import EVENTS_MAX_BYTES, Timing
 from bridge.subjects import Subjects
 
 DAY: Final = 24 * 3600.0
 
+_DEMANDED_MAX_BYTES: Final = 4 * 2**20  # of a stream, where the account demands a bound
+_MIN_MAX_BYTES: Final = 256 * 2**10  # less holds no fleet
+
 _MIN_API_LEVEL: Final = 1  # nats-server 2.11: per-message TTLs
 _ATOMIC_API_LEVEL: Final = 2  # nats-server 2.12: atomic batches
 _NAME_IN_USE: Final = 10058
+_BOUND_DEMANDED: Final = 10113  # the account demands max_bytes
+_NO_ROOM: Final = (10002, 10023, 10028, 10047, 10122)  # of the server, or of the account
 _OVERLAP: Final = 10065
 _NO_JETSTREAM: Final = (10039, 10076)  # not enabled for the account; not enabled at all
 
@@ -43,15 +49,28 @@ def _at_least(wanted: Any, found: Any) -> bool:
     return not found or found < 0 or (bool(wanted) and wanted > 0 and found >= wanted)
 
 
+_LIMITS: Final[dict[str, Check]] = {
+    "max_msgs": _at_least,
+    "max_bytes": _at_least,
+    "max_msg_size": _at_least,
+}
+"""The limits that may be tighter than wanted, and whether the limit found is."""
+
+_EVENT_LIMITS: Final[dict[str, Check]] = {
+    **_LIMITS,
+    "max_age": _at_least,
+    "duplicate_window": lambda wanted, found: (found or 0) >= wanted,
+}
+"""The same for events: a reader is told what it has missed, and a publisher looks up what it may
+have stored before.
+"""
+
 _PROMISES: Final[dict[str, Check]] = {
     "subjects": lambda wanted, found: sorted(wanted) == sorted(found or ()),
     "retention": _same,
     "storage": lambda wanted, found: found == wanted or found == StorageType.FILE,
     "discard": _same,
     "max_age": _at_least,
-    "max_msgs": _at_least,
-    "max_bytes": _at_least,
-    "max_msg_size": _at_least,
     "max_msgs_per_subject": _same,
     "num_replicas": lambda wanted, found: (found or 1) >= wanted,
     "duplicate_window": lambda wanted, found: (found or 0) >= wanted,
@@ -83,17 +102,20 @@ class Lifetimes(Struct, frozen=True, kw_only=True):
 def streams(
     subjects: Subjects,
     *,
+    events_max_bytes: int = EVENTS_MAX_BYTES,
     replicas: int = 1,
     lifetimes: Lifetimes | None = None,
     atomic: bool = True,
 ) -> list[StreamConfig]:
-    """The streams that must exist. `atomic` enables atomic batches, if the server has them."""
+    """The streams that must exist. `atomic` enables atomic batches, if the server has them.
+
+    The stream of events is bounded, so that events cannot take the room of the fleet's records.
+    """
     times = lifetimes or Lifetimes()
     common: dict[str, Any] = {
         "retention": RetentionPolicy.LIMITS,
         "discard": DiscardPolicy.NEW,  # `old` would delete acknowledged messages
         "max_msgs": -1,
-        "max_bytes": -1,
         "num_replicas": replicas,
         "allow_direct": True,
         "allow_rollup_hdrs": False,  # a roll-up lets a writer of one subject wipe the stream
@@ -108,6 +130,7 @@ def streams(
         max_age=times.events,
         max_msg_size=64 * 1024,
         max_msgs_per_subject=-1,
+        max_bytes=events_max_bytes,
         duplicate_window=min(times.duplicates, times.events),
         allow_atomic=atomic or None,
         **common,
@@ -118,6 +141,7 @@ def streams(
         subjects=list(subjects.all_registrations),
         storage=StorageType.MEMORY,
         max_age=times.registry,
+        max_bytes=-1,
         max_msg_size=64 * 1024,
         max_msgs_per_subject=1,
         allow_msg_ttl=True,
@@ -140,6 +164,7 @@ def streams(
                 subjects=[f"$KV.{bucket}.>"],
                 storage=StorageType.FILE,
                 max_age=age,
+                max_bytes=-1,
                 max_msg_size=1024 * 1024,
                 max_msgs_per_subject=history,
                 **common,
@@ -154,14 +179,34 @@ def differences(wanted: StreamConfig, found: StreamConfig) -> list[str]:
     return [
         f"{setting} is {_shown(have)}, and must be {_shown(want)}"
         for setting, keeps in _PROMISES.items()
+        if (setting not in _EVENT_LIMITS or not _is_of_events(wanted))
+        and not keeps(want := getattr(wanted, setting), have := getattr(found, setting))
+    ]
+
+
+def tightened(wanted: StreamConfig, found: StreamConfig) -> list[str]:
+    """One line for each limit of `found` that is tighter than wanted, and breaks no promise."""
+    return [
+        f"{setting} is {_shown(have)}, tighter than {_shown(want)}"
+        for setting, keeps in (_EVENT_LIMITS if _is_of_events(wanted) else _LIMITS).items()
         if not keeps(want := getattr(wanted, setting), have := getattr(found, setting))
     ]
 
 
+def _is_of_events(config: StreamConfig) -> bool:
+    return bool(config.duplicate_window)
+
+
 async def ensure(
-    connection: Connection, *, replicas: int = 1, lifetimes: Lifetimes | None = None
+    connection: Connection,
+    *,
+    replicas: int = 1,
+    lifetimes: Lifetimes | None = None,
+    events_max_bytes: int = EVENTS_MAX_BYTES,
+    on_finding: Callable[[str], None] = lambda finding: None,
 ) -> list[str]:
-    """Create the streams and buckets that are missing; returns their names.
+    """Create the streams and buckets that are missing; returns their names. `on_finding` gets a
+    sentence about each stream whose limits are tighter than wanted.
 
     Raises StoreUnsuitable (no JetStream, not permitted), ServerTooOld, TopologyMismatch, and
     BusError for an outage. Many processes may run it at once and repeatedly.
@@ -172,8 +217,15 @@ async def ensure(
         replicas=replicas,
         lifetimes=lifetimes,
         atomic=level >= _ATOMIC_API_LEVEL,
+        events_max_bytes=events_max_bytes,
     )
-    return [str(config.name) for config in wanted if await ensure_stream(connection, config)]
+    # Events last: where storage is scarce, they get what the fleet's records leave.
+    created = {
+        str(config.name)
+        for config in sorted(wanted, key=_is_of_events)
+        if await ensure_stream(connection, config, on_finding)
+    }
+    return [str(config.name) for config in wanted if config.name in created]
 
 
 async def remove(connection: Connection) -> None:
@@ -228,20 +280,52 @@ def _check_enabled(exc: nats.js.errors.APIError) -> None:
         raise StoreUnsuitable(f"JetStream is off for this account: {exc.description}") from exc
 
 
-async def ensure_stream(connection: Connection, config: StreamConfig) -> bool:
+async def ensure_stream(
+    connection: Connection,
+    config: StreamConfig,
+    on_finding: Callable[[str], None] = lambda finding: None,
+) -> bool:
     """Create the stream if it is missing; returns whether it was. Raises as `ensure` does."""
     name = str(config.name)
     found = await stream_info(connection, name)
     if found is None:
-        found = await _call(connection, name, "create", config)
+        found = await _create(connection, config)
         if found is not None:
+            if limits := tightened(config, found.config):
+                on_finding(f"{name}: {'; '.join(limits)}")
             return True
         found = await _call(connection, name, "info")  # another Box created it meanwhile
     if found is None:
         raise BusError(f"stream {name} does not exist and cannot be created")
     if broken := differences(config, found.config):
         raise TopologyMismatch(name, broken)
+    if limits := tightened(config, found.config):
+        on_finding(f"{name}: {'; '.join(limits)}")
     return False
+
+
+async def _create(connection: Connection, config: StreamConfig) -> StreamInfo | None:
+    """The new stream's info; None if it exists already. Raises as `ensure` does.
+
+    The server reserves max_bytes. Where it has less, or the account demands a bound for every
+    stream, the stream gets a bound that fits and leaves room for others.
+    """
+    while True:
+        try:
+            return await _call(connection, str(config.name), "create", config)
+        except StoreRefused as exc:
+            bound = _other_bound(config.max_bytes or -1, exc.code)
+            if bound is None:
+                raise
+            config = config.evolve(max_bytes=bound)
+
+
+def _other_bound(bound: int, code: int) -> int | None:
+    """The max_bytes to try after a refusal of `bound` with `code`; None if none can help."""
+    if bound <= 0:
+        return _DEMANDED_MAX_BYTES if code == _BOUND_DEMANDED else None
+    smaller = bound // 4
+    return smaller if code in _NO_ROOM and smaller >= _MIN_MAX_BYTES else None
 
 
 async def stream_info(connection: Connection, name: str) -> StreamInfo | None:
