@@ -39,6 +39,7 @@ INSTANCES_TOTAL: Final = "Box-Instances-Total"
 RECORD_VERSION: Final = "Box-Version"
 REPLY_CODE: Final = "Box-Code"
 # Headers of registrations.
+STATS_PART: Final = "Box-Part"  # "2/3": the second of three messages of one report
 MSG_TTL: Final = "Nats-TTL"
 
 

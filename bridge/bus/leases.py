@@ -8,7 +8,7 @@ the event loop renew all leases.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from collections.abc import Set as AbstractSet
 from typing import Final, Generic, TypeVar
 
@@ -122,6 +122,14 @@ class WatchedLeases(Leases[H]):
         """Forget the expiry of `holder`."""
         self._expiries.pop(holder, None)
         self._wave.discard(holder)
+
+    def forget_past(self, now: float, needed: Container[H]) -> None:
+        """Forget the expiries that are a lease old, and so belong to no wave any more, of holders
+        that are not `needed`: holders may come under ever new names.
+        """
+        past = self._expiries.keys() - self._recent(now)
+        for holder in [holder for holder in past if holder not in needed]:
+            self.forget(holder)
 
     def rearm(self, now: float) -> None:
         super().rearm(now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -15,7 +16,7 @@ from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import follower, replay, topology
 from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.follower import Begin
-from bridge.errors import NameRefused
+from bridge.errors import NameRefused, NoReply
 from bridge.protocol import now
 from tests.stored_events import age_out, note, outgoing, store_all, tell, texts
 from tests.support import connect, eventually
@@ -80,6 +81,37 @@ async def test_a_reader_of_the_stored_events_of_a_service_does_not_wait_for_more
             EventStream.open(connection, service, start=start, follow=False) as stream,
         ):
             assert texts([item async for item in stream]) == told
+
+
+async def test_a_history_that_takes_long_to_read_is_read_to_its_end(
+    connection: Connection,
+) -> None:
+    await tell(connection, *map(str, range(60)))
+    taken: list[Message] = []
+
+    def take(message: Message) -> None:
+        time.sleep(0.02)  # a second in all
+        taken.append(message)
+
+    await replay.read(connection, "BOX_EVENTS", "box.events.web", take, idle=0.5)
+    assert len(taken) == 60
+
+
+async def test_reading_a_history_gives_up_when_nothing_comes(connection: Connection) -> None:
+    with pytest.raises(NoReply):
+        await replay.read(connection, "NO_STREAM", "box.events.web", lambda _: None, idle=0.3)
+
+
+async def test_a_history_is_read_from_a_time_on(connection: Connection) -> None:
+    await tell(connection, "a", "b")
+    await asyncio.sleep(0.01)  # for a time that lies between
+    middle = now()
+    await tell(connection, "c")
+    taken: list[Message] = []
+    await replay.read(
+        connection, "BOX_EVENTS", "box.events.web", taken.append, start=middle, idle=15
+    )
+    assert len(taken) == 1
 
 
 async def test_a_resumed_reader_continues_behind_the_last_one_exactly(

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from bridge.box.fleet.stats_report import MAX_REPORT, Part, PartialReport
 from bridge.box.state.fleet_index import FleetIndex
 from bridge.box.state.records import (
     HostOrder,
@@ -37,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 _STORE_DELAY: Final = 1.0  # seconds until an expired lease that the store still has is read again
 _CONFIRMED: Final = 1.0  # seconds for which a direct read of a host's lease is trusted
-_MAX_STATS: Final = 1024 * 1024  # bytes of one host's report
+_NAMED: Final = 5  # hosts in one line of the log
 
 _UNREADABLE_ORDER: Final = HostOrder(
     reason="the order cannot be read: a newer Box gave it, or it is damaged"
@@ -79,6 +80,8 @@ class FleetView:
         self._listeners: list[FleetListener] = []
         self._confirmed: dict[str, float] = {}
         self._stats_data: dict[str, bytes] = {}
+        self._partial_stats: dict[str, PartialReport] = {}
+        self._swept: tuple[float, int] | None = None  # when, and the hosts' sequence then
         self.index = FleetIndex()
         self.state = self.index.state
         self.services = KeyValueView(
@@ -147,11 +150,32 @@ class FleetView:
         if freed:
             self._plan_needed(freed)
         gone = self._leases.tick(now, live=self.hosts.live)
+        if gone:
+            names = ", ".join(gone[:_NAMED]) + (", …" if len(gone) > _NAMED else "")
+            _log.warning("the leases of %d hosts ran out: %s", len(gone), names)
         for host in gone:
-            _log.warning("host %s is gone: its lease ran out", host)
             self._remove_host(host)
         if self.index.set_dead(self._leases.dead(now)) or gone:
             self._plan_needed(None)
+        self._forget_past_hosts(now)
+
+    def _forget_past_hosts(self, now: float) -> None:
+        """Forget the hosts that have gone and hold no slot: new ones may always come.
+
+        A host's record expires after a lease, in the store and here. What had come two leases ago
+        and was not renewed is not in the store any more.
+        """
+        if not self.hosts.live:
+            return
+        at, seq = self._swept or (now, 0)
+        if self._swept is not None and now - at < 2 * self._lease:
+            return
+        self._swept = now, self.hosts.seq
+        self.hosts.forget_expired(seq)
+        self._leases.forget_past(now, self.state.used)
+        self._confirmed = {
+            host: at for host, at in self._confirmed.items() if now - at < _CONFIRMED
+        }
 
     async def is_dead(self, claim: SlotRecord) -> bool:
         """Whether the store itself confirms that the holder of `claim` is dead.
@@ -194,19 +218,26 @@ class FleetView:
         if self._stats_data.get(host) == message.data:
             return
         metrics = self._connection.metrics
-        if len(message.data) > _MAX_STATS:
+        if len(message.data) > MAX_REPORT:
             metrics.refuse("stats", "too large")
             return
         try:
+            part = Part.of(message)
             stats = decode(HostStats, message.data)
         except ProtocolError:
             metrics.refuse("stats", "malformed")
             return
-        if host in self.state.hosts or host in self.state.unreadable_hosts:  # not for unknown hosts
+        if host not in self.state.hosts and host not in self.state.unreadable_hosts:
+            return
+        if part is None:
             self.set_stats(host, stats, message.data)
+        elif whole := self._partial_stats.setdefault(host, PartialReport()).add(part, stats):
+            self.set_stats(host, whole, b"")
 
     def set_stats(self, host: str, stats: HostStats, data: bytes) -> None:
-        """Store what `host` reports of its instances; `data` is the report as it was sent."""
+        """Store what `host` reports of its instances; `data` is the report as it was sent, empty
+        if it came in parts.
+        """
         self._stats_data[host] = data
         self.index.set_stats(host, stats)
 
@@ -281,6 +312,7 @@ class FleetView:
         self.index.set_host(name, None)
         self.index.set_stats(name, {})
         self._stats_data.pop(name, None)
+        self._partial_stats.pop(name, None)
 
     def _order_changed(self, key: str, old: HostOrder | None, new: HostOrder | None) -> None:
         try:
@@ -307,6 +339,7 @@ class FleetView:
             self.index.set_unreadable_slots(_slots_of(self.slots.unreadable))
 
     def _hosts_live(self, live: bool) -> None:
+        self._swept = None  # a store that is created again numbers its messages anew
         if live:
             self._leases.rearm(self._monotonic())
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from datetime import datetime, timedelta
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -28,6 +30,8 @@ from bridge.settings import Config, ServiceConfig
 from bridge.subjects import BOX_SEQ, parse_sequence
 
 _log = logging.getLogger(__name__)
+
+_CLOCKS: Final = timedelta(days=1)  # by which the clock of the host may be ahead of the server's
 
 
 async def rebuild_entries(
@@ -54,7 +58,8 @@ async def rebuild_entries(
         }
         if not outdated:
             continue
-        events = await _last_events(connection, service, outdated.keys())
+        oldest = min(record.info.created_at for _, record in outdated.values())
+        events = await _last_events(connection, service, outdated.keys(), oldest - _CLOCKS)
         desired = fleet.state.services.get(service)
         made_from = config.services.get(service) or (
             on_request.made_from(desired) if desired else None
@@ -103,9 +108,13 @@ def _entry(
 
 
 async def _last_events(
-    connection: Connection, service: str, ids: AbstractSet[str]
+    connection: Connection, service: str, ids: AbstractSet[str], since: datetime
 ) -> dict[str, tuple[int, InstanceEvent]]:
-    """The last event of each of `ids` in the stream, with its Box-Seq."""
+    """The last event of each of `ids` that the stream has stored since then, with its Box-Seq.
+
+    However long that takes: without these events the Box would number the next ones anew, and the
+    stream would drop them as repeated.
+    """
     last: dict[str, tuple[int, InstanceEvent]] = {}
 
     def take(message: Message) -> None:
@@ -117,6 +126,17 @@ async def _last_events(
         if event.instance_id in ids and seq is not None:
             last[event.instance_id] = seq, event
 
+    def report(count: int) -> None:
+        _log.info("rebuilding the journal: %d events of %s are read", count, service)
+
     subjects = connection.subjects
-    await replay.read(connection, subjects.events_stream, subjects.events(service), take)
+    await replay.read(
+        connection,
+        subjects.events_stream,
+        subjects.events(service),
+        take,
+        start=since,
+        idle=None,
+        progress=report,
+    )
     return last

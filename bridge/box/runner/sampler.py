@@ -9,13 +9,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
+from bridge.box.fleet import stats_report
 from bridge.box.fleet.view import FleetView
 from bridge.box.runner.context import InstanceContext
 from bridge.box.runner.supervisor import Supervisor
 from bridge.box.runtimes.logs import prune
 from bridge.bus.core.connection import Connection
 from bridge.errors import BusError
-from bridge.protocol import HostStats, InstanceState, encode
+from bridge.protocol import HostStats, InstanceState
 
 _log = logging.getLogger(__name__)
 
@@ -68,10 +69,12 @@ class Sampler:
             if handle is not None:  # it may have ended while the others were measured
                 requests = inflight[handle.port]
                 report[instance.id] = instance.sample(usage.get(instance.id), requests)
-        data = encode(report)
-        self._fleet.set_stats(self._host, report, data)
+        parts = list(stats_report.messages(report, self._connection.max_payload))
+        self._fleet.set_stats(self._host, report, parts[0][0] if len(parts) == 1 else b"")
         with contextlib.suppress(BusError):  # sent at most once: the next sample replaces it
-            self._connection.publish(self._connection.subjects.stats(self._host), data)
+            for data, headers in parts:
+                subject = self._connection.subjects.stats(self._host)
+                self._connection.publish(subject, data, headers=headers)
         self._gauge()
 
     def _gauge(self) -> None:

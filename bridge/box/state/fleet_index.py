@@ -132,7 +132,12 @@ class FleetIndex:
             self._lost.setdefault(service, {})[slot] = before.host
             self._lost_claims[service, slot] = LostClaim(before, lost_until)
             self._count(before, 1, emptied)
-        _mark(self._unreadable.setdefault(service, set()), slot, unreadable)
+        if unreadable:
+            self._unreadable.setdefault(service, set()).add(slot)
+        else:
+            _remove(self._unreadable, service, slot)
+        if not slots:
+            del self._slots[service]
         self._slot_index.slot_changed(service, slot, before, claim)
         return SlotChange(before, emptied)
 
@@ -168,6 +173,8 @@ class FleetIndex:
         if (lost := self._lost_claims.pop((service, slot), None)) is not None:
             self._count(lost.claim, -1, emptied)
             del self._lost[service][slot]
+            if not self._lost[service]:
+                del self._lost[service]
 
     # ── hosts ────────────────────────────────────────────────────────────────────────────
 
@@ -232,6 +239,13 @@ def _put(mapping: dict[K, V], key: K, value: V | None) -> None:
         mapping.pop(key, None)
     else:
         mapping[key] = value
+
+
+def _remove(groups: dict[str, set[int]], service: str, slot: int) -> None:
+    if (slots := groups.get(service)) is not None:
+        slots.discard(slot)
+        if not slots:
+            del groups[service]
 
 
 def _mark(members: set[K], key: K, belongs: bool) -> None:

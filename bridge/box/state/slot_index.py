@@ -220,6 +220,8 @@ class SlotIndex:
 
     def _mark_settled(self, service: str) -> None:
         record, slots = self._services.get(service), self.services[service]
+        if record is None and not slots.hosts:
+            del self.services[service]
         if record is not None and not (slots.settled and record.settled):
             self.unsettled.add(service)
         else:

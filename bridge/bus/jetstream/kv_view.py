@@ -9,6 +9,7 @@ key does not count as free; each put of it is reported to `on_change`.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Generic, TypeVar
@@ -32,6 +33,7 @@ _DELETED: Final = ("DEL", "PURGE")
 _TIMEOUT: Final = 5.0  # seconds for a write
 
 T = TypeVar("T", bound=Struct)
+V = TypeVar("V")
 
 OnChange = Callable[[str, T | None, T | None], None]
 """Called with a key, its old and its new value (None: not there), after each put and delete.
@@ -154,6 +156,12 @@ class KeyValueView(Generic[T]):
         record = self._view.records.pop(key, None)
         if record is not None:
             self._report(key, record, None)
+
+    def forget_expired(self, seq: int) -> None:
+        """Forget every record, deletion and unreadable value whose revision is `seq` or below: all
+        of them have expired, which the stream does not report. It is not reported to `on_change`.
+        """
+        self._view.forget(seq)
 
     # ── writing: each raises what `store` raises ───────────────────────────────────────────
 
@@ -296,6 +304,14 @@ class _View(Generic[T]):
             return record.revision
         return self.markers.get(key) or self.unreadable.get(key, 0)
 
+    def forget(self, seq: int) -> None:
+        """Remove what has the revision `seq` or a lower one. Each place is in their order."""
+        for key, _ in _head(self.records, lambda record: record.revision <= seq):
+            del self.records[key]
+        for place in (self.markers, self.unreadable):
+            for key, _ in _head(place, lambda revision: revision <= seq):
+                del place[key]
+
     def set(self, key: str, value: T | None, seq: int, *, readable: bool = True) -> None:
         for place in (self.records, self.markers, self.unreadable):
             place.pop(key, None)
@@ -305,3 +321,8 @@ class _View(Generic[T]):
             self.markers[key] = seq
         else:
             self.unreadable[key] = seq
+
+
+def _head(place: dict[str, V], belongs: Callable[[V], bool]) -> list[tuple[str, V]]:
+    """The first items, up to the first value that does not belong to them."""
+    return list(itertools.takewhile(lambda item: belongs(item[1]), place.items()))

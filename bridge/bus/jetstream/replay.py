@@ -1,15 +1,20 @@
-"""Reading what a stream holds once, from its first message to its last."""
+"""Reading what a stream holds once, from its first message, or from a time, to its last."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+from typing import Final
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.bus.jetstream.follower import Follower, Start
+from bridge.bus.jetstream.follower import Begin, Follower, Start
 from bridge.errors import NoReply
 from bridge.tasks import task_scope
+
+IDLE: Final = 60.0  # seconds; an outage is over by then, or somebody works on it
+_REPORT: Final = 10.0  # seconds between two reports of the progress
 
 
 async def read(
@@ -18,24 +23,52 @@ async def read(
     subject: str,
     take: Callable[[Message], None],
     *,
-    timeout: float = 60.0,
+    start: Begin = Start.FIRST,
+    idle: float | None = IDLE,
+    timeout: float | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Give every message that `stream` holds on `subject` to `take`, in order.
+    """Give every message that `stream` holds on `subject`, from `start` on, to `take`, in order.
 
     After an outage reading continues where it stopped; only if the stream was re-created can `take`
-    get a message twice. Raises NoReply if the end is not reached within `timeout` seconds.
+    get a message twice. However long a history is, it is read: NoReply is raised if no message
+    comes for `idle` seconds (None: never), or after `timeout` seconds (None: never). `progress` is
+    called every 10 s with the number of messages so far.
     """
+    count = 0
+
+    def count_and_take(message: Message, seq: int, time_ns: int) -> None:
+        nonlocal count
+        count += 1
+        take(message)
+
     follower = Follower(
-        connection,
-        stream,
-        lambda message, seq, time_ns: take(message),
-        start=Start.FIRST,
-        subjects=[subject],
-        once=True,
+        connection, stream, count_and_take, start=start, subjects=[subject], once=True
     )
+
+    async def watch() -> None:
+        loop = asyncio.get_running_loop()
+        pause = _REPORT if idle is None else min(_REPORT, idle / 4)
+        before, moved_at = count, loop.time()
+        reported_at = moved_at
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await follower.live.wait()
+                return
+            at = loop.time()
+            if count != before:
+                before, moved_at = count, at
+            elif idle is not None and at - moved_at >= idle:
+                raise NoReply(stream, idle)
+            if progress is not None and at - reported_at >= _REPORT:
+                reported_at = at
+                progress(count)
+
     try:
         async with asyncio.timeout(timeout), task_scope() as tasks:
             tasks.create_task(follower.run(), name=f"replay-{stream}")
-            await follower.live.wait()
+            await watch()
     except TimeoutError as exc:
+        assert timeout is not None
         raise NoReply(stream, timeout) from exc

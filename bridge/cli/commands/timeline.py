@@ -52,7 +52,10 @@ async def timeline(
     ] = None,
     timeout: Annotated[
         float,
-        Parameter(validator=Number(gt=0, lte=LONGEST), help="Seconds for reading the events."),
+        Parameter(
+            validator=Number(gt=0, lte=LONGEST),
+            help="Seconds without an event, then it gives up.",
+        ),
     ] = 60.0,
     link: Link | None = None,
     json: Json = False,
@@ -114,7 +117,7 @@ async def _read(
             metrics.refuse("events", "not a name")
 
     subject = subjects.events(service)
-    await replay.read(connection, subjects.events_stream, subject, take, timeout=timeout)
+    await replay.read(connection, subjects.events_stream, subject, take, idle=timeout)
     return metrics.refusals()
 
 

@@ -39,6 +39,8 @@ FLAP_SPAN: Final = 60.0  # … within so many seconds …
 FLAP_PAUSE: Final = 60.0  # … remove the route for so many more
 MASS: Final = 3  # leases that expire at once are too many: so many at least, and half of all
 
+_SHARED: Final = 2_000  # names of services whose tuples are shared
+
 _LEAVING: Final = (
     InstanceState.DRAINING,
     InstanceState.STOPPING,
@@ -324,7 +326,7 @@ class RouteState:
 
     def _only(self, service: str) -> tuple[str, ...]:
         """A tuple of this service alone; the same object for all of its instances."""
-        if len(self._single) > self._limit:
+        if len(self._single) >= _SHARED:  # services may come under ever new names
             self._single.clear()
         return self._single.setdefault(service, (service,))
 

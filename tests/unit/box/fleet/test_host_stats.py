@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bridge.box.fleet import stats_report
 from bridge.box.fleet.view import FleetView
 from bridge.box.state.records import HostRecord
 from bridge.bus.core.connection import Connection
@@ -75,6 +76,39 @@ async def test_every_invalid_report_is_counted(fleet: FleetView) -> None:
     send(fleet, b"[]")
     send(fleet, b"[]")
     assert fleet._connection.metrics.refusals() == {"stats: malformed": 2}
+
+
+@pytest.mark.parametrize(("count", "limit"), [(1, 1 << 20), (50, 4096), (9000, 64 * 1024)])
+async def test_a_report_beyond_max_payload_arrives_in_parts(
+    fleet: FleetView, count: int, limit: int
+) -> None:
+    report = {f"web-{n}": InstanceHealth(cpu_percent=float(n)) for n in range(count)}
+    send(fleet, {"web-gone": InstanceHealth()})
+    sent = list(stats_report.messages(report, limit))
+    assert all(len(data) <= limit - 500 for data, _ in sent)
+    for data, headers in sent:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        raw = f"NATS/1.0\r\n{lines}\r\n".encode() if headers else b""
+        fleet.take_stats(Message("box.stats.box-a", "", data, raw))
+    assert fleet.state.loads == report
+
+
+async def test_a_report_that_has_lost_a_part_changes_nothing(fleet: FleetView) -> None:
+    send(fleet, stats())
+    report = {f"web-{n}": InstanceHealth() for n in range(90)}
+    parts = list(stats_report.messages(report, 4096))
+    assert len(parts) > 2
+    for data, headers in (parts[0], *parts[2:]):
+        raw = f"NATS/1.0\r\nBox-Part: {headers['Box-Part']}\r\n\r\n".encode()
+        fleet.take_stats(Message("box.stats.box-a", "", data, raw))
+    assert fleet.state.loads.keys() == {"web-1", "web-2"}
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "1/999", "a/b", "1/2/3"])
+async def test_a_report_that_names_no_part_is_counted(fleet: FleetView, text: str) -> None:
+    raw = f"NATS/1.0\r\nBox-Part: {text}\r\n\r\n".encode()
+    fleet.take_stats(Message("box.stats.box-a", "", encode(stats()), raw))
+    assert fleet._connection.metrics.refusals() == {"stats: malformed": 1}
 
 
 def test_a_gateway_reads_only_the_reports_of_unhealthy_instances() -> None:
