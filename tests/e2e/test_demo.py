@@ -15,16 +15,13 @@ from tests.boxes import labelled
 from tests.e2e.program import run_process, running
 
 
-async def test_the_demo_succeeds_in_less_than_thirty_seconds_and_leaves_nothing(
-    tmp_path: Path,
-) -> None:
+async def test_the_demo_succeeds_and_leaves_nothing(tmp_path: Path) -> None:
     result = await run_process("demo", "--json", cwd=tmp_path, TMPDIR=str(tmp_path))
     report = result.json
     assert result.code == 0, report["steps"][-1]
     assert report["ok"]
     assert len(report["steps"]) == 15
     assert all(step["ok"] for step in report["steps"])
-    assert sum(step["seconds"] for step in report["steps"]) < 30
     assert {event["to_state"] for event in report["events"]} >= {"Failed", "Busy", "Stopped"}
     assert list(tmp_path.iterdir()) == []
 

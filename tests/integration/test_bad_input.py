@@ -58,7 +58,7 @@ class RawClient:
         """The answer to `data` on box.scale."""
         inbox = next(self._inboxes).encode()
         self.publish(b"box.scale", data, inbox, head)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 line = (await self._reader.readline()).split()
                 if line and line[0] in (b"MSG", b"HMSG"):
@@ -73,7 +73,7 @@ class RawClient:
 
     async def flush(self) -> None:
         self._writer.write(b"PING\r\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await self._reader.readline()) != b"PONG\r\n":
                 pass
 

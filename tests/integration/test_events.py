@@ -92,7 +92,7 @@ async def test_a_stream_opened_before_the_fleet_waits_for_it(server: EmbeddedSer
         opened = asyncio.Event()
         following = asyncio.ensure_future(follow())
         await topology.ensure(connection)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await opened.wait()
         await tell(connection, "first")
         assert await following == ["first"]

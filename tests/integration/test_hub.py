@@ -156,7 +156,7 @@ async def test_a_consumer_that_waits_ends_when_the_hub_is_closed(
         waiting.set()
         return [event async for event in events]
 
-    async with asyncio.timeout(10), task_scope() as tasks:
+    async with asyncio.timeout(60), task_scope() as tasks:
         async with EventHub.open(connection) as hub:
             consumer = tasks.create_task(consume(hub.subscribe()))
             await waiting.wait()
@@ -172,5 +172,5 @@ async def test_iterations_end_with_the_hub_or_their_own_block(connection: Connec
         await eventually(lambda: hub.head == 1)
         with pytest.raises(StopAsyncIteration):
             await anext(ended)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert texts([event async for event in last]) == ["last"]

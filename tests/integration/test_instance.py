@@ -213,7 +213,7 @@ async def test_what_its_box_withdraws_it_does_not_announce_again(server: Embedde
 @pytest.mark.slow
 async def test_an_outage_bounds_the_withdrawal(server: EmbeddedServer, unused_port: int) -> None:
     async with gatewayed(server) as (connection, _):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             async with register(service="web", endpoint=ENDPOINT, connection=connection):
                 await server.kill()
                 await eventually(lambda: not connection.connected)
