@@ -7,6 +7,7 @@ depend on the umask, which instances inherit unchanged.
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -16,10 +17,11 @@ _OTHERS: Final = 0o077
 
 
 def make_private_directory(directory: Path) -> None:
-    """Make `directory`, with missing parents, or tighten it if it exists. Raises OSError."""
-    if not directory.is_dir():
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        directory.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+    """Make `directory`, with missing parents, or tighten it if it exists. Raises OSError.
+
+    A directory with the sticky bit, like /tmp, is meant for all users and stays as it is.
+    """
+    directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
     tighten(directory)
 
 
@@ -31,9 +33,15 @@ def make_private(file: Path, *, empty: bool = False) -> None:
 
 
 def tighten(path: Path) -> bool:
-    """Take the rights of other users away; returns whether they had any. Raises OSError."""
-    mode = path.stat().st_mode & 0o7777
-    if not mode & _OTHERS:
+    """Take the rights of other users away; returns whether they had any. Raises OSError.
+
+    What belongs to another user stays as it is.
+    """
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if not mode & _OTHERS or mode & stat.S_ISVTX:
         return False
-    path.chmod(mode & ~_OTHERS)
+    try:
+        path.chmod(mode & ~_OTHERS)
+    except PermissionError:
+        return False
     return True

@@ -28,6 +28,8 @@ STOP_SIGNALS: Final = tuple(
 ENGINES: Final = ("podman", "docker", "nerdctl", "a3s-box")
 _SUBJECT: Final = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
+_UNITS: Final = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_SIZE: Final = re.compile(r"([1-9][0-9]{0,5}) ?(KiB|MiB|GiB)")
 _TARGET: Final = re.compile(r"/[!-~]*")
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?")
 _PROBE_HEADERS: Final = ("host", "connection", "content-length", "transfer-encoding")
@@ -140,6 +142,13 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
     registration: str = "box"
     """The publisher of the registrations: `box` (the Box) or `self` (the instance)."""
+    log_size: str = "4MiB"
+    """The bound of each log of an instance, stdout and stderr: a number with `KiB`, `MiB` or `GiB`.
+    The Box copies the end of a longer log to `stdout.log.1`, and empties the log. The `oci` runtime
+    leaves the logs of running containers to its engine.
+    """
+    log_files: Annotated[int, Meta(ge=1, le=100)] = 2
+    """How many files each log has, the current one included; 1 keeps no older lines."""
     start_timeout: Interval = 60.0
     """Seconds from Booting to Ready, after which the instance has failed."""
     deregister_delay: Seconds = 1.0
@@ -172,10 +181,19 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             )
         if self.stop_scope not in ("", "main", "group"):
             raise ValueError(f'stop_scope = {self.stop_scope!r} must be "main" or "group"')
+        if _SIZE.fullmatch(self.log_size) is None:
+            raise ValueError(f'log_size = {self.log_size!r} must be like "512KiB" or "10MiB"')
         try:
             check_metadata(self.metadata)
         except ProtocolError as exc:
             raise ValueError(f"metadata: {exc.problem}") from exc
+
+    @property
+    def log_bytes(self) -> int:
+        """`log_size` in bytes."""
+        match = _SIZE.fullmatch(self.log_size)
+        assert match is not None, "checked when it was read"
+        return int(match[1]) * _UNITS[match[2]]
 
 
 class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

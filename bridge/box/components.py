@@ -26,6 +26,7 @@ from bridge.box.journal.outbox import Outbox
 from bridge.box.runner.context import InstanceContext
 from bridge.box.runner.inflight import InflightCounter
 from bridge.box.runner.instance_specs import InstanceSpecs
+from bridge.box.runner.log_rotation import LogRotation
 from bridge.box.runner.probes import Prober
 from bridge.box.runner.publication import PublicationContext
 from bridge.box.runner.sampler import Sampler
@@ -78,6 +79,7 @@ class RunnerComponents(Struct, frozen=True, kw_only=True):
     self_reports: SelfReports
     supervisor: Supervisor
     sampler: Sampler
+    log_rotation: LogRotation
 
 
 class Components(Struct, frozen=True, kw_only=True):
@@ -238,7 +240,12 @@ def _runner(resources: Resources, fleet: FleetComponents) -> RunnerComponents:
     sampler = Sampler(
         connection, resources.me.host, view, supervisor, context, config.data_dir, timing.sample
     )
-    return RunnerComponents(self_reports=self_reports, supervisor=supervisor, sampler=sampler)
+    return RunnerComponents(
+        self_reports=self_reports,
+        supervisor=supervisor,
+        sampler=sampler,
+        log_rotation=LogRotation(supervisor, instances_dir(config.data_dir)),
+    )
 
 
 def _responder(resources: Resources, fleet: FleetComponents) -> Responder:

@@ -249,6 +249,7 @@ class _Lifecycle:
             "ticks": self._tick(),
             "supervisor": runner.supervisor.run(),
             "sampler": runner.sampler.run(),
+            "logs": runner.log_rotation.run(),
             "responder": self._components.responder.run(),
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import time
@@ -11,9 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
 
+from bridge.box.runtimes.logs import ENGINE, STDERR, STDOUT, instances_dir
 from bridge.box.runtimes.process_identity import boot_id
 from bridge.errors import BoxError, HostTaken
+from bridge.private_files import make_private, make_private_directory, tighten
 
+_log = logging.getLogger(__name__)
+
+# An instance may give other users rights to files that it has made itself.
+_PRIVATE: Final = (
+    *("lock", "host-id", "fence", "journal.db*", "secrets", "instances/*"),
+    *(f"instances/*/{name}" for name in (f"{STDOUT}*", f"{STDERR}*", "exit", ENGINE)),
+)
 _RETRY: Final = 0.1  # seconds between attempts to lock the directory
 _LOCK_TIMEOUT: Final = 1.0  # seconds; a child that a killed Box was just forking holds its lock
 
@@ -25,7 +35,8 @@ def own_directory(directory: Path) -> Iterator[str]:
     Raises HostTaken if another Box has locked it, BoxError if it cannot be used.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_private_directory(directory)
+        make_private(directory / "lock")
         lock = (directory / "lock").open("a+")
     except OSError as exc:
         raise BoxError(f"data_dir {directory} cannot be used: {exc.strerror}") from exc
@@ -37,6 +48,7 @@ def own_directory(directory: Path) -> Iterator[str]:
                     f"another Box uses {directory}: stop it, or choose another data_dir"
                 )
             time.sleep(_RETRY)
+        _tighten_all(directory)
         yield _host_id(directory / "host-id")
 
 
@@ -54,12 +66,31 @@ def _try_lock(file: IO[str]) -> bool:
     return True
 
 
+def _tighten_all(directory: Path) -> None:
+    """Take other users' rights away from what an earlier version has left; log that once."""
+    instances = instances_dir(directory)
+    changed = 0
+    for pattern in _PRIVATE:
+        for path in directory.glob(pattern):
+            with contextlib.suppress(OSError):  # another user's, or just deleted
+                changed += not path.is_symlink() and tighten(path)
+    if instances.is_dir():
+        changed += tighten(instances)
+    if changed:
+        _log.warning(
+            "other users could read %d files and directories in %s: they no longer can",
+            changed,
+            directory,
+        )
+
+
 def _host_id(file: Path) -> str:
     with contextlib.suppress(FileNotFoundError):
         if host_id := file.read_text().strip():
             return host_id
     host_id = secrets.token_hex(8)
     part = file.with_suffix(".part")
+    make_private(part, empty=True)
     with part.open("w") as out:
         out.write(host_id + "\n")
         out.flush()

@@ -28,6 +28,7 @@ from msgspec import Struct
 
 from bridge.bus.server_binary import find_binary
 from bridge.errors import BusError, ServerNotStarted
+from bridge.private_files import make_private_directory
 
 _POLL: Final = 0.01  # seconds between checks of the ports file
 _STOP_GRACE: Final = 10.0  # seconds from SIGTERM to SIGKILL
@@ -156,7 +157,7 @@ class EmbeddedServer:
         The server inherits the lock, which is held until the last process that has it open ends.
         """
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_private_directory(self.directory)
             lock = (self.directory / "lock").open("ab")
         except OSError as exc:
             raise ServerNotStarted(f"{self.directory} cannot be used: {exc.strerror}") from exc
@@ -183,6 +184,7 @@ class EmbeddedServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=(lock,),
+            umask=0o077,
             start_new_session=True,  # Ctrl-C is for the owner, which stops the server last
         )
 

@@ -20,6 +20,7 @@ from msgspec import Struct, field
 from bridge.box.journal.entry import JournalEntry, PendingEvent
 from bridge.box.state.records import HostOrder, ServiceRecord
 from bridge.errors import ForeignJournal, JournalDamaged, JournalError, ProtocolError
+from bridge.private_files import make_private
 from bridge.protocol import InstanceEvent, decode
 from bridge.settings import Probe, ServiceConfig
 from bridge.version import VERSION
@@ -230,6 +231,9 @@ class JournalStore:
         if self._readonly and not self.path.with_name(f"{self.path.name}-wal").exists():
             # No Box works with it. SQLite would create that file, or fail where it cannot.
             mode += "&immutable=1"
+        if not self._readonly:
+            with contextlib.suppress(OSError):  # SQLite reports it, too
+                make_private(self.path)  # SQLite gives its other files the same mode
         db = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode={mode}",
             uri=True,

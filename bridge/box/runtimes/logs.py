@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from bridge.private_files import make_private
+
 _log = logging.getLogger(__name__)
 
 STDOUT: Final = "stdout.log"
@@ -20,6 +22,7 @@ ENGINE: Final = "engine"
 KEEP_DIRECTORIES: Final = 10
 """How many directories of ended instances are kept, of each service."""
 
+_CHUNK: Final = 1 << 20  # bytes that are copied at once
 _TAIL: Final = 4096  # bytes at the end of a log that are searched for the last line
 
 
@@ -46,7 +49,52 @@ def last_line(file: Path) -> str:
 
 def last_log_line(directory: Path) -> str:
     """The last line that an instance wrote: to stderr, or else to stdout."""
-    return last_line(directory / STDERR) or last_line(directory / STDOUT)
+    for name in (STDERR, STDOUT):
+        for file in (directory / name, older_file(directory / name, 1)):
+            if line := last_line(file):
+                return line
+    return ""
+
+
+def older_file(file: Path, number: int) -> Path:
+    """The file with the lines that came before those of `file`; 1 has the newest of them."""
+    return file.with_name(f"{file.name}.{number}")
+
+
+def rotate(file: Path, size: int, files: int) -> int:
+    """Empty a log of more than 3/4 of `size`; returns the bytes that it had.
+
+    Its end, at most `size` bytes, becomes the file ``.1``.
+
+    The file itself stays, for the instance has it open, and appends to it. Lines that come between
+    the copy and the end of this call are lost. Where the disk is full, all of them are: a log never
+    takes more than its share. Raises OSError.
+    """
+    length = file.stat().st_size
+    if length <= size * 3 // 4:
+        return length
+    if files > 1:
+        for number in range(files - 1, 1, -1):
+            with contextlib.suppress(FileNotFoundError):
+                older_file(file, number - 1).replace(older_file(file, number))
+        part = file.with_name(f"{file.name}.part")
+        try:
+            older_file(file, 1).unlink(missing_ok=True)
+            _copy_end(file, part, size)
+            part.replace(older_file(file, 1))
+        except OSError as exc:
+            _log.warning("the older lines of %s are lost: %s", file, exc.strerror)
+            part.unlink(missing_ok=True)
+    os.truncate(file, 0)
+    return length
+
+
+def _copy_end(file: Path, to: Path, size: int) -> None:
+    make_private(to, empty=True)
+    with file.open("rb") as log, to.open("wb") as out:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - size))
+        while (left := 2 * size - out.tell()) > 0 and (chunk := log.read(min(left, _CHUNK))):
+            out.write(chunk)
 
 
 def prune(data_dir: Path, living: Iterable[str]) -> None:

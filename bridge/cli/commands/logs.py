@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from pathlib import Path
 from typing import Annotated, BinaryIO, Final
 
@@ -17,6 +19,7 @@ from bridge.protocol import InstancesResponse
 from bridge.subjects import check_name
 
 _POLL: Final = 0.2  # seconds between looks for more
+_EMPTIED: Final = 0.02  # seconds in which a Box empties a log after it has renamed the copy
 
 
 class _Line(Struct):
@@ -54,7 +57,7 @@ async def logs(
     directory = await _find(instance_id, config, data_dir, link)
     with contextlib.ExitStack() as stack, contextlib.suppress(asyncio.CancelledError):
         tails = [
-            _Tail(stack.enter_context((directory / name).open("rb")), name.partition(".")[0])
+            _Tail(stack.enter_context((directory / name).open("rb")), directory / name)
             for name in (STDOUT, STDERR)
             if (directory / name).exists()
         ]
@@ -90,15 +93,22 @@ async def _find(
 
 
 class _Tail:
-    """A log file, read up to its last whole line."""
+    """A log, read up to its last whole line. It begins with the older lines that are kept.
 
-    def __init__(self, file: BinaryIO, stream: str) -> None:
+    The Box empties a log that is too long, after it has copied its end to another file.
+    """
+
+    def __init__(self, log: BinaryIO, file: Path) -> None:
+        self._log = log
         self._file = file
-        self._stream = stream
+        self._stream = file.name.partition(".")[0]
         self._rest = b""
+        self._rotated = self._older_version()
+        self._older = b"".join(map(_read, reversed(self._older_files())))
 
     def print_new(self, json: bool, *, last: bool) -> None:
-        *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
+        *lines, self._rest = (self._rest + self._older + self._new()).split(b"\n")
+        self._older = b""
         if last and self._rest:
             lines.append(self._rest)
         for line in lines:
@@ -107,6 +117,40 @@ class _Tail:
                 print_json(_Line(self._stream, text))
             else:
                 print(text, flush=True)
+
+    def _new(self) -> bytes:
+        """What the log has got since the last call, also if it was emptied meanwhile."""
+        place, missed = self._log.tell(), b""
+        version = self._older_version()
+        rotated = version not in (None, self._rotated)
+        if rotated:
+            time.sleep(_EMPTIED)
+            missed = _read(self._file.with_name(f"{self._file.name}.1"))[place:]
+            self._rotated = version
+        if rotated or os.fstat(self._log.fileno()).st_size < place:
+            self._log.seek(0)
+        return missed + self._log.read()
+
+    def _older_version(self) -> tuple[int, int] | None:
+        """Changes when the log is rotated; None before the first time."""
+        with contextlib.suppress(FileNotFoundError):
+            status = self._file.with_name(f"{self._file.name}.1").stat()
+            return status.st_ino, status.st_mtime_ns
+        return None
+
+    def _older_files(self) -> list[Path]:
+        numbered = {
+            int(file.suffix[1:]): file
+            for file in self._file.parent.glob(f"{self._file.name}.*")
+            if file.suffix[1:].isdecimal()
+        }
+        return [numbered[number] for number in sorted(numbered)]
+
+
+def _read(file: Path) -> bytes:
+    with contextlib.suppress(FileNotFoundError):
+        return file.read_bytes()
+    return b""
 
 
 async def _observe(link: Link | None) -> InstancesResponse | None:

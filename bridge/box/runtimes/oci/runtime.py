@@ -31,6 +31,7 @@ from bridge.box.runtimes.process_identity import ProcessIdentity, boot_id
 from bridge.box.runtimes.sockets import holder, is_free
 from bridge.box.state.runtime_limits import port_pair
 from bridge.errors import EngineSilent, InstanceError, PortTaken
+from bridge.private_files import make_private, make_private_directory
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class OciRuntime:
         container = self._containers[spec.instance_id] = Container(spec)
         try:
             with mapped_errors("the instance's directory cannot be written"):
-                spec.directory.mkdir(parents=True, exist_ok=True)
+                make_private_directory(spec.directory)
                 (spec.directory / ENGINE).write_text(self._calls.engine.path)
             await self._images.provide(spec.image, report)
             if self._kind.creates:
@@ -334,7 +335,9 @@ class OciRuntime:
         try:
             result = await self._read_logs(container.name)
             with mapped_errors("cannot be written"):
-                directory.mkdir(parents=True, exist_ok=True)
+                make_private_directory(directory)
+                for name in (STDOUT, STDERR):
+                    make_private(directory / name)
                 (directory / STDOUT).write_bytes(result.out)
                 (directory / STDERR).write_text(result.err)
         except InstanceError as exc:

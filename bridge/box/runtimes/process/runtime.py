@@ -33,6 +33,7 @@ from bridge.box.runtimes.process.usage import UsageMeter
 from bridge.box.runtimes.process_identity import ProcessIdentity, identify, is_alive
 from bridge.box.runtimes.sockets import holder, is_free, serves
 from bridge.errors import InstanceError, PortTaken
+from bridge.private_files import make_private_directory
 
 _POLL: Final = 0.05  # seconds between looks at a group that has lost its leader
 _EXEC_TIMEOUT: Final = 1.0  # seconds for the shim to run the command, on a busy machine
@@ -93,7 +94,7 @@ class ProcessRuntime:
 
     async def create(self, spec: Spec, report: Callable[[str], None]) -> Process:
         with mapped_errors("the instance's directory cannot be made"):
-            spec.directory.mkdir(parents=True, exist_ok=True)
+            make_private_directory(spec.directory)
         process = self._processes[spec.instance_id] = Process(spec)
         return process
 
