@@ -35,7 +35,10 @@ async def test_a_box_that_cannot_renew_its_lease_decides_nothing(
 
         with monkeypatch.context() as fault:
             fault.setattr(fleet.hosts, "put", withhold)
-            refusal = "this Box's own lease is not current"
+            refusal = (
+                "this Box's own lease is not current: "
+                "no answer on box-a within 1 s: the outcome is unknown"
+            )
             await eventually(lambda: box.blocker() == refusal, what="its lease expires")
             before = await service_record(gateway)
             for replicas in (2, 1, 3):  # the same, fewer, and more

@@ -32,13 +32,14 @@ _MIN_TIMEOUT: Final = 1.0  # seconds for one renewal, or a heartbeat where that 
 class LeaseTerm:
     """Until when this host's lease surely lasts: `lease` seconds from before its last renewal.
 
-    The `fence` follows it.
+    The `fence` follows it. `failure` is why the last renewal failed, "" after a success.
     """
 
     def __init__(self, lease: float, fence: Fence) -> None:
         self._lease = lease
         self._fence = fence
         self._renewed = float("-inf")
+        self.failure = ""
 
     @property
     def held(self) -> bool:
@@ -47,11 +48,14 @@ class LeaseTerm:
 
     def blocker(self) -> str | None:
         """Why this host may already count as dead."""
-        return None if self.held else "this Box's own lease is not current"
+        if self.held:
+            return None
+        why = f": {self.failure}" if self.failure else ""
+        return f"this Box's own lease is not current{why}"
 
     def renew(self, since: float) -> None:
         """A renewal that was sent at `since` (monotonic) is stored."""
-        self._renewed = since
+        self._renewed, self.failure = since, ""
         self._fence.extend(self._lease - (time.monotonic() - since))
 
     def end(self) -> None:
@@ -124,6 +128,8 @@ class HostLease:
             except CutOff:
                 pass  # the connection has logged it
             except BusError as exc:
+                self._term.failure = str(exc)
+                self._hosts.count_failure("lease_retry")
                 self._log.report(
                     cause_of(exc), "the lease of this host is not renewed, retrying: %s", exc
                 )

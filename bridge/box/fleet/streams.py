@@ -94,7 +94,7 @@ class Streams:
         """Log a finding about a stream's limits, once."""
         if finding not in self._findings:
             self._findings.add(finding)
-            _log.warning("stream %s: what is more waits, or is dropped sooner", finding)
+            _log.warning("stream %s: writes wait while it is full", finding)
 
     def _judge(self, exc: BusError) -> None:
         """Count a final error, and set `failure` once it is confirmed."""

@@ -163,6 +163,10 @@ class KeyValueView(Generic[T]):
         """
         self._view.forget(seq)
 
+    def count_failure(self, kind: str) -> None:
+        """Count, in the metrics, a write that its caller retries."""
+        self._connection.metrics.count(kind)
+
     # ── writing: each raises what `store` raises ───────────────────────────────────────────
 
     async def create(self, key: str, value: T) -> int:

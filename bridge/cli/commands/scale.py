@@ -43,7 +43,10 @@ async def scale(
         str | None, Parameter(help="The id of an earlier request, to repeat it without effect.")
     ] = None,
     wait: Annotated[
-        bool, Parameter(negative="", help="Return when the instances are Ready.")
+        bool,
+        Parameter(
+            negative="", help="Return when gateways route to the instances, and to no other."
+        ),
     ] = False,
     timeout: Annotated[
         float | None,
