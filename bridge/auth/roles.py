@@ -15,7 +15,6 @@ from typing import Final
 
 from msgspec import Struct
 
-from bridge.errors import ConfigError
 from bridge.subjects import INBOXES, Subjects, check_name
 
 ANY: Final = "*"
@@ -56,14 +55,6 @@ class Grants(Struct, frozen=True):
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
-
-
-def parse_role(value: str) -> Role:
-    """The role called `value`; raises ConfigError, which lists the roles."""
-    try:
-        return Role(value)
-    except ValueError as exc:
-        raise ConfigError("role", f"{value!r} is not one of {', '.join(Role)}") from exc
 
 
 def check_member(role: Role, name: str) -> None:
