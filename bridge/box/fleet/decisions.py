@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -22,6 +23,8 @@ from bridge.errors import BusError, Conflict, CutOff, NoReply, TooLarge
 from bridge.reply_codes import Refusal, ReplyCode
 
 _log = logging.getLogger(__name__)
+
+_NAMES: Final = 1000  # services whose failure is remembered
 
 Amend = Callable[[FleetState], ServiceRecord | None]
 """The record that a service should have, or None to leave it. Pure."""
@@ -115,6 +118,8 @@ class Decisions:
         about = service if isinstance(exc, TooLarge) else ""
         level = logging.DEBUG if about in self._failing else logging.ERROR
         _log.log(level, "a decision on %s could not be stored: %s", service, exc)
+        if len(self._failing) >= _NAMES:  # requests may name ever new services
+            self._failing.clear()
         self._failing.add(about)
 
     @contextlib.asynccontextmanager

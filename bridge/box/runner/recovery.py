@@ -137,6 +137,7 @@ async def _last_events(
         take,
         start=since,
         idle=None,
+        timeout=None,
         progress=report,
     )
     return last
