@@ -15,14 +15,18 @@ from bridge.box.journal.store import Change, JournalStore
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.kv_view import KeyValueView
 from bridge.errors import JournalError
+from bridge.protocol import ScaleRequest, encode
 from bridge.tasks import task_scope
 from tests.boxes import alive, gone, labelled, serving
 from tests.support import ask, box_config, connect
 
 WORK = (
-    *("journal", "runtime", "streams", "lease", "outbox", "withdrawals", "registrations"),
-    *("resync", "ticks", "supervisor", "sampler", "responder"),
+    *("journal", "runtime", "streams", "stream checks", "lease", "outbox", "withdrawals"),
+    *("registrations", "resync", "ticks", "supervisor", "sampler", "logs", "responder"),
 )
+
+
+_TWO = encode(ScaleRequest(service="web", replicas=2))
 
 
 class InjectedFault(Exception):
@@ -53,6 +57,7 @@ async def _run_until_the_fault(
                 [info] = await serving(gateway, "web", 1)
                 processes += labelled(str(directory / "data-box-a" / "instances" / info.id))
                 fault()
+                gateway.publish("box.scale", _TWO, reply=gateway.new_inbox())  # work for all parts
                 await asyncio.Event().wait()  # until the Box's failure ends this
     finally:
         assert processes
