@@ -30,6 +30,7 @@ USERS: Final = "users.json"
 ACCOUNTS: Final = "accounts.conf"
 SERVER_CONFIG: Final = "nats-server.conf"
 
+_RESERVED: Final = (Path(USERS).stem,)  # names of other files
 _FIRST: Final = (Role.GATEWAY, Role.CONSUMER, Role.RELAY, Role.OPERATOR)
 
 
@@ -49,25 +50,31 @@ class AuthDirectory:
 
     def create(self, *, prefix: str, url: str, hosts: list[str]) -> list[Member]:
         """Make the directory with a user for each host and one for each role that needs no other
-        name. Raises ConfigError if there is one already, and NameRefused.
+        name. Raises ConfigError if it has files already, and NameRefused.
         """
         wanted = [(Role.BOX, host) for host in dict.fromkeys(hosts)]
         wanted += [(role, str(role)) for role in _FIRST]
+        for role, name in wanted:
+            check_member(role, name)
+            if role is Role.BOX and name in (*_FIRST, *_RESERVED):
+                raise ConfigError(name, "cannot be a host's name: another user or file has it")
         Subjects(prefix=prefix)  # raises ConfigError
         with self._mapped_errors():
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.path.chmod(0o700)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._locked():
-            if (self.path / USERS).exists():
-                raise ConfigError(
-                    str(self.path), "has users already: use `box-bridge auth add ROLE NAME`"
-                )
+            with self._mapped_errors():
+                if (self.path / USERS).exists():
+                    raise ConfigError(
+                        str(self.path), "has users already: use `box-bridge auth add ROLE NAME`"
+                    )
+                if any(self.path.iterdir()):
+                    raise ConfigError(str(self.path), "is not empty: name a new directory")
+                self.path.chmod(0o700)
             known = Users(prefix=prefix, url=url)
             for role, name in wanted:
                 known = self._with_new_key(known, role, name)
+            self._write(SERVER_CONFIG, SERVER)
             self._save(known)
-            if not (self.path / SERVER_CONFIG).exists():
-                self._write(SERVER_CONFIG, SERVER)
         return known.users
 
     def read(self) -> Users:
@@ -128,7 +135,7 @@ class AuthDirectory:
 
     def _with_new_key(self, known: Users, role: Role, name: str, account: str = "") -> Users:
         check_member(role, name)
-        if name == Path(USERS).stem:
+        if name in _RESERVED:
             raise ConfigError(name, "is the name of another file: choose another name")
         key = create_key()
         account = account or free_account(role, known.users)

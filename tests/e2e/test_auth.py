@@ -202,6 +202,8 @@ async def test_no_output_and_no_file_but_the_seed_s_own_holds_a_secret(tmp_path:
         (["list", "--dir", "elsewhere"], "has no users: make it with `box-bridge auth init`"),
         (["add", "gateway", "x", "--dir", "elsewhere"], "does not exist: make it with"),
         (["init", "auth2", "--hosts", "Box A"], "is not a name"),
+        (["init", "auth2", "--hosts", "box-a,gateway"], "gateway: cannot be a host's name"),
+        (["init", "."], "is not empty: name a new directory"),
         (["init", "auth3", "--prefix", "a.b"], "is not a name"),
     ],
 )
