@@ -247,6 +247,19 @@ def _located(
     return {**table, **paths}
 
 
+def _refuse_nul(value: object, place: str) -> None:
+    """Raise ConfigError for a NUL character: no path, argument or variable can have one."""
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(place, "a text cannot contain a NUL character")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_nul(key, place)
+            _refuse_nul(item, f"{place}.{key}")
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_nul(item, place)
+
+
 def _read(file: Path) -> dict[str, Any]:
     with _mapped_errors(str(file)):
         text = file.read_bytes()
@@ -255,6 +268,7 @@ def _read(file: Path) -> dict[str, Any]:
     with _mapped_errors(str(file), "is not TOML: "):
         tables = tomllib.loads(text.decode("utf-8-sig"))  # some editors put a BOM at the start
     for key, table in tables.items():
+        _refuse_nul(table, f"{file}: {key}")
         if key not in (*_TABLES, "services"):
             raise ConfigError(
                 str(file), f"unknown table [{key}]{_nearest(key, (*_TABLES, 'services'))}"

@@ -14,10 +14,8 @@ from typing import Final
 EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE)
 """The errnos of a process, or of a system, that has no descriptor left."""
 
-NEEDED_ELSEWHERE: Final = 64
-"""Descriptors that a Box needs besides those of its instances: files, NATS, probes, metrics."""
-FOR_EACH: Final = 2
-"""Descriptors for each instance: one watches it, another is open now and then, as in a probe."""
+_BASE: Final = 64  # a Box needs them beside its instances: files, NATS, probes, metrics
+_FOR_EACH: Final = 2  # one watches an instance; another is open now and then, as in a probe
 
 _inherited: list[int] = []
 
@@ -29,6 +27,11 @@ def raise_limit() -> None:
         _inherited.append(soft)
     with contextlib.suppress(ValueError, OSError):  # the hard limit may be above the kernel's
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def needed(instances: int) -> int:
+    """How many descriptors a Box needs with so many instances."""
+    return _BASE + _FOR_EACH * instances
 
 
 def inherited_limit() -> int:

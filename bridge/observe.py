@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from typing import Final
 
 from msgspec import Struct
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from bridge.errors import ConfigError
+from bridge.metrics_port import serve_registry
 from bridge.protocol import encode, format_time
 
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -99,7 +100,7 @@ class Metrics:
         """
         host, _, port = address.rpartition(":")
         try:
-            start_http_server(int(port), addr=host.strip("[]"), registry=self.registry)
+            serve_registry(self.registry, host.strip("[]"), int(port))
         except (OSError, ValueError, OverflowError) as exc:  # a port, or a name, that is malformed
             raise ConfigError("[box] metrics", f"cannot listen on {address}: {exc}") from exc
 

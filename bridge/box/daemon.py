@@ -29,6 +29,7 @@ from bridge.box.runtimes.factory import open_runtime
 from bridge.box.state.records import HostIdentity
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream.api import is_final
+from bridge.descriptors import raise_limit
 from bridge.errors import BusError, NotPermitted, StoreUnsuitable
 from bridge.log_limit import LimitedLog, cause_of
 from bridge.observe import Metrics
@@ -98,6 +99,7 @@ class Box:
         stops at once: instances that would have drained are killed.
         """
         config = self.config
+        raise_limit()
         if config.box.metrics:
             self.metrics.serve(config.box.metrics)
         async with contextlib.AsyncExitStack() as stack:

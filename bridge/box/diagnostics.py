@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +18,7 @@ from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+from bridge import descriptors
 from bridge.box.fleet.host_record import offers
 from bridge.box.journal.alerts import list_alerts
 from bridge.box.journal.store import JOURNAL, JournalStore, read_snapshot
@@ -119,6 +121,19 @@ def runtime(config: Config) -> Finding:
             "requests that need it are refused",
         )
     return ok(f"{engine.name} ({engine.path}) answers")
+
+
+def files(config: Config) -> Finding:
+    """Whether the limit of open files is enough for `max_instances`."""
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = descriptors.needed(config.box.max_instances)
+    says = f"{limit} files may be open, and {config.box.max_instances} instances need {needed}"
+    if limit < needed:
+        return fail(
+            says,
+            "raise the hard limit (LimitNOFILE= of the unit, ulimit -Hn), or lower max_instances",
+        )
+    return ok(says)
 
 
 def ports(config: Config) -> Finding:

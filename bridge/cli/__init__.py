@@ -27,6 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        if os.getpid() == 1:
+            from bridge.cli.init_process import become_child_of_init
+
+            if (code := become_child_of_init()) is not None:
+                return code
         code = _run_light(words)
         return _run_verb(words) if code is None else code
     except KeyboardInterrupt:

@@ -173,6 +173,7 @@ def _host_checks(config: Config) -> dict[str, Check]:
     """The checks of this machine. They block, so each has a thread."""
     return {
         "disk": lambda: _run_in_thread(lambda: host_checks.disk(config.data_dir)),
+        "files": lambda: _run_in_thread(lambda: host_checks.files(config)),
         "journal": lambda: _run_in_thread(lambda: host_checks.journal(config.data_dir)),
         "runtime": lambda: _run_in_thread(lambda: host_checks.runtime(config)),
         "ports": lambda: _run_in_thread(lambda: host_checks.ports(config)),

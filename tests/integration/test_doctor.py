@@ -31,7 +31,7 @@ from tests.support import ask, box_config, connect, eventually
 
 OK, WARN, FAIL, SKIP = Status.OK, Status.WARN, Status.FAIL, Status.SKIP
 OF_BUS = ("nats", "jetstream", "permissions", "topology", "limits", "clock")
-OF_HOST = ("disk", "journal", "runtime", "ports")
+OF_HOST = ("disk", "files", "journal", "runtime", "ports")
 
 
 def found(report: Report, check: str) -> ReportLine:

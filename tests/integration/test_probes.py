@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import socket
 
 import pytest
 
-from bridge.box.runner.probes import BEATS, Prober, until_next
+from bridge.box.runner.probes import BEATS, NOT_SENT, Prober, until_next
 from bridge.settings import Probe
+from tests.failing_call import FailingCall
 
 TCP = Probe(tcp=True, timeout=5)
 
@@ -58,3 +61,14 @@ def test_probes_of_many_instances_share_their_wake_ups() -> None:
     assert all(5.0 <= moment - start <= 5.25 for start, moment in zip(starts, moments, strict=True))
     again = [moment + until_next(moment, 5.0) for moment in moments]
     assert len({round(moment, 6) for moment in again}) <= BEATS + 1
+
+
+async def test_a_lack_of_descriptors_is_no_fault_of_the_instance(
+    monkeypatch: pytest.MonkeyPatch, unused_port: int
+) -> None:
+    failing = FailingCall(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+    async with Prober.open("127.0.0.1") as prober:
+        monkeypatch.setattr(socket, "socket", failing)
+        assert await prober.probe(TCP, unused_port) == NOT_SENT
+        http = Probe(http="/", timeout=5)
+        assert await prober.probe(http, unused_port) == NOT_SENT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -16,11 +17,13 @@ from typing import Final
 import pytest
 from msgspec.structs import replace
 
+from bridge import descriptors
 from bridge.box.runtimes.base import Exit, Spec
 from bridge.box.runtimes.process import shim
 from bridge.box.runtimes.process.runtime import Process, ProcessRuntime
 from bridge.box.runtimes.process_identity import ProcessIdentity
 from tests.boxes import alive, labelled
+from tests.failing_call import FailingCall
 from tests.support import FIRST_PORT, eventually
 
 
@@ -217,3 +220,35 @@ async def test_signals_that_python_ignores_are_not_ignored_by_an_instance(
     await runtime.start(process, not_recorded)
     assert await runtime.watch(process) == Exit()
     assert int(runtime.last_line(process).split()[1], 16) == 0
+
+
+async def test_an_instance_is_adopted_without_a_descriptor_and_its_end_is_noticed(
+    runtime: ProcessRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = await runtime.create(spec(tmp_path, "sleep", "60"), print)
+    await runtime.start(process, not_recorded)
+    successor = ProcessRuntime(tmp_path, range(FIRST_PORT, FIRST_PORT + 100), {})
+    exhausted = FailingCall(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pidfd_open", exhausted)
+        adopted = await successor.adopt(process.spec, process.identity, process.port)
+    assert exhausted.count
+    assert await runtime.stop(process, 5) == Exit(signal=15)
+    assert await successor.watch(adopted) == Exit(signal=15)
+
+
+async def test_an_instance_gets_the_limit_of_open_files_that_the_box_got(
+    runtime: ProcessRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descriptors, "_inherited", [200])
+    process = await runtime.create(spec(tmp_path, "sh", "-c", "ulimit -S -n"), print)
+    await runtime.start(process, not_recorded)
+    assert await runtime.watch(process) == Exit()
+    assert runtime.last_line(process) == "200"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\n", b"never", b"9" * 5000, b"-1\n", b"0\0\n"])
+def test_an_exit_file_may_have_any_content(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "exit").write_bytes(content)
+    assert shim.read_exit(tmp_path, 3, killed=False) == Exit(code=3)
+    assert shim.read_exit(tmp_path, None, killed=False) == Exit(code=None)

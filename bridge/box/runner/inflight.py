@@ -10,6 +10,8 @@ from collections.abc import Set as AbstractSet
 
 from bridge.box.runner.probes import Prober
 from bridge.box.runtimes.sockets import connections, count_by_port
+from bridge.descriptors import is_exhausted
+from bridge.errors import InstanceError
 
 Inside = Callable[[AbstractSet[int]], Counter[int]]
 
@@ -37,7 +39,12 @@ class InflightCounter:
             now = time.monotonic()
             if now - self._taken >= self._freshness:
                 # In a thread: the kernel needs 0.1 s for thousands of connections.
-                self._counts = await asyncio.to_thread(self._count)
+                try:
+                    self._counts = await asyncio.to_thread(self._count)
+                except InstanceError as exc:
+                    if not is_exhausted(exc):
+                        raise
+                    return self._counts  # the last count; the next call counts again
                 self._prober.forget_closed()
                 self._taken = now
             return self._counts

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from bridge.box.journal.entry import JournalEntry
 from bridge.box.runner.context import InstanceContext
-from bridge.box.runner.probes import until_next
+from bridge.box.runner.probes import NOT_SENT, until_next
 from bridge.box.runner.publication import InstancePublication, PublicationContext
 from bridge.box.runtimes.base import Exit, Handle, Spec, Usage
 from bridge.box.runtimes.process_identity import ProcessIdentity
@@ -30,13 +30,17 @@ from bridge.box.state import lifecycle
 from bridge.box.state.lifecycle import Life
 from bridge.box.state.records import SlotRecord
 from bridge.bus.jetstream.kv_view import Record
+from bridge.descriptors import is_exhausted
 from bridge.errors import InstanceError, PortTaken
+from bridge.log_limit import LimitedLog
 from bridge.protocol import InstanceEvent, InstanceHealth, InstanceState
 from bridge.tasks import run_unless, task_scope
 from bridge.validation import HEALTHY_KEY, endpoint_of
 
 _log = logging.getLogger(__name__)
+_exhausted = LimitedLog(_log)
 
+_EXHAUSTED_RETRY: Final = 1.0  # seconds before a start that lacked a descriptor is tried again
 _PORT_TRIES: Final = 5
 _FIRST_PROBE: Final = 0.05  # seconds; probes before Ready come slower and slower
 _SLOWEST_PROBE: Final = 0.5
@@ -207,7 +211,7 @@ class Instance:
                 return False
             if not self._adopted:
                 try:
-                    await runtime.start(handle, self._record_process)
+                    await self._start()
                 except _Left:
                     return False
             self._adopted = False
@@ -222,6 +226,19 @@ class Instance:
                 if ready is not None:
                     return ready
         raise InstanceError(f"another process took its port {_PORT_TRIES} consecutive times")
+
+    async def _start(self) -> None:
+        """Start it; wait while the Box has no descriptor left for that. Raises _Left."""
+        while True:
+            try:
+                return await self._context.runtime.start(self._created, self._record_process)
+            except InstanceError as exc:
+                if not is_exhausted(exc):
+                    raise
+                _exhausted.report("start", "%s is started later: %s", self.id, exc)
+                await asyncio.sleep(_EXHAUSTED_RETRY)
+            if self.leaving:
+                raise _Left
 
     async def _record_process(self, identity: ProcessIdentity, port: int) -> None:
         """Journal the process before it may run its command.
@@ -249,7 +266,8 @@ class Instance:
         """
         runtime, handle = self._context.runtime, self._created
         loop = asyncio.get_running_loop()
-        pause, listening = _FIRST_PROBE, False
+        pause = _FIRST_PROBE
+        listening: bool | None = False
         problem: str | None = "nothing listens on its port"
         while True:
             end = await self._until_exit_or_leave(pause)
@@ -260,15 +278,28 @@ class Instance:
                 raise InstanceError(self._describe(end))
             if self._leave.is_set():
                 return False
-            listening = listening or await runtime.listens(handle)
-            if listening:
+            listening = listening or await self._listens()
+            if listening is None:
+                problem = NOT_SENT
+            elif listening:
                 problem = await self._context.prober.probe(self._config.probe, handle.port)
                 if problem is None:
                     return True
+            if problem == NOT_SENT:
+                deadline += pause  # the instance is not to blame
             if loop.time() > deadline:
                 limit = self._config.start_timeout
                 raise InstanceError(self._explained(f"not ready within {limit:g} s: {problem}"))
             pause = min(pause * 1.5, _SLOWEST_PROBE)
+
+    async def _listens(self) -> bool | None:
+        """Whether it listens on its port; None if no descriptor is left to check it."""
+        try:
+            return await self._context.runtime.listens(self._created)
+        except InstanceError as exc:
+            if is_exhausted(exc):
+                return None
+            raise
 
     @property
     def _created(self) -> Handle:
@@ -296,6 +327,8 @@ class Instance:
         while True:
             await asyncio.sleep(until_next(loop.time(), probe.interval))
             problem = await self._context.prober.probe(probe, self._created.port)
+            if problem == NOT_SENT:
+                continue
             failures = failures + 1 if problem else 0
             if failures in (0, probe.failures):
                 self._passes, self._why = not failures, problem or _PASSES

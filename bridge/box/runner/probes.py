@@ -16,11 +16,14 @@ from collections.abc import AsyncIterator
 from collections.abc import Set as AbstractSet
 from typing import Final
 
+from bridge.descriptors import is_exhausted
 from bridge.http_exchange import Channel, failure
 from bridge.settings import Probe
 from bridge.version import VERSION
 
 _GOOD_BELOW: Final = 400
+NOT_SENT: Final = "the probe could not be sent: the Box has no descriptor left"
+"""The reason if the fault is the Box's own, and says nothing about the instance."""
 BEATS: Final = 20  # points in an interval at which instances are probed
 
 
@@ -81,6 +84,8 @@ class Prober:
         except TimeoutError:
             return f"no answer within {probe.timeout:g} s"
         except Exception as exc:  # TLS and the resolver have many kinds
+            if is_exhausted(exc):
+                return NOT_SENT
             return failure(exc, self._authority(port))
 
     def _authority(self, port: int) -> str:

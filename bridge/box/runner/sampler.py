@@ -15,7 +15,8 @@ from bridge.box.runner.context import InstanceContext
 from bridge.box.runner.supervisor import Supervisor
 from bridge.box.runtimes.logs import prune
 from bridge.bus.core.connection import Connection
-from bridge.errors import BusError
+from bridge.errors import BusError, InstanceError
+from bridge.log_limit import LimitedLog, cause_of
 from bridge.protocol import HostStats, InstanceState
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Sampler:
         self._context = context
         self._data_dir = data_dir
         self._interval = interval
+        self._limited = LimitedLog(_log)
 
     async def run(self) -> None:
         """Take a sample every `interval` seconds until cancelled."""
@@ -51,10 +53,13 @@ class Sampler:
         while True:
             due = max(due + self._interval, loop.time())
             await asyncio.sleep(due - loop.time())
-            await self._sample()
             count += 1
-            for instance_id in await self._context.runtime.sweep():
-                _log.warning("%s left processes behind; they were ended", instance_id)
+            try:
+                await self._sample()
+                for instance_id in await self._context.runtime.sweep():
+                    _log.warning("%s left processes behind; they were ended", instance_id)
+            except InstanceError as exc:  # the next sample is due in a moment
+                self._limited.report(cause_of(exc), "the load of instances is unknown: %s", exc)
             if count % _PRUNE_EVERY == 0:
                 living = [instance.id for instance in self._supervisor.instances()]
                 await asyncio.to_thread(prune, self._data_dir, living)

@@ -8,6 +8,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from bridge.descriptors import is_exhausted
 from bridge.errors import BoxError
 
 # Fields of /proc/<pid>/stat after the command's closing bracket: 3 and 22 of proc(5), less three.
@@ -32,10 +33,15 @@ GONE: Final = ProcessIdentity(pid=0, started=0, boot_id="")
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """The process that has `pid` now; None if there is no such process, or if it is a zombie."""
+    """The process that has `pid` now; None if there is no such process, or if it is a zombie.
+
+    Raises OSError where the Box has no descriptor left to look at it.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
+    except OSError as exc:
+        if is_exhausted(exc):
+            raise
         return None
     fields = stat.rpartition(")")[2].split()
     if not fields or fields[_STATE] in _DEAD:
@@ -44,8 +50,11 @@ def identify(pid: int) -> ProcessIdentity | None:
 
 
 def is_alive(identity: ProcessIdentity) -> bool:
-    """Whether this very process lives."""
-    return identify(identity.pid) == identity
+    """Whether this very process lives. Without a descriptor to look at it, its pid decides."""
+    try:
+        return identify(identity.pid) == identity
+    except OSError:
+        return Path(f"/proc/{identity.pid}").exists()
 
 
 @cache

@@ -316,8 +316,11 @@ def test_a_working_directory_that_is_gone_is_a_config_error(
         (b"a = " + b"[" * 100_000, "is not TOML"),
         (b'[box]\ndata_dir = "~nosuchuser/data"', "home directory"),
         (b'[box]\ndata_dir = "a\\u0000b"', "NUL"),
+        (b'[services.web]\ncommand = ["echo", "a\\u0000b"]', "services.web.command: .* NUL"),
+        (b'[services.web]\ncommand = ["a"]\nenv = {A = "a\\u0000"}', "web.env.A: .* NUL"),
+        (b'[services.web]\ncommand = ["a"]\ncwd = "\\u0000"', "web.cwd: .* NUL"),
     ],
-    ids=["not UTF-8", "nested too deeply", "unknown user", "NUL"],
+    ids=["not UTF-8", "nested too deeply", "unknown user", "NUL", "command", "env", "cwd"],
 )
 def test_a_file_with_any_content_is_a_config_error(
     tmp_path: Path, data: bytes, expected: str

@@ -94,6 +94,7 @@ class OciRuntime:
         container = self._containers[spec.instance_id] = Container(spec)
         try:
             with mapped_errors("the instance's directory cannot be written"):
+                make_private_directory(spec.directory.parent)
                 make_private_directory(spec.directory)
                 (spec.directory / ENGINE).write_text(self._calls.engine.path)
             await self._images.provide(spec.image, report)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import signal
 import subprocess
@@ -32,9 +33,13 @@ from bridge.box.runtimes.process.program import explain_program
 from bridge.box.runtimes.process.usage import UsageMeter
 from bridge.box.runtimes.process_identity import ProcessIdentity, identify, is_alive
 from bridge.box.runtimes.sockets import holder, is_free, serves
+from bridge.descriptors import is_exhausted
 from bridge.errors import InstanceError, PortTaken
 from bridge.private_files import make_private_directory
 
+_log = logging.getLogger(__name__)
+
+_RETRY: Final = 1.0  # seconds between attempts to watch a process without a descriptor
 _POLL: Final = 0.05  # seconds between looks at a group that has lost its leader
 _EXEC_TIMEOUT: Final = 1.0  # seconds for the shim to run the command, on a busy machine
 _NOT_RUN: Final = (126, 127)  # a shell's exit codes for a program that it could not run
@@ -94,6 +99,7 @@ class ProcessRuntime:
 
     async def create(self, spec: Spec, report: Callable[[str], None]) -> Process:
         with mapped_errors("the instance's directory cannot be made"):
+            make_private_directory(spec.directory.parent)
             make_private_directory(spec.directory)
         process = self._processes[spec.instance_id] = Process(spec)
         return process
@@ -216,7 +222,10 @@ class ProcessRuntime:
         if ends := [process.ended for process in running if process.ended is not None]:
             await asyncio.wait(ends, timeout=_KILL_TIMEOUT)
         self._sweep_due = True
-        await self.sweep()
+        try:
+            await self.sweep()
+        except InstanceError as exc:
+            _log.warning("processes that instances left behind were not ended: %s", exc)
 
     def forget(self, handle: Handle) -> None:
         process = self._processes.pop(handle.instance_id, None)
@@ -283,7 +292,13 @@ class ProcessRuntime:
     def _watch(self, process: Process) -> None:
         """Have the loop notice the end of the shim, and end what it leaves in its group."""
         loop = asyncio.get_running_loop()
-        pidfd = os.pidfd_open(process.pid)
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except OSError as exc:
+            if process.identity is None or not is_exhausted(exc):
+                raise
+            loop.call_later(_RETRY, self._watch_again, process)
+            return
 
         def on_exit() -> None:
             loop.remove_reader(pidfd)
@@ -311,6 +326,19 @@ class ProcessRuntime:
         except OSError:
             os.close(pidfd)
             raise
+
+    def _watch_again(self, process: Process) -> None:
+        """Watch a process for which there was no descriptor; until then, look at its pid."""
+        assert process.identity is not None
+        if is_alive(process.identity):
+            with contextlib.suppress(ProcessLookupError):
+                self._watch(process)
+                return
+        if process.popen is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.popen.wait()
+        self._note_end(process)
 
     def _note_end(self, process: Process) -> None:
         """The shim has ended. A sweep finds by the label what is left of the group."""
