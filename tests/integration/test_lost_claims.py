@@ -83,7 +83,7 @@ async def test_a_lost_claim_that_is_not_written_again_is_free_after_a_lease(
 
         def free() -> bool:
             fleet.tick()
-            return not fleet.state.lost["web"]
+            return not fleet.state.lost.get("web")
 
         await eventually(free)
         assert fleet.state.used == {}

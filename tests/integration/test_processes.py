@@ -219,7 +219,8 @@ async def test_signals_that_python_ignores_are_not_ignored_by_an_instance(
     process = await runtime.create(spec(tmp_path, "grep", "^SigIgn", "/proc/self/status"), print)
     await runtime.start(process, not_recorded)
     assert await runtime.watch(process) == Exit()
-    assert int(runtime.last_line(process).split()[1], 16) == 0
+    ignored = int(runtime.last_line(process).split()[1], 16)
+    assert ignored & 0x7FFFFFFF == 0  # 32 and more are the C library's own
 
 
 async def test_an_instance_is_adopted_without_a_descriptor_and_its_end_is_noticed(
