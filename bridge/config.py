@@ -8,12 +8,10 @@ typo must not silently become a default. Every failure is a ConfigError.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
-import re
 import socket
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -21,6 +19,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict, fields
 
+from bridge.config_errors import explain, nearest
 from bridge.errors import ConfigError
 from bridge.nats_context import SECRET_FILES, expand_home, read_context, selected_context
 from bridge.settings import (
@@ -30,7 +29,6 @@ from bridge.settings import (
     LogConfig,
     NatsConfig,
     NotifyConfig,
-    Probe,
     ServiceConfig,
     Timing,
 )
@@ -271,7 +269,7 @@ def _read(file: Path) -> dict[str, Any]:
         _refuse_nul(table, f"{file}: {key}")
         if key not in (*_TABLES, "services"):
             raise ConfigError(
-                str(file), f"unknown table [{key}]{_nearest(key, (*_TABLES, 'services'))}"
+                str(file), f"unknown table [{key}]{nearest(key, (*_TABLES, 'services'))}"
             )
         if not isinstance(table, dict):
             raise ConfigError(str(file), f"{key} must be a table: [{key}]")
@@ -340,7 +338,7 @@ def _check_variables(environ: Mapping[str, str]) -> None:
     known = (*BOX_VARIABLES, *NATS_VARIABLES, *_OTHER_VARIABLES)
     for name in environ:
         if name.startswith("BOX_BRIDGE_") and name not in known:
-            raise ConfigError(name, f"no such variable{_nearest(name, known)}")
+            raise ConfigError(name, f"no such variable{nearest(name, known)}")
 
 
 def _anchored(table: dict[str, Any], directory: Path, environ: Mapping[str, str]) -> dict[str, Any]:
@@ -387,7 +385,7 @@ def _checked_struct(cls: Any, table: Any, place: str, *, strict: bool = True) ->
         try:
             return msgspec.convert(table, cls, strict=strict)
         except msgspec.ValidationError as exc:
-            raise _explain(cls, str(exc), place) from exc
+            raise explain(cls, str(exc), place, table) from exc
 
 
 def _overlaid(cls: type[T], layers: Sequence[Mapping[str, Any]], place: str) -> T:
@@ -396,24 +394,6 @@ def _overlaid(cls: type[T], layers: Sequence[Mapping[str, Any]], place: str) -> 
         merged |= layer
     checked: T = _checked_struct(cls, merged, place)
     return checked
-
-
-_UNKNOWN: Final = re.compile(r"^Object contains unknown field `([^`]+)`")
-_MISSING: Final = re.compile(r"^Object missing required field `([^`]+)`")
-_AT: Final = re.compile(r" - at `\$\.?([^`]*)`$")
-
-
-def _explain(cls: Any, text: str, place: str) -> ConfigError:
-    at = _AT.search(text)
-    path = at[1] if at else ""
-    problem = text[: at.start()] if at else text
-    where = f"{place} {path}".strip()
-    if unknown := _UNKNOWN.match(problem):
-        known = [item.name for item in fields(Probe if path == "probe" else cls)]
-        return ConfigError(where, f"unknown key `{unknown[1]}`{_nearest(unknown[1], known)}")
-    if missing := _MISSING.match(problem):
-        return ConfigError(where, f"`{missing[1]}` is missing")
-    return ConfigError(where, problem[:1].lower() + problem[1:])
 
 
 @contextlib.contextmanager
@@ -430,8 +410,3 @@ def _mapped_errors(where: str, problem: str = "") -> Iterator[None]:
 def _number(text: str) -> int | None:
     """The number that `text` writes in at most 18 digits; None if it does not."""
     return int(text) if text.isdecimal() and len(text) <= 18 else None
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, known := list(known), n=1, cutoff=0.5)
-    return f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(sorted(known))}"

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.console import (
+    Console,
+    ConsoleDimensions,
+    ConsoleOptions,
+    ConsoleRenderable,
+    RenderHook,
+    RenderResult,
+)
 from rich.segment import Segment
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from bridge.protocol import HostStats, InstanceEvent, InstancesResponse, InstanceState, encode, now
@@ -27,7 +38,9 @@ COLOURS = {
     InstanceState.FAILED: "red",
 }
 
-_WIDE = 200  # letters of a line without a terminal, so that no table is cut for a pipe
+_WIDE: Final = 10_000  # letters of a line without a terminal: a pipe gets every column, uncut
+_FOLDED: Final = 20  # letters of a column that folds, at least, unless it is narrower
+_LASTING: Final = ("ID", "STATE", "MISSING", "WHY", "WHY NOT")  # no terminal is too narrow for them
 _MEASURED: Final = 500  # rows of a table that rich lays out: each takes it a millisecond
 _GAP: Final = "  "  # between two columns
 
@@ -55,6 +68,18 @@ def _sanitize(text: str) -> str:
 
 
 class _Out(Console):
+    @property
+    def size(self) -> ConsoleDimensions:
+        """The size of the terminal; rich takes any dumb one for 80 letters wide."""
+        if self.is_dumb_terminal and self._width is None:
+            with contextlib.suppress(OSError, ValueError):
+                return ConsoleDimensions(*os.get_terminal_size(self.file.fileno()))
+        return super().size
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
     def on_broken_pipe(self) -> None:
         # rich would exit with 1; `main` ends the verb with 0.
         raise BrokenPipeError
@@ -63,6 +88,12 @@ class _Out(Console):
 class _Err(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True  # the reader of stderr has left; the work goes on
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:  # its terminal is closed, or its disk is full
+            self.quiet = True
 
 
 out = _Out(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
@@ -73,7 +104,10 @@ for _console in (out, err):
 
 def print_json(value: msgspec.Struct | HostStats) -> None:
     """Print one line of JSON, flushed, so that the reader of a pipe gets it at once."""
-    sys.stdout.write(encode(value).decode() + "\n")
+    text = encode(value).decode()
+    if not text.isascii() and "utf" not in (sys.stdout.encoding or "utf-8").lower():
+        text = json.dumps(json.loads(text))  # escapes what the encoding may lack
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
@@ -83,14 +117,38 @@ def state_text(state: InstanceState) -> Text:
 
 
 class PlainTable(Table):
-    """A table without lines. Beyond 500 rows no cell is wrapped or cut: a row then takes a fiftieth
-    of the time.
+    """A table without lines. Where it is wider than the terminal, columns are left out, from the
+    right; the first one, ids, states and reasons stay, and none of these is cut. Beyond 500 rows no
+    cell is wrapped: a row then takes a fiftieth of the time.
 
     Its cells are texts. Where the height is bounded, as by a screen, the rows beyond it are not
     rendered.
     """
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        all_columns = self.columns
+        try:
+            self.columns, width = self._fitting(options.max_width)
+            options = options.update(max_width=max(width, options.max_width))
+            yield from self._render_rows(console, options)
+        finally:
+            self.columns = all_columns
+
+    def _fitting(self, most: int) -> tuple[list[Column], int]:
+        """The columns that fit into `most` letters, and their width. A column that folds can have
+        several lines, so it needs few letters.
+        """
+        needs = [_width(column) for column in self.columns]
+        left = list(range(len(needs)))
+        for index in reversed(range(1, len(needs))):
+            if sum(needs[i] for i in left) + (len(left) - 1) * len(_GAP) <= most:
+                break
+            if self.columns[index].header not in _LASTING:
+                left.remove(index)
+        fitting = [replace(self.columns[old], _index=new) for new, old in enumerate(left)]
+        return fitting, sum(needs[i] for i in left) + (len(left) - 1) * len(_GAP)
+
+    def _render_rows(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self.row_count <= _MEASURED:
             yield from super().__rich_console__(console, options)
             return
@@ -109,6 +167,13 @@ class PlainTable(Table):
 
 _Cell = tuple[str, Text, str]
 """The blanks before a cell, the cell, and the blanks after it."""
+
+
+def _width(column: Column) -> int:
+    """The letters that the column needs."""
+    texts = (_text(cell).plain for cell in (column.header, *column.cells))
+    widest = max(len(text) if text.isascii() else cell_len(text) for text in texts)
+    return widest if column.no_wrap else min(widest, _FOLDED)
 
 
 def _text(cell: object) -> Text:
@@ -188,10 +253,17 @@ def local_time(at: datetime) -> datetime:
         return at
 
 
+def clock(at: datetime) -> str:
+    """`at` on this machine's clock, to the millisecond, with the date unless it is today."""
+    local = local_time(at)
+    date = "" if local.date() == local_time(now()).date() else f"{local:%Y-%m-%d} "
+    return f"{date}{local:%H:%M:%S.%f}"[:-3]
+
+
 def event_text(event: InstanceEvent) -> Text:
     """An event in one line."""
     line = Text()
-    line.append(f"{local_time(event.timestamp):%H:%M:%S.%f}"[:-3], style="bright_black")
+    line.append(clock(event.timestamp), style="bright_black")
     line.append(f"  {event.instance_id:<24} ")
     if event.from_state is event.to_state:
         line.append_text(state_text(event.to_state))

@@ -129,14 +129,20 @@ class BusError(BridgeError):
 class ServerNotStarted(BusError):
     """The embedded nats-server did not start; `log_tail` holds the end of its log.
 
+    `owner` runs one there already; `port_taken` is a port in use.
+
     Fix: read `log_tail`; install the extra `server`, or name a server in `NATS_SERVER_BIN`.
     """
 
-    def __init__(self, reason: str, log_tail: str = "") -> None:
+    def __init__(
+        self, reason: str, log_tail: str = "", *, owner: str = "", port_taken: int = 0
+    ) -> None:
         tail = f"\n{log_tail}" if log_tail else ""
         super().__init__(f"nats-server did not start: {reason}{tail}")
         self.reason = reason
         self.log_tail = log_tail
+        self.owner = owner
+        self.port_taken = port_taken
 
 
 _BETWEEN_URLS: Final = re.compile(r",(?=\s*[A-Za-z+]+://)")
@@ -162,16 +168,22 @@ def _without_secret(url: str) -> str:
 class ConnectFailed(BusError):
     """No NATS server accepted the connection. Nothing was sent.
 
+    `reason` is the problem, `cure` its fix.
+
     Fix: check that the server runs, then the URL and the credentials.
     """
 
-    def __init__(self, urls: Sequence[str], reason: str) -> None:
-        super().__init__(
-            f"cannot connect to NATS at {', '.join(map(without_secret, urls))}: {reason}. "
-            "Is the server running, and are the URL and the credentials right?"
-        )
+    def __init__(
+        self, urls: Sequence[str], reason: str, *, cure: str = "", refused: bool = False
+    ) -> None:
+        shown = ", ".join(map(without_secret, urls))
+        cure = cure or "is the server running, and are the URL and the credentials right?"
+        self.cure_sentence = f"{cure[:1].upper()}{cure[1:]}"
+        super().__init__(f"cannot connect to NATS at {shown}: {reason}. {self.cure_sentence}")
         self.urls = tuple(urls)
         self.reason = reason
+        self.cure = cure
+        self.refused = refused  # by a server: a retry cannot help
 
 
 class CutOff(BusError):

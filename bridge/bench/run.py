@@ -18,11 +18,14 @@ from bridge.bench.runner import Report, measure
 from bridge.bench.svg import render_svg
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.jetstream import topology
 from bridge.config import load_nats
 from bridge.console import err, out, print_json
 from bridge.errors import ConfigError
 from bridge.protocol import encode
 from bridge.settings import NatsConfig
+
+_UNREACHABLE = 0.4  # seconds for a server at whose address no program listens
 
 
 class BenchOptions(Struct, frozen=True, kw_only=True):
@@ -82,7 +85,10 @@ async def _server(
 
 
 async def _describe_server(settings: NatsConfig) -> dict[str, str]:
-    async with Connection.open(settings, name="box-bridge bench") as connection:
+    async with Connection.open(
+        settings, name="box-bridge bench", unreachable=_UNREACHABLE
+    ) as connection:
+        await topology.api_level(connection)  # raises StoreUnsuitable without JetStream
         info = connection.server_info
         place = "on this machine" if connection.is_local else "on another machine"
         return {"nats-server": str(info.get("version", "?")), "place": place}

@@ -20,7 +20,7 @@ from bridge.box.components import Components, Resources
 from bridge.box.fleet.host_record import offers
 from bridge.box.host_directory import own_directory
 from bridge.box.journal.journal import Journal
-from bridge.box.journal.store import CUT_OFF, JOURNAL
+from bridge.box.journal.store import CUT_OFF, FLEET, JOURNAL
 from bridge.box.runner.probes import Prober
 from bridge.box.runner.recovery import rebuild_entries
 from bridge.box.runner.withdrawals import Withdrawals
@@ -30,7 +30,13 @@ from bridge.box.state.records import HostIdentity
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream.api import is_final
 from bridge.descriptors import raise_limit
-from bridge.errors import BusError, NotPermitted, StoreUnsuitable
+from bridge.errors import (
+    BusError,
+    ConnectFailed,
+    NotPermitted,
+    StoreUnsuitable,
+    without_secret,
+)
 from bridge.log_limit import LimitedLog, cause_of
 from bridge.observe import Metrics
 from bridge.protocol import now
@@ -39,10 +45,12 @@ from bridge.tasks import run_always, task_scope
 
 _log = logging.getLogger(__name__)
 
-_START_TIMEOUT: Final = 30.0  # seconds for the connection, and for a right that the start lacks
+_START_TIMEOUT: Final = 30.0  # seconds for JetStream or a right that the start lacks
 _VIEW_TIMEOUT: Final = 10.0  # seconds until the start checks the streams again
 _FLUSH_TIMEOUT: Final = 5.0  # seconds for the last events and withdrawals when stopping
 _TICK: Final = 0.5  # seconds between checks of the leases and of the readiness
+
+_STOPPED_EARLY: Final = "Box %s was stopped before it was ready"
 
 
 class Box:
@@ -105,15 +113,23 @@ class Box:
         async with contextlib.AsyncExitStack() as stack:
             host_id = stack.enter_context(own_directory(config.data_dir))
             journal = await stack.enter_async_context(Journal.open(config.data_dir / JOURNAL))
+            journal.set_fact(FLEET, " ".join([config.nats.prefix, *config.nats.urls]))
             prober = await stack.enter_async_context(Prober.open(config.box.address))
-            connection = await stack.enter_async_context(
-                Connection.open(
-                    config.nats,
-                    name=f"box-bridge {config.box.name}",
-                    metrics=self.metrics,
-                    patience=_START_TIMEOUT,
+            try:
+                connection = await stack.enter_async_context(
+                    Connection.open(
+                        config.nats,
+                        name=f"box-bridge {config.box.name}",
+                        metrics=self.metrics,
+                        waiting=self._report_wait,
+                        give_up=self._stop,
+                    )
                 )
-            )
+            except ConnectFailed:
+                if not self.stopping:
+                    raise
+                _log.warning(_STOPPED_EARLY, config.box.name)
+                return
             if context := config.nats.context:
                 _log.info("NATS is %s, of the context %s", ", ".join(config.nats.urls), context)
             self._warn_of_address(connection)
@@ -134,7 +150,7 @@ class Box:
             tasks = await stack.enter_async_context(task_scope())
             lifecycle = _Lifecycle(components)
             if not await self._start(lifecycle, tasks):
-                _log.warning("Box %s was stopped before it was ready", config.box.name)
+                _log.warning(_STOPPED_EARLY, config.box.name)
                 return
             self._ready.set()
             _log.info("Box %s is ready: %s", config.box.name, ", ".join(config.services))
@@ -195,6 +211,10 @@ class Box:
                 "takes them over",
                 self.config.box.name,
             )
+
+    def _report_wait(self, exc: ConnectFailed) -> None:
+        urls = ", ".join(map(without_secret, exc.urls))
+        _log.warning("Waiting for NATS at %s: %s. %s", urls, exc.reason, exc.cure_sentence)
 
     def _warn_of_address(self, connection: Connection) -> None:
         address = self.config.box.address

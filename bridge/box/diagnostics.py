@@ -24,6 +24,7 @@ from bridge.box.journal.alerts import list_alerts
 from bridge.box.journal.store import JOURNAL, JournalStore, read_snapshot
 from bridge.box.runtimes import sockets
 from bridge.box.runtimes.oci.engines import find_engine
+from bridge.box.runtimes.process.programs import missing_programs
 from bridge.box.state.lifecycle import ENDED
 from bridge.box.state.runtime_limits import fixed_port
 from bridge.diagnostics import Finding, fail, ok, warn
@@ -207,14 +208,7 @@ def _check_undamaged(path: Path) -> None:
 
 def _programs(config: Config) -> Finding:
     """Whether the programs of the services can be run."""
-    missing = []
-    for name, service in config.services.items():
-        program = next(iter(service.command), "")
-        base = config.directory / Path(service.cwd).expanduser()
-        found = base / program if "/" in program else program
-        if shutil.which(found, path=config.environ.get("PATH", os.defpath)) is None:
-            missing.append(f"{program} of service {name}")
-    if missing:
+    if missing := missing_programs(config):
         return fail(
             f"missing, or not executable: {', '.join(missing)}",
             "install it, or give its full path in command",

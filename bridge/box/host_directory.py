@@ -45,10 +45,14 @@ def own_directory(directory: Path) -> Iterator[str]:
         while not _try_lock(lock):
             if time.monotonic() > deadline:
                 raise HostTaken(
-                    f"another Box uses {directory}: stop it, or choose another data_dir"
+                    f"another Box uses {directory}{_owner(lock)}: stop it, or choose another "
+                    "data_dir"
                 )
             time.sleep(_RETRY)
         _tighten_all(directory)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         yield _host_id(directory / "host-id")
 
 
@@ -56,6 +60,13 @@ def place_of(directory: Path) -> str:
     """The place of a Box that has locked `directory`: the boot of the machine and the lock file."""
     file = (directory / "lock").stat()
     return f"{boot_id()}.{file.st_dev:x}.{file.st_ino:x}"
+
+
+def _owner(lock: IO[str]) -> str:
+    """The process that holds `lock`, if it has written its id yet."""
+    lock.seek(0)
+    pid = lock.read(20)
+    return f" (pid {pid})" if pid.isdecimal() else ""
 
 
 def _try_lock(file: IO[str]) -> bool:

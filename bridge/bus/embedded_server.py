@@ -45,6 +45,9 @@ _LEASH: Final = (
 )
 
 
+_IN_USE: Final = "address already in use"  # the log of a server whose port is taken
+
+
 class _Ports(Struct):
     nats: list[str] = []
 
@@ -104,8 +107,9 @@ class EmbeddedServer:
             ports = Path(tempfile.mkdtemp(prefix="ports-", dir=self.directory))
             try:
                 with importlib.resources.as_file(resource) as default:
-                    self._spawn(binary, self._config or default, ports, lock)
+                    self._spawn(binary, self._config or default, ports, lock.fileno())
                     await self._ready(ports)
+                    _write_owner(lock, self._url)
             except BaseException:
                 await self.stop()
                 raise
@@ -151,14 +155,14 @@ class EmbeddedServer:
             self._process.send_signal(signal.SIGCONT)
 
     @contextlib.asynccontextmanager
-    async def _locked(self) -> AsyncIterator[int]:
+    async def _locked(self) -> AsyncIterator[BinaryIO]:
         """Lock the directory: two servers in one store would destroy it.
 
         The server inherits the lock, which is held until the last process that has it open ends.
         """
         try:
             make_private_directory(self.directory)
-            lock = (self.directory / "lock").open("ab")
+            lock = (self.directory / "lock").open("a+b")
         except OSError as exc:
             raise ServerNotStarted(f"{self.directory} cannot be used: {exc.strerror}") from exc
         with lock:
@@ -167,10 +171,11 @@ class EmbeddedServer:
                 if asyncio.get_running_loop().time() > deadline:
                     raise ServerNotStarted(
                         f"another server runs in {self.directory}: "
-                        "stop it, or choose another data_dir"
+                        "stop it, or choose another data_dir",
+                        owner=_read_owner(lock),
                     )
                 await asyncio.sleep(_POLL)
-            yield lock.fileno()
+            yield lock
 
     def _spawn(self, binary: Path, config: Path, ports: Path, lock: int) -> None:
         command = [str(binary), "-c", str(config), "-a", self._host, "-p", str(self._port or -1)]
@@ -197,8 +202,11 @@ class EmbeddedServer:
                 self._port = int(url.rpartition(":")[2])
                 return
             if self._process.poll() is not None:
+                tail = self._tail()
                 raise ServerNotStarted(
-                    f"it exited with code {self._process.returncode}", self._tail()
+                    f"it exited with code {self._process.returncode}",
+                    tail,
+                    port_taken=self._port if _IN_USE in tail else 0,
                 )
             if asyncio.get_running_loop().time() > deadline:
                 raise ServerNotStarted(f"not ready within {self._patience:g} s", self._tail())
@@ -208,6 +216,18 @@ class EmbeddedServer:
         with contextlib.suppress(OSError):
             return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-5:])
         return ""
+
+
+def _write_owner(lock: BinaryIO, url: str) -> None:
+    lock.truncate(0)
+    lock.write(f"pid {os.getpid()}, {url}".encode())
+    lock.flush()
+
+
+def _read_owner(lock: BinaryIO) -> str:
+    """The process that holds `lock`, and its server's URL; empty if it has not written them yet."""
+    lock.seek(0)
+    return lock.read(500).decode(errors="replace")
 
 
 def _flocked(file: BinaryIO) -> bool:

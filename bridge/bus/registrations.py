@@ -58,6 +58,7 @@ class Registrations:
         self._withdrawals: dict[str, InstanceDeregistration] = {}
         self._in_flight: set[str] = set()
         self._retired: set[str] = set()
+        self._stored: set[str] = set()
         self._after: dict[str, list[Callable[[], None]]] = {}  # what waits for a withdrawal
         self._renewal_due = asyncio.Event()
         self._withdrawal_due = asyncio.Event()
@@ -86,6 +87,10 @@ class Registrations:
         self._withdrawals[instance_id] = deregistration
         self._all_stored.clear()
         self._withdrawal_due.set()
+
+    def is_stored(self, instance_id: str) -> bool:
+        """Whether a registration of the instance was stored, so that gateways can know it."""
+        return instance_id in self._stored
 
     async def deregister(self, deregistration: InstanceDeregistration) -> None:
         """Withdraw for good; returns after the first attempt. If that fails, `run` retries it."""
@@ -116,6 +121,7 @@ class Registrations:
     def forget(self, instance_id: str) -> None:
         """The instance has ended: its id is never used again. Its withdrawal is still retried."""
         self._retired.discard(instance_id)
+        self._stored.discard(instance_id)
 
     async def wait_stored(self) -> None:
         """Return when every withdrawal is stored."""
@@ -159,6 +165,8 @@ class Registrations:
         headers = {**self._headers, MSG_TTL: str(self._timing.registration_ttl)}
         started = time.monotonic()
         stored = await self._store(instance_id, subject, encode(registration), headers)
+        if stored:
+            self._stored.add(instance_id)
         # The instance may have been withdrawn or updated meanwhile.
         if self._active.get(instance_id) is registration:
             self._due[instance_id] = (

@@ -7,16 +7,22 @@ than the start of Python.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from bridge.cli.exit_codes import DONE, FAILED, INTERRUPTED, USAGE, exit_code
+from bridge.cli.standard_streams import prepare_streams
 from bridge.errors import BridgeError
 
 if TYPE_CHECKING:
     from inspect import BoundArguments
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+"""The errors of a stdout that takes no more: a full disk, a closed terminal."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Errors of the package are printed to stderr. A reader of stdout that closes its end of the pipe
     ends the verb with exit code 0.
     """
+    prepare_streams()
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         if os.getpid() == 1:
@@ -33,13 +40,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if (code := become_child_of_init()) is not None:
                 return code
         code = _run_light(words)
-        return _run_verb(words) if code is None else code
+        code = _run_verb(words) if code is None else code
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more at exit, which must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         return DONE
+    except OSError as exc:
+        if exc.errno not in _FULL:
+            raise
+        _discard(sys.stdout)
+        _complain(f"stdout cannot be written: {exc.strerror}")
+        return FAILED
+    try:
+        sys.stderr.flush()
+    except OSError:  # its terminal is closed
+        _discard(sys.stderr)
+    return code
+
+
+def _discard(stream: TextIO) -> None:
+    """Let `stream` go nowhere: Python flushes it once more at exit, which must not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _complain(problem: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be closed
+        print(f"box-bridge: {problem}", file=sys.stderr, flush=True)
 
 
 def _run_light(words: list[str]) -> int | None:
@@ -66,14 +94,25 @@ def _run_verb(words: list[str]) -> int:
 
     from bridge.cli.app import GROUPS, build_app
     from bridge.cli.deferred_import import defer_import
+    from bridge.cli.usage import describe_usage, missing_extra
 
     defer_import("aiohttp")
     names_no_verb = words[0].startswith("-") or words[0] in GROUPS
     try:
         app = build_app(complete=names_no_verb)
-        verb, bound, _ = app.parse_args(words, exit_on_error=False)
-    except CycloptsError:
-        return USAGE  # cyclopts has printed it
+        verb, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        return _call(verb, bound)
+    except CycloptsError as exc:
+        _complain(describe_usage(exc))
+        return USAGE
+    except ModuleNotFoundError as exc:
+        if (problem := missing_extra(exc, words[0])) is None:
+            raise
+        _complain(problem)
+        return USAGE
+
+
+def _call(verb: Callable[..., Any], bound: BoundArguments) -> int:
     try:
         result = verb(*bound.args, **bound.kwargs)
         if hasattr(result, "__await__"):
@@ -96,5 +135,5 @@ def _report(exc: BridgeError, bound: BoundArguments) -> int:
 
         print_json(exc.response)
         return FAILED
-    print(f"box-bridge: {exc}", file=sys.stderr)
+    _complain(str(exc))
     return exit_code(exc)

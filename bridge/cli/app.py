@@ -6,7 +6,6 @@ name of the module. cyclopts imports it when the verb is used.
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -21,7 +20,8 @@ To start everything on this machine and scale a service, in two terminals:
     box-bridge up -c box.toml
     box-bridge scale web 3 --wait
 
-Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no answer in time.
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no answer in time,
+4 done in part. Times are local, and in UTC where they have a Z, as in logs.
 """
 
 VERBS: Final = {
@@ -40,6 +40,7 @@ VERBS: Final = {
     "events": "Show the events of instances, stored and live.",
     "history": "Show the requests for a service and the decisions on them.",
     "hosts": "List the hosts: their load, their room and their orders.",
+    "init": "Write a configuration file to begin with.",
     "logs": "Show the stdout and stderr of an instance of this host.",
     "plan": "Explain what a scale request would do; change nothing.",
     "ps": "List the instances with their state, host and load.",
@@ -80,10 +81,7 @@ def overview() -> str:
         *(f"│ {f'{name:<{first}}  {line}':<{inner}} │" for name, line in rows.items()),
         f"╰{'─' * (_WIDTH - 2)}╯",
     ]
-    text = "\n".join(lines) + "\n"
-    if "utf" in (sys.stdout.encoding or "").lower():
-        return text
-    return text.translate(dict(zip(map(ord, "╭╮╰╯─│"), "++++-|", strict=True)))
+    return "\n".join(lines) + "\n"
 
 
 def build_app(*, complete: bool = False) -> App:

@@ -23,7 +23,8 @@ def require_services(config: Config) -> Config:
     if not (config.services or config.box.allow_images):
         raise ConfigError(
             "[services]",
-            "no service is configured: give -c box.toml with\n"
+            "no service is configured: `box-bridge init` writes a box.toml to begin with, or give "
+            "-c box.toml with\n"
             "  [services.web]\n"
             '  command = ["python3", "-m", "http.server", "{port}"]',
         )

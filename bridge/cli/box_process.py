@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Coroutine
 from typing import Any, Final
 
@@ -16,17 +17,24 @@ from bridge.errors import BridgeError
 from bridge.settings import Config
 from bridge.tasks import task_scope
 
+_log = logging.getLogger(__name__)
+
 _DRAINING: Final = "Draining; once more to end everything at once."
 _LEAVING: Final = "Stopping, the instances keep running; once more to end at once."
 
 
 async def run_box(
-    config: Config, *, on_exit: str, server: Coroutine[Any, Any, object] | None = None
+    config: Config,
+    *,
+    on_exit: str,
+    is_daemon: bool,
+    server: Coroutine[Any, Any, object] | None = None,
 ) -> int:
     """Run a Box; the first signal stops it in order, the second ends it at once.
 
-    `on_exit` applies unless it is configured. `server` watches a server that nothing restarts: its
-    error stops the Box at once, and is raised. Returns DONE, or INTERRUPTED after a second signal.
+    `on_exit` applies unless it is configured. A daemon goes on after SIGHUP; other Boxes have a
+    terminal, which was closed then. `server` watches a server that nothing restarts: its error
+    stops the Box at once, and is raised. Returns DONE, or INTERRUPTED after a second signal.
     """
     settings = replace(config.box, on_exit=config.box.on_exit or on_exit)
     box = Box(replace(config, box=settings))
@@ -50,4 +58,12 @@ async def run_box(
         tasks.create_task(notifier.run(), name="notifier")
         if server is not None:
             tasks.create_task(stop_without(server), name="nats-server")
-        return await wait_until_signal(tasks.create_task(box.run(), name="box"), stop)
+        return await wait_until_signal(
+            tasks.create_task(box.run(), name="box"),
+            stop,
+            hang_up=_report_hang_up if is_daemon else None,
+        )
+
+
+def _report_hang_up() -> None:
+    _log.warning("SIGHUP changes nothing: restart this Box to apply a changed configuration")

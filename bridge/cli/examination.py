@@ -24,7 +24,15 @@ from bridge.bus.diagnostics import checks as bus_checks
 from bridge.bus.diagnostics.limits import limits
 from bridge.config import find_file, load, load_nats
 from bridge.diagnostics import Finding, Status, fail, skip
-from bridge.errors import BridgeError, ConfigError, ConnectFailed, CutOff, NoReply, without_secret
+from bridge.errors import (
+    BridgeError,
+    ConfigError,
+    ConnectFailed,
+    CutOff,
+    NoReply,
+    StoreRefused,
+    without_secret,
+)
 from bridge.protocol import now
 from bridge.settings import Config, NatsConfig
 from bridge.tasks import task_scope
@@ -127,22 +135,9 @@ async def _connect(settings: NatsConfig) -> AsyncIterator[tuple[Connection | Non
             yield None, fail(str(exc), "correct the file or the setting")
         except ConnectFailed as exc:
             urls = without_secret(", ".join(exc.urls))
-            yield None, fail(f"no connection to {urls}: {exc.reason}", _connect_cure(exc.reason))
+            yield None, fail(f"no connection to {urls}: {exc.reason}", exc.cure)
         else:
             yield connection, await _run(lambda: bus_checks.server(connection))
-
-
-def _connect_cure(reason: str) -> str:
-    if "authorization" in reason.lower() or "authentication" in reason.lower():
-        return (
-            "check the credentials: [nats] creds, nkey, user and password, token, or NATS_… in the "
-            "environment"
-        )
-    if "certificate" in reason or "TLS" in reason or "ssl" in reason.lower():
-        return "check [nats] ca, cert and key, and whether the URL is tls:// where it must be"
-    if "maximum connections" in reason or "active connections" in reason:
-        return "raise max_connections of the server, or in the limits of the account"
-    return "start it (`box-bridge up` runs one), or correct [nats] url, NATS_URL or --server"
 
 
 def _bus_checks(
@@ -196,6 +191,8 @@ async def _run(check: Check) -> Finding:
         return fail(f"no answer within {_DEADLINE:g} s", "look whether NATS and the disk answer")
     except (CutOff, NoReply) as exc:
         return fail(str(exc), "look how NATS is: `nats server check jetstream`, and its log")
+    except StoreRefused as exc:
+        return fail(str(exc), "see the check of jetstream, and the log of the NATS server")
     except (BridgeError, OSError) as exc:
         says, _, cure = str(exc).partition(": ")
         return fail(says, cure or "see the other checks")

@@ -18,6 +18,7 @@ DONE: Final = 0
 FAILED: Final = 1  # refused, or failed
 USAGE: Final = 2  # wrong usage, or a wrong configuration
 UNANSWERED: Final = 3  # no answer, or not in time
+PARTLY: Final = 4  # a part of what was asked for was accepted: `scale` beyond the fleet's capacity
 INTERRUPTED: Final = 130  # Ctrl-C, as shells report it
 
 

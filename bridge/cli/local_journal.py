@@ -10,13 +10,15 @@ from rich.text import Text
 
 from bridge.box.journal.alerts import list_alerts
 from bridge.box.journal.entry import JournalEntry
-from bridge.box.journal.store import CUT_OFF, JOURNAL, SET_ASIDE, Snapshot, read_snapshot
+from bridge.box.journal.store import CUT_OFF, FLEET, JOURNAL, SET_ASIDE, Snapshot, read_snapshot
 from bridge.box.runtimes.process_identity import is_alive
 from bridge.box.state.lifecycle import ENDED
 from bridge.cli.box_config import load_config
 from bridge.console import err, instances_table, out, print_json
 from bridge.errors import ConfigError, JournalError
+from bridge.nats_url import parse_urls
 from bridge.protocol import InstancesResponse
+from bridge.settings import NatsConfig
 
 _HERE = "this host"  # the journal does not contain the host's name
 _TITLE = "this is what the journal of this host says"
@@ -46,12 +48,15 @@ def show_journal(service: str, file: Path | None, data_dir: Path | None, *, json
 
 
 def show_journal_instead(
-    service: str, file: Path | None, data_dir: Path | None, *, json: bool
+    service: str, file: Path | None, data_dir: Path | None, nats: NatsConfig, *, json: bool
 ) -> None:
-    """Print the same because no Box answers, if there is a journal. Raises nothing."""
+    """Print the same because no Box answers, if there is a journal of a Box on that `nats`. Raises
+    nothing.
+    """
     try:
-        path = _path(file, data_dir)
-        if path.exists():
+        config = load_config(file, {"data_dir": None if data_dir is None else str(data_dir)})
+        path = config.data_dir / JOURNAL
+        if path.exists() and _is_of_fleet(path, nats, config.nats):
             _print(path, f"nobody answers on NATS; {_TITLE}", service, json)
     except (JournalError, OSError) as exc:
         err.print(Text(f"box-bridge: {exc}"))
@@ -63,6 +68,25 @@ def show_journal_instead(
 def _path(file: Path | None, data_dir: Path | None) -> Path:
     chosen = None if data_dir is None else str(data_dir)
     return load_config(file, {"data_dir": chosen}).data_dir / JOURNAL
+
+
+def _is_of_fleet(path: Path, nats: NatsConfig, configured: NatsConfig) -> bool:
+    """Whether the Box of the journal is of the fleet that `nats` names: it has the prefix and one
+    of the servers. A journal that names no fleet belongs to the configured one.
+    """
+    try:
+        fact = read_snapshot(path).facts.get(FLEET, "")
+    except JournalError:
+        if _fleet(nats.prefix, nats.urls).isdisjoint(_fleet(configured.prefix, configured.urls)):
+            return False
+        raise
+    prefix, *urls = fact.split() or (configured.prefix, *configured.urls)
+    return not _fleet(nats.prefix, nats.urls).isdisjoint(_fleet(prefix, urls))
+
+
+def _fleet(prefix: str, urls: Sequence[str]) -> set[tuple[str, str]]:
+    servers = {server.netloc for server in parse_urls(",".join(urls))}
+    return {(prefix, server.replace("localhost:", "127.0.0.1:")) for server in servers}
 
 
 def _print(path: Path, title: str, service: str, json: bool) -> None:

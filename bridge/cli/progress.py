@@ -17,7 +17,7 @@ class Progress:
         self._quiet = quiet
         self._last = ""
         self._status: Status | None = None
-        if not quiet and err.is_terminal:
+        if not quiet and err.is_terminal and not err.is_dumb_terminal:
             self._status = err.status(Text(first))
 
     def __enter__(self) -> Self:

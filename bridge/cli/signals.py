@@ -1,20 +1,32 @@
-"""How SIGINT and SIGTERM end a verb that runs until it is stopped."""
+"""How SIGINT, SIGTERM and SIGHUP end a verb that runs until it is stopped.
+
+A closed terminal sends SIGHUP: without a handler it would end the verb at once, and what the verb
+had started would be left over.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from bridge.cli.exit_codes import DONE, INTERRUPTED
 
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM)
 
-async def wait_until_signal(work: asyncio.Task[Any], stop: Callable[[], bool]) -> int:
+
+async def wait_until_signal(
+    work: asyncio.Task[Any],
+    stop: Callable[[], bool],
+    *,
+    hang_up: Callable[[], None] | None = None,
+) -> int:
     """Wait for the end of `work` and return the exit code. Its errors are left to its owner.
 
     The first signal calls `stop`, which returns whether `work` then ends by itself. If it does not,
-    and at the second signal, `work` is cancelled.
+    and at the second signal, `work` is cancelled. SIGHUP counts as such a signal, unless it has a
+    meaning of its own, `hang_up`. It stays ignored under nohup.
     """
     loop = asyncio.get_running_loop()
     signals = 0
@@ -25,11 +37,14 @@ async def wait_until_signal(work: asyncio.Task[Any], stop: Callable[[], bool]) -
         if signals > 1 or not stop():
             work.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+    handlers = dict.fromkeys(_ENDING, on_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handlers[signal.SIGHUP] = hang_up or on_signal
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
     try:
         await asyncio.wait([work])
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in handlers:
             loop.remove_signal_handler(number)
     return INTERRUPTED if signals > 1 and work.cancelled() else DONE

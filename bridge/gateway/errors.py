@@ -48,13 +48,16 @@ class ScaleError(BridgeError):
 class NoBoxError(ScaleError):
     """No Box answers on the subject. Nothing was changed.
 
+    `problem` names what is missing, if that is known.
+
     Fix: start a Box with `box-bridge box`; check the NATS URL and the prefix.
     """
 
-    def __init__(self, subject: str, denied: str = "") -> None:
-        cure = denied or ("start one with `box-bridge box`, or check the NATS URL and the prefix")
-        super().__init__(f"no Box answers on {subject}: {cure}")
+    def __init__(self, subject: str, *, problem: str = "") -> None:
+        cure = "start one with `box-bridge box`, or check the NATS URL and the prefix"
+        super().__init__(problem or f"no Box answers on {subject}: {cure}")
         self.subject = subject
+        self.problem = problem
 
 
 class RequestTimeout(ScaleError):

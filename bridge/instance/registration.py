@@ -90,6 +90,11 @@ class Registration:
         """Whether it was withdrawn, by itself or by its Box."""
         return self._withdrawn
 
+    @property
+    def stored(self) -> bool:
+        """Whether gateways can know the registration: NATS has stored it, or its Box does that."""
+        return self._by_box or self._registrations.is_stored(self.instance_id)
+
     def report(
         self,
         *,

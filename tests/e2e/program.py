@@ -108,6 +108,21 @@ async def run_process(*arguments: object, cwd: Path, **env: str) -> Result:
     return Result(process.returncode, out.decode(), err.decode())
 
 
+async def run_shell(script: str, *arguments: object, cwd: Path, **env: str) -> Result:
+    """Run a verb as the shell's `script` does, whose arguments are its command."""
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", script, "sh", sys.executable, "-m", "bridge.cli", *map(str, arguments)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=cwd,
+        env=environment(PYTHONPATH=str(REPOSITORY), **env),
+    )
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return Result(process.returncode, out.decode(), err.decode())
+
+
 @contextlib.asynccontextmanager
 async def running(*arguments: object, cwd: Path, **env: str) -> AsyncIterator[Program]:
     process = await spawn(*arguments, cwd=cwd, **env)

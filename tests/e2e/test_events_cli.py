@@ -135,4 +135,4 @@ async def test_events_refuses_wrong_flags_and_does_not_wait_for_a_missing_stream
         assert (result.code, result.out) == (2, "")
     result = await run("events", "--no-follow", "--since", "5m", "-s", server.url, cwd=tmp_path)
     assert result.code == 3
-    assert "BOX_EVENTS" in result.err
+    assert "no Box has run on NATS" in result.err

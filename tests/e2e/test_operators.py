@@ -162,7 +162,7 @@ async def test_each_verb_that_shows_a_service_reports_what_is_missing(tmp_path: 
         await output("scale", "bad", 1)
 
         async def failing() -> bool:
-            return "1 of 1 has failed on box-a and is to be tried again" in await output(
+            return "1 of 1 failed on box-a: exited with code 3; next try in " in await output(
                 "ps", "bad"
             )
 

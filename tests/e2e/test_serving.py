@@ -134,7 +134,7 @@ async def test_up_reports_a_taken_port(home: Path, server: EmbeddedServer) -> No
     port = server.url.rpartition(":")[2]
     result = await run("up", "--port", port, cwd=home)
     assert result.code == 1
-    assert "address already in use" in result.err
+    assert f"Port {port} is taken. Use `--port 0`" in result.err
 
 
 # ── a Box on an existing NATS ────────────────────────────────────────────────────────────

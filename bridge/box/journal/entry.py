@@ -19,7 +19,7 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     - `identity`: its process; None before the start.
     - `leaving`: the reason why it must end; empty while it may stay.
     - `failures`: the consecutive failures in its slot before it; its own counts as well once it has
-      failed. `retry_at` is when the Box tries the slot again.
+      failed. `retry_at` is when the Box tries the slot again, `failure` why it must.
     """
 
     slot: int
@@ -33,6 +33,7 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     leaving: str = ""
     failures: int = 0
     retry_at: Time | None = None
+    failure: str = ""
 
     @property
     def demand(self) -> Demand:

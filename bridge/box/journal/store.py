@@ -62,6 +62,7 @@ JOURNAL: Final = "journal.db"
 # Facts about this host, for people.
 CUT_OFF: Final = "cut_off_since"
 SET_ASIDE: Final = "set_aside"
+FLEET: Final = "fleet"  # the prefix and the NATS URLs of the Box that writes the journal
 WRITTEN_BY: Final = "written_by"  # the last version of box-bridge that worked with the file
 
 Change = tuple[str, tuple[Any, ...], tuple[Any, ...] | None]

@@ -38,6 +38,7 @@ from bridge.protocol import (
     InstanceEvent,
     InstanceInfo,
     InstanceRegistration,
+    InstanceState,
 )
 from bridge.subjects import slot_key
 
@@ -85,7 +86,7 @@ class InstancePublication:
         self._on_lost = on_lost
         self._key = slot_key(entry.life.info.service, entry.slot)
         self._revision = record.revision if record else 0
-        self._written = slot_facts(record.value.info) if record else None
+        self._written = _facts_of(record.value) if record else None
         self._synced = record is not None
         self._stored_seq = 0 if self.id in context.journal.undelivered else entry.life.seq
         self._registration: InstanceRegistration | None = None
@@ -109,8 +110,11 @@ class InstancePublication:
 
     def update(self, life: Life, event: InstanceEvent | None = None) -> None:
         """The instance is `life` now; `event` is the change that led to it, if there was one."""
-        changed = event is not None or slot_facts(life.info) != slot_facts(self.life.info)
+        before = self._facts
         self.entry = replace(self.entry, life=life)
+        if event is not None and event.to_state is InstanceState.FAILED:
+            self.entry = replace(self.entry, failure=event.message)
+        changed = event is not None or self._facts != before
         if changed:
             self._context.journal.put(self.entry, event, traceparent=self.traceparent)
             self._wake()
@@ -190,6 +194,7 @@ class InstancePublication:
         """Journal the consecutive failures in the slot, and when the next instance is due."""
         self.entry = replace(self.entry, failures=failures, retry_at=retry_at)
         self._context.journal.put(self.entry)
+        self._wake()
 
     def close(self) -> None:
         """The instance has ended: only its journal entry and its unsent events are left."""
@@ -257,7 +262,25 @@ class InstancePublication:
     @property
     def _slot_is_current(self) -> bool:
         """Whether there is nothing to write into the slot's record."""
-        return not self._owns_slot or slot_facts(self.life.info) == self._written
+        return not self._owns_slot or self._facts == self._written
+
+    @property
+    def _facts(self) -> SlotFacts:
+        return slot_facts(self.life.info, self.entry.failure, self.entry.retry_at)
+
+    def _slot_record(self) -> SlotRecord:
+        """The slot's record as it should be."""
+        me, entry = self._context.me, self.entry
+        return SlotRecord(
+            host=me.host,
+            host_id=me.host_id,
+            config=entry.config,
+            seq=self.life.seq,
+            info=self.life.info,
+            demand=entry.demand,
+            failure=entry.failure,
+            retry_at=entry.retry_at,
+        )
 
     def _event_stored(self, seq: int) -> None:
         self._stored_seq = seq
@@ -288,18 +311,10 @@ class InstancePublication:
             _log.debug("slot %s was not written, retrying: %s", self._key, exc)
 
     async def _update_slot(self) -> None:
-        context, life = self._context, self.life
-        record = SlotRecord(
-            host=context.me.host,
-            host_id=context.me.host_id,
-            config=self.entry.config,
-            seq=life.seq,
-            info=life.info,
-            demand=self.entry.demand,
-        )
-        self._revision = await context.slots.update(self._key, record, self._revision)
+        record = self._slot_record()
+        self._revision = await self._context.slots.update(self._key, record, self._revision)
         # The record may come back before its acknowledgement, and look like another's.
-        self._written, self._synced = slot_facts(life.info), True
+        self._written, self._synced = _facts_of(record), True
 
     async def _sync(self, seq: int | None) -> None:
         """Find out who wrote the slot's record last.
@@ -316,10 +331,10 @@ class InstancePublication:
         if record is None:
             self._revision = slots.revision(self._key)
             # An instance that has ended claims nothing.
-            self._written = slot_facts(self.life.info) if self.life.info.state in ENDED else None
+            self._written = self._facts if self.life.info.state in ENDED else None
         elif self._context.me.holds(record.value):
             self._revision = record.revision
-            self._written = slot_facts(record.value.info)
+            self._written = _facts_of(record.value)
         else:
             self._owns_slot = False
             self._on_lost(f"slot {self._key} was taken by {record.value.host}")
@@ -338,10 +353,19 @@ def is_as_written(
     The revision alone does not prove it: a store that lost its data counts from the start.
     """
     record = slots.get(key)
-    current = slot_facts(record.value.info) if record else None
+    current = _facts_of(record.value) if record else None
     return slots.revision(key) == revision and current == facts
 
 
-def slot_facts(info: InstanceInfo) -> SlotFacts:
-    """The part of a slot record whose change is worth a write: state and health, never load."""
-    return info.id, info.state, info.ready_at, info.endpoint, info.health.healthy
+def slot_facts(
+    info: InstanceInfo, failure: str = "", retry_at: datetime | None = None
+) -> SlotFacts:
+    """The part of a slot record whose change is worth a write: state, health and failure, never
+    load.
+    """
+    facts = (info.id, info.state, info.ready_at, info.endpoint, info.health.healthy)
+    return *facts, failure, retry_at
+
+
+def _facts_of(record: SlotRecord) -> SlotFacts:
+    return slot_facts(record.info, record.failure, record.retry_at)

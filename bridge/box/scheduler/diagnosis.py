@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from msgspec import Struct
@@ -18,7 +18,7 @@ from msgspec import Struct
 from bridge.box.scheduler.host_capacity import capacity_for
 from bridge.box.scheduler.placement import host_port, place, room
 from bridge.box.state.fleet_state import FleetState
-from bridge.box.state.records import ServiceRecord
+from bridge.box.state.records import ServiceRecord, SlotRecord
 from bridge.protocol import InstanceState
 
 OTHERS: Final = "other services"
@@ -26,6 +26,7 @@ OTHERS: Final = "other services"
 
 _NAMED: Final = 5  # hosts, or slots, that are named one by one
 _REASON_LENGTH: Final = 500  # characters
+_FAILURE_LENGTH: Final = 200  # characters of a failure's reason
 _REPORTED: Final = 20  # services in one answer
 _PLACED: Final = 50  # services whose slots are placed for one answer
 
@@ -38,13 +39,26 @@ class Exclusion(Struct, frozen=True, kw_only=True):
     until: datetime
 
 
+class Failure(Struct, frozen=True, kw_only=True):
+    """The failure of one instance; its host makes the next one after `wait` seconds, if known."""
+
+    instance_id: str
+    why: str
+    wait: float | None
+
+    def __str__(self) -> str:
+        why = f": {self.why}" if self.why else ""
+        after = "" if self.wait is None else f"; next try in {self.wait:.0f} s"
+        return f"{why}{after}; `box-bridge logs {self.instance_id}`"
+
+
 class Shortfall(Struct, frozen=True, kw_only=True):
     """The missing instances of a service: of `wanted` ones, `serving` serve on live hosts.
 
     - `slots`: the size of the set, which exceeds `wanted` while instances are being replaced.
     - `homeless`: the slots without a host; `full` is the reason.
     - `failed`: by host, how many slots have no living instance until the host retries. Only the
-      host knows how often an instance has failed.
+      host knows how often an instance has failed. `failure` is the one whose retry comes first.
     - `dead`: by dead host, how many slots wait to be taken over; these may be homeless as well.
     - `exclusions`: the slots that are kept off hosts for a time.
     - `stopped`: the reason why no further instance is replaced, or empty.
@@ -58,6 +72,7 @@ class Shortfall(Struct, frozen=True, kw_only=True):
     homeless: AbstractSet[int] = frozenset()
     full: str = ""
     failed: Mapping[str, int] = {}
+    failure: Failure | None = None
     dead: Mapping[str, int] = {}
     exclusions: Sequence[Exclusion] = ()
     stopped: str = ""
@@ -70,10 +85,7 @@ class Shortfall(Struct, frozen=True, kw_only=True):
         if count := len(self.homeless):
             sentences.append(f"{count} {of} {_has(count)} no room: {self.full}")
         if count := sum(self.failed.values()):
-            ends = f"{_is(count)} to be tried again"
-            sentences.append(
-                f"{count} {of} {_has(count)} failed on {_some(self.failed)} and {ends}"
-            )
+            sentences.append(f"{count} {of} failed on {_some(self.failed)}{self.failure or ''}")
         if count := sum(self.dead.values()):
             hosts = f"{_some(self.dead)}, which {_is(len(self.dead))} dead"
             sentences.append(f"{count} {_is(count)} on {hosts}")
@@ -89,18 +101,19 @@ def shortfall(service: str, fleet: FleetState, *, at: datetime) -> Shortfall:
     dead = _dead(service, fleet)
     away = set[int]().union(*dead.values())
     homeless, placed = _placing(service, fleet, record, at)
-    failed = Counter(
-        claims[slot].host
-        for slot in slots.unready - slots.free - away
+    failed = [
+        claims[slot]
+        for slot in sorted(slots.unready - slots.free - away)
         if claims[slot].info.state is InstanceState.FAILED
-    )
+    ]
     return Shortfall(
         wanted=record.target,
         slots=len(record.slots),
         serving=len(slots.wanted) - len(slots.unready | away),
         homeless=homeless,
         full=_full(service, fleet, record, placed) if homeless else "",
-        failed=dict(sorted(failed.items())),
+        failed=dict(sorted(Counter(claim.host for claim in failed).items())),
+        failure=_next_retry(failed, at),
         dead={name: len(members) for name, members in sorted(dead.items())},
         exclusions=exclusions(record, at) if record.avoid else (),
         stopped=_stop_reason(record),
@@ -230,6 +243,16 @@ def _exclusion(item: Exclusion) -> str:
 def _clock(at: datetime) -> str:
     """A time within the next minutes, for people in any time zone."""
     return f"{at:%H:%M} UTC"
+
+
+def _next_retry(failed: Sequence[SlotRecord], at: datetime) -> Failure | None:
+    """The failure whose retry comes first; None without a failure."""
+    if not failed:
+        return None
+    last = datetime.max.replace(tzinfo=UTC)
+    claim = min(failed, key=lambda claim: claim.retry_at or last)
+    wait = None if claim.retry_at is None else max(0.0, (claim.retry_at - at).total_seconds())
+    return Failure(instance_id=claim.info.id, why=claim.failure[:_FAILURE_LENGTH], wait=wait)
 
 
 def _some(items: Iterable[object]) -> str:

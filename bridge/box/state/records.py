@@ -172,7 +172,8 @@ class SlotRecord(Struct, frozen=True, kw_only=True):
     """The claim of a slot by a host, and the instance in it: `box_slots`, key ``<service>.<slot>``.
 
     `config` is the config_id that the instance was made with, `demand` its share of the host, `seq`
-    the Box-Seq of its last event.
+    the Box-Seq of its last event. Of a failed instance `failure` is the reason, and `retry_at` when
+    its host makes the next one.
     """
 
     host: Text
@@ -181,6 +182,8 @@ class SlotRecord(Struct, frozen=True, kw_only=True):
     seq: Number
     info: InstanceInfo
     demand: Demand = NOTHING
+    failure: Text = ""
+    retry_at: Time | None = None
 
 
 class HostIdentity(Struct, frozen=True, kw_only=True):

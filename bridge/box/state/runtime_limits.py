@@ -82,8 +82,8 @@ def _limits(config: ScaleConfig, cpus: int) -> str | None:
 def _process(config: ScaleConfig, lacks: Mapping[str, str]) -> str | None:
     if config.image:
         return (
-            f"image {config.image!r} cannot be honoured by the process runtime, which runs the "
-            "configured command: leave image out"
+            f'image {config.image!r} cannot be honoured: `image` needs `[box] runtime = "oci"`; '
+            "this host runs the configured command"
         )
     if len(config.port_map) > 1:
         return "port_map may have one entry in the process runtime: an instance has one port"

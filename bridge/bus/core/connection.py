@@ -27,7 +27,13 @@ import nats.errors
 import stamina
 from nats.nuid import NUID
 
-from bridge.bus.core.connect_errors import describe, is_from_server, is_refusal
+from bridge.bus.core.connect_errors import (
+    connect_failure,
+    describe,
+    is_from_server,
+    is_refusal,
+    is_unreachable,
+)
 from bridge.bus.core.credentials import credentials, logins
 from bridge.bus.core.listener import Listener
 from bridge.bus.core.message import Handler, Message
@@ -54,6 +60,7 @@ _PING_INTERVAL: Final = 2  # seconds; with two outstanding, a dead peer is detec
 _RECONNECT_WAIT: Final = 0.25  # seconds between attempts at one server
 _ATTEMPT: Final = 10.0  # seconds of attempts with one client; then credentials are read again
 _SERVER: Final = 1.0  # seconds that each server gets at least to complete a connection
+_UNREACHABLE: Final = 0.4  # seconds; while it waits for the first connection
 _LAST_FLUSH: Final = 2.0  # seconds to send what is still queued when the connection is closed
 _STEADY: Final = 1.0  # seconds that a connection must last to count as made
 _RECONNECT_MAX: Final = 2.0  # seconds between clients, at most
@@ -69,6 +76,9 @@ Watcher = Callable[[bool], None]
 """Called with True after each (re)connect, with False when the connection is lost. It must not
 block.
 """
+
+Waiting = Callable[[ConnectFailed], None]
+"""Called with the failure of an attempt to connect, once for each reason. It must not block."""
 
 
 class Connection:
@@ -105,16 +115,27 @@ class Connection:
         name: str,
         metrics: Metrics | None = None,
         patience: float = 2.0,
+        unreachable: float | None = None,
+        waiting: Waiting | None = None,
+        give_up: asyncio.Event | None = None,
     ) -> AsyncIterator[Connection]:
         """Connect, and reconnect until the block ends.
 
         `name` is shown by `nats server report connections`. Raises ConnectFailed if the first
         connection takes longer than `patience` seconds, or 1 s for each server, and ConfigError for
         an invalid setting. A bug in the reconnecting task cancels the block and is raised.
+
+        After `unreachable` seconds it does not wait for servers at whose addresses no program
+        listens. With `waiting` the first connection may take any time: it is called with the
+        failure of the first attempt, and when the reason changes. ConnectFailed is raised then if a
+        server refuses, or when `give_up` is set.
         """
         connection = cls(settings, name, metrics or Metrics())
         try:
-            await connection._connect(patience)
+            if waiting is None:
+                await connection._connect(patience, unreachable)
+            else:
+                await connection._connect_eventually(waiting, give_up or asyncio.Event())
             await connection.listen(f"{connection._inbox}*", connection._take_reply)
             async with task_scope() as tasks:
                 tasks.create_task(connection._reconnect(), name="nats-reconnect")
@@ -280,15 +301,36 @@ class Connection:
 
     # ── staying connected ────────────────────────────────────────────────────────────────
 
-    async def _connect(self, patience: float) -> None:
+    async def _connect_eventually(self, waiting: Waiting, give_up: asyncio.Event) -> None:
+        """Connect a new client, however long it takes: see `open`."""
+        reason = ""
+        for pause in itertools.chain((0.25, 0.5, 1.0), itertools.repeat(_RECONNECT_MAX)):
+            try:
+                await self._connect(_SERVER, _UNREACHABLE)
+            except ConnectFailed as exc:
+                raise_if_cancelled()
+                if exc.refused or give_up.is_set():
+                    raise
+                if exc.reason != reason:
+                    reason = exc.reason
+                    waiting(exc)
+            else:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await give_up.wait()
+
+    async def _connect(self, patience: float, unreachable: float | None = None) -> None:
         """Connect a new client. Raises ConnectFailed after `patience` seconds, or 1 s for each
         server if that is longer, or when each server has refused; and ConfigError.
 
-        The servers share the time: one that accepts and is silent leaves the others theirs.
+        The servers share the time: one that accepts and is silent leaves the others theirs. After
+        `unreachable` seconds in which each server was tried twice in vain, it raises, too.
         """
         urls = self.settings.urls
         login = credentials(self.settings)
         errors: list[Exception] = []
+        started = time.monotonic()
         known = self._client.discovered
         servers = len(urls) + len(known)
         patience = max(patience, _SERVER * servers)
@@ -302,6 +344,9 @@ class Connection:
                 return
             errors.append(exc)
             if sum(map(is_refusal, errors)) > len(urls):
+                raise exc
+            waited = unreachable is not None and time.monotonic() - started > unreachable
+            if waited and len(errors) >= 2 * servers and all(map(is_unreachable, errors)):
                 raise exc
 
         try:
@@ -322,10 +367,8 @@ class Connection:
             self._client = client
         except Exception as exc:  # nats-py raises whatever a peer can provoke
             # The server's own message ("Authorization Violation") comes before its hang-up.
-            reasons = [*filter(is_refusal, errors), *errors, exc]
             context = self.settings.context
-            source = f" (context {context} of the nats CLI)" if context else ""
-            raise ConnectFailed(urls, describe(reasons[0]) + source) from exc
+            raise connect_failure(urls, [*errors, exc], seconds=patience, context=context) from exc
         finally:
             if client is not self._client:
                 await client.close()

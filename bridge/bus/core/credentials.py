@@ -114,7 +114,9 @@ def _seed(key: str, seed: str) -> str:
     try:
         import nkeys  # type: ignore[import-untyped]
     except ImportError as exc:
-        raise ConfigError(key, "needs nkeys: pip install 'box-bridge[nkeys]'") from exc
+        raise ConfigError(
+            f"[nats] {key}", "credentials files need `pip install 'box-bridge[nkeys]'`"
+        ) from exc
     try:
         nkeys.from_seed(bytearray(seed.encode())).wipe()
     except Exception as exc:  # nkeys raises errors of binascii and others, too

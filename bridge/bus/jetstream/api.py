@@ -79,7 +79,9 @@ def bus_error(what: str, exc: Exception) -> BusError:
     """
     if isinstance(exc, nats.js.errors.APIError):
         code: int | None = getattr(exc, "err_code", None)  # not every subclass sets it
-        return StoreRefused(what, code or 0, getattr(exc, "description", None) or describe(exc))
+        silent = isinstance(exc, nats.js.errors.ServiceUnavailableError)
+        words = "no JetStream answers" if silent else describe(exc)
+        return StoreRefused(what, code or 0, getattr(exc, "description", None) or words)
     if isinstance(exc, TimeoutError):  # nats-py's are, too
         return NoReply(what, _TIMEOUT)
     if isinstance(exc, _UNREADABLE):

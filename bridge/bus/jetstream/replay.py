@@ -9,6 +9,7 @@ from typing import Final
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
+from bridge.bus.jetstream.api import jetstream, jetstream_errors
 from bridge.bus.jetstream.follower import Begin, Follower, Start
 from bridge.errors import NoReply
 from bridge.tasks import task_scope
@@ -72,3 +73,10 @@ async def read(
     except TimeoutError as exc:
         assert timeout is not None
         raise NoReply(stream, timeout) from exc
+
+
+async def holds(connection: Connection, stream: str, subject: str) -> bool:
+    """Whether `stream` holds a message on `subject`. Raises BusError."""
+    with jetstream_errors(stream):
+        info = await jetstream(connection).stream_info(stream, subjects_filter=subject)
+    return bool(info.state.subjects)

@@ -35,7 +35,8 @@ async def box(
     The first signal stops the Box in order, a second one at once. Either way
     the instances keep running, and the Box takes them back when it starts
     again. With --on-exit drain the first signal drains them, and a second one
-    ends them at once.
+    ends them at once. SIGHUP changes nothing: restart the Box to apply a changed
+    configuration.
 
     Instances are processes, or with [box] runtime = "oci" containers or
     MicroVMs: see `box-bridge up --help`.
@@ -46,4 +47,4 @@ async def box(
     flags, nats = (host or HostFlags()).flags(), (link or Link()).flags()
     settings = require_services(load_config(config, flags, nats))
     configure_logs(logging, json=json)
-    return await run_box(settings, on_exit="leave")
+    return await run_box(settings, on_exit="leave", is_daemon=True)

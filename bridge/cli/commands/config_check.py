@@ -24,7 +24,9 @@ class _Checked(Struct):
 def config_check(*, config: ConfigFile = None, json: Json = False) -> int:
     """Check a configuration file and print the effective settings.
 
-    The settings include those of the environment. For example:
+    The settings include those of the environment. The check finds what would
+    fail at the first start of an instance: a program that is not there, or a
+    placeholder that does not exist. For example:
 
         box-bridge config check -c box.toml
         BOX_BRIDGE_MAX_INSTANCES=3 box-bridge config check --json
@@ -32,11 +34,15 @@ def config_check(*, config: ConfigFile = None, json: Json = False) -> int:
     from msgspec.structs import replace
 
     from bridge.box.fleet.host_record import offers
+    from bridge.box.runtimes.process.programs import launch_problems
     from bridge.cli.box_config import load_config, require_services
-    from bridge.errors import without_secret
+    from bridge.config import find_file
+    from bridge.errors import ConfigError, without_secret
 
     settings = require_services(load_config(config, {}))
     offers(settings)  # raises ConfigError for a service that no host could run
+    if problems := [f"{place}: {problem}" for place, problem in launch_problems(settings)]:
+        raise ConfigError(str(find_file(config) or "configuration"), "\n  ".join(problems))
     hidden = {key: "(set)" for key in ("password", "token") if getattr(settings.nats, key)}
     nats = replace(settings.nats, **hidden, url=without_secret(settings.nats.url))
     if json:

@@ -40,9 +40,10 @@ async def demo(
     from bridge.observe import configure_logging
 
     configure_logging("error")
-    # Its instances would outlive a killed process: SIGTERM ends it in order, as Ctrl-C does.
+    # Its instances would outlive a killed process: these signals end it in order, as Ctrl-C does.
     if (task := asyncio.current_task()) is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     directory = Path(tempfile.mkdtemp(prefix="box-bridge-demo-"))
     try:
         report = await run_demo(Narration(quiet=json), directory, _draw)

@@ -15,6 +15,7 @@ from bridge.cli.flags import Json, Link
 from bridge.console import err, event_text, out, print_json
 from bridge.errors import BusError, NoReply
 from bridge.protocol import InstanceEvent, InstanceState, encode
+from bridge.subjects import check_name
 
 if TYPE_CHECKING:
     from bridge.bus.core.connection import Connection
@@ -71,7 +72,8 @@ async def events(
     """
     import asyncio
 
-    from bridge.cli.connect import connect
+    from bridge.cli.connect import connect, require_streams
+    from bridge.cli.known_names import check_services
     from bridge.cli.since import parse_since
     from bridge.gateway.events.filter import EventFilter
 
@@ -83,8 +85,13 @@ async def events(
         follow=follow,
     )
     EventFilter.of(query.services, query.states)  # raises before the connection is made
-    async with connect(link, "events") as connection:
-        with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C
+    if durable is not None:
+        check_name("durable", durable)
+    with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C
+        async with connect(link, "events", wait=follow) as connection:
+            await check_services(connection, service)
+            if not follow:
+                await require_streams(connection)
             async with _open(connection, query, _Refusals(json=json).report) as source:
                 if follow and not json and out.is_terminal:
                     err.print("Waiting for events; Ctrl-C ends.", style="bright_black")
@@ -99,7 +106,10 @@ async def _open(
     """The events; with --no-follow NoReply is raised if there is no stream."""
     import asyncio
 
+    from bridge.cli.connect import explained_wait
+
     async with contextlib.AsyncExitStack() as stack:
+        arrived = await stack.enter_async_context(explained_wait(connection))
         try:
             async with asyncio.timeout(None if query.follow else _PATIENCE):
                 begin = await _begin(connection, query.since)
@@ -108,6 +118,7 @@ async def _open(
                 )
         except TimeoutError as exc:
             raise NoReply(connection.subjects.events_stream, _PATIENCE) from exc
+        arrived()
         yield source
 
 

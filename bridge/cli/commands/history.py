@@ -27,10 +27,14 @@ async def history(service: ServiceName, /, *, link: Link | None = None, json: Js
         box-bridge history web --json | jq '.entries[-1]'
     """
     from bridge.cli.connect import connect
+    from bridge.cli.known_names import service_names
     from bridge.gateway.operator import Operator
 
     check_name("service", service)
-    async with connect(link, "history") as connection:
+    async with (
+        connect(link, "history") as connection,
+        service_names(connection, service, as_refused=json),
+    ):
         response = await Operator(connection).history(service)
     if json:
         print_json(response)

@@ -19,18 +19,15 @@ async def hosts(*, watch: Watch = False, link: Link | None = None, json: Json = 
         box-bridge hosts
         box-bridge hosts --json | jq '.hosts[] | select(.used == 0).name'
     """
-    from bridge.cli.connect import connect
-    from bridge.cli.watch import show
+    from bridge.cli.watch import View, show
     from bridge.gateway.operator import Operator
 
-    async with connect(link, "hosts") as connection:
-        return await show(
-            Operator(connection).hosts,
-            _render,
-            lambda listed: _print(listed, json),
-            watch=watch,
-            json=json,
-        )
+    view = View(
+        lambda connection: Operator(connection).hosts(),
+        _render,
+        lambda listed: _print(listed, json),
+    )
+    return await show(link, "hosts", view, watch=watch, json=json)
 
 
 def _print(listed: list[Host], json: bool) -> None:

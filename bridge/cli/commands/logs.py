@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, BinaryIO, Final
 
@@ -18,6 +19,7 @@ from bridge.errors import BridgeError, InstanceError
 from bridge.protocol import InstancesResponse
 from bridge.subjects import check_name
 
+_LISTED: Final = 10  # instances that a message names
 _POLL: Final = 0.2  # seconds between looks for more
 _EMPTIED: Final = 0.02  # seconds in which a Box empties a log after it has renamed the copy
 
@@ -28,7 +30,9 @@ class _Line(Struct):
 
 
 async def logs(
-    instance_id: Annotated[str, Parameter(help="The instance, as `ps` or an event names it.")],
+    instance_id: Annotated[
+        str, Parameter(help="The instance, as `ps` or an event names it, or a service.")
+    ],
     /,
     *,
     follow: Annotated[
@@ -42,9 +46,10 @@ async def logs(
 ) -> int:
     """Show the stdout and stderr of an instance of this host.
 
-    The logs of the last ten ended instances of each service are kept. While a
-    container runs, its engine has its log; this verb prints the command that
-    shows it. For example:
+    For a service it shows those of its instances on this host, each line with
+    its instance. The logs of the last ten ended instances of each service are
+    kept. While a container runs, its engine has its log; this verb prints the
+    command that shows it. For example:
 
         box-bridge logs web-01jz3k --follow
         box-bridge logs web-01jz3k --data-dir /var/lib/box-bridge
@@ -54,15 +59,21 @@ async def logs(
     from bridge.box.runtimes.logs import STDERR, STDOUT
 
     check_name("instance id", instance_id)
-    directory = await _find(instance_id, config, data_dir, link)
+    directories = await _find(instance_id, config, data_dir, link)
     with contextlib.ExitStack() as stack, contextlib.suppress(asyncio.CancelledError):
         tails = [
-            _Tail(stack.enter_context((directory / name).open("rb")), directory / name)
+            _Tail(
+                stack.enter_context((directory / name).open("rb")),
+                directory / name,
+                "" if directory.name == instance_id else f"{directory.name}  ",
+            )
+            for directory in directories
             for name in (STDOUT, STDERR)
             if (directory / name).exists()
         ]
+        names = [directory.name for directory in directories]
         while True:
-            ended = not follow or not await _is_listed(instance_id, link)
+            ended = not follow or not await _is_listed(names, link)
             for tail in tails:
                 tail.print_new(json, last=ended)
             if ended:
@@ -72,24 +83,32 @@ async def logs(
 
 
 async def _find(
-    instance_id: str, config: Path | None, data_dir: Path | None, link: Link | None
-) -> Path:
-    """The directory of the logs. Raises InstanceError, which says where to look instead."""
+    name: str, config: Path | None, data_dir: Path | None, link: Link | None
+) -> list[Path]:
+    """The directories of the logs of an instance, or of a service's instances on this host. Raises
+    InstanceError, which says where to look instead.
+    """
     from bridge.box.runtimes.logs import ENGINE, STDOUT, instances_dir
     from bridge.cli.box_config import load_config
 
-    root = data_dir or load_config(config, {}).data_dir
-    directory = instances_dir(root) / instance_id
+    root = instances_dir(data_dir or load_config(config, {}).data_dir)
+    directory = root / name
     if not directory.is_dir():
-        hint = await _hint(instance_id, link)
-        raise InstanceError(f"{instance_id}: no logs in {directory}{hint}")
+        if of_service := [one for one in sorted(root.glob(f"{name}-*")) if _is_of(name, one)]:
+            return of_service
+        raise InstanceError(await _lack(name, root, link))
     if not (directory / STDOUT).exists() and (directory / ENGINE).exists():
         engine = (directory / ENGINE).read_text()
         raise InstanceError(
-            f"{instance_id} is a container that has not ended, and its engine has its log: "
-            f"{engine} logs -f {instance_id}"
+            f"{name} is a container that has not ended, and its engine has its log: "
+            f"{engine} logs -f {name}"
         )
-    return directory
+    return [directory]
+
+
+def _is_of(service: str, directory: Path) -> bool:
+    """Whether `directory` is that of an instance of `service`: an id is ``<service>-<random>``."""
+    return directory.is_dir() and "-" not in directory.name.removeprefix(f"{service}-")
 
 
 class _Tail:
@@ -98,9 +117,10 @@ class _Tail:
     The Box empties a log that is too long, after it has copied its end to another file.
     """
 
-    def __init__(self, log: BinaryIO, file: Path) -> None:
+    def __init__(self, log: BinaryIO, file: Path, prefix: str = "") -> None:
         self._log = log
         self._file = file
+        self._prefix = prefix
         self._stream = file.name.partition(".")[0]
         self._rest = b""
         self._rotated = self._older_version()
@@ -116,7 +136,7 @@ class _Tail:
             if json:
                 print_json(_Line(self._stream, text))
             else:
-                print(text, flush=True)
+                print(self._prefix + text, flush=True)
 
     def _new(self) -> bytes:
         """What the log has got since the last call, also if it was emptied meanwhile."""
@@ -153,29 +173,47 @@ def _read(file: Path) -> bytes:
     return b""
 
 
-async def _observe(link: Link | None) -> InstancesResponse | None:
-    """The fleet's instances; None if no Box answers."""
+async def _observe(link: Link | None) -> InstancesResponse:
+    """The fleet's instances. Raises BridgeError if no Box answers."""
     from bridge.cli.connect import connect
     from bridge.gateway.client import ScaleClient
 
+    async with connect(link, "logs") as connection:
+        return await ScaleClient(connection).observe()
+
+
+async def _is_listed(names: Sequence[str], link: Link | None) -> bool:
+    """Whether the fleet lists one of the instances; True if no Box answers."""
+    try:
+        seen = await _observe(link)
+    except BridgeError:
+        return True
+    return any(info.id in names for info in seen.instances)
+
+
+async def _lack(name: str, directory: Path, link: Link | None) -> str:
+    """Why `directory` has no logs of `name`, an instance or a service, and where they are."""
+    from bridge.cli.connect import connect
+    from bridge.cli.known_names import unknown
+    from bridge.gateway.client import ScaleClient
+    from bridge.gateway.operator import Operator
+
+    lack = f"no logs of {name} in {directory}"
     try:
         async with connect(link, "logs") as connection:
-            return await ScaleClient(connection).observe()
-    except BridgeError:
-        return None
-
-
-async def _is_listed(instance_id: str, link: Link | None) -> bool:
-    """Whether the fleet lists the instance; True if no Box answers."""
-    seen = await _observe(link)
-    return seen is None or any(info.id == instance_id for info in seen.instances)
-
-
-async def _hint(instance_id: str, link: Link | None) -> str:
-    """Where the logs are, as far as the fleet knows."""
-    seen = await _observe(link)
-    if seen is None:
-        return ": give the data directory of its Box with -c or --data-dir"
-    if host := seen.hosts.get(instance_id):
-        return f": it runs on host {host}; look there, or give that Box's --data-dir"
-    return ": no instance of that id is known; see `box-bridge ps`"
+            seen = await ScaleClient(connection).observe()
+            services = [one.name for one in await Operator(connection).services()]
+    except BridgeError as exc:
+        return f"{lack}: give the data directory of its Box with -c or --data-dir ({exc})"
+    if host := seen.hosts.get(name):
+        return f"{lack}: it runs on host {host}; look there, or give that Box's --data-dir"
+    if of_service := [info.id for info in seen.instances if info.service == name]:
+        places = ", ".join(f"{one} on {seen.hosts.get(one, '?')}" for one in of_service[:_LISTED])
+        return f"{lack}: its instances are {places}; look there"
+    if name in services:
+        return f"{lack}: {name} has no instances"
+    service = name.rpartition("-")[0]
+    if service in services or (service and not services):
+        of_service = [info.id for info in seen.instances if info.service == service]
+        return unknown("instance", name, of_service)
+    return unknown("service", name, services)

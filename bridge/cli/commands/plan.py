@@ -55,11 +55,14 @@ async def plan(
         box-bridge plan web 12
     """
     from bridge.cli.connect import connect
+    from bridge.cli.known_names import check_services
     from bridge.gateway.operator import Operator
 
     check_name("service", service)
     async with connect(link, "plan") as connection:
         response = await Operator(connection).plan(service, replicas)
+        if response.error and not json:
+            await check_services(connection, [service])
     if json:
         print_json(response)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.console import Group
@@ -13,6 +13,9 @@ from bridge.console import err, instances_table, notices, out, print_json
 from bridge.errors import ConfigError, ConnectFailed, CutOff
 from bridge.protocol import InstancesResponse
 from bridge.subjects import check_name
+
+if TYPE_CHECKING:
+    from bridge.bus.core.connection import Connection
 
 
 async def ps(
@@ -36,12 +39,13 @@ async def ps(
         box-bridge ps web --watch
         box-bridge ps --json | jq -r '.instances[].endpoint'
 
-    If no Box answers and this host has the journal of a Box, `ps` shows what the
-    journal contains: the instances of this host, since when the Box is cut off,
-    and how many events wait to be published. The exit code is 3 all the same.
+    If no Box answers and this host has the journal of a Box on that NATS, `ps`
+    shows what the journal contains: the instances of this host, since when the
+    Box is cut off, and how many events wait to be published. The exit code is 3
+    all the same.
     """
-    from bridge.cli.connect import connect
-    from bridge.cli.watch import show
+    from bridge.cli.known_names import check_services
+    from bridge.cli.watch import View, show
     from bridge.gateway.client import ScaleClient
     from bridge.gateway.errors import NoBoxError, RequestTimeout
 
@@ -54,20 +58,22 @@ async def ps(
             raise ConfigError("--local", "looks once: leave --watch out")
         show_journal(service, config, data_dir, json=json)
         return DONE
+
+    async def query(connection: Connection) -> InstancesResponse:
+        seen = await ScaleClient(connection).observe(service)
+        if service and not seen.instances:
+            await check_services(connection, [service])
+        return seen
+
+    view = View(query, _render, lambda seen: _print(seen, json))
     try:
-        async with connect(link, "ps") as connection:
-            client = ScaleClient(connection)
-            return await show(
-                lambda: client.observe(service),
-                _render,
-                lambda seen: _print(seen, json),
-                watch=watch,
-                json=json,
-            )
+        return await show(link, "ps", view, watch=watch, json=json)
     except (ConnectFailed, CutOff, NoBoxError, RequestTimeout):
         from bridge.cli.local_journal import show_journal_instead
+        from bridge.config import load_nats
 
-        show_journal_instead(service, config, data_dir, json=json)
+        nats = load_nats(flags=(link or Link()).flags())
+        show_journal_instead(service, config, data_dir, nats, json=json)
         raise
 
 

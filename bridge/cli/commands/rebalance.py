@@ -38,6 +38,7 @@ async def rebalance(
         box-bridge rebalance web --wait
     """
     from bridge.cli.connect import connect
+    from bridge.cli.known_names import check_services
     from bridge.cli.orders import order_stands
     from bridge.cli.progress import Progress
     from bridge.gateway.operator import Operator
@@ -46,6 +47,8 @@ async def rebalance(
         check_name("service", service)
     wait = wait and not dry_run
     async with connect(link, "rebalance") as connection:
+        if service and not json:
+            await check_services(connection, [service])
         operator = Operator(connection)
         with Progress("asking for moves", quiet=json or not wait) as progress:
             response = await operator.rebalance(service, dry_run=dry_run)

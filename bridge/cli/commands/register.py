@@ -14,12 +14,12 @@ from bridge.errors import ConfigError, InstanceError, ProtocolError
 
 if TYPE_CHECKING:
     from bridge.box.runner.probes import Prober
+    from bridge.bus.core.connection import Connection
     from bridge.cli.child import Child
     from bridge.instance.registration import Registration
     from bridge.protocol import InstanceRegistration
     from bridge.settings import Probe
 
-_PATIENCE: Final = 10.0  # seconds for the first connection
 _PROBE_PAUSE: Final = 0.1  # seconds between probes until the first one passes
 _SECONDS: Final = Number(gte=0, lte=LONGEST)
 
@@ -129,6 +129,7 @@ async def _run(
     from bridge.box.runner.probes import Prober
     from bridge.bus.core.connection import Connection
     from bridge.cli.child import Child
+    from bridge.cli.connect import report_wait
     from bridge.config import load_nats
     from bridge.instance.registration import register as announce
     from bridge.validation import split_endpoint
@@ -136,7 +137,9 @@ async def _run(
     name = identity.instance_id
     host, _ = split_endpoint(identity.endpoint)
     async with (
-        Connection.open(load_nats(flags=link.flags()), name=name, patience=_PATIENCE) as connection,
+        Connection.open(
+            load_nats(flags=link.flags()), name=name, waiting=report_wait
+        ) as connection,
         Prober.open(host) as prober,
         Child.running(command, identity, own_group=not under_box) as child,
     ):
@@ -148,8 +151,8 @@ async def _run(
                 instance_id=name,
                 connection=connection,
             ) as registration:
-                _print(f"{name} is registered{registrar} at {identity.endpoint}")
-                await _watch(child, registration, prober, probe)
+                done = f"{name} is registered{registrar} at {identity.endpoint}"
+                await _watch(child, registration, prober, probe, connection, done)
                 await registration.withdraw(child.reason)
             _print(f"{name} is withdrawn: {child.reason}")
             await child.ended_within(deregister_delay)
@@ -187,13 +190,36 @@ async def _wait_ready(child: Child, prober: Prober, probe: Probe, timeout: float
     return False
 
 
-async def _watch(child: Child, registration: Registration, prober: Prober, probe: Probe) -> None:
-    """Return when the child is over; until then its registration follows the probe."""
+async def _watch(
+    child: Child,
+    registration: Registration,
+    prober: Prober,
+    probe: Probe,
+    connection: Connection,
+    done: str,
+) -> None:
+    """Return when the child is over; until then its registration follows the probe. `done` is
+    printed when the registration is stored.
+    """
     from bridge.tasks import task_scope
 
     async with task_scope() as tasks:
+        tasks.create_task(_report_stored(registration, connection, done), name="stored")
         tasks.create_task(_mark_health(child, registration, prober, probe), name="health")
         await child.over_within(None)
+
+
+async def _report_stored(registration: Registration, connection: Connection, done: str) -> None:
+    import asyncio
+
+    from bridge.cli.connect import explained_wait
+
+    async with explained_wait(connection):
+        while True:
+            if registration.stored:
+                break
+            await asyncio.sleep(_PROBE_PAUSE)
+    _print(done)
 
 
 async def _mark_health(

@@ -14,7 +14,7 @@ from cyclopts.validators import Number
 from rich.text import Text
 
 from bridge.cli.flags import Json, Link, Logging, configure_logs
-from bridge.console import err, print_json
+from bridge.console import clock, err, print_json
 from bridge.errors import ConfigError
 from bridge.protocol import InstanceState, now
 
@@ -73,7 +73,8 @@ async def relay(
         box-bridge relay --to https://example.com/events \\
             --header Authorization=@/run/secrets/token
     """
-    from bridge.cli.connect import connect
+    from bridge.cli.connect import connect, explained_wait, wait_for_jetstream
+    from bridge.cli.known_names import check_services
     from bridge.cli.signals import wait_until_signal
     from bridge.gateway.relay.relay import Relay, RelayConfig
     from bridge.tasks import task_scope
@@ -89,8 +90,20 @@ async def relay(
         start=_parse_start(since),
     )
     configure_logs(logging, json=json)
-    async with connect(link, "relay") as connection, task_scope() as tasks:
-        running = Relay(connection, config, _print_json if json else _print)
+    async with (
+        connect(link, "relay", wait=True) as connection,
+        explained_wait(connection) as arrived,
+        task_scope() as tasks,
+    ):
+
+        def report(notice: Notice) -> None:
+            if notice.what == "started":
+                arrived()
+            (_print_json if json else _print)(notice)
+
+        await check_services(connection, service)
+        await wait_for_jetstream(connection)
+        running = Relay(connection, config, report)
 
         def stop() -> bool:
             running.stop()
@@ -131,7 +144,7 @@ def _parse_start(since: str | None) -> Begin:
 
 def _print(notice: Notice) -> None:
     what = notice.what.replace("_", " ")
-    line = Text(f"{notice.at.astimezone():%H:%M:%S} ", style="bright_black")
+    line = Text(f"{clock(notice.at)} ", style="bright_black")
     line.append(f"{what}: ", style="red" if notice.what in _PROBLEMS else "bold")
     err.print(line.append(notice.text, style="default"))
 

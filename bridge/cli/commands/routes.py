@@ -12,8 +12,10 @@ from rich.text import Text
 
 from bridge.cli.exit_codes import DONE
 from bridge.cli.flags import Json, Link
-from bridge.console import age, err, out, plain_table, print_json, state_text
+from bridge.console import age, clock, err, out, plain_table, print_json, state_text
+from bridge.errors import NoReply
 from bridge.protocol import now
+from bridge.subjects import check_name
 
 if TYPE_CHECKING:
     from bridge.bus.core.connection import Connection
@@ -46,33 +48,49 @@ async def routes(
     """
     import asyncio
 
-    from bridge.cli.connect import connect
-
-    async with connect(link, "routes") as connection, _open(connection, service) as table:
-        changes = table.changes()
+    try:
+        await _show(link, service, watch=watch, json=json)
+    except asyncio.CancelledError:  # Ctrl-C
         if not watch:
-            _print(await anext(changes), json)
-            return DONE
-        with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C
-            async for change in changes:
-                _print(change, json)
+            raise
     return DONE
 
 
+async def _show(link: Link | None, service: str | None, *, watch: bool, json: bool) -> None:
+    from bridge.cli.connect import connect, require_streams
+    from bridge.cli.known_names import check_services
+
+    services = [] if service is None else [check_name("service", service)]
+    async with connect(link, "routes", wait=watch) as connection:
+        await check_services(connection, services)
+        if not watch:
+            await require_streams(connection)
+        async with _open(connection, service, wait=watch) as table:
+            changes = table.changes()
+            _print(await anext(changes), json)
+            if watch:
+                async for change in changes:
+                    _print(change, json)
+
+
 @contextlib.asynccontextmanager
-async def _open(connection: Connection, service: str | None) -> AsyncIterator[RouteTable]:
-    """The table. Raises NoBoxError if there is no fleet."""
+async def _open(
+    connection: Connection, service: str | None, *, wait: bool
+) -> AsyncIterator[RouteTable]:
+    """The table. Raises NoReply if it is not complete within 5 s, unless `wait`."""
     import asyncio
 
-    from bridge.gateway.errors import NoBoxError
+    from bridge.cli.connect import explained_wait
     from bridge.gateway.routes.table import RouteTable
 
     async with contextlib.AsyncExitStack() as stack:
+        arrived = await stack.enter_async_context(explained_wait(connection))
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(None if wait else _PATIENCE):
                 table = await stack.enter_async_context(RouteTable.open(connection, service))
         except TimeoutError as exc:
-            raise NoBoxError(connection.subjects.all_registrations[0]) from exc
+            raise NoReply(connection.subjects.registry_stream, _PATIENCE) from exc
+        arrived()
         yield table
 
 
@@ -109,7 +127,7 @@ def _table(listed: Iterable[Route]) -> Table:
 def _line(change: Put | Delete) -> Text:
     from bridge.gateway.routes.index import Delete
 
-    line = Text(f"{now().astimezone():%H:%M:%S.%f}"[:-3], style="bright_black")
+    line = Text(clock(now()), style="bright_black")
     if isinstance(change, Delete):
         line.append("  - ", style="red").append(f"{change.service}  {change.instance_id}")
         return line.append(f"  {change.reason}", style="italic")

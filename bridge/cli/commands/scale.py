@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.text import Text
 
-from bridge.cli.exit_codes import DONE, FAILED
+from bridge.cli.exit_codes import DONE, FAILED, PARTLY
 from bridge.cli.flags import LONGEST, Json, Link, ServiceName, parse_pairs
 from bridge.console import err, instances_table, notices, out, print_json
+from bridge.errors import ConfigError
 from bridge.protocol import U32_MAX, InstancesResponse, ScaleConfig, ScaleResponse
 
 _U8 = Number(gte=0, lte=255)
@@ -64,7 +69,9 @@ async def scale(
     """Set the number of instances of a service.
 
     Without --replace-config a flag that is not given leaves that override as it
-    is. Instances whose config changes are replaced one at a time. For example:
+    is. Instances whose config changes are replaced one at a time. If the fleet has
+    room for fewer instances, the service gets these, --wait waits for them, and
+    the exit code is 4. Ctrl-C takes no request back. For example:
 
         box-bridge scale web 3 --wait
         box-bridge scale web 3 --memory-mib 256 --env LEVEL=debug
@@ -72,52 +79,99 @@ async def scale(
         box-bridge scale web 0
     """
     from bridge.cli.connect import connect
+    from bridge.cli.known_names import service_names
     from bridge.cli.progress import Progress
     from bridge.gateway.client import ScaleClient
     from bridge.gateway.errors import ScaleCapped, ScaleRefused
+    from bridge.gateway.requests import new_request_id
 
     config = ScaleConfig(
         image=image,
         vcpus=vcpus,
         memory_mib=memory_mib,
         env=parse_pairs("--env", env),
-        port_map=port or [],
+        port_map=_check_ports(port or []),
     )
+    request_id = request_id or new_request_id()
     latest: InstancesResponse | None = None
+    capped: ScaleCapped | None = None
+    waiting = Progress(f"{service}: asking for {replicas}", quiet=json or not wait)
     async with connect(link, "scale") as connection:
         client = ScaleClient(connection)
-        with Progress(f"{service}: asking for {replicas}", quiet=json or not wait) as progress:
+        limit = timeout or (120.0 if wait else 10.0)
+        left = _countdown(limit)
 
-            def show(seen: InstancesResponse) -> None:
-                nonlocal latest
-                latest = seen
-                progress.show(_progress(service, replicas, seen))
+        def show(seen: InstancesResponse) -> None:
+            nonlocal latest
+            latest = seen
+            waiting.show(_progress(service, replicas, seen))
 
+        with _interruption(service, request_id, json=json), waiting:
             try:
-                response = await client.scale(
-                    service,
-                    replicas,
-                    config=config,
-                    replace_config=replace_config,
-                    dry_run=dry_run,
-                    wait=wait,
-                    timeout=timeout,
-                    request_id=request_id,
-                    progress=show,
-                )
-            except (ScaleRefused, ScaleCapped) as exc:
+                as_refused = json or image is not None
+                async with service_names(connection, service, as_refused=as_refused):
+                    response = await client.scale(
+                        service,
+                        replicas,
+                        config=config,
+                        replace_config=replace_config,
+                        dry_run=dry_run,
+                        wait=wait,
+                        timeout=limit,
+                        request_id=request_id,
+                        progress=show,
+                    )
+            except ScaleRefused as exc:
                 return _print_refusal(service, exc.response, json)
+            except ScaleCapped as exc:
+                capped, response = exc, exc.response
+                if wait and not dry_run:
+                    target = response.target_replicas
+                    await client.wait_ready(service, target, timeout=left(), progress=show)
+        code = DONE if capped is None else PARTLY
         if json:
             print_json(response)
-            return DONE
+            return code
         verb = "would be scaled" if dry_run else "scaled"
-        out.print(f"{service} {verb} to {response.target_replicas} (request {response.request_id})")
+        count = f"{response.target_replicas}" + (f" of {replicas}" if capped else "")
+        out.print(f"{service} {verb} to {count} (request {response.request_id})")
+        if capped is not None:
+            err.print(Text(f"{service}: {capped}", style="red"))
         if latest is not None:  # the Box that answers now may not have seen these instances yet
             _print_instances(latest)
         elif response.instances or (response.target_replicas and not dry_run):
             seen = await client.observe(service)
             _print_instances(_answered(service, response, seen, dry_run=dry_run))
-    return DONE
+    return code
+
+
+def _countdown(seconds: float) -> Callable[[], float]:
+    """The seconds that are left of `seconds` from now, at least a tenth."""
+    until = time.monotonic() + seconds
+    return lambda: max(0.1, until - time.monotonic())
+
+
+def _check_ports(port: list[str]) -> list[str]:
+    for item in port:
+        if re.fullmatch(r"\d{1,5}:\d{1,5}", item) is None:
+            raise ConfigError("--port", f"takes HOST:GUEST, e.g. `0:80`, not {item!r}")
+    return port
+
+
+@contextlib.contextmanager
+def _interruption(service: str, request_id: str, *, json: bool) -> Iterator[None]:
+    """On Ctrl-C print that the request stands, because it is not taken back."""
+    import asyncio
+
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not json:
+            err.print(
+                f"The request {request_id} stands if a Box has accepted it: see "
+                f"`box-bridge services` and `box-bridge history {service}`."
+            )
+        raise
 
 
 def _print_refusal(service: str, response: ScaleResponse, json: bool) -> int:

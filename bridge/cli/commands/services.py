@@ -20,18 +20,15 @@ async def services(*, watch: Watch = False, link: Link | None = None, json: Json
         box-bridge services --json \\
             | jq '.services[] | select(.ready + .busy < .wanted).name'
     """
-    from bridge.cli.connect import connect
-    from bridge.cli.watch import show
+    from bridge.cli.watch import View, show
     from bridge.gateway.operator import Operator
 
-    async with connect(link, "services") as connection:
-        return await show(
-            Operator(connection).services,
-            _table,
-            lambda listed: _print(listed, json),
-            watch=watch,
-            json=json,
-        )
+    view = View(
+        lambda connection: Operator(connection).services(),
+        _table,
+        lambda listed: _print(listed, json),
+    )
+    return await show(link, "services", view, watch=watch, json=json)
 
 
 def _print(listed: list[Service], json: bool) -> None:

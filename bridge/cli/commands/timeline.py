@@ -19,7 +19,7 @@ from bridge.cli.timeline.text import render_text
 from bridge.console import err, out, print_json
 from bridge.errors import ConfigError
 from bridge.protocol import now
-from bridge.subjects import is_name
+from bridge.subjects import check_name, is_name
 
 if TYPE_CHECKING:
     from bridge.bus.core.connection import Connection
@@ -70,7 +70,8 @@ async def timeline(
         box-bridge timeline web
         box-bridge timeline web --since 2h --svg incident.svg
     """
-    from bridge.cli.connect import connect
+    from bridge.cli.connect import connect, require_streams
+    from bridge.cli.known_names import check_services
     from bridge.cli.since import parse_since
 
     begin = parse_since(since)
@@ -81,9 +82,13 @@ async def timeline(
     if isinstance(begin, timedelta):
         begin = now() - begin
     history = History(since=begin if isinstance(begin, datetime) else None, most=rows)
+    check_name("service", service)
     async with connect(link, "timeline") as connection:
+        await require_streams(connection)
         refused = await _read(connection, service, history, timeout)
-    drawn = history.timeline(now())
+        drawn = history.timeline(now())
+        if not drawn.instances:
+            await check_services(connection, [service])
     if refused:
         counts = ", ".join(f"{count} {reason}" for reason, count in refused.items())
         err.print(Text(f"left out: {counts}"))

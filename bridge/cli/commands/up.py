@@ -5,7 +5,9 @@ When `up` ends it drains its instances unless told otherwise: it is the command 
 
 from __future__ import annotations
 
-from typing import Annotated
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -19,6 +21,29 @@ from bridge.cli.flags import (
     Logging,
     configure_logs,
 )
+
+if TYPE_CHECKING:
+    from bridge.bus.embedded_server import EmbeddedServer
+
+
+@contextlib.asynccontextmanager
+async def _explained(server: EmbeddedServer) -> AsyncIterator[EmbeddedServer]:
+    """The started server. Raises HostTaken for a directory or a port that is taken."""
+    from bridge.errors import HostTaken, ServerNotStarted
+
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(server)
+        except ServerNotStarted as exc:
+            if exc.owner:
+                raise HostTaken(f"`up` already runs here ({exc.owner})") from exc
+            if exc.port_taken:
+                raise HostTaken(
+                    f"Port {exc.port_taken} is taken. Use `--port 0`, or run a Box on that NATS: "
+                    f"`box-bridge box -s nats://127.0.0.1:{exc.port_taken}`"
+                ) from exc
+            raise
+        yield server
 
 
 async def up(
@@ -35,9 +60,10 @@ async def up(
 ) -> int:
     """Run a NATS server and a Box on this machine, until Ctrl-C.
 
-    The first Ctrl-C drains the instances, a second one ends them at once. With
-    --on-exit leave they keep running, and the next `up` takes them back. The
-    data directory keeps the server's store: the next `up` continues from it.
+    The first Ctrl-C drains the instances, a second one ends them at once. SIGTERM
+    and SIGHUP, as of a closed terminal, do the same. With --on-exit leave the
+    instances keep running, and the next `up` takes them back. The data directory
+    keeps the server's store: the next `up` continues from it.
 
         box-bridge up -c box.toml
         box-bridge up --port 0 --on-exit leave
@@ -64,7 +90,8 @@ async def up(
     flags = (host or HostFlags()).flags()
     settings = require_services(load_config(config, flags, {"prefix": prefix, "url": DEFAULT_URL}))
     configure_logs(logging, json=json)
-    async with EmbeddedServer(settings.data_dir / "nats", port=port) as server:
+    server = EmbeddedServer(settings.data_dir / "nats", port=port)
+    async with _explained(server) as server:
         # Credentials, TLS and a domain are for other servers; this server has none of them.
         nats = NatsConfig(
             url=server.url,
@@ -72,7 +99,10 @@ async def up(
             reply_prefixes=settings.nats.reply_prefixes,
         )
         if not json:
-            err.print(f"NATS server: {server.url}   store and logs: {settings.data_dir}")
             first = min(settings.services, default="web --image …")
-            err.print(f"Try: box-bridge scale {first} 2 --wait -s {server.url}\n")
-        return await run_box(replace(settings, nats=nats), on_exit="drain", server=server.watch())
+            err.print(f"NATS server: {server.url}   store and logs: {settings.data_dir}")
+            err.print(f"Services:    {', '.join(settings.services) or 'images on request'}")
+            err.print(f"Try:         box-bridge scale {first} 2 --wait -s {server.url}\n")
+        return await run_box(
+            replace(settings, nats=nats), on_exit="drain", is_daemon=False, server=server.watch()
+        )

@@ -78,7 +78,10 @@ def test_the_name_defaults_to_the_hosts_first_label(
         ("[services.web]\ncommand = []", "`command` is missing"),
         ("[services.web]", "`command` is missing"),
         ('[services."a.b"]\ncommand = ["a"]', "a service name has"),
-        ('[box]\nmax_instances = "3"', "max_instances: expected `int`, got `str`"),
+        (
+            '[box]\nmax_instances = "3"',
+            "`max_instances` must be a whole number: `max_instances = 3`",
+        ),
         ('[box]\nports = "1"', "first-last"),
         ('[box]\nports = "70000-70001"', "first-last"),
         ('[box]\nports = "100-101"', "fewer than max_instances"),

@@ -99,7 +99,7 @@ def test_a_key_that_is_not_supported_is_refused_by_its_name(
 
 def test_a_value_of_the_wrong_type_names_the_context(tmp_path: Path) -> None:
     environ = save(tmp_path, tls_first="yes")
-    with pytest.raises(ConfigError, match="context c tls_first"):
+    with pytest.raises(ConfigError, match="context c: `tls_first` must be true or false"):
         load_nats(flags={"context": "c"}, environ=environ)
 
 

@@ -76,11 +76,25 @@ def test_slots_without_a_living_instance_are_reported_with_their_hosts() -> None
     }
     hosts = {"box-a": host("web"), "box-b": host("web")}
     there = fleet(hosts=hosts, services={"web": wanting(4)}, slots={"web": claims})
-    assert lacks(there) == "4 of 4 have failed on box-a, box-b and are to be tried again"
+    assert lacks(there) == "4 of 4 failed on box-a, box-b; `box-bridge logs web-0-box-a`"
     one = replace(
         there, slots={"web": {**claims, 0: slot("web", 0), 1: slot("web", 1), 2: slot("web", 2)}}
     )
-    assert lacks(one) == "1 of 4 has failed on box-b and is to be tried again"
+    assert lacks(one) == "1 of 4 failed on box-b; `box-bridge logs web-3-box-b`"
+
+
+def test_the_failure_whose_retry_comes_first_is_reported_with_its_reason() -> None:
+    claims = {number: slot("web", number, S.FAILED) for number in range(2)}
+    claims[1] = replace(
+        claims[1],
+        failure="exited with code 3: cannot open database",
+        retry_at=AT + timedelta(seconds=8),
+    )
+    there = fleet(services={"web": wanting(2)}, slots={"web": claims})
+    assert lacks(there) == (
+        "2 of 2 failed on box-a: exited with code 3: cannot open database; next try in 8 s; "
+        "`box-bridge logs web-1-box-a`"
+    )
 
 
 def test_instances_on_dead_hosts_are_reported_from_the_end_of_the_lease() -> None:
@@ -94,7 +108,7 @@ def test_instances_on_dead_hosts_are_reported_from_the_end_of_the_lease() -> Non
     found = diagnosis.shortfall("web", there, at=AT)
     assert (found.serving, dict(found.failed)) == (1, {})
     newer = replace(there, unreadable_hosts={"box-b"})
-    assert lacks(newer) == "1 of 3 has failed on box-b and is to be tried again", "it lives"
+    assert lacks(newer) == "1 of 3 failed on box-b; `box-bridge logs web-2-box-b`", "it lives"
     over = replace(there, dead={"box-b"}, hosts={"box-a": host("web", room=1)})
     assert lacks(over) == (
         "2 of 3 have no room: 1 of 1 places are taken; 2 are on box-b, which is dead"
@@ -127,7 +141,7 @@ def test_excluded_slots_are_reported_with_the_end_of_the_exclusion() -> None:
 def test_a_stopped_rollout_is_reported_first_and_separately() -> None:
     stopped = replace(wanting(1), rollout=Rollout(config="c", stopped="rollout stopped: why"))
     there = fleet(services={"web": stopped}, slots={"web": {0: slot("web", 0, S.FAILED)}})
-    assert lacks(there).startswith("rollout stopped: why; 1 of 1 has failed")
+    assert lacks(there).startswith("rollout stopped: why; 1 of 1 failed")
     assert diagnosis.stop_reasons(there, ["web", "api"]) == {"web": "rollout stopped: why"}
 
 
@@ -135,7 +149,7 @@ def test_a_replacement_that_fails_is_one_more_than_are_wanted() -> None:
     record = replace(wanting(2), slots=[0, 1, 2])
     claims = {0: slot("web", 0), 1: slot("web", 1), 2: slot("web", 2, S.FAILED)}
     there = fleet(services={"web": record}, slots={"web": claims})
-    assert lacks(there) == "1 of 3 has failed on box-a and is to be tried again"
+    assert lacks(there) == "1 of 3 failed on box-a; `box-bridge logs web-2-box-a`"
     assert diagnosis.shortfall("web", there, at=AT).wanted == 2
 
 

@@ -124,7 +124,7 @@ def test_services_are_reported_with_serving_and_missing_instances() -> None:
     assert (jobs.wanted, jobs.ready, jobs.missing) == (0, 0, [])
     assert (web.wanted, web.ready, web.busy, web.other) == (5, 1, 1, 2)
     assert web.missing == [
-        "1 of 5 has failed on box-a and is to be tried again",
+        "1 of 5 failed on box-a; `box-bridge logs web-4-box-a`",
         "1 is on box-dead, which is dead",
     ]
 
