@@ -114,11 +114,17 @@ class _LogLine(Struct, kw_only=True, omit_defaults=True):
 
 
 class _TextFormatter(logging.Formatter):
+    """Times are local with their offset, as what the command line prints is local."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        at = datetime.fromtimestamp(record.created).astimezone()
+        return at.isoformat(timespec="milliseconds")
+
+
+class _JsonFormatter(logging.Formatter):
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         return format_time(datetime.fromtimestamp(round(record.created, 3), UTC))
 
-
-class _JsonFormatter(_TextFormatter):
     def format(self, record: logging.LogRecord) -> str:
         line = _LogLine(
             time=self.formatTime(record),

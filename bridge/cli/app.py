@@ -21,7 +21,7 @@ To start everything on this machine and scale a service, in two terminals:
     box-bridge scale web 3 --wait
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no answer in time,
-4 done in part. Times are local, and in UTC where they have a Z, as in logs.
+4 done in part. Times are local, logs add the offset; JSON has times in UTC.
 """
 
 VERBS: Final = {

@@ -23,8 +23,8 @@ A verb that is to wait for NATS or for a Box prints the reason once, and again w
 These verbs wait: `box`, `register`, `relay`, `events` and each `--watch`. The others name the
 missing part and end.
 
-Times are local, with the date unless it is today. A time that ends in Z is in UTC, as in logs and
-JSON.
+Times are local, with the date unless it is today. Logs add the offset. JSON has times in UTC, and
+so has every time that ends in Z.
 
 The first Ctrl-C stops a command in order, a second one ends it at once.
 
