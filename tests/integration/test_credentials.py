@@ -112,7 +112,7 @@ async def test_a_silent_server_leaves_the_others_their_time(
 
 async def test_a_silent_server_alone_is_named(server: EmbeddedServer) -> None:
     async with silent() as url:
-        with pytest.raises(ConnectFailed, match=rf"{url}: no answer in time"):
+        with pytest.raises(ConnectFailed, match=rf"{url}: no answer in [0-9.]+ s"):
             async with connect(url):
                 raise AssertionError("it says nothing")
 
@@ -170,7 +170,7 @@ async def test_a_limit_of_connections_is_named_with_its_cure(tmp_path: Path) -> 
         configured(tmp_path, "max_connections: 1") as server,
         connect(server.url) as connection,
     ):
-        with pytest.raises(ConnectFailed, match=r"maximum connections exceeded: raise max_conn"):
+        with pytest.raises(ConnectFailed, match=r"maximum connections exceeded. Raise max_conn"):
             async with connect(server.url):
                 raise AssertionError("there may be one connection")
         await connection.flush()
