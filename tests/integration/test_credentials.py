@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from bridge.box.daemon import Box
 from bridge.bus.embedded_server import EmbeddedServer
-from bridge.errors import BridgeError, BusError, ConfigError, ConnectFailed, CutOff
+from bridge.errors import BusError, ConfigError, ConnectFailed, CutOff
+from bridge.tasks import task_scope
 from tests.support import box_config, connect, eventually, free_ports
 
 USERS = 'users: [ { user: "box", password: "p@ss/w0rd#1" }, { user: "b@x", password: "x,y" } ]'
@@ -176,8 +178,15 @@ async def test_a_limit_of_connections_is_named_with_its_cure(tmp_path: Path) -> 
         await connection.flush()
 
 
-async def test_a_box_that_may_not_subscribe_enough_says_so(tmp_path: Path) -> None:
-    async with configured(tmp_path, "max_subscriptions: 10") as server:
+async def test_a_box_that_may_not_subscribe_enough_names_the_limit_and_retries(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cure = "maximum subscriptions exceeded: .* raise max_subscriptions"
+    async with configured(tmp_path, "max_subscriptions: 10") as server, task_scope() as tasks:
         box = Box(box_config(tmp_path, server.url))
-        with pytest.raises(BridgeError, match=r"maximum subscriptions exceeded.*raise"):
-            await box.run()
+        work = tasks.create_task(box.run())
+        await eventually(lambda: re.search(f"cannot start yet: .*{cure}", caplog.text))
+        assert not work.done()
+        assert not box.ready
+        box.stop()
+        await work
