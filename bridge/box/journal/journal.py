@@ -266,7 +266,7 @@ class Journal:
         except Exception as exc:  # the event loop would log it, and go on without the journal
             self._failure = JournalError(f"the journal {self._store.path} has failed: {exc!r}")
             self._failure.__cause__ = exc
-            self._progress.set()
+            self._wake_waiters()
 
     def _note(self, written: int, failure: JournalError | None) -> None:
         problem = str(failure or "")
@@ -283,10 +283,14 @@ class Journal:
             cache = self._cache
             if not cache or (cache[-1].n + 1 == event.n and len(cache) < _CACHE):
                 cache.append(event)
-        self._progress.set()
-        self._progress = asyncio.Event()
+        self._wake_waiters()
         if written:
             self.new_events.set()
+
+    def _wake_waiters(self) -> None:
+        """Have each waiter look again; an event that stays set would let it spin."""
+        self._progress.set()
+        self._progress = asyncio.Event()
 
     async def _close(self) -> None:
         self._hand_over()
