@@ -28,8 +28,8 @@ settings.load_profile("quick")  # `make test-all` has --hypothesis-profile=full
 
 
 def pytest_configure() -> None:
-    """Let the programs that tests start receive Ctrl-C, even if a shell runs the tests in the
-    background.
+    """Let the programs that tests start receive Ctrl-C and the end of a terminal, even if the tests
+    run in the background or under `nohup`.
     """
     # No test reads a context of the nats CLI that the developer has selected.
     nowhere = tempfile.mkdtemp(prefix="bb-home-")
@@ -37,6 +37,9 @@ def pytest_configure() -> None:
     nats_context.account_home = lambda: nowhere
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True)

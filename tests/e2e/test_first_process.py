@@ -53,7 +53,8 @@ def test_a_signal_reaches_the_child() -> None:
         "from bridge.cli.init_process import become_child_of_init\n"
         "if (code := become_child_of_init()) is not None: sys.exit(code)\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))\n"
-        "import os; os.kill(1, signal.SIGTERM); time.sleep(60)"
+        "import os; os.kill(1, signal.SIGTERM)\n"
+        "while True: time.sleep(0.1)  # a signal may come just before a sleep"
     )
     done = subprocess.run([*UNSHARE, sys.executable, "-c", wait], check=False, timeout=60)
     assert done.returncode == 9

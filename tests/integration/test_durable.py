@@ -32,7 +32,7 @@ async def connection(server: EmbeddedServer) -> AsyncIterator[Connection]:
 
 async def take(durable: DurableEvents) -> Delivery:
     """The next delivery."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         item = await anext(durable)
     assert isinstance(item, Delivery), item
     return item
@@ -155,7 +155,7 @@ async def test_an_event_is_handed_out_once_though_it_is_stored_or_delivered_twic
     connection: Connection,
 ) -> None:
     event = outgoing(note("once"), 1)
-    async with DurableEvents.open(connection, "mail", ack_wait=1.0) as durable:
+    async with DurableEvents.open(connection, "mail", ack_wait=4.0) as durable:
         await store_all(connection, [event])
         first = await take(durable)
         # As after the stream has forgotten the event's id.
@@ -318,7 +318,7 @@ async def test_a_re_created_stream_is_reported_and_read_from_its_start(
         await jetstream(connection).delete_stream("BOX_EVENTS")
         await topology.ensure(connection)
         await tell(connection, "anew")
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             reset = await anext(durable)
         assert isinstance(reset, Reset)
         assert (reset.reason, reset.next) == ("recreated", 1)
@@ -334,7 +334,7 @@ async def test_events_that_aged_out_before_they_were_handled_are_reported(
     await age_out(connection)
     await tell(connection, "e")
     async with DurableEvents.open(connection, "mail") as durable:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             reset = await anext(durable)
         assert isinstance(reset, Reset)
         assert (reset.reason, reset.next) == ("trimmed", 5)

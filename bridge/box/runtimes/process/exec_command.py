@@ -33,7 +33,7 @@ NEVER = b"never\n"
 
 _SHELL = b"/bin/sh"
 _DEFAULT_PATH = b"/usr/local/bin:/usr/bin:/bin"
-_IGNORED_BY_PYTHON = ("SIGPIPE", "SIGXFSZ")
+_LAST_SIGNAL = 31  # SIGSYS; those above are the C library's own, and real-time signals
 _MISSING, _UNUSABLE = 127, 126  # exit codes of shells: no such program; it cannot be run
 
 
@@ -63,8 +63,9 @@ def main() -> None:
     posix.sched_setaffinity(0, posix.sched_getaffinity(posix.getppid()))
     _replace(1, _own_file(STDOUT), posix.O_WRONLY | posix.O_APPEND | posix.O_CREAT)
     _replace(0, b"/dev/null", posix.O_RDONLY)
-    for name in _IGNORED_BY_PYTHON:
-        _signal.signal(getattr(_signal, name), _signal.SIG_DFL)
+    for number in range(1, _LAST_SIGNAL + 1):  # Python ignores two, `nohup` and shells others
+        if _signal.getsignal(number) == _signal.SIG_IGN:
+            _signal.signal(number, _signal.SIG_DFL)
     if limit := int(memory):
         import resource
 
