@@ -152,6 +152,7 @@ async def test_the_answer_of_a_box_becomes_the_exit_code(
         assert (late.code, "Ready after 0.3 s" in late.err) == (3, True)
 
 
+@pytest.mark.slow
 async def test_ps_watch_survives_an_outage_and_ends_on_ctrl_c(
     home: Path, server: EmbeddedServer
 ) -> None:

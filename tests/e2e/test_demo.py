@@ -15,6 +15,7 @@ from tests.boxes import labelled
 from tests.e2e.program import run_process, running
 
 
+@pytest.mark.slow
 async def test_the_demo_succeeds_and_leaves_nothing(tmp_path: Path) -> None:
     result = await run_process("demo", "--json", cwd=tmp_path, TMPDIR=str(tmp_path))
     report = result.json

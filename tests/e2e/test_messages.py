@@ -79,7 +79,11 @@ async def test_every_verb_names_the_missing_jetstream_and_the_missing_box(
         assert (result.code, f"no Box has run on NATS at {server.url}" in result.err) == (3, True)
 
 
-@pytest.mark.parametrize("verb", FOLLOWING, ids=" ".join)
+@pytest.mark.parametrize(
+    "verb",
+    [FOLLOWING[0], *(pytest.param(verb, marks=pytest.mark.slow) for verb in FOLLOWING[1:])],
+    ids=" ".join,
+)
 async def test_a_verb_that_follows_waits_for_the_server_and_then_for_a_box(
     verb: list[str], home: Path, server: EmbeddedServer
 ) -> None:
@@ -114,6 +118,7 @@ async def test_a_box_that_waits_for_its_server_can_be_stopped(home: Path) -> Non
         assert await box.wait() == 0
 
 
+@pytest.mark.slow
 async def test_register_waits_until_its_registration_is_stored(
     tmp_path: Path, server: EmbeddedServer
 ) -> None:

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from bridge.admin_protocol import (
     AdminResponse,
     HistoryResponse,
@@ -114,6 +116,7 @@ async def test_hosts_are_listed_cordoned_drained_rebalanced_and_explained(tmp_pa
         assert [entry.after for entry in history.entries] == [4] * len(history.entries)
 
 
+@pytest.mark.slow
 async def test_each_verb_that_shows_a_service_reports_what_is_missing(tmp_path: Path) -> None:
     bad = service_table("bad", command=["sh", "-c", "exit 3"])
     async with two_boxes(tmp_path, f"{service_table('web')}\n{bad}") as url:

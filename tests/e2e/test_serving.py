@@ -9,6 +9,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bridge.box.journal.store import CUT_OFF, read_snapshot
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.protocol import InstanceEvent, InstancesResponse, ScaleResponse, decode
@@ -71,6 +73,7 @@ async def scale_when_followed(home: Path, url: str, *followers: Program) -> Resu
     return await run("scale", "web", 2, "--wait", "-s", url, cwd=home)
 
 
+@pytest.mark.slow
 async def test_a_second_ctrl_c_ends_up_and_its_instances_at_once(home: Path) -> None:
     (home / "box.toml").write_text(
         f'[box]\nname = "box-a"\nports = "{PORTS}"\n{service_table("web", deregister_delay=60.0)}'
@@ -261,6 +264,7 @@ async def test_ps_shows_the_journal_of_this_host_when_no_box_answers(
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 async def test_a_second_sigterm_ends_a_box_that_is_cut_off_and_no_instance(
     home: Path, server: EmbeddedServer
 ) -> None:

@@ -178,6 +178,7 @@ async def test_a_limit_of_connections_is_named_with_its_cure(tmp_path: Path) -> 
         await connection.flush()
 
 
+@pytest.mark.slow
 async def test_a_box_that_may_not_subscribe_enough_names_the_limit_and_retries(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

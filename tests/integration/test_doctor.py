@@ -138,6 +138,7 @@ async def test_a_missing_credentials_file_is_reported(
     assert statuses(report, "config", "nats", "journal") == [OK, FAIL, OK]
 
 
+@pytest.mark.slow
 async def test_a_server_without_jetstream_is_reported_with_the_option_to_start_it(
     tmp_path: Path,
 ) -> None:

@@ -151,6 +151,7 @@ async def test_what_is_dropped_is_not_handed_out_though_it_came_again_meanwhile(
         assert await handle(durable, 1) == ["end"]
 
 
+@pytest.mark.slow
 async def test_an_event_is_handed_out_once_though_it_is_stored_or_delivered_twice(
     connection: Connection,
 ) -> None:

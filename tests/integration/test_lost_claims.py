@@ -60,6 +60,7 @@ async def lose_store(connection: Connection, fleet: FleetView) -> None:
     await eventually(lambda: not fleet.state.slots_of("web"), what="the view shows the loss")
 
 
+@pytest.mark.slow
 async def test_a_lost_claim_belongs_to_its_host_until_it_is_written_again(
     server: EmbeddedServer,
 ) -> None:

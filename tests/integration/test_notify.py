@@ -16,6 +16,7 @@ from bridge.tasks import task_scope
 from tests.support import box_config, listening
 
 
+@pytest.mark.slow
 async def test_the_status_reports_why_a_box_is_not_ready_and_when_it_is_again(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

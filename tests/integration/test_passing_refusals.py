@@ -149,6 +149,7 @@ async def test_a_server_that_is_too_old_for_a_moment_ends_no_box(
         assert [i.id for i in await serving(gateway, "web", 1)] == [i.id for i in before]
 
 
+@pytest.mark.slow
 async def test_a_server_that_stays_too_old_is_final_at_the_start(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +218,7 @@ async def test_a_box_that_is_cancelled_without_a_stop_leaves_its_instances(
             await gone(pid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_exit", ["drain", "leave"])
 async def test_a_box_that_cannot_start_yet_can_be_stopped(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_exit: str

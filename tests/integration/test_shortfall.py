@@ -21,6 +21,7 @@ FAILED = (
 )
 
 
+@pytest.mark.slow
 async def test_instances_without_room_are_reported_to_queries_and_to_waits(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

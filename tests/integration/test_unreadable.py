@@ -156,6 +156,7 @@ async def test_a_lost_host_with_an_unreadable_record_is_replaced(
         assert "web-z" not in {info.id for info in await serving(gateway, "web", 2)}
 
 
+@pytest.mark.slow
 async def test_an_unreadable_record_stops_only_its_own_action(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
