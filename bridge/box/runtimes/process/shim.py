@@ -193,10 +193,11 @@ def list_living(root: Path) -> dict[str, LivingInstance]:
 def command_pid(pid: int) -> int | None:
     """The child of the shim that runs the command; None before its exec, and after its end.
 
-    Before its exec it looks like the shim, or like exec_command.py.
+    Before its exec it looks like the shim, or like exec_command.py. In the middle of an exec it has
+    no command line.
     """
     with contextlib.suppress(OSError):
-        others = (_command_line(pid), _EXEC_LINE)
+        others = (_command_line(pid), _EXEC_LINE, b"")
         return next((child for child in children(pid) if _command_line(child) not in others), None)
     return None
 
