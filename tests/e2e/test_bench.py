@@ -11,6 +11,7 @@ import pytest
 from tests.e2e.program import run
 
 
+@pytest.mark.slow
 async def test_bench_measures_a_row_and_writes_its_files(tmp_path: Path) -> None:
     result = await run(
         *("bench", "--embedded", "--only", "consume", "--rounds", "2", "--effort", "0.01"),

@@ -27,6 +27,7 @@ async def test_the_demo_succeeds_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_an_interrupted_demo_leaves_nothing_and_reports_no_success(
     number: signal.Signals, tmp_path: Path
@@ -43,6 +44,7 @@ async def test_an_interrupted_demo_leaves_nothing_and_reports_no_success(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 async def test_a_step_that_fails_makes_the_demo_fail(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -245,6 +245,7 @@ async def test_ps_shows_the_journal_of_the_box_on_that_nats_alone(
         assert (result.code, result.out) == (3, "")
 
 
+@pytest.mark.slow
 async def test_a_second_up_and_a_taken_port_are_reported(home: Path, tmp_path: Path) -> None:
     async with running("up", "--port", "0", cwd=home) as up:
         url = (await up.wait_for(r"NATS server: (nats://\S+)"))[1]

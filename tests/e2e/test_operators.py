@@ -177,6 +177,7 @@ async def test_each_verb_that_shows_a_service_reports_what_is_missing(tmp_path: 
         await eventually(planned)
 
 
+@pytest.mark.slow
 async def test_ctrl_c_leaves_a_drain_in_effect_and_reports_it(tmp_path: Path) -> None:
     door = tmp_path / "door"
     door.touch()

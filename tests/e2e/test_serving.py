@@ -307,6 +307,7 @@ async def test_a_box_that_waits_for_its_first_connection_stops_at_once(home: Pat
         await manager.told("STOPPING=1")
 
 
+@pytest.mark.slow
 async def test_up_with_on_exit_leave_leaves_its_instances_running(home: Path) -> None:
     async with running("up", "--port", "0", cwd=home, BOX_BRIDGE_ON_EXIT="leave") as up:
         url = (await up.wait_for(r"NATS server: (nats://\S+)"))[1]

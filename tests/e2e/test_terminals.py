@@ -53,6 +53,7 @@ async def test_a_dumb_terminal_gets_plain_lines_until_ctrl_c(
             assert "\x1b" not in terminal.read()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 async def test_an_old_encoding_gets_the_nearest_text_without_colour(
     encoding: str, home: Path, server: EmbeddedServer

@@ -93,6 +93,7 @@ async def test_a_full_disk_stops_only_new_work_and_only_while_it_is_full(
         assert history.states()[before[1].id][-1] in (S.READY, S.BUSY)
 
 
+@pytest.mark.slow
 async def test_no_instance_is_placed_on_a_host_that_cannot_start_one(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -246,6 +247,7 @@ async def test_failures_are_counted_over_restarts_of_a_box(
     assert read_snapshot(journal).entries == []
 
 
+@pytest.mark.slow
 async def test_an_instance_that_served_for_long_has_recovered_over_a_restart_of_its_box(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

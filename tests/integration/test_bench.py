@@ -73,6 +73,7 @@ async def test_the_sides_take_turns_and_each_begins_in_turn(
     assert report.machine.loop == "asyncio"
 
 
+@pytest.mark.slow
 async def test_the_error_of_a_row_is_in_its_result_and_the_others_go_on(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -84,6 +85,7 @@ async def test_the_error_of_a_row_is_in_its_result_and_the_others_go_on(
     assert not report.met
 
 
+@pytest.mark.slow
 async def test_a_run_leaves_nothing_on_the_server(server: EmbeddedServer, tmp_path: Path) -> None:
     async with connect(server.url) as connection:
         await topology.ensure(connection)

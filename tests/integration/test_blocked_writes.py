@@ -68,6 +68,7 @@ async def test_while_events_wait_gateways_learn_of_every_start_and_end(
         assert len(await routed(table, 3)) == 3
 
 
+@pytest.mark.slow
 async def test_a_wait_for_instances_that_cannot_be_registered_gives_the_reason(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ async def silent() -> AsyncIterator[str]:
             writer.close()
 
 
+@pytest.mark.slow
 async def test_a_silent_server_leaves_the_others_their_time(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +113,7 @@ async def test_a_silent_server_leaves_the_others_their_time(
         assert connection._client.connected_url.netloc in server.url
 
 
+@pytest.mark.slow
 async def test_a_silent_server_alone_is_named(server: EmbeddedServer) -> None:
     async with silent() as url:
         with pytest.raises(ConnectFailed, match=rf"{url}: no answer in [0-9.]+ s"):

@@ -235,6 +235,7 @@ async def test_a_wrong_file_does_not_hide_what_is_wrong_with_nats(
     assert "did you mean `max_instances`" in found(report, "config").says
 
 
+@pytest.mark.slow
 async def test_a_disk_that_hangs_holds_up_nothing_else(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

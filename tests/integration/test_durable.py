@@ -276,6 +276,7 @@ async def test_a_durable_that_is_another_ones_is_refused(connection: Connection)
             pass
 
 
+@pytest.mark.slow
 async def test_server_kills_lose_nothing(connection: Connection, server: EmbeddedServer) -> None:
     async with DurableEvents.open(connection, "mail", ack_wait=1.0) as durable:
         handled: list[str] = []

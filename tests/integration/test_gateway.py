@@ -394,6 +394,7 @@ async def test_an_outage_in_the_middle_is_ridden_out(
         check_history(await read_history(client.connection))
 
 
+@pytest.mark.slow
 async def test_the_environment_names_the_nats_server(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,6 +198,7 @@ async def test_of_two_clones_that_start_together_one_ends(
             assert sorted(work.done() for work in works) == [False, True]
 
 
+@pytest.mark.slow
 async def test_a_machine_that_comes_back_outlasts_its_clone(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -213,6 +214,7 @@ async def test_a_machine_that_comes_back_outlasts_its_clone(
         assert not work.done()
 
 
+@pytest.mark.slow
 async def test_a_late_renewal_by_an_earlier_process_ends_no_box(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -295,6 +297,7 @@ async def test_a_stream_with_wrong_settings_ends_the_box_with_the_difference(
             await start(Box(box_config(tmp_path, server.url)))
 
 
+@pytest.mark.slow
 async def test_a_stream_recreated_with_wrong_settings_in_an_outage_ends_the_box(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

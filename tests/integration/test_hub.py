@@ -111,6 +111,7 @@ async def test_consumers_filter_and_begin_where_they_subscribe(connection: Conne
             hub.subscribe(["web", "db"])
 
 
+@pytest.mark.slow
 async def test_server_kills_lose_nothing_for_any_consumer(
     connection: Connection, server: EmbeddedServer
 ) -> None:

@@ -256,6 +256,7 @@ async def test_a_wait_for_a_sequence_that_the_store_lost_ends_with_the_next_view
         assert view.values() == {}
 
 
+@pytest.mark.slow
 async def test_a_stream_that_is_re_created_unseen_is_detected(
     server: EmbeddedServer,
 ) -> None:

@@ -29,6 +29,7 @@ def test_a_port_in_use_is_a_config_error() -> None:
             Metrics().serve(address)
 
 
+@pytest.mark.slow
 def test_silent_connections_neither_use_up_descriptors_nor_stop_scrapes(
     monkeypatch: pytest.MonkeyPatch, unused_port: int
 ) -> None:
