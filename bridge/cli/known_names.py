@@ -32,8 +32,9 @@ async def check_services(connection: Connection, services: Iterable[str]) -> Non
 async def _find_unknown(connection: Connection, services: Iterable[str]) -> str | None:
     operator = Operator(connection)
     for service in services:
-        known = await operator.services(service, timeout=_TIMEOUT)
-        if not known and not await _has_events(connection, service):
+        if await _has_events(connection, service):  # a gateway may ask for that, not for services
+            continue
+        if not await operator.services(service, timeout=_TIMEOUT):
             listed = [one.name for one in await operator.services(timeout=_TIMEOUT)]
             return unknown("service", service, listed)
     return None

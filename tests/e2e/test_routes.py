@@ -122,7 +122,7 @@ async def test_routes_are_listed_and_watched(tmp_path: Path, server: EmbeddedSer
 async def test_routes_without_a_fleet_exits_with_3(tmp_path: Path, server: EmbeddedServer) -> None:
     result = await run("routes", "--json", "-s", server.url, cwd=tmp_path)
     assert (result.code, result.out) == (3, "")
-    assert "no Box answers on box.register" in result.err
+    assert "no Box has run on NATS" in result.err
 
 
 async def test_routes_of_an_invalid_name_is_wrong_usage(

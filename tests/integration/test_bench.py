@@ -106,7 +106,7 @@ async def test_every_row_works(server: EmbeddedServer, tmp_path: Path, row: Row)
     report = await measure([row], site(server, tmp_path, effort=0.02), rounds=1)
     [result] = report.rows
     assert result.error == ""
-    assert result.ours[0] > 0
+    assert result.ours[0] > 0 or row.name == "idle"  # which may use less than a tick of the clock
     assert row.goal == result.goal
     async with connect(server.url) as connection:
         assert await _streams(connection) == []

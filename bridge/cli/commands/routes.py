@@ -59,15 +59,18 @@ async def routes(
 async def _show(link: Link | None, service: str | None, *, watch: bool, json: bool) -> None:
     from bridge.cli.connect import connect, require_streams
     from bridge.cli.known_names import check_services
+    from bridge.gateway.routes.index import Resync
 
     services = [] if service is None else [check_name("service", service)]
     async with connect(link, "routes", wait=watch) as connection:
-        await check_services(connection, services)
         if not watch:
             await require_streams(connection)
         async with _open(connection, service, wait=watch) as table:
             changes = table.changes()
-            _print(await anext(changes), json)
+            first = await anext(changes)
+            if isinstance(first, Resync) and not first.routes:  # one with a route exists
+                await check_services(connection, services)
+            _print(first, json)
             if watch:
                 async for change in changes:
                     _print(change, json)
