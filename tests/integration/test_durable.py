@@ -22,6 +22,8 @@ from tests.support import connect, eventually
 
 S = InstanceState
 
+_SEQ = "1000000"  # the number of no other event: a small one may be that of a later event
+
 
 @pytest.fixture
 async def connection(server: EmbeddedServer) -> AsyncIterator[Connection]:
@@ -155,15 +157,15 @@ async def test_what_is_dropped_is_not_handed_out_though_it_came_again_meanwhile(
 async def test_an_event_is_handed_out_once_though_it_is_stored_or_delivered_twice(
     connection: Connection,
 ) -> None:
-    event = outgoing(note("once"), 1)
+    event = outgoing(note("once"), int(_SEQ))
     async with DurableEvents.open(connection, "mail", ack_wait=4.0) as durable:
         await store_all(connection, [event])
         first = await take(durable)
         # As after the stream has forgotten the event's id.
-        await store(connection, event.subject, event.data, headers={"Box-Seq": "1"})
+        await store(connection, event.subject, event.data, headers={"Box-Seq": _SEQ})
         await eventually(lambda: len(durable._worker.waiting) == 1, what="the second one waits")
         await first.ack()
-        await store(connection, event.subject, event.data, headers={"Box-Seq": "1"})
+        await store(connection, event.subject, event.data, headers={"Box-Seq": _SEQ})
         # Handled, but the acknowledgement is lost.
         await tell(connection, "unheard", "end")
         unheard = await take(durable)
