@@ -339,7 +339,7 @@ class FleetView:
             self.index.set_unreadable_slots(_slots_of(self.slots.unreadable))
 
     def _hosts_live(self, live: bool) -> None:
-        self._swept = None  # a store that is created again numbers its messages anew
+        self._swept = None  # a store that is created again numbers its messages from 1
         if live:
             self._leases.rearm(self._monotonic())
 

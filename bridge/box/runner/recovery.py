@@ -112,8 +112,8 @@ async def _last_events(
 ) -> dict[str, tuple[int, InstanceEvent]]:
     """The last event of each of `ids` that the stream has stored since then, with its Box-Seq.
 
-    However long that takes: without these events the Box would number the next ones anew, and the
-    stream would drop them as repeated.
+    It has no deadline: without these events the Box would number the next ones from 1 again, and
+    the stream would drop them as repeated.
     """
     last: dict[str, tuple[int, InstanceEvent]] = {}
 
