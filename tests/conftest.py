@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import faulthandler
+import gc
 import os
 import resource
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 import psutil
 import pytest
@@ -24,13 +28,17 @@ from tests.podman import Podman
 _SHARED: Final = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", _SHARED, max_examples=25)
 settings.register_profile("full", _SHARED, max_examples=400)
+_HANGS: Final = 270  # seconds: shorter than the `timeout` in pyproject.toml
+_STDERR: Final = pytest.StashKey[TextIO]()
 settings.load_profile("quick")  # `make test-all` has --hypothesis-profile=full
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let the programs that tests start receive Ctrl-C and the end of a terminal, even if the tests
     run in the background or under `nohup`.
     """
+    # Nothing is captured yet.
+    config.stash[_STDERR] = os.fdopen(os.dup(2), "w", buffering=1)
     # No test reads a context of the nats CLI that the developer has selected.
     nowhere = tempfile.mkdtemp(prefix="bb-home-")
     os.environ["XDG_CONFIG_HOME"] = nowhere
@@ -40,6 +48,28 @@ def pytest_configure() -> None:
     for number in (signal.SIGHUP, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Print where a test hangs, before pytest-timeout ends its worker without a word."""
+    timer = threading.Timer(_HANGS, _print_stacks, [item])
+    timer.daemon = True
+    timer.start()
+    try:
+        return (yield)
+    finally:
+        timer.cancel()
+
+
+def _print_stacks(item: pytest.Item) -> None:
+    stderr = item.config.stash[_STDERR]
+    print(f"{item.nodeid} takes longer than {_HANGS} s", file=stderr)
+    faulthandler.dump_traceback(stderr)
+    for task in gc.get_objects():
+        if isinstance(task, asyncio.Task) and not task.done():
+            print(task, file=stderr)
+            task.print_stack(file=stderr)
 
 
 @pytest.hookimpl(wrapper=True)
