@@ -102,7 +102,7 @@ def test_a_usual_message_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def rewrite(*_: object) -> bytes:
         raise AssertionError("it was read again")
 
-    monkeypatch.setattr(protocol, "rewrite", rewrite)
+    monkeypatch.setattr(protocol.codec, "rewrite", rewrite)
     at = datetime(2026, 11, 21, 9, 28, 47, tzinfo=UTC)
     event = InstanceEvent.transition("web-1", "web", *STEP, at=at).with_message("why")
     registration = InstanceRegistration(

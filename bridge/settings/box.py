@@ -1,0 +1,91 @@
+"""``[box]``: the settings of a host."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct, field
+
+from bridge.images import MAX_PATTERNS, check_pattern
+from bridge.validation import address_blocker
+
+ENGINES: Final = ("podman", "docker", "nerdctl", "a3s-box")
+
+
+class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[box]``: this host."""
+
+    name: str = ""
+    """The host's name on the bus: 1 to 63 of `a-z`, `0-9` and `-`. The default is the first label
+    of the machine's host name, in lower case. Two live Boxes cannot have one name.
+    """
+    address: str = "127.0.0.1"
+    """The address, or the name, at which gateways reach the instances of this host, without a port
+    and brackets. `0.0.0.0` and `::` are refused. The Box warns about a loopback address if its NATS
+    server is not local.
+    """
+    max_instances: Annotated[int, Meta(ge=1, le=100_000)] = 20
+    """The most instances on this host, over all services."""
+    data_dir: str = "data"
+    """The directory for the journal, the logs, the lock and the id of the host. A copy of it, or a
+    clone of the machine, is refused while the original lives.
+    """
+    ports: str = "20000-21999"
+    """The port range for process instances. The Box takes the next free port after the last one."""
+    runtime: str = "process"
+    """`process` runs programs; `oci` runs containers and MicroVMs."""
+    engine: str = "podman"
+    """The container engine of the `oci` runtime: `podman`, `docker`, `nerdctl`, `a3s-box`, or a
+    path.
+    """
+    isolation: str = ""
+    """`sandbox` selects a3s-box's shared-kernel sandbox. The default is a MicroVM."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Facts about the host, as `{ zone = "a", disk = "fast" }`. Services can need them."""
+    allow_images: Annotated[list[str], Meta(max_length=MAX_PATTERNS)] = field(default_factory=list)
+    """Patterns of the images that requests may name. Without it a request may name only the image
+    that the service is configured with. Only for the `oci` runtime.
+    """
+    metrics: str = ""
+    """`host:port` at which the Box serves `/metrics` for Prometheus. Off by default."""
+    on_exit: str = ""
+    """What the Box does with the instances when it is stopped: `leave` them running, or `drain`
+    them. A Box that ends because of an error leaves them running. The default is `leave` for
+    `box-bridge box` and `drain` for `box-bridge up`.
+    """
+
+    def __post_init__(self) -> None:
+        if self.on_exit not in ("", "leave", "drain"):
+            raise ValueError(f'on_exit = {self.on_exit!r} must be "leave" or "drain"')
+        if self.runtime not in ("process", "oci"):
+            raise ValueError(f'runtime = {self.runtime!r} is not known: use "process" or "oci"')
+        if self.engine not in ENGINES and "/" not in self.engine:
+            raise ValueError(
+                f"engine = {self.engine!r} is not known: use {', '.join(ENGINES)}, or a path"
+            )
+        if self.isolation not in ("", "sandbox"):
+            raise ValueError(f'isolation = {self.isolation!r} must be "sandbox", or left out')
+        if problem := address_blocker(self.address):
+            raise ValueError(f"address = {self.address!r} {problem}")
+        if len(self.port_range) < self.max_instances:
+            raise ValueError(
+                f"ports = {self.ports!r} holds {len(self.port_range)} ports, "
+                f"fewer than max_instances = {self.max_instances}"
+            )
+        for pattern in self.allow_images:
+            check_pattern(pattern)
+        if self.allow_images and self.runtime == "process":
+            raise ValueError('allow_images needs a runtime that runs images: runtime = "oci"')
+        match = re.fullmatch(r".+:(\d{1,5})", self.metrics)
+        if self.metrics and (match is None or int(match[1]) > 65535):
+            raise ValueError(f'metrics = {self.metrics!r} must be "host:port"')
+
+    @property
+    def port_range(self) -> range:
+        """The ports of `ports`; raises ValueError if it is not ``first-last``."""
+        match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", self.ports)
+        first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not 1 <= first <= last <= 65535:
+            raise ValueError(f'ports = {self.ports!r} must be "first-last" within 1 to 65535')
+        return range(first, last + 1)

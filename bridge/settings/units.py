@@ -1,0 +1,11 @@
+"""The types of settings that several tables use."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+Seconds = Annotated[float, Meta(ge=0)]
+Interval = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
