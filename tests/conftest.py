@@ -20,8 +20,8 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
-from bridge import nats_context
 from bridge.bus.embedded_server import EmbeddedServer
+from bridge.config import nats_context
 from tests.podman import Podman
 
 # Examples may take long on a machine that others use, which `deadline=None` allows.

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from bridge import nats_context
-from bridge.config import load, load_nats
+from bridge.config import load, load_nats, nats_context
 from bridge.errors import ConfigError
 
 URL = "nats://context:1"
