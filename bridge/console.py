@@ -25,6 +25,7 @@ from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
+from bridge.printable import printable, printable_json
 from bridge.protocol import HostStats, InstanceEvent, InstancesResponse, InstanceState, encode, now
 
 COLOURS = {
@@ -53,7 +54,7 @@ class Sanitized:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         for text, style, control in console.render(self._content, options):
-            yield Segment(text if control else _sanitize(text), style, control)
+            yield Segment(text if control else printable(text, lines=True), style, control)
 
 
 class _Guard(RenderHook):
@@ -61,13 +62,25 @@ class _Guard(RenderHook):
         return [Sanitized(content) for content in renderables]
 
 
-def _sanitize(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() or char == "\n" else "�" for char in text)
+def one_line(value: Any) -> Any:
+    """A text or a str as one printable line; anything else as it is."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Text) and not value.plain.isprintable():
+        value = value.copy()
+        value.plain = printable(value.plain)  # as long as before, and so its styles stay in place
+    return value
 
 
-class _Out(Console):
+class _PlainConsole(Console):
+    """Prints a Text as one line, because it may be the text of a peer. A str is no markup."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        lines = (one_line(each) if isinstance(each, Text) else each for each in objects)
+        super().print(*lines, **options)
+
+
+class _Out(_PlainConsole):
     @property
     def size(self) -> ConsoleDimensions:
         """The size of the terminal; rich takes any dumb one for 80 letters wide."""
@@ -85,7 +98,7 @@ class _Out(Console):
         raise BrokenPipeError
 
 
-class _Err(Console):
+class _Err(_PlainConsole):
     def on_broken_pipe(self) -> None:
         self.quiet = True  # the reader of stderr has left; the work goes on
 
@@ -96,15 +109,17 @@ class _Err(Console):
             self.quiet = True
 
 
-out = _Out(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
-err = _Err(stderr=True, highlight=False, soft_wrap=True)
+out = _Out(
+    highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE
+)
+err = _Err(stderr=True, highlight=False, markup=False, soft_wrap=True)
 for _console in (out, err):
     _console.push_render_hook(_Guard())
 
 
 def print_json(value: msgspec.Struct | HostStats) -> None:
     """Print one line of JSON, flushed, so that the reader of a pipe gets it at once."""
-    text = encode(value).decode()
+    text = printable_json(encode(value).decode())
     if not text.isascii() and "utf" not in (sys.stdout.encoding or "utf-8").lower():
         text = json.dumps(json.loads(text))  # escapes what the encoding may lack
     sys.stdout.write(text + "\n")
@@ -124,6 +139,10 @@ class PlainTable(Table):
     Its cells are texts. Where the height is bounded, as by a screen, the rows beyond it are not
     rendered.
     """
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a row; each cell is one line, because it may be the text of a peer."""
+        super().add_row(*map(one_line, cells), **options)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         all_columns = self.columns

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from bridge.errors import ConfigError
 from bridge.metrics_port import serve_registry
+from bridge.printable import indented, printable
 from bridge.protocol import encode, format_time
 
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -78,7 +79,7 @@ class Metrics:
 
     def refuse(self, where: str, reason: str) -> None:
         """Count one refused message."""
-        self.refused.labels(where, reason).inc()
+        self.refused.labels(where, printable(reason)).inc()
 
     def count(self, kind: str) -> None:
         """Count one event of the NATS connection."""
@@ -114,7 +115,17 @@ class _LogLine(Struct, kw_only=True, omit_defaults=True):
 
 
 class _TextFormatter(logging.Formatter):
-    """Times are local with their offset, as what the command line prints is local."""
+    """Times are local with their offset, as what the command line prints is local.
+
+    A message is one line, and the lines of a traceback are indented: a peer cannot forge a line.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = printable(record.getMessage())
+        line = f"{self.formatTime(record)} {record.levelname:<7} {message}"
+        if record.exc_info:
+            line += indented(f"\n{self.formatException(record.exc_info)}")
+        return line
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         at = datetime.fromtimestamp(record.created).astimezone()
@@ -130,8 +141,12 @@ class _JsonFormatter(logging.Formatter):
             time=self.formatTime(record),
             level=record.levelname.lower(),
             logger=record.name,
-            message=record.getMessage(),
-            exception=self.formatException(record.exc_info) if record.exc_info else "",
+            message=printable(record.getMessage()),
+            exception=(
+                printable(self.formatException(record.exc_info), lines=True)
+                if record.exc_info
+                else ""
+            ),
         )
         return encode(line).decode()
 
@@ -146,11 +161,7 @@ def configure_logging(level: str = "info", style: str = "text") -> None:
     if style not in ("text", "json"):
         raise ConfigError("BOX_BRIDGE_LOG_FORMAT", f"{style!r} is not one of text, json")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _JsonFormatter()
-        if style == "json"
-        else _TextFormatter("%(asctime)s %(levelname)-7s %(message)s")
-    )
+    handler.setFormatter(_JsonFormatter() if style == "json" else _TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

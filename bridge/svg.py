@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 from xml.sax.saxutils import escape
 
+from bridge.printable import printable
+
 
 class Colour(NamedTuple):
     """A colour on a light page, and the same on a dark page."""
@@ -45,7 +47,7 @@ def document(
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {size}>',
-        f"<title>{escape(title)}</title>",
+        f"<title>{escaped(title)}</title>",
         f"<style>{_style(fills or {}, strokes or {}, rules)}</style>",
         '<rect class="page" width="100%" height="100%"/>',
         *body,
@@ -55,9 +57,14 @@ def document(
     return "\n".join(lines)
 
 
+def escaped(text: str) -> str:
+    """`text` as the content of an element: printable, and without markup."""
+    return escape(printable(text))
+
+
 def heading(text: str) -> str:
     """The title, at the top of the page."""
-    return f'<text class="title" x="12" y="24">{escape(text)}</text>'
+    return f'<text class="title" x="12" y="24">{escaped(text)}</text>'
 
 
 def _style(fills: Mapping[str, Colour], strokes: Mapping[str, Colour], rules: str) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from typing import Final
-from xml.sax.saxutils import escape
 
 from bridge.bench.report import describe, format_number
 from bridge.bench.row import Result, at_least
 from bridge.bench.runner import Report
-from bridge.svg import GREEN, INK, RED, document, heading
+from bridge.svg import GREEN, INK, RED, document, escaped, heading
 
 _WIDTH: Final = 460  # pixels of the bars
 _NAMES: Final = 330
@@ -44,15 +43,15 @@ def _elements(report: Report, bottom: int) -> Iterator[str]:
         yield from _row(row, _TOP + _ROW * index)
     yield f'<path class="goal" d="M{_MIDDLE} {_TOP}V{bottom}"/>'
     for index, words in enumerate([*describe(report), *report.warnings[:1]]):
-        yield f'<text x="12" y="{bottom + 20 * (index + 1)}">{escape(words)}</text>'
+        yield f'<text x="12" y="{bottom + 20 * (index + 1)}">{escaped(words)}</text>'
 
 
 def _row(row: Result, top: int) -> Iterator[str]:
     against = f" / {row.against}" if row.against else ""
-    yield f'<text x="12" y="{top + 14}">{escape(row.name + against)[:60]}</text>'
+    yield f'<text x="12" y="{top + 14}">{escaped(row.name + against)[:60]}</text>'
     value = row.value
     if value is None:
-        yield f'<text x="{_NAMES}" y="{top + 14}">{escape(row.error)[:90]}</text>'
+        yield f'<text x="{_NAMES}" y="{top + 14}">{escaped(row.error)[:90]}</text>'
         return
     unit = "×" if row.floor else f" {row.unit}"
     figure = f"{format_number(value.median)}{unit}" + (f" ({row.goal})" if row.goal else "")
@@ -60,11 +59,11 @@ def _row(row: Result, top: int) -> Iterator[str]:
     yield (
         f'<rect class="{"met" if row.met else "short"}" x="{start:.1f}" y="{top + 3}" '
         f'width="{max(stop - start, 2):.1f}" height="{_BAR}">'
-        f"<title>{escape(row.what)}</title></rect>"
+        f"<title>{escaped(row.what)}</title></rect>"
     )
     for number in row.ratios or row.ours:
         yield f'<circle class="round" cx="{_place(number, row):.1f}" cy="{top + 10}" r="2"/>'
-    yield f'<text x="{_NAMES + _WIDTH + 12}" y="{top + 14}">{escape(figure)}</text>'
+    yield f'<text x="{_NAMES + _WIDTH + 12}" y="{top + 14}">{escaped(figure)}</text>'
 
 
 def _place(value: float, row: Result) -> float:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 from bridge.cli.exit_codes import DONE, FAILED, INTERRUPTED, USAGE, exit_code
 from bridge.cli.standard_streams import prepare_streams
 from bridge.errors import BridgeError
+from bridge.printable import indented
 
 if TYPE_CHECKING:
     from inspect import BoundArguments
@@ -67,7 +68,7 @@ def _discard(stream: TextIO) -> None:
 
 def _complain(problem: str) -> None:
     with contextlib.suppress(OSError):  # the terminal may be closed
-        print(f"box-bridge: {problem}", file=sys.stderr, flush=True)
+        print(f"box-bridge: {indented(problem)}", file=sys.stderr, flush=True)
 
 
 def _run_light(words: list[str]) -> int | None:

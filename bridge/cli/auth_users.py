@@ -61,4 +61,4 @@ def print_users(
         table.add_row(*map(Text, (row.name, row.role, row.key, row.context)))
     out.print(table)
     if note:
-        out.print(note, markup=False)
+        out.print(note)

@@ -110,7 +110,7 @@ class Child:
         """
         self._send(self._ending or signal.SIGTERM)
         if not await self.ended_within(grace):
-            err.print(f"box-bridge: killed: it did not end within {grace:g} s", markup=False)
+            err.print(f"box-bridge: killed: it did not end within {grace:g} s")
             self._send(signal.SIGKILL)
         await self._ended.wait()
         code = self._exit_code

@@ -51,7 +51,7 @@ async def connect(link: Link | None, verb: str, *, wait: bool = False) -> AsyncI
 def report_wait(exc: ConnectFailed) -> None:
     """Print the server that a verb waits for, and the reason."""
     urls = ", ".join(map(without_secret, exc.urls))
-    err.print(f"Waiting for NATS at {urls}: {exc.reason}. {exc.cure_sentence}", markup=False)
+    err.print(f"Waiting for NATS at {urls}: {exc.reason}. {exc.cure_sentence}")
 
 
 async def wait_for_jetstream(connection: Connection) -> None:
@@ -85,7 +85,7 @@ async def _explain(connection: Connection) -> None:
     while True:
         problem = await find_absence(connection)
         if problem and problem != last:
-            err.print(f"Waiting: {problem}", markup=False)
+            err.print(f"Waiting: {problem}")
         last = problem or last
         await asyncio.sleep(_LOOK)
 

@@ -7,7 +7,7 @@ from typing import Self
 from rich.status import Status
 from rich.text import Text
 
-from bridge.console import err
+from bridge.console import err, one_line
 
 
 class Progress:
@@ -35,6 +35,6 @@ class Progress:
             return
         self._last = line
         if self._status is not None:
-            self._status.update(Text(line))
+            self._status.update(one_line(Text(line)))
         else:
             err.print(Text(line))

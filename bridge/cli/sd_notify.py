@@ -12,6 +12,7 @@ import socket
 from typing import Final
 
 from bridge.box.daemon import Box
+from bridge.printable import printable
 from bridge.settings import NotifyConfig
 
 _log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Notifier:
 
     def notify(self, *, ping: bool = False) -> None:
         """Send the lines that changed; lines that cannot be delivered are sent again next time."""
-        lines = {f"STATUS={self._box.blocker() or 'ready'}"}
+        lines = {f"STATUS={printable(self._box.blocker() or 'ready')}"}
         if self._box.ready:
             lines.add("READY=1")
         if self._box.stopping:

@@ -17,7 +17,7 @@ from bridge.bus.core.connection import Connection
 from bridge.cli.connect import connect, find_absence
 from bridge.cli.exit_codes import DONE
 from bridge.cli.flags import Link
-from bridge.console import err, out
+from bridge.console import err, one_line, out
 from bridge.errors import BusError
 from bridge.gateway.errors import NoBoxError, ScaleError
 
@@ -74,7 +74,7 @@ async def _refresh(connection: Connection, view: View[T], *, in_place: bool) -> 
                 absence = await find_absence(connection) if isinstance(exc, NoBoxError) else None
                 problem = absence or str(exc)
                 if live:
-                    live.update(Text(problem, style="red"), refresh=True)
+                    live.update(one_line(Text(problem, style="red")), refresh=True)
                 elif problem != last:
                     err.print(Text(problem, style="red"))
                 last = problem

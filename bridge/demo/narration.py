@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 from msgspec import Struct, field
+from rich.markup import escape
 
 from bridge.bus.jetstream.follower import Reset
 from bridge.console import event_text, out
@@ -65,7 +66,7 @@ class Narration:
             mark = "[red]✗[/red]" if problem else "[green]✓[/green]"
             self.print(f"{mark} {name} [bright_black]({seconds:.1f} s)[/bright_black]")
             if text:
-                self.print(f"  [bright_black]{text}[/bright_black]")
+                self.print(f"  [bright_black]{escape(text)}[/bright_black]")
 
     async def follow(self, events: EventStream) -> None:
         """Record and show every event until cancelled."""
@@ -96,7 +97,7 @@ class Narration:
     def print(self, text: str) -> None:
         """Print `text`, with rich's markup, unless this is quiet."""
         if not self.quiet:
-            out.print(text)
+            out.print(text, markup=True)
 
 
 async def get(http: aiohttp.ClientSession, info: InstanceInfo, path: str = "/") -> dict[str, Any]:

@@ -58,12 +58,12 @@ def _print(config: Config) -> None:
     runtime = f"oci by {box.engine}" if box.runtime == "oci" else box.runtime
     out.print(f"ports {box.ports}, runtime {runtime}, data in {box.data_dir}")
     source = f" (context {nats.context})" if nats.context else ""
-    out.print(f"NATS {nats.url}{source}, prefix {nats.prefix}", markup=False)
+    out.print(f"NATS {nats.url}{source}, prefix {nats.prefix}")
     if box.allow_images:
-        out.print(f"images that requests may name: {', '.join(box.allow_images)}", markup=False)
+        out.print(f"images that requests may name: {', '.join(box.allow_images)}")
     for name, service in config.services.items():
         kind = "http" if service.probe.https is None else "https"
         probe = f"{kind} {service.probe.path}" if service.probe.path else "tcp"
         words = " ".join([service.image, *service.entrypoint, *service.command]).strip()
-        out.print(f"service {name}: {words}  (probe: {probe})", markup=False)
+        out.print(f"service {name}: {words}  (probe: {probe})")
     out.print("ok")

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
 from msgspec import Struct
+from rich.text import Text
 
 from bridge.cli.exit_codes import DONE
 from bridge.cli.flags import Json, Link
 from bridge.console import err, event_text, out, print_json
 from bridge.errors import BusError, NoReply
+from bridge.printable import printable_json
 from bridge.protocol import InstanceEvent, InstanceState, encode
 from bridge.subjects import check_name
 
@@ -182,11 +184,10 @@ class _Refusals:
         if self._count > _EACH_REFUSED and self._count & (self._count - 1):
             return
         if self._json:
-            line = encode(_Refused(self._count, subject, reason)).decode()
+            line = printable_json(encode(_Refused(self._count, subject, reason)).decode())
         else:
-            where = subject if subject.isprintable() else repr(subject)
-            line = f"skipped message {self._count} that is no event, on {where}: {reason}"
-        err.print(line, markup=False, highlight=False, soft_wrap=True)
+            line = f"skipped message {self._count} that is no event, on {subject}: {reason}"
+        err.print(Text(line), soft_wrap=True)
 
 
 async def _print_all(source: EventStream | DurableEvents, *, json: bool) -> None:

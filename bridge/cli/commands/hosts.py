@@ -8,7 +8,7 @@ from rich.text import Text
 
 from bridge.admin_protocol import Host, HostsResponse
 from bridge.cli.flags import Json, Link, Watch
-from bridge.console import err, out, plain_table, print_json, size
+from bridge.console import err, one_line, out, plain_table, print_json, size
 
 
 async def hosts(*, watch: Watch = False, link: Link | None = None, json: Json = False) -> int:
@@ -40,7 +40,7 @@ def _print(listed: list[Host], json: bool) -> None:
 
 
 def _render(listed: list[Host]) -> Group:
-    return Group(_table(listed), *(line for host in listed for line in _remarks(host)))
+    return Group(_table(listed), *(one_line(line) for host in listed for line in _remarks(host)))
 
 
 def _table(listed: list[Host]) -> Table:

@@ -47,5 +47,5 @@ def init(file: Annotated[Path, Parameter(help="The file to write.")] = Path("box
     except OSError as exc:
         raise ConfigError(str(file), f"cannot be written: {exc.strerror}") from exc
     config = "" if file == Path("box.toml") else f" -c {file}"
-    out.print(f"{file} is written. Next: `box-bridge up{config}`", markup=False)
+    out.print(f"{file} is written. Next: `box-bridge up{config}`")
     return DONE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from bridge.cli.exit_codes import DONE
 from bridge.cli.flags import ConfigFile, DataDir, Json, Link
 from bridge.console import print_json
 from bridge.errors import BridgeError, InstanceError
+from bridge.printable import printable
 from bridge.protocol import InstancesResponse
 from bridge.subjects import check_name
 
@@ -48,7 +50,8 @@ async def logs(
 
     For a service it shows those of its instances on this host, each line with
     its instance. The logs of the last ten ended instances of each service are
-    kept. While a container runs, its engine has its log; this verb prints the
+    kept. A terminal gets no control characters, a pipe gets each line as it was
+    written. While a container runs, its engine has its log; this verb prints the
     command that shows it. For example:
 
         box-bridge logs web-01jz3k --follow
@@ -136,6 +139,7 @@ class _Tail:
             if json:
                 print_json(_Line(self._stream, text))
             else:
+                text = printable(text.expandtabs()) if sys.stdout.isatty() else text
                 print(self._prefix + text, flush=True)
 
     def _new(self) -> bytes:

@@ -9,7 +9,7 @@ from rich.console import Group
 
 from bridge.cli.exit_codes import DONE
 from bridge.cli.flags import ConfigFile, DataDir, Json, Link, OptionalService, Watch
-from bridge.console import err, instances_table, notices, out, print_json
+from bridge.console import err, instances_table, notices, one_line, out, print_json
 from bridge.errors import ConfigError, ConnectFailed, CutOff
 from bridge.protocol import InstancesResponse
 from bridge.subjects import check_name
@@ -87,4 +87,4 @@ def _print(seen: InstancesResponse, json: bool) -> None:
 
 
 def _render(seen: InstancesResponse) -> Group:
-    return Group(instances_table(seen), *notices(seen))
+    return Group(instances_table(seen), *map(one_line, notices(seen)))

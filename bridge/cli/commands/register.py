@@ -240,4 +240,4 @@ async def _mark_health(
 
 
 def _print(text: str) -> None:
-    err.print(f"box-bridge: {text}", markup=False)
+    err.print(f"box-bridge: {text}")

@@ -12,6 +12,7 @@ from typing import Final
 
 from msgspec import Struct, field
 
+from bridge.printable import printable
 from bridge.protocol import InstanceEvent, InstanceState
 
 ENDS: Final = (InstanceState.STOPPED, InstanceState.FAILED)
@@ -83,7 +84,7 @@ class History:
     def add(self, event: InstanceEvent) -> None:
         """Add the next event."""
         at, state = event.timestamp, event.to_state
-        note = Note(at=at, message=printable(event.message))
+        note = Note(at=at, message=_shortened(event.message))
         instance = self._living.get(event.instance_id)
         if instance is None:
             self._order += 1
@@ -132,10 +133,8 @@ class History:
             self._left_out += 1
 
 
-def printable(message: str) -> str:
-    """`message` on one line, without control characters for a terminal or invalid XML."""
-    kept = message[:_MESSAGE] + ("…" if len(message) > _MESSAGE else "")
-    return "".join(char if char.isprintable() else " " if char.isspace() else "�" for char in kept)
+def _shortened(message: str) -> str:
+    return printable(message[:_MESSAGE]) + ("…" if len(message) > _MESSAGE else "")
 
 
 def _finish(name: str, instance: _Instance, begin: datetime, end: datetime) -> InstanceHistory:

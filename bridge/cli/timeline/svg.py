@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Final
-from xml.sax.saxutils import escape
 
 from bridge.cli.timeline.history import InstanceHistory, Timeline
 from bridge.cli.timeline.text import MARKS, format_length
 from bridge.console import COLOURS, local_time
 from bridge.protocol import InstanceState, format_time
-from bridge.svg import GREEN, GRID, INK, LETTER, RED, Colour, document, heading
+from bridge.svg import GREEN, GRID, INK, LETTER, RED, Colour, document, escaped, heading
 
 _WIDTH: Final = 900  # pixels of the time from begin to end; a bar is drawn to the pixel
 _ROW: Final = 22
@@ -97,7 +96,7 @@ def _axis(timeline: Timeline, margin: float, bottom: int) -> Iterator[str]:
 
 
 def _row(instance: InstanceHistory, timeline: Timeline, margin: float, top: int) -> Iterator[str]:
-    name = escape(instance.instance_id)
+    name = escaped(instance.instance_id)
     yield f'<text x="12" y="{top + 12}">{name}</text>'
     for state, start, stop in _spans(instance, timeline):
         yield (
@@ -106,13 +105,13 @@ def _row(instance: InstanceHistory, timeline: Timeline, margin: float, top: int)
         )
     for note in instance.notes:
         x = margin + _column(note.at, timeline)
-        words = escape(f"{format_time(note.at)} {note.message}")
+        words = escaped(f"{format_time(note.at)} {note.message}")
         place = f'cx="{x:.0f}" cy="{top + 9}" r="3"'
         yield f'<circle class="note" {place}><title>{words}</title></circle>'
     if instance.ended is not None:
         x = margin + _column(instance.last.at, timeline)
         reason = f"{instance.ended} {format_time(instance.last.at)} {instance.last.message}"
-        words = escape(f"{instance.instance_id}: {reason}")
+        words = escaped(f"{instance.instance_id}: {reason}")
         if instance.ended is InstanceState.FAILED:
             yield _cross(x, top + 9, words)
         else:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import quote
 
+from bridge.printable import printable
 from bridge.protocol import InstanceEvent, format_time
 from bridge.subjects import TRACEPARENT, valid_trace
 
@@ -41,10 +42,11 @@ def ce_headers(
     `host` is the Box that reported it, empty if unknown. A valid `traceparent` becomes the HTTP
     header and, as the binding requires of extensions, an attribute.
     """
+    name = quote(host, safe="", errors="replace")
     attributes = {
         "specversion": "1.0",
         "id": event_id(event, box_seq, seq),
-        "source": f"/box/{quote(host, safe='')}" if host else "/box",  # a URI reference
+        "source": f"/box/{name}" if host else "/box",  # a URI reference
         "type": event_type(event),
         "subject": event.instance_id,
         "time": format_time(event.timestamp),
@@ -86,4 +88,4 @@ def dead_headers(
 
 
 def _one_line(value: str) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    return " ".join(printable(value).split())

@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from bridge.errors import ConfigError
 from bridge.http_exchange import HEADER_NAME, BadResponse, Channel, Response, failure
+from bridge.printable import printable
 from bridge.version import VERSION
 
 _TRANSIENT_4XX: Final = (408, 425, 429)  # timeout, too early, too many: the request may be right
@@ -239,4 +240,4 @@ def _text(response: Response) -> str:
     if response.headers.get("content-encoding", "identity").lower() != "identity":
         return ""
     text = response.body.decode(errors="replace")
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return " ".join(printable(text).split())

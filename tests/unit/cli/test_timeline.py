@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.cli.timeline.history import History, Timeline, printable
+from bridge.cli.timeline.history import History, Timeline
 from bridge.cli.timeline.svg import render_svg
 from bridge.cli.timeline.text import format_length, render_text
+from bridge.printable import printable
 from bridge.protocol import InstanceEvent, InstanceState
 from tests.unit.fleets import AT
 
@@ -121,7 +122,11 @@ def test_the_text_of_a_peer_cannot_control_the_terminal() -> None:
     text = "\n".join(rows(drawn(events, now=5)))
     assert "\x1b" not in text
     assert "�[2Jgone  �odd" in text
-    assert printable("x" * 400) == "x" * 300 + "…"
+
+
+def test_a_long_message_is_cut() -> None:
+    events = [event("web-a", S.BOOTING, S.FAILED, 5, "x" * 400)]
+    assert drawn(events, now=5).instances[0].last.message == "x" * 300 + "…"
 
 
 @pytest.mark.parametrize(
