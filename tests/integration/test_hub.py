@@ -52,7 +52,7 @@ async def test_a_thousand_consumers_each_see_every_event_in_order(connection: Co
                 await tell(connection, text)
             await eventually(lambda: len(seen) == count, within=90, what="all have seen all")
         assert all(texts(mine) == expected for mine in seen)
-        listeners = [x for x in connection._listeners if x.subject != f"{connection._inbox}*"]
+        listeners = [x for x in connection._listeners._all if x.subject != f"{connection._inbox}*"]
         assert len(listeners) == 1
 
 

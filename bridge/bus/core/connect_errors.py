@@ -14,6 +14,8 @@ import nats.errors
 
 from bridge.errors import ConnectFailed
 
+FOREIGN: Final = (nats.errors.Error, OSError, UnicodeError)  # what nats-py and the socket raise
+
 _CURES: Final = {
     "maximum subscriptions exceeded": (
         "this server or account allows fewer subscriptions than are needed: raise "

@@ -23,19 +23,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
-import nats.errors
 import stamina
 from nats.nuid import NUID
 
-from bridge.bus.core.connect_errors import (
-    connect_failure,
-    describe,
-    is_from_server,
-    is_refusal,
-    is_unreachable,
-)
-from bridge.bus.core.credentials import credentials, logins
-from bridge.bus.core.listener import Listener
+from bridge.bus.core.connect import RECONNECT_MAX, Waiting, connect_client, connect_eventually
+from bridge.bus.core.connect_errors import FOREIGN, describe, is_from_server
+from bridge.bus.core.listener import Listener, Listeners
 from bridge.bus.core.message import Handler, Message
 from bridge.bus.core.nats_client import FrameRefused, FrameTooLarge, GuardedClient
 from bridge.bus.core.pending_request import PendingRequest
@@ -56,18 +49,10 @@ from bridge.tasks import raise_if_cancelled, task_scope
 
 _log = logging.getLogger(__name__)
 
-_PING_INTERVAL: Final = 2  # seconds; with two outstanding, a dead peer is detected within 6 s
-_RECONNECT_WAIT: Final = 0.25  # seconds between attempts at one server
 _ATTEMPT: Final = 10.0  # seconds of attempts with one client; then credentials are read again
-_SERVER: Final = 1.0  # seconds that each server gets at least to complete a connection
-_UNREACHABLE: Final = 0.4  # seconds; while it waits for the first connection
 _LAST_FLUSH: Final = 2.0  # seconds to send what is still queued when the connection is closed
 _STEADY: Final = 1.0  # seconds that a connection must last to count as made
-_RECONNECT_MAX: Final = 2.0  # seconds between clients, at most
-_DENIED_MIN: Final = 2.0  # seconds until a subscription that was refused is tried again
-_DENIED_MAX: Final = 60.0  # seconds between such attempts, at most
 _WATCH_INTERVAL: Final = 1.0  # seconds between checks for a zombie client
-_FOREIGN: Final = (nats.errors.Error, OSError, UnicodeError)  # what nats-py and the socket raise
 _DENIED: Final = re.compile(
     r'permissions violation for (publish|subscription) to "(.+?)"', re.IGNORECASE
 )
@@ -76,9 +61,6 @@ Watcher = Callable[[bool], None]
 """Called with True after each (re)connect, with False when the connection is lost. It must not
 block.
 """
-
-Waiting = Callable[[ConnectFailed], None]
-"""Called with the failure of an attempt to connect, once for each reason. It must not block."""
 
 
 class Connection:
@@ -91,7 +73,7 @@ class Connection:
         self._name = name
         self._client = GuardedClient(metrics.count)
         self._client._status = GuardedClient.CLOSED  # until `_connect` puts a live one here
-        self._listeners: set[Listener] = set()
+        self._listeners = Listeners()
         self._watchers: list[Watcher] = []
         self._requests: dict[str, PendingRequest] = {}
         self._tokens = itertools.count(1)
@@ -103,8 +85,6 @@ class Connection:
         self._back_since = float("-inf")
         self._closing = False
         self._log = LimitedLog(_log)
-        self._denied_pause = _DENIED_MIN
-        self._listen_at = 0.0
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -135,7 +115,7 @@ class Connection:
             if waiting is None:
                 await connection._connect(patience, unreachable)
             else:
-                await connection._connect_eventually(waiting, give_up or asyncio.Event())
+                await connect_eventually(connection._connect, waiting, give_up or asyncio.Event())
             await connection.listen(f"{connection._inbox}*", connection._take_reply)
             async with task_scope() as tasks:
                 tasks.create_task(connection._reconnect(), name="nats-reconnect")
@@ -194,14 +174,7 @@ class Connection:
         While there is no connection the subscription begins with the next one. Raises BusError for
         a subject that cannot be sent.
         """
-        listener = Listener(subject, queue, handler, self._unlisten)
-        if not self._client.is_closed:
-            try:
-                listener.sid = self._client.listen(subject, handler, queue)
-            except _FOREIGN as exc:
-                raise BusError(f"cannot listen on {subject!r}: {describe(exc)}") from exc
-        self._listeners.add(listener)
-        return listener
+        return self._listeners.add(self._client, Listener(subject, queue, handler, self._unlisten))
 
     def publish(
         self,
@@ -222,7 +195,7 @@ class Connection:
             raise TooLarge(subject, str(exc)) from exc
         except (FrameRefused, UnicodeError) as exc:
             raise InvalidMessage(subject, describe(exc)) from exc
-        except _FOREIGN as exc:
+        except FOREIGN as exc:
             raise BusError(f"cannot send on {subject!r}: {describe(exc)}") from exc
 
     def new_inbox(self) -> str:
@@ -291,7 +264,7 @@ class Connection:
             raise CutOff(self.cut_off_for(), self._end_reason)
         try:
             await self._client.flush(timeout)
-        except _FOREIGN as exc:
+        except FOREIGN as exc:
             raise NoReply("PING", timeout, "" if self.connected else self._end_reason) from exc
 
     def _take_reply(self, message: Message) -> None:
@@ -301,79 +274,19 @@ class Connection:
 
     # ── staying connected ────────────────────────────────────────────────────────────────
 
-    async def _connect_eventually(self, waiting: Waiting, give_up: asyncio.Event) -> None:
-        """Connect a new client, however long it takes: see `open`."""
-        reason = ""
-        for pause in itertools.chain((0.25, 0.5, 1.0), itertools.repeat(_RECONNECT_MAX)):
-            try:
-                await self._connect(_SERVER, _UNREACHABLE)
-            except ConnectFailed as exc:
-                raise_if_cancelled()
-                if exc.refused or give_up.is_set():
-                    raise
-                if exc.reason != reason:
-                    reason = exc.reason
-                    waiting(exc)
-            else:
-                return
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await give_up.wait()
-
     async def _connect(self, patience: float, unreachable: float | None = None) -> None:
-        """Connect a new client. Raises ConnectFailed after `patience` seconds, or 1 s for each
-        server if that is longer, or when each server has refused; and ConfigError.
-
-        The servers share the time: one that accepts and is silent leaves the others theirs. After
-        `unreachable` seconds in which each server was tried twice in vain, it raises, too.
-        """
-        urls = self.settings.urls
-        login = credentials(self.settings)
-        errors: list[Exception] = []
-        started = time.monotonic()
-        known = self._client.discovered
-        servers = len(urls) + len(known)
-        patience = max(patience, _SERVER * servers)
-        client = GuardedClient(
-            self.metrics.count, self._on_end, known, logins(self.settings), patience / servers
+        """Connect a new client: see `connect_client`."""
+        self._client = client = await connect_client(
+            self.settings,
+            name=self._name,
+            metrics=self.metrics,
+            discovered=self._client.discovered,
+            on_end=self._on_end,
+            on_error=self._on_error,
+            patience=patience,
+            unreachable=unreachable,
         )
-
-        async def take_error(exc: Exception) -> None:
-            if client is self._client:
-                self._on_error(exc)
-                return
-            errors.append(exc)
-            if sum(map(is_refusal, errors)) > len(urls):
-                raise exc
-            waited = unreachable is not None and time.monotonic() - started > unreachable
-            if waited and len(errors) >= 2 * servers and all(map(is_unreachable, errors)):
-                raise exc
-
-        try:
-            async with asyncio.timeout(patience):
-                await client.connect(
-                    urls,
-                    name=self._name,
-                    error_cb=take_error,
-                    ping_interval=_PING_INTERVAL,
-                    max_outstanding_pings=2,
-                    connect_timeout=patience / servers,  # type: ignore[arg-type]
-                    reconnect_time_wait=_RECONNECT_WAIT,  # type: ignore[arg-type]
-                    max_reconnect_attempts=-1,
-                    inbox_prefix=self.settings.inbox_prefix,
-                    **login,
-                )
-            client.on_error = self._on_error
-            self._client = client
-        except Exception as exc:  # nats-py raises whatever a peer can provoke
-            # The server's own message ("Authorization Violation") comes before its hang-up.
-            context = self.settings.context
-            raise connect_failure(urls, [*errors, exc], seconds=patience, context=context) from exc
-        finally:
-            if client is not self._client:
-                await client.close()
-        for listener in self._listeners:
-            listener.sid = client.listen(listener.subject, listener.handler, listener.queue)
+        self._listeners.move_to(client)
         self._on_up()
 
     async def _reconnect(self) -> None:
@@ -381,7 +294,7 @@ class Connection:
         while True:
             await self._end_of_client()
             async for attempt in stamina.retry_context(
-                on=(BusError, ConfigError), attempts=None, timeout=None, wait_max=_RECONNECT_MAX
+                on=(BusError, ConfigError), attempts=None, timeout=None, wait_max=RECONNECT_MAX
             ):
                 with attempt:
                     await self._renew()
@@ -391,29 +304,10 @@ class Connection:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_WATCH_INTERVAL):
                     await self._lost.wait()
-            self._listen_again()
+            self._listeners.retry_denied(self._client)
             if self._client.is_zombie:
                 self.metrics.count("zombie")
                 self._client.end(BusError("its read task has ended"))
-
-    def _listen_again(self) -> None:
-        """Subscribe again where the server refused it: its permissions may have changed.
-
-        A server that takes a permission away ends the subscriptions, and does not restore them. The
-        pauses grow, because a user may lack a permission for good.
-        """
-        denied = [each for each in self._listeners if each.denied]
-        now = time.monotonic()
-        if not denied:
-            self._denied_pause = _DENIED_MIN
-            self._listen_at = now + self._denied_pause
-        elif now >= self._listen_at and not self._client.is_closed:
-            self._denied_pause = min(self._denied_pause * 2, _DENIED_MAX)
-            self._listen_at = now + self._denied_pause
-            for each in denied:
-                each.denied = False  # until the server refuses it again
-                self._client.unlisten(each.sid)
-                each.sid = self._client.listen(each.subject, each.handler, each.queue)
 
     async def _renew(self) -> None:
         """Connect again. Raises also if the connection ends within a second: otherwise a server
@@ -474,23 +368,19 @@ class Connection:
                 if denied[2] in (subject, subject.replace(domain, "$JS.API.", 1)):
                     request.fail(NotPermitted(subject))
         else:
-            for listener in self._listeners:
-                listener.denied |= listener.subject == denied[2]
+            self._listeners.deny(denied[2])
 
     def _notify(self, *, up: bool) -> None:
         for watcher in list(self._watchers):
             watcher(up)
 
     def _unlisten(self, listener: Listener) -> None:
-        if listener in self._listeners:
-            self._listeners.discard(listener)
-            if not self._client.is_closed:
-                self._client.unlisten(listener.sid)
+        self._listeners.remove(self._client, listener)
 
     async def _close(self) -> None:
         self._closing = True
         if self.connected:
-            with contextlib.suppress(*_FOREIGN):
+            with contextlib.suppress(*FOREIGN):
                 await self._client.flush(_LAST_FLUSH)  # the queued messages are to arrive
         self._client.end()
         await self._client.close()

@@ -14,7 +14,7 @@ import nats.errors
 import nats.js.errors
 import pytest
 
-from bridge.bus.core import connection as connection_module
+from bridge.bus.core import connect
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.core.nats_client import FrameRefused, FrameTooLarge
@@ -193,7 +193,7 @@ async def test_an_error_of_a_connection_becomes_a_bus_error(
         await call(connection)
     assert caught.value.__cause__ is exc
     assert not connection._requests
-    assert not connection._listeners
+    assert not connection._listeners._all
 
 
 async def _awaited(result: object) -> object:
@@ -205,7 +205,7 @@ async def test_an_error_while_connecting_becomes_a_bus_error(
     exc: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = _connection(FailingClient(exc))
-    monkeypatch.setattr(connection_module, "GuardedClient", lambda *_: FailingClient(exc))
+    monkeypatch.setattr(connect, "GuardedClient", lambda *_: FailingClient(exc))
     with pytest.raises(BusError) as caught:
         await connection._connect(1.0)
     assert caught.value.__cause__ is exc
