@@ -137,8 +137,10 @@ class PlainTable(Table):
     cell is wrapped: a row then takes a fiftieth of the time.
 
     Its cells are texts. Where the height is bounded, as by a screen, the rows beyond it are not
-    rendered.
+    rendered. A `wide` table keeps every column.
     """
+
+    wide = False
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         """Add a row; each cell is one line, because it may be the text of a peer."""
@@ -160,7 +162,7 @@ class PlainTable(Table):
         needs = [_width(column) for column in self.columns]
         left = list(range(len(needs)))
         for index in reversed(range(1, len(needs))):
-            if sum(needs[i] for i in left) + (len(left) - 1) * len(_GAP) <= most:
+            if self.wide or sum(needs[i] for i in left) + (len(left) - 1) * len(_GAP) <= most:
                 break
             if self.columns[index].header not in _LASTING:
                 left.remove(index)
@@ -223,18 +225,19 @@ def _row(row: Iterable[_Cell], console: Console) -> Iterator[Segment]:
     yield Segment(line)
 
 
-def plain_table(*columns: str) -> Table:
-    """A table without lines, the form of every verb's table."""
+def plain_table(*columns: str, wide: bool = False) -> Table:
+    """A table without lines, the form of every verb's table; a `wide` one keeps every column."""
     table = PlainTable(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    table.wide = wide
     for name in columns:
         table.add_column(name, no_wrap=True)
     return table
 
 
-def instances_table(seen: InstancesResponse) -> Table:
-    """The table of `ps`."""
-    table = plain_table("ID", "SERVICE", "STATE", "HOST", "ENDPOINT")
-    for name in ("AGE", "CPU", "MEM", "REQS"):
+def instances_table(seen: InstancesResponse, *, wide: bool = False) -> Table:
+    """The table of `ps`; a `wide` one has the times of the start, too."""
+    table = plain_table("ID", "SERVICE", "STATE", "HOST", "ENDPOINT", wide=wide)
+    for name in ("AGE", "CPU", "MEM", "REQS", *(("CREATED", "READY") if wide else ())):
         table.add_column(name, justify="right", no_wrap=True)
     at = now()
     for info in seen.instances:
@@ -252,6 +255,7 @@ def instances_table(seen: InstancesResponse) -> Table:
             "–" if health.cpu_percent is None else f"{health.cpu_percent:.0f}%",
             "–" if health.memory_bytes is None else size(health.memory_bytes),
             str(health.inflight_requests),
+            *((clock(info.created_at), _clock_or_dash(info.ready_at)) if wide else ()),
         )
     return table
 
@@ -277,6 +281,10 @@ def clock(at: datetime) -> str:
     local = local_time(at)
     date = "" if local.date() == local_time(now()).date() else f"{local:%Y-%m-%d} "
     return f"{date}{local:%H:%M:%S.%f}"[:-3]
+
+
+def _clock_or_dash(at: datetime | None) -> str:
+    return "–" if at is None else clock(at)
 
 
 def event_text(event: InstanceEvent) -> Text:

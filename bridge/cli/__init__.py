@@ -126,12 +126,13 @@ def _call(verb: Callable[..., Any], bound: BoundArguments) -> int:
 
 
 def _report(exc: BridgeError, bound: BoundArguments) -> int:
-    """Print the error and return its exit code. With --json a refused order is printed as the
-    answer of the Box.
+    """Print the error and return its exit code. With --json, or -o json, a refused order is printed
+    as the answer of the Box.
     """
     from bridge.gateway.errors import OrderRefused
 
-    if isinstance(exc, OrderRefused) and bound.arguments.get("json"):
+    as_json = bound.arguments.get("json") or bound.arguments.get("output") == "json"
+    if isinstance(exc, OrderRefused) and as_json:
         from bridge.console import print_json
 
         print_json(exc.response)

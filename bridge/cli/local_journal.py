@@ -14,7 +14,8 @@ from bridge.box.journal.store import CUT_OFF, FLEET, JOURNAL, SET_ASIDE, Snapsho
 from bridge.box.runtimes.process_identity import is_alive
 from bridge.box.state.lifecycle import ENDED
 from bridge.cli.box_config import load_config
-from bridge.console import err, instances_table, out, print_json
+from bridge.cli.output import Style
+from bridge.console import err, instances_table, out
 from bridge.errors import ConfigError, JournalError
 from bridge.nats_url import parse_urls
 from bridge.protocol import InstancesResponse
@@ -39,16 +40,16 @@ class JournalResponse(InstancesResponse, frozen=True, kw_only=True, gc=False):
     waiting_since: datetime | None
 
 
-def show_journal(service: str, file: Path | None, data_dir: Path | None, *, json: bool) -> None:
+def show_journal(service: str, file: Path | None, data_dir: Path | None, style: Style) -> None:
     """Print the journal of the Box that `file` configures, or whose data directory is `data_dir`.
 
     Raises ConfigError and JournalError if it cannot be found or read.
     """
-    _print(_path(file, data_dir), _TITLE.capitalize(), service, json)
+    _print(_path(file, data_dir), _TITLE.capitalize(), service, style)
 
 
 def show_journal_instead(
-    service: str, file: Path | None, data_dir: Path | None, nats: NatsConfig, *, json: bool
+    service: str, file: Path | None, data_dir: Path | None, nats: NatsConfig, style: Style
 ) -> None:
     """Print the same because no Box answers, if there is a journal of a Box on that `nats`. Raises
     nothing.
@@ -57,7 +58,7 @@ def show_journal_instead(
         config = load_config(file, {"data_dir": None if data_dir is None else str(data_dir)})
         path = config.data_dir / JOURNAL
         if path.exists() and _is_of_fleet(path, nats, config.nats):
-            _print(path, f"nobody answers on NATS; {_TITLE}", service, json)
+            _print(path, f"nobody answers on NATS; {_TITLE}", service, style)
     except (JournalError, OSError) as exc:
         err.print(Text(f"box-bridge: {exc}"))
     except ConfigError as exc:
@@ -89,15 +90,14 @@ def _fleet(prefix: str, urls: Sequence[str]) -> set[tuple[str, str]]:
     return {(prefix, server.replace("localhost:", "127.0.0.1:")) for server in servers}
 
 
-def _print(path: Path, title: str, service: str, json: bool) -> None:
+def _print(path: Path, title: str, service: str, style: Style) -> None:
     snapshot = read_snapshot(path)
     seen = _read(path, snapshot, service)
-    if json:
-        print_json(seen)
+    if style.print_data(seen, lambda: [info.id for info in seen.instances]):
         return
     out.print(Text(f"{title} ({path}):"))
     if seen.instances:
-        out.print(instances_table(seen))
+        out.print(instances_table(seen, wide=style.wide))
     else:
         out.print("no instances")
     for sentence in [*_list_ended(seen.ended), *list_alerts(snapshot)]:

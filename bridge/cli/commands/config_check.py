@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+from cyclopts import Parameter
 from msgspec import Struct
 
 from bridge.cli.exit_codes import DONE
@@ -21,14 +23,20 @@ class _Checked(Struct):
     services: dict[str, ServiceConfig]
 
 
-def config_check(*, config: ConfigFile = None, json: Json = False) -> int:
+def config_check(
+    file: Annotated[Path | None, Parameter(help="The TOML file, as --config names it.")] = None,
+    /,
+    *,
+    config: ConfigFile = None,
+    json: Json = False,
+) -> int:
     """Check a configuration file and print the effective settings.
 
     The settings include those of the environment. The check finds what would
     fail at the first start of an instance: a program that is not there, or a
     placeholder that does not exist. For example:
 
-        box-bridge config check -c box.toml
+        box-bridge config check box.toml
         BOX_BRIDGE_MAX_INSTANCES=3 box-bridge config check --json
     """
     from msgspec.structs import replace
@@ -39,6 +47,9 @@ def config_check(*, config: ConfigFile = None, json: Json = False) -> int:
     from bridge.config import find_file
     from bridge.errors import ConfigError, without_secret
 
+    if file is not None and config is not None and file != config:
+        raise ConfigError("--config", f"{config} is not {file}: give one of them")
+    config = file or config
     settings = require_services(load_config(config, {}))
     offers(settings)  # raises ConfigError for a service that no host could run
     if problems := [f"{place}: {problem}" for place, problem in launch_problems(settings)]:

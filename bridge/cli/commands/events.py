@@ -13,8 +13,9 @@ from rich.text import Text
 
 from bridge.cli.exit_codes import DONE
 from bridge.cli.flags import Json, Link
-from bridge.console import err, event_text, out, print_json
-from bridge.errors import BusError, NoReply
+from bridge.cli.output import DataOutput, Style
+from bridge.console import err, event_text, out
+from bridge.errors import BusError, ConfigError, NoReply
 from bridge.printable import printable_json
 from bridge.protocol import InstanceEvent, InstanceState, encode
 from bridge.subjects import check_name
@@ -34,6 +35,7 @@ class _Query(Struct, frozen=True, kw_only=True):
     services: Sequence[str] | None
     states: Sequence[InstanceState] | None
     since: Start | int | timedelta | datetime | None
+    until: datetime | None
     durable: str | None
     follow: bool
 
@@ -43,6 +45,10 @@ async def events(
     since: Annotated[
         str | None,
         Parameter(help="Begin with stored events: 10m, 1h30m, 7d ago, a time, a sequence, or all."),
+    ] = None,
+    until: Annotated[
+        str | None,
+        Parameter(help="End with the stored events of this time: 14:00, 10m ago, or a time."),
     ] = None,
     state: Annotated[
         list[InstanceState] | None,
@@ -55,6 +61,7 @@ async def events(
     follow: Annotated[bool, Parameter(help="Wait for new events, until Ctrl-C.")] = True,
     link: Link | None = None,
     json: Json = False,
+    output: DataOutput = None,
 ) -> int:
     """Show the events of instances, stored and live.
 
@@ -69,20 +76,25 @@ async def events(
 
     With --durable an event is acknowledged after it is printed. A new name
     begins at --since, or at the first stored event; concurrent runs with one
-    name share the events. --no-follow ends after the last stored event; without
-    --since it begins at the first.
+    name share the events. --no-follow ends after the last stored event, and so
+    does --until; without --since they begin at the first.
     """
     import asyncio
 
     from bridge.cli.connect import connect, require_streams
     from bridge.cli.known_names import check_services
-    from bridge.cli.since import parse_since
+    from bridge.cli.since import parse_since, parse_until
     from bridge.gateway.events.filter import EventFilter
 
+    style = Style.of(output, json=json)
+    if until is not None and durable is not None:
+        raise ConfigError("--until", "ends a look at the past: leave --durable out")
+    follow = follow and until is None
     query = _Query(
         services=service or None,
         states=state,
         since=None if since is None else parse_since(since),
+        until=None if until is None else parse_until(until),
         durable=durable,
         follow=follow,
     )
@@ -94,10 +106,12 @@ async def events(
             await check_services(connection, service)
             if not follow:
                 await require_streams(connection)
-            async with _open(connection, query, _Refusals(json=json).report) as source:
-                if follow and not json and out.is_terminal:
+            async with _open(
+                connection, query, _Refusals(json=style.for_programs).report
+            ) as source:
+                if follow and not style.for_programs and out.is_terminal:
                     err.print("Waiting for events; Ctrl-C ends.", style="bright_black")
-                await _print_all(source, json=json)
+                await _print_all(source, style, query.until)
     return DONE
 
 
@@ -190,7 +204,9 @@ class _Refusals:
         err.print(Text(line), soft_wrap=True)
 
 
-async def _print_all(source: EventStream | DurableEvents, *, json: bool) -> None:
+async def _print_all(
+    source: EventStream | DurableEvents, style: Style, until: datetime | None
+) -> None:
     from bridge.bus.jetstream.follower import Reset
     from bridge.gateway.events.durable import Delivery
     from bridge.gateway.events.stream import Gap
@@ -201,17 +217,15 @@ async def _print_all(source: EventStream | DurableEvents, *, json: bool) -> None
         elif isinstance(item, Reset):
             err.print(_describe(item))
         elif isinstance(item, Delivery):
-            _print(item.event, json=json)
+            _print(item.event, style)
             with contextlib.suppress(BusError):  # the event is delivered again, and then acked
                 await item.ack()
-        else:
-            _print(item, json=json)
+        elif until is None or item.timestamp <= until:
+            _print(item, style)
 
 
-def _print(event: InstanceEvent, *, json: bool) -> None:
-    if json:
-        print_json(event)
-    else:
+def _print(event: InstanceEvent, style: Style) -> None:
+    if not style.print_data(event):
         out.print(event_text(event))
 
 

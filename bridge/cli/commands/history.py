@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
+from cyclopts import Parameter
+from cyclopts.validators import Number
+from msgspec.structs import replace
 from rich.table import Table
 from rich.text import Text
 
 from bridge.admin_protocol import Entry, HistoryResponse
 from bridge.cli.exit_codes import DONE
 from bridge.cli.flags import Json, Link, ServiceName
-from bridge.console import err, local_time, out, plain_table, print_json
+from bridge.cli.output import DataOutput, Style
+from bridge.console import err, local_time, out, plain_table
 from bridge.subjects import check_name
 
 _FEW: Final = 8  # slots that are listed one by one
 
 
-async def history(service: ServiceName, /, *, link: Link | None = None, json: Json = False) -> int:
+async def history(
+    service: ServiceName,
+    /,
+    *,
+    tail: Annotated[
+        int | None,
+        Parameter(name=["--tail", "-n"], validator=Number(gte=0), help="Only the last decisions."),
+    ] = None,
+    link: Link | None = None,
+    json: Json = False,
+    output: DataOutput = None,
+) -> int:
     """Show the requests for a service and the decisions on them.
 
     A line has the time, the requested and the decided number, and the reason if
@@ -30,14 +45,16 @@ async def history(service: ServiceName, /, *, link: Link | None = None, json: Js
     from bridge.cli.known_names import service_names
     from bridge.gateway.operator import Operator
 
+    style = Style.of(output, json=json)
     check_name("service", service)
     async with (
         connect(link, "history") as connection,
-        service_names(connection, service, as_refused=json),
+        service_names(connection, service, as_refused=style.for_programs),
     ):
         response = await Operator(connection).history(service)
-    if json:
-        print_json(response)
+    if tail is not None:
+        response = replace(response, entries=response.entries[-tail:] if tail else [])
+    if style.print_data(response):
         return DONE
     out.print(_table(response))
     if response.omitted:

@@ -8,10 +8,13 @@ from rich.text import Text
 
 from bridge.admin_protocol import Host, HostsResponse
 from bridge.cli.flags import Json, Link, Watch
-from bridge.console import err, one_line, out, plain_table, print_json, size
+from bridge.cli.output import Output, Style
+from bridge.console import err, one_line, out, plain_table, size
 
 
-async def hosts(*, watch: Watch = False, link: Link | None = None, json: Json = False) -> int:
+async def hosts(
+    *, watch: Watch = False, link: Link | None = None, json: Json = False, output: Output = None
+) -> int:
     """List the hosts: their load, their room and their orders.
 
     A dead host is listed while it still holds slots or an order. For example:
@@ -22,30 +25,34 @@ async def hosts(*, watch: Watch = False, link: Link | None = None, json: Json = 
     from bridge.cli.watch import View, show
     from bridge.gateway.operator import Operator
 
+    style = Style.of(output, json=json)
     view = View(
         lambda connection: Operator(connection).hosts(),
-        _render,
-        lambda listed: _print(listed, json),
+        lambda listed: _render(listed, style),
+        lambda listed: _print(listed, style),
     )
-    return await show(link, "hosts", view, watch=watch, json=json)
+    return await show(link, "hosts", view, watch=watch, json=style.for_programs)
 
 
-def _print(listed: list[Host], json: bool) -> None:
-    if json:
-        print_json(HostsResponse(total=len(listed), hosts=listed))
-    elif listed:
-        out.print(_render(listed))
+def _print(listed: list[Host], style: Style) -> None:
+    response = HostsResponse(total=len(listed), hosts=listed)
+    if style.print_data(response, lambda: [host.name for host in listed]):
+        return
+    if listed:
+        out.print(_render(listed, style))
     else:
         err.print("no hosts")
 
 
-def _render(listed: list[Host]) -> Group:
-    return Group(_table(listed), *(one_line(line) for host in listed for line in _remarks(host)))
+def _render(listed: list[Host], style: Style) -> Group:
+    remarks = (one_line(line) for host in listed for line in _remarks(host))
+    return Group(_table(listed, style), *remarks)
 
 
-def _table(listed: list[Host]) -> Table:
+def _table(listed: list[Host], style: Style) -> Table:
     table = plain_table(
-        *("HOST", "STATE", "USED", "SERVICES", "LABELS", "RUNTIME", "CPUS", "MEM", "VERSION")
+        *("HOST", "STATE", "USED", "SERVICES", "LABELS", "RUNTIME", "CPUS", "MEM", "VERSION"),
+        wide=style.wide,
     )
     for host in listed:
         services = " ".join(f"{name}:{count}" for name, count in host.services.items())

@@ -13,7 +13,8 @@ from rich.text import Text
 from bridge.admin_protocol import Candidate, Fate, PlannedSlot, PlanResponse
 from bridge.cli.exit_codes import DONE, FAILED
 from bridge.cli.flags import Json, Link, ServiceName
-from bridge.console import err, out, plain_table, print_json
+from bridge.cli.output import DataOutput, Style
+from bridge.console import err, out, plain_table
 from bridge.protocol import U32_MAX
 from bridge.subjects import check_name
 
@@ -45,6 +46,7 @@ async def plan(
     *,
     link: Link | None = None,
     json: Json = False,
+    output: DataOutput = None,
 ) -> int:
     """Explain what a scale request would do; change nothing.
 
@@ -58,14 +60,13 @@ async def plan(
     from bridge.cli.known_names import check_services
     from bridge.gateway.operator import Operator
 
+    style = Style.of(output, json=json)
     check_name("service", service)
     async with connect(link, "plan") as connection:
         response = await Operator(connection).plan(service, replicas)
-        if response.error and not json:
+        if response.error and not style.for_programs:
             await check_services(connection, [service])
-    if json:
-        print_json(response)
-    else:
+    if not style.print_data(response):
         _print(response)
     return DONE if response.accepted else FAILED
 

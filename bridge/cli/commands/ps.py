@@ -9,7 +9,8 @@ from rich.console import Group
 
 from bridge.cli.exit_codes import DONE
 from bridge.cli.flags import ConfigFile, DataDir, Json, Link, OptionalService, Watch
-from bridge.console import err, instances_table, notices, one_line, out, print_json
+from bridge.cli.output import Output, Style
+from bridge.console import err, instances_table, notices, one_line, out
 from bridge.errors import ConfigError, ConnectFailed, CutOff
 from bridge.protocol import InstancesResponse
 from bridge.subjects import check_name
@@ -30,6 +31,7 @@ async def ps(
     data_dir: DataDir = None,
     link: Link | None = None,
     json: Json = False,
+    output: Output = None,
 ) -> int:
     """List the instances with their state, host and load.
 
@@ -49,6 +51,7 @@ async def ps(
     from bridge.gateway.client import ScaleClient
     from bridge.gateway.errors import NoBoxError, RequestTimeout
 
+    style = Style.of(output, json=json)
     if service:
         check_name("service", service)
     if local:
@@ -56,7 +59,7 @@ async def ps(
 
         if watch:
             raise ConfigError("--local", "looks once: leave --watch out")
-        show_journal(service, config, data_dir, json=json)
+        show_journal(service, config, data_dir, style)
         return DONE
 
     async def query(connection: Connection) -> InstancesResponse:
@@ -65,26 +68,26 @@ async def ps(
             await check_services(connection, [service])
         return seen
 
-    view = View(query, _render, lambda seen: _print(seen, json))
+    view = View(query, lambda seen: _render(seen, style), lambda seen: _print(seen, style))
     try:
-        return await show(link, "ps", view, watch=watch, json=json)
+        return await show(link, "ps", view, watch=watch, json=style.for_programs)
     except (ConnectFailed, CutOff, NoBoxError, RequestTimeout):
         from bridge.cli.local_journal import show_journal_instead
         from bridge.config import load_nats
 
         nats = load_nats(flags=(link or Link()).flags())
-        show_journal_instead(service, config, data_dir, nats, json=json)
+        show_journal_instead(service, config, data_dir, nats, style)
         raise
 
 
-def _print(seen: InstancesResponse, json: bool) -> None:
-    if json:
-        print_json(seen)
-    elif seen.instances or seen.notices:
-        out.print(_render(seen))
+def _print(seen: InstancesResponse, style: Style) -> None:
+    if style.print_data(seen, lambda: [info.id for info in seen.instances]):
+        return
+    if seen.instances or seen.notices:
+        out.print(_render(seen, style))
     else:
         err.print("no instances")
 
 
-def _render(seen: InstancesResponse) -> Group:
-    return Group(instances_table(seen), *map(one_line, notices(seen)))
+def _render(seen: InstancesResponse, style: Style) -> Group:
+    return Group(instances_table(seen, wide=style.wide), *map(one_line, notices(seen)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
@@ -12,7 +12,8 @@ from rich.text import Text
 
 from bridge.cli.exit_codes import DONE
 from bridge.cli.flags import Json, Link
-from bridge.console import age, clock, err, out, plain_table, print_json, state_text
+from bridge.cli.output import Output, Style
+from bridge.console import age, clock, err, out, plain_table, state_text
 from bridge.errors import NoReply
 from bridge.protocol import now
 from bridge.subjects import check_name
@@ -34,6 +35,7 @@ async def routes(
     ] = False,
     link: Link | None = None,
     json: Json = False,
+    output: Output = None,
 ) -> int:
     """List the endpoints that take traffic, or watch them.
 
@@ -48,15 +50,16 @@ async def routes(
     """
     import asyncio
 
+    style = Style.of(output, json=json)
     try:
-        await _show(link, service, watch=watch, json=json)
+        await _show(link, service, style, watch=watch)
     except asyncio.CancelledError:  # Ctrl-C
         if not watch:
             raise
     return DONE
 
 
-async def _show(link: Link | None, service: str | None, *, watch: bool, json: bool) -> None:
+async def _show(link: Link | None, service: str | None, style: Style, *, watch: bool) -> None:
     from bridge.cli.connect import connect, require_streams
     from bridge.cli.known_names import check_services
     from bridge.gateway.routes.index import Resync
@@ -70,10 +73,10 @@ async def _show(link: Link | None, service: str | None, *, watch: bool, json: bo
             first = await anext(changes)
             if isinstance(first, Resync) and not first.routes:  # one with a route exists
                 await check_services(connection, services)
-            _print(first, json)
+            _print(first, style)
             if watch:
                 async for change in changes:
-                    _print(change, json)
+                    _print(change, style)
 
 
 @contextlib.asynccontextmanager
@@ -97,22 +100,32 @@ async def _open(
         yield table
 
 
-def _print(change: Change, json: bool) -> None:
+def _print(change: Change, style: Style) -> None:
     from bridge.gateway.routes.index import Resync
 
-    if json:
-        print_json(change)
-    elif isinstance(change, Resync):
+    if style.print_data(change, lambda: _ids(change)):
+        return
+    if isinstance(change, Resync):
         if change.routes:
-            out.print(_table(change.routes))
+            out.print(_table(change.routes, style))
         else:
             err.print("no routes")
     else:
         out.print(_line(change))
 
 
-def _table(listed: Iterable[Route]) -> Table:
-    table = plain_table("SERVICE", "ID", "ENDPOINT", "STATE", "HOST", "AGE", "METADATA")
+def _ids(change: Change) -> Iterator[str]:
+    from bridge.gateway.routes.index import Put, Resync
+
+    if isinstance(change, Resync):
+        yield from sorted(route.instance_id for route in change.routes)
+    elif isinstance(change, Put):
+        yield change.route.instance_id
+
+
+def _table(listed: Iterable[Route], style: Style) -> Table:
+    names = ("SERVICE", "ID", "ENDPOINT", "STATE", "HOST", "AGE", "METADATA")
+    table = plain_table(*names, wide=style.wide)
     at = now()
     for route in sorted(listed, key=lambda route: route.key):
         table.add_row(

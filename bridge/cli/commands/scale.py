@@ -1,33 +1,37 @@
-"""`scale`: set how many instances a service has, and with --wait follow them until Ready."""
+"""`scale`: set how many instances services have, and with --wait follow them until Ready."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from rich.text import Text
 
-from bridge.cli.exit_codes import DONE, FAILED, PARTLY
-from bridge.cli.flags import LONGEST, Json, Link, ServiceName, parse_pairs
-from bridge.console import err, instances_table, notices, out, print_json
+from bridge.cli.flags import LONGEST, Json, Link, parse_pairs
+from bridge.cli.output import DataOutput, Style
 from bridge.errors import ConfigError
-from bridge.protocol import U32_MAX, InstancesResponse, ScaleConfig, ScaleResponse
+from bridge.protocol import U32_MAX, ScaleConfig
+from bridge.subjects import check_name
 
 _U8 = Number(gte=0, lte=255)
 _U32 = Number(gte=0, lte=U32_MAX)
+_USAGE = "`box-bridge scale SERVICE REPLICAS`"
 
 
 async def scale(
-    service: ServiceName,
-    replicas: Annotated[int, Parameter(validator=_U32, help="The number of instances.")],
-    /,
-    *,
+    *target: Annotated[
+        str, Parameter(help="SERVICE REPLICAS, or SERVICE=REPLICAS for several services.")
+    ],
+    replicas: Annotated[
+        int | None,
+        Parameter(
+            name=["--replicas", "-n"],
+            validator=_U32,
+            help="The number of instances of each SERVICE that is named without one.",
+        ),
+    ] = None,
     image: Annotated[str | None, Parameter(help="OCI image, which the hosts must allow.")] = None,
     vcpus: Annotated[
         int | None, Parameter(validator=_U8, help="Processors of each instance.")
@@ -65,90 +69,74 @@ async def scale(
     ] = False,
     link: Link | None = None,
     json: Json = False,
+    output: DataOutput = None,
 ) -> int:
     """Set the number of instances of a service.
 
     Without --replace-config a flag that is not given leaves that override as it
     is. Instances whose config changes are replaced one at a time. If the fleet has
     room for fewer instances, the service gets these, --wait waits for them, and
-    the exit code is 4. Ctrl-C takes no request back. For example:
+    the exit code is 4. Several services are independent of each other: JSON has a
+    line for each. Ctrl-C takes no request back. For example:
 
         box-bridge scale web 3 --wait
+        box-bridge scale web=3 api=2
         box-bridge scale web 3 --memory-mib 256 --env LEVEL=debug
         box-bridge scale shop 2 --image nginx:1.27 --port 0:80
-        box-bridge scale web 0
+        box-bridge scale web --replicas 0
     """
     from bridge.cli.connect import connect
-    from bridge.cli.known_names import service_names
-    from bridge.cli.progress import Progress
-    from bridge.gateway.client import ScaleClient
-    from bridge.gateway.errors import ScaleCapped, ScaleRefused
-    from bridge.gateway.requests import new_request_id
+    from bridge.cli.scaling import ScaleOptions, scale_services
 
-    config = ScaleConfig(
-        image=image,
-        vcpus=vcpus,
-        memory_mib=memory_mib,
-        env=parse_pairs("--env", env),
-        port_map=_check_ports(port or []),
+    targets = _parse_targets(target, replicas)
+    if request_id and len(targets) > 1:
+        raise ConfigError("--request-id", "belongs to one request: scale one service with it")
+    options = ScaleOptions(
+        style=Style.of(output, json=json),
+        config=ScaleConfig(
+            image=image,
+            vcpus=vcpus,
+            memory_mib=memory_mib,
+            env=parse_pairs("--env", env),
+            port_map=_check_ports(port or []),
+        ),
+        replace_config=replace_config,
+        request_id=request_id,
+        wait=wait,
+        limit=timeout or (120.0 if wait else 10.0),
+        dry_run=dry_run,
     )
-    request_id = request_id or new_request_id()
-    latest: InstancesResponse | None = None
-    capped: ScaleCapped | None = None
-    waiting = Progress(f"{service}: asking for {replicas}", quiet=json or not wait)
     async with connect(link, "scale") as connection:
-        client = ScaleClient(connection)
-        limit = timeout or (120.0 if wait else 10.0)
-        left = _countdown(limit)
-
-        def show(seen: InstancesResponse) -> None:
-            nonlocal latest
-            latest = seen
-            waiting.show(_progress(service, replicas, seen))
-
-        with _interruption(service, request_id, json=json), waiting:
-            try:
-                as_refused = json or image is not None
-                async with service_names(connection, service, as_refused=as_refused):
-                    response = await client.scale(
-                        service,
-                        replicas,
-                        config=config,
-                        replace_config=replace_config,
-                        dry_run=dry_run,
-                        wait=wait,
-                        timeout=limit,
-                        request_id=request_id,
-                        progress=show,
-                    )
-            except ScaleRefused as exc:
-                return _print_refusal(service, exc.response, json)
-            except ScaleCapped as exc:
-                capped, response = exc, exc.response
-                if wait and not dry_run:
-                    target = response.target_replicas
-                    await client.wait_ready(service, target, timeout=left(), progress=show)
-        code = DONE if capped is None else PARTLY
-        if json:
-            print_json(response)
-            return code
-        verb = "would be scaled" if dry_run else "scaled"
-        count = f"{response.target_replicas}" + (f" of {replicas}" if capped else "")
-        out.print(f"{service} {verb} to {count} (request {response.request_id})")
-        if capped is not None:
-            err.print(Text(f"{service}: {capped}", style="red"))
-        if latest is not None:  # the Box that answers now may not have seen these instances yet
-            _print_instances(latest)
-        elif response.instances or (response.target_replicas and not dry_run):
-            seen = await client.observe(service)
-            _print_instances(_answered(service, response, seen, dry_run=dry_run))
-    return code
+        return await scale_services(connection, targets, options)
 
 
-def _countdown(seconds: float) -> Callable[[], float]:
-    """The seconds that are left of `seconds` from now, at least a tenth."""
-    until = time.monotonic() + seconds
-    return lambda: max(0.1, until - time.monotonic())
+def _parse_targets(words: Sequence[str], replicas: int | None) -> Mapping[str, int]:
+    """The number of each service. Raises ConfigError and NameRefused."""
+    if not words:
+        raise ConfigError("SERVICE is missing", _USAGE)
+    targets: dict[str, int] = {}
+    left = list(words)
+    while left:
+        service, equals, number = left.pop(0).partition("=")
+        if not equals and replicas is None:
+            if not left:
+                raise ConfigError("REPLICAS is missing", _USAGE)
+            number = left.pop(0)
+        count = replicas if not equals and replicas is not None else _parse_count(number)
+        if targets.setdefault(check_name("service", service), count) != count:
+            raise ConfigError(service, f"cannot have {targets[service]} and {count} instances")
+    return targets
+
+
+def _parse_count(text: str) -> int:
+    try:
+        count = int(text)
+        _U32(int, count)
+    except ValueError as exc:
+        known = re.fullmatch(r"Must be .*", str(exc))
+        problem = str(exc) if known else f'unable to convert "{text}" into int; {_USAGE}'
+        raise ConfigError("REPLICAS", f"{text!r}: {problem}") from exc
+    return count
 
 
 def _check_ports(port: list[str]) -> list[str]:
@@ -156,54 +144,3 @@ def _check_ports(port: list[str]) -> list[str]:
         if re.fullmatch(r"\d{1,5}:\d{1,5}", item) is None:
             raise ConfigError("--port", f"takes HOST:GUEST, e.g. `0:80`, not {item!r}")
     return port
-
-
-@contextlib.contextmanager
-def _interruption(service: str, request_id: str, *, json: bool) -> Iterator[None]:
-    """On Ctrl-C print that the request stands, because it is not taken back."""
-    import asyncio
-
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not json:
-            err.print(
-                f"The request {request_id} stands if a Box has accepted it: see "
-                f"`box-bridge services` and `box-bridge history {service}`."
-            )
-        raise
-
-
-def _print_refusal(service: str, response: ScaleResponse, json: bool) -> int:
-    if json:
-        print_json(response)
-    else:
-        err.print(Text(f"{service}: ", style="red").append(response.error or "refused"))
-    return FAILED
-
-
-def _answered(
-    service: str, response: ScaleResponse, seen: InstancesResponse, *, dry_run: bool
-) -> InstancesResponse:
-    """The instances that the answer names and, unless nothing changed, what the service lacks."""
-    missing = seen.notices.get(service)
-    return InstancesResponse(
-        total=len(response.instances),
-        instances=response.instances,
-        hosts=seen.hosts,
-        notices={service: missing} if missing and not dry_run else {},
-    )
-
-
-def _print_instances(seen: InstancesResponse) -> None:
-    if seen.instances:
-        out.print(instances_table(seen))
-    for line in notices(seen):
-        out.print(line)
-
-
-def _progress(service: str, replicas: int, seen: InstancesResponse) -> str:
-    counts = Counter(str(info.state) for info in seen.instances)
-    states = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none yet"
-    missing = seen.notices.get(service, "")
-    return f"{service}: {states}; {replicas} wanted" + (f": {missing}" if missing else "")

@@ -7,10 +7,13 @@ from rich.text import Text
 
 from bridge.admin_protocol import Service, ServicesResponse
 from bridge.cli.flags import Json, Link, Watch
-from bridge.console import err, out, plain_table, print_json
+from bridge.cli.output import Output, Style
+from bridge.console import err, out, plain_table
 
 
-async def services(*, watch: Watch = False, link: Link | None = None, json: Json = False) -> int:
+async def services(
+    *, watch: Watch = False, link: Link | None = None, json: Json = False, output: Output = None
+) -> int:
     """List the services: wanted, ready, and what is missing.
 
     A service that hosts offer is listed even if nobody has scaled it. For
@@ -23,25 +26,27 @@ async def services(*, watch: Watch = False, link: Link | None = None, json: Json
     from bridge.cli.watch import View, show
     from bridge.gateway.operator import Operator
 
+    style = Style.of(output, json=json)
     view = View(
         lambda connection: Operator(connection).services(),
-        _table,
-        lambda listed: _print(listed, json),
+        lambda listed: _table(listed, style),
+        lambda listed: _print(listed, style),
     )
-    return await show(link, "services", view, watch=watch, json=json)
+    return await show(link, "services", view, watch=watch, json=style.for_programs)
 
 
-def _print(listed: list[Service], json: bool) -> None:
-    if json:
-        print_json(ServicesResponse(total=len(listed), services=listed))
-    elif listed:
-        out.print(_table(listed))
+def _print(listed: list[Service], style: Style) -> None:
+    response = ServicesResponse(total=len(listed), services=listed)
+    if style.print_data(response, lambda: [service.name for service in listed]):
+        return
+    if listed:
+        out.print(_table(listed, style))
     else:
         err.print("no services")
 
 
-def _table(listed: list[Service]) -> Table:
-    table = plain_table("SERVICE")
+def _table(listed: list[Service], style: Style) -> Table:
+    table = plain_table("SERVICE", wide=style.wide)
     for name in ("WANTED", "READY", "BUSY", "OTHER"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("ROLLOUT", no_wrap=True)

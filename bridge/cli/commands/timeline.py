@@ -13,10 +13,11 @@ from rich.text import Text
 
 from bridge.cli.exit_codes import DONE
 from bridge.cli.flags import LONGEST, Json, Link
+from bridge.cli.output import DataOutput, Style
 from bridge.cli.timeline.history import History, Timeline
 from bridge.cli.timeline.svg import render_svg
 from bridge.cli.timeline.text import render_text
-from bridge.console import err, out, print_json
+from bridge.console import err, out
 from bridge.errors import ConfigError
 from bridge.protocol import now
 from bridge.subjects import check_name, is_name
@@ -36,6 +37,9 @@ async def timeline(
     since: Annotated[
         str, Parameter(help="How far back: 10m, 1h30m, 7d, a time, or all that is stored.")
     ] = "1h",
+    until: Annotated[
+        str | None, Parameter(help="Where the picture ends: 14:00, 10m ago, or a time.")
+    ] = None,
     svg: Annotated[
         Path | None, Parameter(help="Write the picture into this file, as SVG, to share it.")
     ] = None,
@@ -59,6 +63,7 @@ async def timeline(
     ] = 60.0,
     link: Link | None = None,
     json: Json = False,
+    output: DataOutput = None,
 ) -> int:
     """Draw the history of a service's instances.
 
@@ -72,21 +77,24 @@ async def timeline(
     """
     from bridge.cli.connect import connect, require_streams
     from bridge.cli.known_names import check_services
-    from bridge.cli.since import parse_since
+    from bridge.cli.since import parse_since, parse_until
 
-    begin = parse_since(since)
+    style = Style.of(output, json=json)
+    begin, end = parse_since(since), None if until is None else parse_until(until)
     if isinstance(begin, int):
         raise ConfigError(
             "--since", f"{since!r} is a sequence; say how long ago, as in 10m, or all"
         )
     if isinstance(begin, timedelta):
         begin = now() - begin
+    if end is not None and isinstance(begin, datetime) and begin >= end:
+        raise ConfigError("--until", f"{until!r} is not after --since {since!r}")
     history = History(since=begin if isinstance(begin, datetime) else None, most=rows)
     check_name("service", service)
     async with connect(link, "timeline") as connection:
         await require_streams(connection)
-        refused = await _read(connection, service, history, timeout)
-        drawn = history.timeline(now())
+        refused = await _read(connection, service, history, timeout, end)
+        drawn = history.timeline(end or now())
         if not drawn.instances:
             await check_services(connection, [service])
     if refused:
@@ -94,9 +102,9 @@ async def timeline(
         err.print(Text(f"left out: {counts}"))
     if svg is not None:
         _write(svg, render_svg(drawn, f"{service}: instances"))
-    if json:
-        print_json(drawn)
-    elif svg is None:
+    if style.print_data(drawn):
+        return DONE
+    if svg is None:
         _print(drawn, width)
     else:
         err.print(Text(f"{svg}: {len(drawn.instances)} instances of {service}"))
@@ -104,7 +112,7 @@ async def timeline(
 
 
 async def _read(
-    connection: Connection, service: str, history: History, timeout: float
+    connection: Connection, service: str, history: History, timeout: float, end: datetime | None
 ) -> Mapping[str, int]:
     """Add the service's stored events to `history`; returns why messages were refused, and how
     many.
@@ -116,6 +124,8 @@ async def _read(
 
     def take(message: Message) -> None:
         event = read_event(message, metrics)
+        if event is not None and end is not None and event.timestamp > end:
+            return
         if event is not None and is_name(event.instance_id):
             history.add(event)
         elif event is not None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from bridge.bus.jetstream.follower import Start
-from bridge.cli.since import parse_since
+from bridge.cli.since import parse_since, parse_until
 from bridge.errors import ConfigError
 
 
@@ -87,3 +87,23 @@ def test_anything_else_is_refused(wrong: str) -> None:
 def test_a_time_to_come_is_refused() -> None:
     with pytest.raises(ConfigError, match="in the future"):
         parse_since("9000-01-01")
+
+
+def test_a_clock_time_is_the_last_one_that_has_passed() -> None:
+    at = datetime.now(UTC).astimezone()
+    passed, ahead = at - timedelta(minutes=1), at + timedelta(minutes=2)
+    for moment in (passed, ahead):
+        found = parse_since(f"{moment:%H:%M}")
+        assert isinstance(found, datetime)
+        assert timedelta() <= datetime.now(UTC) - found < timedelta(days=1, hours=1)
+        assert f"{found.astimezone():%H:%M}" == f"{moment:%H:%M}"
+    with pytest.raises(ConfigError, match="--until"):
+        parse_until("24:61")
+
+
+def test_until_is_a_time_or_a_time_ago() -> None:
+    assert timedelta(minutes=9) < datetime.now(UTC) - parse_until("10m") < timedelta(minutes=11)
+    assert parse_until("2021-11-21T09:00Z") == datetime(2021, 11, 21, 9, tzinfo=UTC)
+    for text in ("all", "17", "2199-01-01"):
+        with pytest.raises(ConfigError, match="--until"):
+            parse_until(text)
