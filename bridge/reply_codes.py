@@ -24,8 +24,9 @@ class ReplyCode(enum.StrEnum):
     UNKNOWN_HOST = "unknown_host"  # an order for a host that no Box has seen
     UNSUPPORTED_CONFIG = "unsupported_config"  # no live host can run the service with this config
     CONFLICT = "conflict"  # the request_id was used for another request
+    STALE_REVISION = "stale_revision"  # another revision than the request expects
     CAPPED = "capped"  # carried out with a lower target than the request names
-    CAPACITY_EXCEEDED = "capacity_exceeded"  # refused for lack of room
+    CAPACITY_EXCEEDED = "capacity_exceeded"  # no room for all, and part is not granted
     UNREADABLE_RECORD = "unreadable_record"  # a newer Box wrote the record, or it is damaged
     NOT_PERMITTED = "not_permitted"  # NATS does not let the Box write this
     STORE_REFUSED = "store_refused"  # JetStream took no write, or gave no data

@@ -37,6 +37,11 @@ CONFIG_MODE: Final = "Box-Config"
 CONFIG_REPLACE: Final = "replace"
 INSTANCES_TOTAL: Final = "Box-Instances-Total"
 RECORD_VERSION: Final = "Box-Version"
+REVISION: Final = "Box-Revision"
+EXPECTED_REVISION: Final = "Box-Expected-Revision"
+ALL_OR_NOTHING: Final = "Box-All-Or-Nothing"
+VICTIMS: Final = "Box-Victims"
+HIGHEST_RANK: Final = "highest-rank"
 REPLY_CODE: Final = "Box-Code"
 # Headers of registrations.
 STATS_PART: Final = "Box-Part"  # "2/3": the second of three messages of one report

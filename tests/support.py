@@ -178,7 +178,8 @@ def free_ports(count: int) -> list[int]:
 
 def connect(url: str, **settings: Any) -> Any:
     """A connection for a test: ``async with connect(url) as connection``."""
-    return Connection.open(NatsConfig(url=url, **settings), name="test")
+    patience = 20.0  # seconds: a busy machine may need them
+    return Connection.open(NatsConfig(url=url, **settings), name="test", patience=patience)
 
 
 async def ask(

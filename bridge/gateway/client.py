@@ -156,13 +156,21 @@ class ScaleClient:
         """All instances, from a Box that has seen this `version` of the service's record."""
         request = InstancesRequest(service=service, limit=_PAGE)
         first = page = await self._page(request, timeout, version)
-        instances, hosts = list(page.instances), dict(page.hosts)
+        instances, hosts, ranks = list(page.instances), dict(page.hosts), dict(page.ranks)
         while page.instances and _more(page, len(instances)):
             request = replace(request, offset=len(instances), after=page.next or "")
             page = await self._page(request, timeout, version)
             instances += page.instances
             hosts |= page.hosts
-        return replace(first, total=len(instances), instances=instances, hosts=hosts, next=None)
+            ranks |= page.ranks
+        return replace(
+            first,
+            total=len(instances),
+            instances=instances,
+            hosts=hosts,
+            ranks=ranks,
+            next=None,
+        )
 
     def events(
         self, service: Services = None, *, start: Begin = Start.NOW

@@ -161,6 +161,7 @@ class InstancesResponse(Struct, frozen=True, kw_only=True, gc=False):
     - `notices`: alerts as sentences, by service or by ``host <name>``.
     - `next`: the `after` of a request for the next page, empty if this is the last one; None from a
       Box that knows no cursor.
+    - `ranks`: the rank of each listed instance that has one, by id, if one service was asked for.
 
     A page that was requested with `after` has no `rolling`, `stopped` and `notices`.
     """
@@ -173,6 +174,7 @@ class InstancesResponse(Struct, frozen=True, kw_only=True, gc=False):
     notices: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
     next: str | None = None
+    ranks: dict[str, U32] = field(default_factory=dict)
 
 
 HostStats = dict[str, InstanceHealth]

@@ -17,6 +17,7 @@ from bridge.box.state import age_order
 from bridge.box.state.age_order import Place
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import ENDED
+from bridge.box.state.ranks import rank_of
 from bridge.errors import ProtocolError
 from bridge.protocol import (
     InstanceInfo,
@@ -46,6 +47,9 @@ def page(fleet: FleetState, request: InstancesRequest, max_payload: int) -> Inst
     most = min(request.limit, _MOST, max_payload // SMALLEST)
     instances: list[InstanceInfo] = []
     hosts: dict[str, str] = {}
+    ranks: dict[str, int] = {}
+    record = fleet.services.get(request.service)
+    rank_in = rank_of(record) if record else None
     left_out = set(ended)
     for index in range(start, len(places)):
         if len(instances) == most:
@@ -55,12 +59,15 @@ def page(fleet: FleetState, request: InstancesRequest, max_payload: int) -> Inst
             claim = fleet.slots[service][slot]
             instances.append(fleet.latest(claim))
             hosts[instance_id] = claim.host
+            if rank_in and (rank := rank_in(slot)) is not None:
+                ranks[instance_id] = rank
     last = not places or not instances or _place_of(instances[-1]) == places[-1][:2]
     return InstancesResponse(
         total=len(places) - len(ended),
         instances=instances,
         hosts=hosts,
         next="" if last else _cursor(instances[-1]),
+        ranks=ranks,
     )
 
 
@@ -71,8 +78,9 @@ def first(response: InstancesResponse, count: int) -> InstancesResponse:
     instances = response.instances[:count]
     ids = {info.id for info in instances}
     hosts = {key: host for key, host in response.hosts.items() if key in ids}
+    ranks = {key: rank for key, rank in response.ranks.items() if key in ids}
     cursor = _cursor(instances[-1]) if instances else ""
-    return replace(response, instances=instances, hosts=hosts, next=cursor)
+    return replace(response, instances=instances, hosts=hosts, ranks=ranks, next=cursor)
 
 
 def _ended(fleet: FleetState, places: Sequence[Place], service: str) -> list[int]:

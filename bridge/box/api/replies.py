@@ -24,7 +24,7 @@ from bridge.bus.service.responder import Reply
 from bridge.errors import BusError, CutOff, NotPermitted, ProtocolError, TooLarge
 from bridge.protocol import InstancesResponse, ScaleResponse, encode
 from bridge.reply_codes import Refusal, ReplyCode
-from bridge.subjects import INSTANCES_TOTAL, REPLY_CODE
+from bridge.subjects import INSTANCES_TOTAL, REPLY_CODE, REVISION
 
 Response = Answer | ScaleResponse | InstancesResponse
 
@@ -77,7 +77,7 @@ def scale_reply(
     """The reply that reports an admission, with `headers`."""
     response, code = admission.response, admission.code
     data, cut = with_instances(response, max_payload)
-    headers = {**cut, **headers}
+    headers = {**cut, **headers, REVISION: str(admission.revision)}
     if code is None:
         return Reply(data=data, headers=headers, outcome="accepted")
     headers[REPLY_CODE] = code

@@ -9,9 +9,9 @@ from typing import Final
 from bridge.bus.core.message import Message
 from bridge.errors import ProtocolError
 from bridge.protocol import parse_time
-from bridge.subjects import EXPIRES_AT, RECORD_VERSION, TRACEPARENT, valid_trace
+from bridge.subjects import EXPECTED_REVISION, EXPIRES_AT, RECORD_VERSION, TRACEPARENT, valid_trace
 
-_VERSION: Final = re.compile(r"[0-9]{1,18}")
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
 
 
 def expiry(message: Message) -> datetime | None:
@@ -33,13 +33,22 @@ def known_version(message: Message) -> int:
     """The version of the service's record that the caller knows of; 0 if it names none. Raises
     ProtocolError.
     """
-    version = message.headers.get(RECORD_VERSION)
-    if version is None:
-        return 0
-    if _VERSION.fullmatch(version) is None:
-        problem = f"{version[:40]!r} must be what a reply to box.scale said, or left out"
-        raise ProtocolError("header", RECORD_VERSION, problem)
-    return int(version)
+    return _number(message, RECORD_VERSION) or 0
+
+
+def expected_revision(message: Message) -> int | None:
+    """The revision that the service must have; None if any will do. Raises ProtocolError."""
+    return _number(message, EXPECTED_REVISION)
+
+
+def _number(message: Message, header: str) -> int | None:
+    number = message.headers.get(header)
+    if number is None:
+        return None
+    if _NUMBER.fullmatch(number) is None:
+        problem = f"{number[:40]!r} must be what a reply to box.scale had, or left out"
+        raise ProtocolError("header", header, problem)
+    return int(number)
 
 
 def traceparent(message: Message) -> str:

@@ -12,7 +12,13 @@ from msgspec.structs import replace
 
 from bridge.box.api import instance_pages
 from bridge.box.api.replies import refusal_of, refused_instances, scale_reply, with_instances
-from bridge.box.api.request_headers import expiry, flag, known_version, traceparent
+from bridge.box.api.request_headers import (
+    expected_revision,
+    expiry,
+    flag,
+    known_version,
+    traceparent,
+)
 from bridge.box.fleet.decisions import Decisions
 from bridge.box.fleet.view import FleetView
 from bridge.box.scheduler import diagnosis, rollout
@@ -23,7 +29,16 @@ from bridge.bus.service.responder import Deferred, Endpoint, Reply
 from bridge.errors import BusError, NoReply, ProtocolError
 from bridge.protocol import InstancesRequest, InstancesResponse, ScaleRequest, decode
 from bridge.reply_codes import Refusal, ReplyCode
-from bridge.subjects import CONFIG_MODE, CONFIG_REPLACE, DRY_RUN, RECORD_VERSION
+from bridge.subjects import (
+    ALL_OR_NOTHING,
+    CONFIG_MODE,
+    CONFIG_REPLACE,
+    DRY_RUN,
+    HIGHEST_RANK,
+    RECORD_VERSION,
+    REVISION,
+    VICTIMS,
+)
 
 _EXAMPLE: Final = '{"service":"web","replicas":3}'
 _UNREAD: Final = ScaleRequest(service="", replicas=0)
@@ -118,6 +133,9 @@ class ScaleApi:
                 expires_at=expiry(message),
                 replaces_config=flag(message, CONFIG_MODE, CONFIG_REPLACE),
                 dry_run=flag(message, DRY_RUN, "true"),
+                expected_revision=expected_revision(message),
+                all_or_nothing=flag(message, ALL_OR_NOTHING, "true"),
+                highest_rank_first=flag(message, VICTIMS, HIGHEST_RANK),
                 traceparent=traceparent(message),
             )
         except ProtocolError as exc:
@@ -153,6 +171,9 @@ class ScaleApi:
         if not request.after:
             response = self._with_problems(response, request.service)
         data, headers = with_instances(response, self._connection.max_payload)
+        record = self._fleet.state.services.get(request.service)
+        if record is not None:
+            headers[REVISION] = str(record.revision)
         return Reply(data=data, headers=headers)
 
     def _with_problems(self, page: InstancesResponse, service: str) -> InstancesResponse:

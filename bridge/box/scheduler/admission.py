@@ -20,6 +20,7 @@ from bridge.box.scheduler.host_capacity import capacity_for, fixes_port, total_a
 from bridge.box.scheduler.instance_order import idlest, oldest_first
 from bridge.box.state.capacity_cache import Capacity
 from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.ranks import ranked, rerank
 from bridge.box.state.records import (
     MAX_SLOTS,
     RECEIPTS,
@@ -46,7 +47,10 @@ MAX_REQUEST_ID: Final = 128  # code points; receipts are kept, so their size is 
 class AdmissionRequest(Struct, frozen=True, kw_only=True):
     """A scale request with its headers. `host` decides it, at the time `at` of its wall clock.
 
-    From `expires_at` on the request must have no effect; None means that it does not expire.
+    From `expires_at` on the request must have no effect; None means that it does not expire. It has
+    none either if the service's revision is not the `expected_revision`, unless that is None.
+    `all_or_nothing` refuses what cannot be granted in full. With `highest_rank_first` a lower
+    target ends the instances with the highest ranks, not the idlest.
     """
 
     request: ScaleRequest
@@ -55,16 +59,20 @@ class AdmissionRequest(Struct, frozen=True, kw_only=True):
     expires_at: datetime | None = None
     replaces_config: bool = False
     dry_run: bool = False
+    expected_revision: int | None = None
+    all_or_nothing: bool = False
+    highest_rank_first: bool = False
     traceparent: str = ""
 
 
 class Admission(Struct, frozen=True, kw_only=True):
     """The response, and the record to write first; None if nothing is to be written.
 
-    `code` is None if the request is accepted.
+    `code` is None if the request is accepted. `revision` is the service's after the request.
     """
 
     response: ScaleResponse
+    revision: int
     code: ReplyCode | None = None
     record: ServiceRecord | None = None
 
@@ -77,6 +85,8 @@ def decide(request: AdmissionRequest, fleet: FleetState) -> Admission:
     record = on_request.basis(scale.service, fleet, request.at)
     if receipt := _receipt(record, scale.request_id):
         return _repeat(request, fleet, receipt)
+    if request.expected_revision not in (None, record.revision):
+        return refuse(scale, fleet, _stale(scale.service, request, record))
     config = merged(record.config, scale.config, replaces=request.replaces_config)
     wanted = replace(record, config=config)
     hosts = capacity_for(scale.service, fleet, wanted)
@@ -92,7 +102,8 @@ def refuse(request: ScaleRequest, fleet: FleetState, refusal: Refusal) -> Admiss
     record = fleet.services.get(request.service)
     target = record.target if record else 0
     response = _response(request, fleet, target, error=str(refusal), accepted=False)
-    return Admission(response=response, code=refusal.code)
+    revision = record.revision if record else 0
+    return Admission(response=response, revision=revision, code=refusal.code)
 
 
 def expired(expires_at: datetime, at: datetime, host: str) -> Refusal:
@@ -166,6 +177,14 @@ def _unknown(service: str, fleet: FleetState, wanted: ServiceRecord) -> Refusal:
     return Refusal(ReplyCode.UNKNOWN_SERVICE, f"{problem}; known: {listed or 'none'}")
 
 
+def _stale(service: str, request: AdmissionRequest, record: ServiceRecord) -> Refusal:
+    why = (
+        f"{service} has revision {record.revision}, and the request expects "
+        f"{request.expected_revision}: read its state again"
+    )
+    return Refusal(ReplyCode.STALE_REVISION, why)
+
+
 def _too_few_places(places: int, target: int) -> Refusal:
     """The refusal of a fixed host port for more instances than there are hosts."""
     why = (
@@ -201,7 +220,11 @@ def _repeat(request: AdmissionRequest, fleet: FleetState, receipt: Receipt) -> A
         instances=oldest_first(fleet, scale.service),
         error=receipt.error,
     )
-    return Admission(response=response, code=None if receipt.accepted else ReplyCode.CAPPED)
+    code = None if receipt.accepted else ReplyCode.CAPPED
+    revision = receipt.revision
+    if revision is None:  # an older Box kept it
+        revision = fleet.services[scale.service].revision
+    return Admission(response=response, revision=revision, code=code)
 
 
 # ── a granted request ────────────────────────────────────────────────────────────────────
@@ -228,15 +251,25 @@ def _grant(
         error = f"Capped to {target} instances (max {total} total, {used} used by other services)"
         if target == MAX_SLOTS:
             error = f"Capped to {target} instances, the most that one service can have"
-    slots, leaving = _resized(fleet, scale.service, record, target)
+        if request.all_or_nothing:
+            why = error.replace("Capped to", "There is room for", 1)
+            return refuse(scale, fleet, Refusal(ReplyCode.CAPACITY_EXCEEDED, why))
+    slots, leaving = _resized(request, fleet, record, target)
     response = _response(scale, fleet, target, accepted=accepted, error=error, leaving=leaving)
     rollout = _rollout(record, config, scale.config)
     before = record.slots, record.target, record.config, record.rollout
     if request.dry_run or ((slots, target, config, rollout) == before and not scale.request_id):
-        return Admission(response=response, code=code)
-    after = replace(record, target=target, slots=slots, config=config, rollout=rollout)
+        return Admission(response=response, revision=record.revision, code=code)
+    after = replace(
+        record,
+        target=target,
+        slots=slots,
+        ranks=rerank(record, slots, target),
+        config=config,
+        rollout=rollout,
+    )
     written = _with_decision(request, record, after, response)
-    return Admission(response=response, code=code, record=written)
+    return Admission(response=response, revision=written.revision, code=code, record=written)
 
 
 def _with_decision(
@@ -255,28 +288,35 @@ def _with_decision(
         error=response.error,
         traceparent=request.traceparent,
     )
+    changed = (after.target, after.config) != (before.target, before.config)
+    revision = before.revision + changed
     after = replace(
         after,
         version=before.version + 1,
+        revision=revision,
         moves=[slot for slot in before.moves if slot in after.slots],
-        receipts=_receipts(request, before, response),
+        receipts=_receipts(request, before, response, revision),
         decision=decision,
     )
     return with_request(before, after)
 
 
 def _resized(
-    fleet: FleetState, service: str, record: ServiceRecord, target: int
+    request: AdmissionRequest, fleet: FleetState, record: ServiceRecord, target: int
 ) -> tuple[list[int], set[int]]:
     """The slot set for `target`, and the slots removed from it. The same target keeps the set, and
     with it the extra slot of a rollout that is under way.
     """
-    slots = set(record.slots)
+    service, slots = request.request.service, set(record.slots)
     if target == record.target:
         return record.slots, set()
     if target > len(slots):
         slots |= set(fleet.free_slots(service, target - len(slots), beside=slots))
-    leaving = set(idlest(fleet, service, slots, len(slots) - target))
+    if request.highest_rank_first:
+        staying = ranked(record)[:target]
+        leaving = slots.difference(staying) if len(staying) == target else set()
+    else:
+        leaving = set(idlest(fleet, service, slots, len(slots) - target))
     return sorted(slots - leaving), leaving
 
 
@@ -293,7 +333,7 @@ def _rollout(record: ServiceRecord, config: ScaleConfig, overrides: ScaleConfig)
 
 
 def _receipts(
-    request: AdmissionRequest, record: ServiceRecord, response: ScaleResponse
+    request: AdmissionRequest, record: ServiceRecord, response: ScaleResponse, revision: int
 ) -> list[Receipt]:
     scale = request.request
     if not scale.request_id:
@@ -305,6 +345,7 @@ def _receipts(
         current=response.current_replicas,
         target=response.target_replicas,
         error=response.error,
+        revision=revision,
     )
     return [*record.receipts, receipt][-RECEIPTS:]
 

@@ -22,6 +22,7 @@ from bridge.box.scheduler.instance_order import idlest
 from bridge.box.scheduler.placement import able_hosts, holds, host_port, place, rivals, room
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.lifecycle import ENDED
+from bridge.box.state.ranks import rerank
 from bridge.box.state.records import (
     MAX_FAILED_REPLACEMENTS,
     Decision,
@@ -153,6 +154,7 @@ def _with_step(
         record,
         version=record.version + 1,
         slots=slots,
+        ranks=rerank(record, slots, record.target),
         rollout=rollout,
         moves=[slot for slot in record.moves if slot in slots and rollout is not None],
         decision=Decision(at=at, host=host, replicas=record.target, error=note, step=True),

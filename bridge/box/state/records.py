@@ -59,6 +59,7 @@ class Receipt(Struct, frozen=True, kw_only=True):
     current: U32
     target: U32
     error: Text | None = None
+    revision: Number | None = None
 
 
 class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -110,16 +111,19 @@ class Rollout(Struct, frozen=True, kw_only=True):
 class ServiceRecord(Struct, frozen=True, kw_only=True):
     """The desired state of one service: `box_services`, key ``<service>``.
 
-    `version` counts this service's decisions. `slots` is sorted and has `target` members, and extra
-    ones while a rollout replaces instances. `moves` are the slots whose instances are to be
-    replaced on other hosts. `avoid` has the hosts on which slots must not be placed. `on_request`:
-    a request alone has made the service, by an image, and each host that admits the image can run
-    it.
+    `version` counts this service's decisions, `revision` the granted requests that changed its
+    target or its config. `slots` is sorted and has `target` members, and extra ones while a rollout
+    replaces instances. `ranks` has the slot of each rank (see bridge.box.state.ranks); it is empty
+    if these are the first slots in order. `moves` are the slots whose instances are to be replaced
+    on other hosts. `avoid` has the hosts on which slots must not be placed. `on_request`: a request
+    alone has made the service, by an image, and each host that admits the image can run it.
     """
 
     version: Number = 0
+    revision: Number = 0
     target: U32 = 0
     slots: Slots = field(default_factory=list)
+    ranks: Slots = field(default_factory=list)
     config: ScaleConfig = field(default_factory=ScaleConfig)
     on_request: bool = False
     rollout: Rollout | None = None
@@ -205,6 +209,12 @@ def check_service(key: str, record: ServiceRecord) -> None:
     if record.target > len(slots):
         problem = f"{record.target} is more than the {len(slots)} slots"
         raise ProtocolError("ServiceRecord", "target", problem)
+    if record.ranks and (
+        len(record.ranks) != record.target
+        or len(set(record.ranks)) != record.target
+        or not set(slots).issuperset(record.ranks)
+    ):
+        raise ProtocolError("ServiceRecord", "ranks", "expected a different slot for each rank")
     decisions = [record.decision, *(item.decision for item in record.requests)]
     times = [item.until for item in record.avoid] + [each.at for each in decisions if each]
     _check_times("ServiceRecord", times)
