@@ -23,7 +23,7 @@ from bridge.errors import BusError, CutOff, NoResponders, NotPermitted
 from bridge.log_limit import LimitedLog, cause_of
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, encode
 from bridge.settings import Timing
-from bridge.subjects import BOX_HOST, MSG_TTL
+from bridge.subjects import BOX_HOST, BOX_SEQ, MSG_TTL
 from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class Registrations:
         self._headers = {BOX_HOST: host} if host else {}
         self._timing = timing
         self._active: dict[str, InstanceRegistration] = {}
+        self._sequences: dict[str, int] = {}
         self._due: dict[str, float] = {}
         self._withdrawals: dict[str, InstanceDeregistration] = {}
         self._in_flight: set[str] = set()
@@ -71,11 +72,15 @@ class Registrations:
         """Why some registrations or withdrawals are not stored; None if all are."""
         return self._failures.describe()
 
-    async def register(self, registration: InstanceRegistration) -> None:
-        """Register now, until the withdrawal. If storing fails, `run` retries it."""
+    async def register(self, registration: InstanceRegistration, *, seq: int = 0) -> None:
+        """Register now, until the withdrawal. If storing fails, `run` retries it.
+
+        A Box passes the Box-Seq of the instance's newest event: gateways need not wait for that.
+        """
         if registration.instance_id in self._retired:
             return
         self._active[registration.instance_id] = registration
+        self._sequences[registration.instance_id] = seq
         await self._publish(registration)
 
     def withdraw(self, deregistration: InstanceDeregistration) -> None:
@@ -113,8 +118,8 @@ class Registrations:
 
     def retire(self, instance_id: str) -> None:
         """The instance was withdrawn for good: stop renewing it."""
-        self._active.pop(instance_id, None)
-        self._due.pop(instance_id, None)
+        for place in (self._active, self._due, self._sequences):
+            place.pop(instance_id, None)
         self._failures.remove(instance_id)
         self._retired.add(instance_id)
 
@@ -163,6 +168,8 @@ class Registrations:
         instance_id = registration.instance_id
         subject = self._connection.subjects.register(registration.service, instance_id)
         headers = {**self._headers, MSG_TTL: str(self._timing.registration_ttl)}
+        if seq := self._sequences.get(instance_id):
+            headers[BOX_SEQ] = str(seq)
         started = time.monotonic()
         stored = await self._store(instance_id, subject, encode(registration), headers)
         if stored:

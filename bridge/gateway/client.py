@@ -329,10 +329,11 @@ def _routing_gap(
     left = (
         routes.not_withdrawn(known - {info.id for info in seen.instances}) if goal.settled else ()
     )
+    blocked = {f"{each} ({why})" if (why := routes.blocker(each)) else each for each in unrouted}
     gaps = [
         f"{text}: {', '.join(sorted(ids)[:_NAMED])}{', …' if len(ids) > _NAMED else ''}"
         for text, ids in (
-            ("Ready, but gateways do not route to them", unrouted),
+            ("Ready, but gateways do not route to them", blocked),
             ("ended, but gateways still route to them", left),
         )
         if ids

@@ -89,7 +89,7 @@ class InstancePublication:
         self._written = _facts_of(record.value) if record else None
         self._synced = record is not None
         self._stored_seq = 0 if self.id in context.journal.undelivered else entry.life.seq
-        self._registration: InstanceRegistration | None = None
+        self._registration: tuple[InstanceRegistration, int] | None = None  # and its Box-Seq
         self._waiting_since: float | None = None
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
@@ -142,13 +142,14 @@ class InstancePublication:
         """Register the instance with gateways once every update so far is stored."""
         info = self.life.info
         assert info.endpoint is not None
-        self._registration = InstanceRegistration(
+        registration = InstanceRegistration(
             instance_id=info.id,
             service=info.service,
             endpoint=info.endpoint,
             metadata=metadata,
             started_at=info.created_at,
         )
+        self._registration = registration, self.life.seq
         self._note_registered()
         self._wake()
 
@@ -342,7 +343,7 @@ class InstancePublication:
     async def _send_registration(self) -> None:
         registration, self._registration = self._registration, None
         if registration is not None:
-            await self._context.registrations.register(registration)
+            await self._context.registrations.register(registration[0], seq=registration[1])
 
 
 def is_as_written(

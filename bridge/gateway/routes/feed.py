@@ -234,10 +234,11 @@ class RegistryFeed:
         if isinstance(route, str):
             self._refuse(route)
         elif self._snapshot is None:
-            self._register(route, time_ns)
+            self._register(route, time_ns, self._reader.sequence(message))
         elif len(self._snapshot) < LIMIT or route.key in self._snapshot:
             key = route.service, instance_id  # the reader shares the text of a service name
-            self._snapshot[key] = RouteCandidate(key, route=route, time_ns=time_ns)
+            seq = self._reader.sequence(message)
+            self._snapshot[key] = RouteCandidate(key, route=route, time_ns=time_ns, served_at=seq)
         else:
             self._refuse("no room")
 
@@ -254,8 +255,8 @@ class RegistryFeed:
         self._first = False
         self._feed.flush()
 
-    def _register(self, route: Route, time_ns: int) -> None:
-        if not self._feed.state.register(route, time_ns, self._feed.clock()):
+    def _register(self, route: Route, time_ns: int, seq: int) -> None:
+        if not self._feed.state.register(route, time_ns, self._feed.clock(), seq=seq):
             self._refuse("no room")
         self._feed.flush()
 

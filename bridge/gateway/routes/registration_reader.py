@@ -16,7 +16,7 @@ from bridge.bus.core.message import Message
 from bridge.errors import ProtocolError
 from bridge.gateway.routes.index import Route
 from bridge.protocol import InstanceRegistration, InstanceState, Time, decode, in_utc
-from bridge.subjects import BOX_HOST
+from bridge.subjects import BOX_HOST, BOX_SEQ, parse_sequence
 from bridge.validation import DISAGREE, MAX_METADATA, check_endpoint, check_metadata
 
 SHARED: Final = 2_000  # values of a kind that are shared, at most
@@ -52,7 +52,7 @@ class RegistrationReader:
         self._limit = limit
         self._services: dict[str, str] = {}
         self._hosts: dict[str, str] = {}
-        self._host_of: dict[bytes, str] = {}
+        self._sender_of: dict[bytes, tuple[str, int]] = {}
         self._metadata: dict[tuple[tuple[str, str], ...], _Metadata] = {}
         self._metadata_of: dict[bytes, _Metadata] = {}
 
@@ -75,13 +75,12 @@ class RegistrationReader:
                 check_metadata(metadata)
         except ProtocolError as exc:
             return exc.field
-        host = self._host_of.get(message.raw_headers)
         return Route(
             service=self._services.get(service) or self._share(self._services, service),
             instance_id=instance_id,
             endpoint=registration.endpoint,
             state=InstanceState.READY,
-            host=self._read_host(message) if host is None else host,
+            host=self._read_sender(message)[0],
             metadata=metadata,
             started_at=_started_at(registration, message),
         )
@@ -96,13 +95,25 @@ class RegistrationReader:
             self._remember(self._metadata_of, raw, metadata)
         return metadata
 
-    def _read_host(self, message: Message) -> str:
-        """The host that sent the registration. All registrations of one Box have equal headers."""
-        host = message.headers.get(BOX_HOST, "")
-        host = self._hosts.get(host) or self._share(self._hosts, host)
-        if len(message.raw_headers) <= _LONGEST:
-            self._remember(self._host_of, message.raw_headers, host)
-        return host
+    def sequence(self, message: Message) -> int:
+        """The Box-Seq of a registration that a Box sent: that event was the newest of the instance,
+        and the instance served. 0 without one.
+        """
+        return self._read_sender(message)[1]
+
+    def _read_sender(self, message: Message) -> tuple[str, int]:
+        """The host that sent the registration, and its Box-Seq.
+
+        Most registrations of one Box have equal headers.
+        """
+        sender = self._sender_of.get(message.raw_headers)
+        if sender is None:
+            host = message.headers.get(BOX_HOST, "")
+            host = self._hosts.get(host) or self._share(self._hosts, host)
+            sender = host, parse_sequence(message.headers.get(BOX_SEQ, "")) or 0
+            if len(message.raw_headers) <= _LONGEST:
+                self._remember(self._sender_of, message.raw_headers, sender)
+        return sender
 
     def _share(self, values: dict[V, V], value: V) -> V:
         self._remember(values, value, value)

@@ -6,10 +6,13 @@ The same messages give the same routes in any order and with any repetition:
   returns.
 - The newest registration of an id by the server's time counts; only a newer one renews the lease.
 - The event of an id with the highest `Box-Seq` gives the state, and the health note with the
-  highest one the health.
+  highest one the health. A registration of a Box has a `Box-Seq`, too: it shows that the instance
+  serves, and is healthy unless its metadata deny that. So a table need not wait for events that
+  the stream does not take.
 
 An instance has a route while three conditions hold. It is registered, and its lease runs. It is
-Ready or Busy (without an event it counts as Ready). No source reports it unhealthy: neither its
+Ready or Busy (without an event it counts as Ready; one in its host's report has left Creating and
+Booting). No source reports it unhealthy: neither its
 metadata nor its events nor its own reports, nor, if it sends none, those of its host. The last
 report counts until it is as old as a lease.
 """
@@ -17,7 +20,7 @@ report counts until it is as old as a lease.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, Protocol
 
 from msgspec.structs import replace
@@ -78,33 +81,43 @@ class RouteState:
         self._reporting: dict[Key, RouteCandidate] = {}
         self._damped: dict[Key, RouteCandidate] = {}
         self._sick: set[str] = set()
+        self._starting: set[str] = set()
         self._single: dict[str, tuple[str, ...]] = {}
         self.changes: list[Change] = []
         self.record_changes = True
 
     # ── messages ────────────────────────────────────────────────────────────────
 
-    def register(self, route: Route, time_ns: int, now: float, *, age: float = 0.0) -> bool:
+    def register(
+        self, route: Route, time_ns: int, now: float, *, age: float = 0.0, seq: int = 0
+    ) -> bool:
         """Register an instance as `route`, or renew its lease, `age` seconds of which are over.
 
-        `time_ns` is the server's. Returns False if there is no room for it.
+        `time_ns` is the server's, `seq` the Box-Seq, 0 without one. Returns False if there is no
+        room for it.
         """
         self.newest_ns = max(self.newest_ns, time_ns)
         key = route.key
         instance = self._leased.get(key)
+        news = False
         if instance is None:
             instance, full = self._find(key), len(self._leased) >= self._limit
+            instance.note_serving(seq)
             if instance.withdrawal or full or instance.outdates(route, time_ns):
                 self._remember(instance, now)
                 return bool(instance.withdrawal) or not full
             self._rest.pop(instance.key, None)
             self._leased[instance.key] = instance
-        elif instance.outdates(route, time_ns):
-            return True
+        else:
+            news = instance.note_serving(seq)
+            if instance.outdates(route, time_ns):
+                self._update_state(instance)
+                self._settle(instance, now)
+                return True
         instance.time_ns = time_ns
         self._leases.renew(instance.key, now - age)
         self.held_over.discard(key)
-        if not instance.is_registered_as(route):
+        if news or not instance.is_registered_as(route):
             state = instance.state
             instance.route = route if route.state is state else replace(route, state=state)
             self._settle(instance, now)
@@ -151,7 +164,9 @@ class RouteState:
         for each in known_before:
             if each.route is not None:
                 age = max(0.0, (server_ns - each.time_ns) / 1e9)
-                refused += not self.register(each.route, each.time_ns, now, age=age)
+                refused += not self.register(
+                    each.route, each.time_ns, now, age=age, seq=each.served_at
+                )
         return refused
 
     def withdraw(self, key: Key, reason: str, now: float) -> None:
@@ -166,6 +181,7 @@ class RouteState:
             for group in (self._leased, self._reporting, self._damped):
                 group.pop(key, None)
             self._sick.discard(key[1])
+            self._starting.discard(key[1])
             self._remember(instance, now)
 
     def event(self, event: InstanceEvent, seq: int, now: float) -> bool:
@@ -181,10 +197,8 @@ class RouteState:
         if seq < 1:
             return False
         instance = self._known((event.service, event.instance_id), now)
-        if (latest := (seq, event.to_state.value)) > instance.last_event:
-            instance.last_event, instance.state = latest, event.to_state
-            if instance.route is not None and instance.route.state is not event.to_state:
-                instance.route = replace(instance.route, state=event.to_state)
+        instance.note_event(seq, event.to_state)
+        self._update_state(instance)
         word = event.message.partition(":")[0]
         if event.from_state is event.to_state and word in ("healthy", "unhealthy"):
             instance.note = max(instance.note, (seq, word == "unhealthy"))
@@ -204,17 +218,32 @@ class RouteState:
 
     def sample(self, host: str, stats: Mapping[str, HealthSample], now: float) -> None:
         """Apply the health that a host reports of its instances, except of those that another host
-        registered. Only instances that are or were unhealthy cost time.
+        registered. Only instances that are or were unhealthy, or that were starting, cost time.
         """
+        for instance_id in [name for name in self._starting if name in stats]:
+            for instance in self._of_host(instance_id, host):
+                if instance.is_starting:  # a host reports what serves
+                    instance.state = InstanceState.READY
+                    self._update_state(instance)
+                    self._settle(instance, now)
         recovered = [name for name in self._sick if name in stats and stats[name].healthy]
         sick = [name for name, health in stats.items() if not health.healthy]
         for instance_id in (*recovered, *sick):
-            for service in self._services.get(instance_id, ()):
-                instance = self._leased.get((service, instance_id))
-                if instance is None or instance.route is None:
-                    continue
-                if instance.route.host in ("", host):
-                    self._sample(instance, stats[instance_id].healthy, now)
+            for instance in self._of_host(instance_id, host):
+                self._sample(instance, stats[instance_id].healthy, now)
+
+    def _of_host(self, instance_id: str, host: str) -> Iterator[RouteCandidate]:
+        """The registered instances of this id, except those that another host registered."""
+        for service in self._services.get(instance_id, ()):
+            instance = self._leased.get((service, instance_id))
+            if instance is not None and instance.route and instance.route.host in ("", host):
+                yield instance
+
+    def _update_state(self, instance: RouteCandidate) -> None:
+        """Bring the state in the route of `instance` up to date."""
+        route, state = instance.route, instance.state
+        if route is not None and route.state is not state:
+            instance.route = replace(route, state=state)
 
     def _sample(self, instance: RouteCandidate, healthy: bool, now: float) -> None:
         instance.sampled_bad = None if healthy else now
@@ -262,6 +291,15 @@ class RouteState:
         while self._rest and next(iter(self._rest.values()))[0] <= now - MEMORY:
             self._forget_oldest()
         return extended
+
+    def blocker(self, key: Key) -> str | None:
+        """Why an instance has no route; None if it has one."""
+        instance = self._leased.get(key)
+        if instance is None:
+            _, instance = self._rest.get(key, (0.0, RouteCandidate(key)))
+        if instance.current is not None:
+            return None
+        return instance.obstacle() or _DAMPED
 
     def take_changes(self) -> list[Change]:
         """The changes since the last call."""
@@ -342,6 +380,7 @@ class RouteState:
         self._damped.pop(key, None)
         self._reporting.pop(key, None)
         self._sick.discard(key[1])
+        self._starting.discard(key[1])
         service, instance_id = key
         others = tuple(name for name in self._services[instance_id] if name != service)
         if others:
@@ -359,6 +398,10 @@ class RouteState:
         route = None if obstacle else instance.route
         if route is not instance.current:
             self._set_route(instance, route, obstacle)
+        if instance.is_starting:
+            self._starting.add(instance.key[1])
+        elif self._starting:
+            self._starting.discard(instance.key[1])
 
     def _set_route(self, instance: RouteCandidate, route: Route | None, reason: str = "") -> None:
         """Put the route of `instance` into the table, or delete it for a `reason`."""

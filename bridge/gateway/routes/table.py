@@ -145,6 +145,10 @@ class RouteTable:
                 return
         raise WaitTimeout(service, count(service), n, timeout)
 
+    def blocker(self, service: str, instance_id: str) -> str | None:
+        """Why an instance has no route; None if it has one."""
+        return self._state.blocker((service, instance_id))
+
     # ── its age ───────────────────────────────────────────────────────────────────
 
     def stale_for(self) -> float:

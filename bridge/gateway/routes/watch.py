@@ -47,6 +47,11 @@ class RouteWatch:
         """The instances of `ready` to which gateways do not route, or not as far as is known."""
         return set() if self._denied else ready - self._routed()
 
+    def blocker(self, instance_id: str) -> str:
+        """Why gateways do not route to an instance; "" if that is unknown."""
+        known = None if self._table is None else self._table.blocker(self._service, instance_id)
+        return known or ""
+
     def not_withdrawn(self, gone: AbstractSet[str]) -> AbstractSet[str]:
         """The instances of `gone` to which gateways still route."""
         if self._denied:

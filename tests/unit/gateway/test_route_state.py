@@ -62,12 +62,13 @@ def passed(made: RouteState, start: float, end: float, *, live: bool = True) -> 
 
 _NAMES = st.sampled_from(["web-1", "web-2"])
 _REGISTERED = st.builds(
-    lambda name, port, healthy, time, host: ("register", name, port, healthy, time, host),
+    lambda name, port, healthy, time, host, seq: ("register", name, port, healthy, time, host, seq),
     _NAMES,
     st.integers(1, 2),
     st.sampled_from([True, True, False]),
     st.integers(1, 3),
     st.sampled_from(["", "box-a"]),
+    st.integers(0, 4),
 )
 _STEPPED = st.builds(
     lambda name, seq, state: ("event", name, seq, state, ""),
@@ -88,9 +89,9 @@ _TOLD = st.one_of(_REGISTERED, _REGISTERED, _STEPPED, _NOTED, _LEFT)
 def tell(made: RouteState, told: tuple[Any, ...]) -> None:
     kind, name, *rest = told
     if kind == "register":
-        port, healthy, time, host = rest
+        port, healthy, time, host, seq = rest
         metadata = {} if healthy else {"box_healthy": "false"}
-        made.register(registration(name, port, host, **metadata), time, 1.0)
+        made.register(registration(name, port, host, **metadata), time, 1.0, seq=seq)
     elif kind == "deregister":
         made.withdraw(("web", name), "deregistered", 1.0)
     elif kind == "report":
@@ -127,14 +128,18 @@ def test_any_order_of_any_messages_with_repeats_settles_to_the_same_table(
 _SNAPSHOT = st.dictionaries(
     _NAMES,
     st.tuples(
-        st.integers(1, 2), st.sampled_from([True, True, False]), st.integers(-40, 10), st.booleans()
+        st.integers(1, 2),
+        st.sampled_from([True, True, False]),
+        st.integers(-40, 10),
+        st.booleans(),
+        st.integers(0, 4),
     ),
 )
 
 
 @given(st.lists(_TOLD, max_size=6), _SNAPSHOT, st.integers(1, 3))
 def test_a_snapshot_is_taken_over_as_if_each_had_registered(
-    told: list[tuple[Any, ...]], snapshot: dict[str, tuple[int, bool, int, bool]], limit: int
+    told: list[tuple[Any, ...]], snapshot: dict[str, tuple[int, bool, int, bool, int]], limit: int
 ) -> None:
     taken_at, now, seconds = 10**12, 50.0, 10**9
     books = RouteState(30, limit=limit), RouteState(30, limit=limit)
@@ -143,13 +148,14 @@ def test_a_snapshot_is_taken_over_as_if_each_had_registered(
             tell(made, message)
     taken: dict[tuple[str, str], RouteCandidate] = {}
     refused = 0
-    for name, (port, healthy, at, hosted) in snapshot.items():
+    for name, (port, healthy, at, hosted, seq) in snapshot.items():
         metadata = {} if healthy else {"box_healthy": "false"}
         route = registration(name, port, "box-a" if hosted else "", **metadata)
         time_ns = taken_at + at * seconds
-        taken[route.key] = RouteCandidate(route.key, route=route, time_ns=time_ns)
+        taken[route.key] = RouteCandidate(route.key, route=route, time_ns=time_ns, served_at=seq)
         if at >= -30:
-            refused += not books[0].register(route, time_ns, now, age=max(0.0, float(-at)))
+            age = max(0.0, float(-at))
+            refused += not books[0].register(route, time_ns, now, age=age, seq=seq)
     assert books[1].take_over(taken, taken_at, now) == refused
     for name in ("_leased", "_services", "newest_ns", "seq"):
         assert getattr(books[0], name) == getattr(books[1], name), name
@@ -210,6 +216,41 @@ def test_an_instance_that_registers_before_it_is_ready_has_no_route_yet(
     made.event(event(S.READY, since=S.BOOTING), 2, 1)
     assert names(made) == ["web-1"]
     made.event(event(state), 1, 1)  # comes again
+    assert names(made) == ["web-1"]
+
+
+@pytest.mark.parametrize("last", [S.CREATING, S.BOOTING])
+def test_a_registration_that_its_box_sent_after_an_event_replaces_that_event(
+    last: InstanceState,
+) -> None:
+    made = RouteState(30)
+    made.event(event(last), 2, 0)
+    made.register(registration(host="box-a"), 1, 1)
+    assert names(made) == [], "it may have registered itself before it was ready"
+    made.register(registration(host="box-a"), 2, 2, seq=3)
+    assert [route.state for route in made.routes] == [S.READY]
+    made.event(event(last), 2, 3)  # the stream takes events again, the oldest first
+    assert names(made) == ["web-1"]
+    made.event(event(S.BUSY, since=S.READY), 4, 4)
+    assert [route.state for route in made.routes] == [S.BUSY]
+
+
+def test_a_note_on_its_health_is_replaced_by_a_newer_registration() -> None:
+    made = book()
+    made.event(event(S.READY, "unhealthy: it does not answer"), 4, 1)
+    made.register(registration(), 2, 2, seq=3)
+    assert names(made) == []
+    made.register(registration(), 3, 3, seq=5)
+    assert names(made) == ["web-1"]
+
+
+def test_an_instance_that_its_host_reports_has_become_ready() -> None:
+    made = RouteState(30)
+    made.event(event(S.BOOTING, since=S.CREATING), 2, 0)
+    made.register(registration(), 1, 1)
+    made.sample("box-a", {"web-2": InstanceHealth()}, 2)
+    assert names(made) == []
+    made.sample("box-a", {"web-1": InstanceHealth()}, 3)
     assert names(made) == ["web-1"]
 
 
