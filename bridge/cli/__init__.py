@@ -78,6 +78,11 @@ def _run_light(words: list[str]) -> int | None:
 
         print(overview(), end="", flush=True)
         return DONE
+    if words[0] == "__complete":
+        from bridge.cli.completion import complete
+
+        complete(words[1:])
+        return DONE
     if words == ["--version"]:
         from bridge.version import VERSION
 

@@ -24,37 +24,51 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no answer in time,
 4 done in part. Times are local, logs add the offset; JSON has times in UTC.
 """
 
-VERBS: Final = {
-    "auth add": "Add a NATS user with the rights of a role.",
-    "auth init": "Make the NATS users of a fleet, and a server's configuration.",
-    "auth list": "List the NATS users, with their roles and public keys.",
-    "auth revoke": "Remove a NATS user and its files.",
-    "auth rotate": "Give a NATS user a new key; a reload ends the old one.",
-    "bench": "Measure the speed on your NATS, beside plain nats-py.",
-    "box": "Run a Box on an existing NATS, until Ctrl-C or SIGTERM.",
-    "config check": "Check a configuration file and print the effective settings.",
-    "cordon": "Place nothing new on a host; what it runs stays.",
-    "demo": "Run a demonstration that verifies each step, in 30 seconds.",
-    "doctor": "Check all that a Box or a gateway needs, with cures.",
-    "drain": "Empty a host: replace each instance elsewhere first.",
-    "events": "Show the events of instances, stored and live.",
-    "history": "Show the requests for a service and the decisions on them.",
-    "hosts": "List the hosts: their load, their room and their orders.",
-    "init": "Write a configuration file to begin with.",
-    "logs": "Show the stdout and stderr of an instance of this host.",
-    "plan": "Explain what a scale request would do; change nothing.",
-    "ps": "List the instances with their state, host and load.",
-    "rebalance": "Even out the hosts with the fewest moves.",
-    "register": "Run a program and register it as an instance meanwhile.",
-    "relay": "Send events to an HTTP endpoint, as CloudEvents.",
-    "routes": "List the endpoints that take traffic, or watch them.",
-    "scale": "Set the number of instances of a service.",
-    "services": "List the services: wanted, ready, and what is missing.",
-    "timeline": "Draw the history of a service's instances.",
-    "uncordon": "End a cordon or a drain: the host takes instances again.",
-    "up": "Run a NATS server and a Box on this machine, until Ctrl-C.",
-    "version": "Show the versions of box-bridge and its dependencies.",
+SECTIONS: Final = {
+    "Run": {
+        "bench": "Measure the speed on your NATS, beside plain nats-py.",
+        "box": "Run a Box on an existing NATS, until Ctrl-C or SIGTERM.",
+        "demo": "Run a demonstration that verifies each step, in 30 seconds.",
+        "register": "Run a program and register it as an instance meanwhile.",
+        "relay": "Send events to an HTTP endpoint, as CloudEvents.",
+        "up": "Run a NATS server and a Box on this machine, until Ctrl-C.",
+    },
+    "Look": {
+        "events": "Show the events of instances, stored and live.",
+        "history": "Show the requests for a service and the decisions on them.",
+        "hosts": "List the hosts: their load, their room and their orders.",
+        "logs": "Show the stdout and stderr of an instance of this host.",
+        "plan": "Explain what a scale request would do; change nothing.",
+        "ps": "List the instances with their state, host and load.",
+        "routes": "List the endpoints that take traffic, or watch them.",
+        "services": "List the services: wanted, ready, and what is missing.",
+        "timeline": "Draw the history of a service's instances.",
+        "version": "Show the versions of box-bridge and its dependencies.",
+    },
+    "Operate": {
+        "rebalance": "Even out the hosts with the fewest moves.",
+        "scale": "Set the number of instances of a service.",
+    },
+    "Hosts": {
+        "cordon": "Place nothing new on a host; what it runs stays.",
+        "drain": "Empty a host: replace each instance elsewhere first.",
+        "uncordon": "End a cordon or a drain: the host takes instances again.",
+    },
+    "Configure": {
+        "auth add": "Add a NATS user with the rights of a role.",
+        "auth init": "Make the NATS users of a fleet, and a server's configuration.",
+        "auth list": "List the NATS users, with their roles and public keys.",
+        "auth revoke": "Remove a NATS user and its files.",
+        "auth rotate": "Give a NATS user a new key; a reload ends the old one.",
+        "completion": "Print what completes words and names in your shell.",
+        "config check": "Check a configuration file and print the effective settings.",
+        "doctor": "Check all that a Box or a gateway needs, with cures.",
+        "init": "Write a configuration file to begin with.",
+    },
 }
+"""The verbs by the section of the overview, each with the first line of its help."""
+
+VERBS: Final = {verb: line for verbs in SECTIONS.values() for verb, line in verbs.items()}
 """Each verb, and the first line of its help: `overview` prints it without importing the verb."""
 
 GROUPS: Final = {
@@ -71,13 +85,17 @@ _WIDTH: Final = 80  # letters of a line of the overview
 
 def overview() -> str:
     """The help of the command line as a whole: what cyclopts would print, without its cost."""
-    verbs = {verb: line for verb, line in VERBS.items() if " " not in verb} | GROUPS
-    rows = dict(sorted(verbs.items())) | _FLAGS
-    first = max(map(len, rows))
-    inner = _WIDTH - 4
+    panels = [("Commands", _FLAGS)]
+    for section, verbs in SECTIONS.items():
+        names = {verb.partition(" ")[0] for verb in verbs}
+        panels.append((section, {name: GROUPS.get(name) or verbs[name] for name in sorted(names)}))
+    return f"Usage: {NAME} COMMAND\n\n{ABOUT}\n" + "".join(_panel(*panel) for panel in panels)
+
+
+def _panel(title: str, rows: dict[str, str]) -> str:
+    first, inner = max(map(len, rows)), _WIDTH - 4
     lines = [
-        f"Usage: {NAME} COMMAND\n\n{ABOUT}",
-        f"╭─ Commands {'─' * (_WIDTH - 13)}╮",
+        f"╭─ {title} {'─' * (_WIDTH - 5 - len(title))}╮",
         *(f"│ {f'{name:<{first}}  {line}':<{inner}} │" for name, line in rows.items()),
         f"╰{'─' * (_WIDTH - 2)}╯",
     ]
@@ -89,7 +107,7 @@ def build_app(*, complete: bool = False) -> App:
 
     `complete` imports all of them, so that the help of a group has the first line of each.
     """
-    from cyclopts import App
+    from cyclopts import App, Group
 
     from bridge.version import VERSION
 
@@ -101,13 +119,17 @@ def build_app(*, complete: bool = False) -> App:
         help_flags=["--help", "-h"],
     )
     groups = {"": app}
-    for verb in VERBS:
+    panels = {section: Group(section, sort_key=number) for number, section in enumerate(SECTIONS)}
+    for verb, section in [(verb, name) for name, verbs in SECTIONS.items() for verb in verbs]:
         group, _, name = verb.rpartition(" ")
         if group not in groups:
-            groups[group] = App(name=group, help=GROUPS[group], help_format="plaintext")
+            groups[group] = App(
+                name=group, group=panels[section], help=GROUPS[group], help_format="plaintext"
+            )
             app.command(groups[group])
         module = verb.replace(" ", "_")
-        groups[group].command(f"bridge.cli.commands.{module}:{module}", name=name)
+        panel = None if group else panels[section]
+        groups[group].command(f"bridge.cli.commands.{module}:{module}", name=name, group=panel)
         if complete:
             groups[group][name]  # imports it
     return app

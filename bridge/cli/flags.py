@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
+from bridge.cli.completion import HOSTS, SERVICES, completer
 from bridge.errors import ConfigError
 
 CONNECTION = Group("Connection", sort_key=90)
@@ -121,9 +122,17 @@ AuthDirOption = Annotated[
 ]
 RoleName = Literal["box", "gateway", "consumer", "durable", "relay", "operator", "instance"]
 UserName = Annotated[str, Parameter(help="The user, as `auth list` names it.")]
-ServiceName = Annotated[str, Parameter(help="The service, as a Box's configuration names it.")]
-OptionalService = Annotated[str, Parameter(help="One service. Default: all.")]
-HostName = Annotated[str, Parameter(help="The host, as `box-bridge hosts` names it.")]
+complete_services = completer(SERVICES)
+ServiceName = Annotated[
+    str,
+    Parameter(completer=complete_services, help="The service, as a Box's configuration names it."),
+]
+OptionalService = Annotated[
+    str, Parameter(completer=complete_services, help="One service. Default: all.")
+]
+HostName = Annotated[
+    str, Parameter(completer=completer(HOSTS), help="The host, as `box-bridge hosts` names it.")
+]
 Reason = Annotated[
     str,
     Parameter(

@@ -10,7 +10,7 @@ import re
 import struct
 import sys
 import termios
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.e2e.program import environment
@@ -63,6 +63,9 @@ class PseudoTerminal:
     def press_ctrl_c(self) -> None:
         os.write(self._master, b"\x03")
 
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
     def hang_up(self) -> None:
         """Close the terminal, as its window is closed."""
         os.close(self._master)
@@ -73,18 +76,39 @@ class PseudoTerminal:
             os.close(self._master)
 
 
-@contextlib.asynccontextmanager
-async def on_terminal(
+# The terminal must be the controlling one, so that it signals its program.
+_CONTROL = "import fcntl,sys,termios;fcntl.ioctl(0,termios.TIOCSCTTY,0);"
+_VERB = f"{_CONTROL}from bridge.cli import main;sys.exit(main(sys.argv[1:]))"
+_PROGRAM = f"{_CONTROL}import os;os.execvp(sys.argv[1],sys.argv[1:])"
+
+
+def on_terminal(
     *arguments: object, cwd: Path, columns: int = 80, rows: int = 24, **env: str
-) -> AsyncIterator[PseudoTerminal]:
+) -> contextlib.AbstractAsyncContextManager[PseudoTerminal]:
     """Run a verb on a terminal of this size."""
+    return _terminal(_VERB, arguments, cwd, columns, rows, env)
+
+
+def program_on_terminal(
+    *command: object, cwd: Path, **env: str
+) -> contextlib.AbstractAsyncContextManager[PseudoTerminal]:
+    """Run another program, such as a shell, on a wide terminal."""
+    return _terminal(_PROGRAM, command, cwd, 160, 24, env)
+
+
+@contextlib.asynccontextmanager
+async def _terminal(
+    code: str,
+    arguments: Sequence[object],
+    cwd: Path,
+    columns: int,
+    rows: int,
+    env: Mapping[str, str],
+) -> AsyncIterator[PseudoTerminal]:
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     variables = environment(PYTHONPATH=str(REPOSITORY), **{"TERM": "xterm", **env})
     del variables["COLUMNS"]
-    # The terminal must be the controlling one, so that it signals its program.
-    start = "import fcntl,sys,termios;fcntl.ioctl(0,termios.TIOCSCTTY,0);"
-    code = f"{start}from bridge.cli import main;sys.exit(main(sys.argv[1:]))"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", code, *map(str, arguments)),
         stdin=slave,

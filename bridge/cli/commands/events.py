@@ -12,7 +12,7 @@ from msgspec import Struct
 from rich.text import Text
 
 from bridge.cli.exit_codes import DONE
-from bridge.cli.flags import Json, Link
+from bridge.cli.flags import Json, Link, complete_services
 from bridge.cli.output import DataOutput, Style
 from bridge.console import err, event_text, out
 from bridge.errors import BusError, ConfigError, NoReply
@@ -41,7 +41,9 @@ class _Query(Struct, frozen=True, kw_only=True):
 
 
 async def events(
-    *service: Annotated[str, Parameter(help="Only these services. Default: all.")],
+    *service: Annotated[
+        str, Parameter(completer=complete_services, help="Only these services. Default: all.")
+    ],
     since: Annotated[
         str | None,
         Parameter(help="Begin with stored events: 10m, 1h30m, 7d ago, a time, a sequence, or all."),

@@ -13,6 +13,7 @@ from typing import Annotated, BinaryIO, Final
 from cyclopts import Parameter
 from msgspec import Struct
 
+from bridge.cli.completion import INSTANCES, SERVICES, completer
 from bridge.cli.exit_codes import DONE
 from bridge.cli.flags import ConfigFile, DataDir, Json, Link
 from bridge.console import print_json
@@ -33,7 +34,11 @@ class _Line(Struct):
 
 async def logs(
     instance_id: Annotated[
-        str, Parameter(help="The instance, as `ps` or an event names it, or a service.")
+        str,
+        Parameter(
+            completer=completer(INSTANCES, SERVICES),
+            help="The instance, as `ps` or an event names it, or a service.",
+        ),
     ],
     /,
     *,

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.text import Text
 
-from bridge.cli.flags import Json, Link, Logging, configure_logs
+from bridge.cli.flags import Json, Link, Logging, complete_services, configure_logs
 from bridge.console import clock, err, print_json
 from bridge.errors import ConfigError
 from bridge.protocol import InstanceState, now
@@ -26,7 +26,12 @@ _PROBLEMS: Final = ("outage", "dead_letter", "missed")
 
 
 async def relay(
-    *service: Annotated[str, Parameter(help="The services whose events are sent. Default: all.")],
+    *service: Annotated[
+        str,
+        Parameter(
+            completer=complete_services, help="The services whose events are sent. Default: all."
+        ),
+    ],
     to: Annotated[str, Parameter(help="The http:// or https:// URL that takes the events.")],
     durable: Annotated[
         str, Parameter(help="The name under which NATS remembers which events were delivered.")

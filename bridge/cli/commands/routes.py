@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.cli.exit_codes import DONE
-from bridge.cli.flags import Json, Link
+from bridge.cli.flags import Json, Link, complete_services
 from bridge.cli.output import Output, Style
 from bridge.console import age, clock, err, out, plain_table, state_text
 from bridge.errors import NoReply
@@ -27,7 +27,9 @@ _PATIENCE: Final = 5.0  # seconds for the fleet's streams to be there
 
 
 async def routes(
-    service: Annotated[str | None, Parameter(help="One service. Default: all.")] = None,
+    service: Annotated[
+        str | None, Parameter(completer=complete_services, help="One service. Default: all.")
+    ] = None,
     /,
     *,
     watch: Annotated[

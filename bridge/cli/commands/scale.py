@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from bridge.cli.flags import LONGEST, Json, Link, parse_pairs
+from bridge.cli.flags import LONGEST, Json, Link, complete_services, parse_pairs
 from bridge.cli.output import DataOutput, Style
 from bridge.errors import ConfigError
 from bridge.protocol import U32_MAX, ScaleConfig
@@ -22,7 +22,11 @@ _USAGE = "`box-bridge scale SERVICE REPLICAS`"
 
 async def scale(
     *target: Annotated[
-        str, Parameter(help="SERVICE REPLICAS, or SERVICE=REPLICAS for several services.")
+        str,
+        Parameter(
+            completer=complete_services,
+            help="SERVICE REPLICAS, or SERVICE=REPLICAS for several services.",
+        ),
     ],
     replicas: Annotated[
         int | None,

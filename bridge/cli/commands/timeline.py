@@ -12,7 +12,7 @@ from cyclopts.validators import Number
 from rich.text import Text
 
 from bridge.cli.exit_codes import DONE
-from bridge.cli.flags import LONGEST, Json, Link
+from bridge.cli.flags import LONGEST, Json, Link, complete_services
 from bridge.cli.output import DataOutput, Style
 from bridge.cli.timeline.history import History, Timeline
 from bridge.cli.timeline.svg import render_svg
@@ -31,7 +31,9 @@ _WIDEST = 120  # letters of a line
 
 
 async def timeline(
-    service: Annotated[str, Parameter(help="The service whose instances are drawn.")],
+    service: Annotated[
+        str, Parameter(completer=complete_services, help="The service whose instances are drawn.")
+    ],
     /,
     *,
     since: Annotated[
