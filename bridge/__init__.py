@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from bridge.bus.core.message import Handler as Handler
     from bridge.bus.core.message import Message as Message
     from bridge.bus.core.pending_request import PendingRequest as PendingRequest
-    from bridge.bus.jetstream.follower import Begin as Begin
-    from bridge.bus.jetstream.follower import Checkpoint as Checkpoint
-    from bridge.bus.jetstream.follower import Reset as Reset
-    from bridge.bus.jetstream.follower import Start as Start
+    from bridge.bus.jetstream.start_position import Begin as Begin
+    from bridge.bus.jetstream.start_position import Checkpoint as Checkpoint
+    from bridge.bus.jetstream.start_position import Reset as Reset
+    from bridge.bus.jetstream.start_position import Start as Start
     from bridge.errors import BridgeError as BridgeError
     from bridge.errors import BusError as BusError
     from bridge.errors import ConfigError as ConfigError
@@ -105,13 +105,13 @@ if TYPE_CHECKING:
 _MODULE_OF: Final = {
     "AdminResponse": "bridge.admin_protocol",
     "Backoff": "bridge.gateway.relay.delivery_queue",
-    "Begin": "bridge.bus.jetstream.follower",
+    "Begin": "bridge.bus.jetstream.start_position",
     "BridgeError": "bridge.errors",
     "BusError": "bridge.errors",
     "Candidate": "bridge.admin_protocol",
     "Change": "bridge.gateway.routes.index",
     "Changes": "bridge.gateway.routes.table",
-    "Checkpoint": "bridge.bus.jetstream.follower",
+    "Checkpoint": "bridge.bus.jetstream.start_position",
     "ConfigError": "bridge.errors",
     "Conflict": "bridge.errors",
     "ConnectFailed": "bridge.errors",
@@ -166,7 +166,7 @@ _MODULE_OF: Final = {
     "Relay": "bridge.gateway.relay.relay",
     "RelayConfig": "bridge.gateway.relay.relay",
     "RequestTimeout": "bridge.gateway.errors",
-    "Reset": "bridge.bus.jetstream.follower",
+    "Reset": "bridge.bus.jetstream.start_position",
     "Resync": "bridge.gateway.routes.index",
     "Route": "bridge.gateway.routes.index",
     "RouteTable": "bridge.gateway.routes.table",
@@ -181,7 +181,7 @@ _MODULE_OF: Final = {
     "ServerTooOld": "bridge.errors",
     "Service": "bridge.admin_protocol",
     "ServicesResponse": "bridge.admin_protocol",
-    "Start": "bridge.bus.jetstream.follower",
+    "Start": "bridge.bus.jetstream.start_position",
     "StoreRefused": "bridge.errors",
     "StoreUnsuitable": "bridge.errors",
     "Subjects": "bridge.subjects",

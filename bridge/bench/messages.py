@@ -17,9 +17,9 @@ from bridge.box.state import lifecycle
 from bridge.box.state.lifecycle import Life
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream import topology
-from bridge.bus.jetstream.follower import Start
 from bridge.bus.jetstream.publish import OutgoingMessage, store_batch
 from bridge.bus.jetstream.publisher import LIMIT, Publisher
+from bridge.bus.jetstream.start_position import Start
 from bridge.errors import BenchFailed
 from bridge.gateway.events.stream import EventStream
 from bridge.ids import new_id

@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from bridge.bus.jetstream.follower import Start
+from bridge.bus.jetstream.start_position import Start
 from bridge.errors import ConfigError, ProtocolError
 from bridge.protocol import now, parse_time
 

@@ -13,7 +13,7 @@ import aiohttp
 from msgspec import Struct, field
 from rich.markup import escape
 
-from bridge.bus.jetstream.follower import Reset
+from bridge.bus.jetstream.start_position import Reset
 from bridge.console import event_text, out
 from bridge.gateway.events.stream import EventStream, Gap
 from bridge.protocol import InstanceEvent, InstanceInfo, InstanceState

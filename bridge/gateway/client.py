@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.bus.jetstream.follower import Begin, Start
+from bridge.bus.jetstream.start_position import Begin, Start
 from bridge.config import load_nats
 from bridge.gateway.errors import RequestTimeout, ScaleCapped, ScaleError, ScaleRefused, WaitTimeout
 from bridge.gateway.events.filter import Services

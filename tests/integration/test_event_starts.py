@@ -15,7 +15,7 @@ from bridge.bus.core.message import Message
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import follower, replay, topology
 from bridge.bus.jetstream.api import jetstream
-from bridge.bus.jetstream.follower import Begin
+from bridge.bus.jetstream.start_position import Begin
 from bridge.errors import NameRefused, NoReply
 from bridge.protocol import now
 from tests.stored_events import age_out, note, outgoing, store_all, tell, texts

@@ -16,7 +16,7 @@ from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.dead_letters import ensure_dead_stream
-from bridge.bus.jetstream.follower import Start
+from bridge.bus.jetstream.start_position import Start
 from bridge.cli.examination import examine
 from bridge.gateway.client import ScaleClient
 from bridge.gateway.events.stream import EventStream

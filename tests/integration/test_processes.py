@@ -20,7 +20,8 @@ from msgspec.structs import replace
 from bridge import descriptors
 from bridge.box.runtimes.base import Exit, Spec
 from bridge.box.runtimes.process import shim
-from bridge.box.runtimes.process.runtime import Process, ProcessRuntime
+from bridge.box.runtimes.process.handle import Process
+from bridge.box.runtimes.process.runtime import ProcessRuntime
 from bridge.box.runtimes.process_identity import ProcessIdentity
 from tests.boxes import alive, labelled
 from tests.failing_call import FailingCall

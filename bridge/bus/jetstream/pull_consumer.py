@@ -25,7 +25,14 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream.ack_subject import AckSubject, parse_position
 from bridge.bus.jetstream.api import api_subject, jetstream, jetstream_errors
-from bridge.bus.jetstream.follower import Begin, Checkpoint, Reset, begin_at, filters, find_reset
+from bridge.bus.jetstream.start_position import (
+    Begin,
+    Checkpoint,
+    Reset,
+    begin_at,
+    filters,
+    find_reset,
+)
 from bridge.errors import BusError, DurableMismatch, StoreUnsuitable
 
 _log = logging.getLogger(__name__)

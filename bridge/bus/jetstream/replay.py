@@ -10,7 +10,8 @@ from typing import Final
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream.api import jetstream, jetstream_errors
-from bridge.bus.jetstream.follower import Begin, Follower, Start
+from bridge.bus.jetstream.follower import Follower
+from bridge.bus.jetstream.start_position import Begin, Start
 from bridge.errors import NoReply
 from bridge.tasks import task_scope
 

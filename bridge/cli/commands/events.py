@@ -22,7 +22,7 @@ from bridge.subjects import check_name
 
 if TYPE_CHECKING:
     from bridge.bus.core.connection import Connection
-    from bridge.bus.jetstream.follower import Begin, Reset, Start
+    from bridge.bus.jetstream.start_position import Begin, Reset, Start
     from bridge.gateway.events.durable import DurableEvents
     from bridge.gateway.events.filter import OnRefused
     from bridge.gateway.events.stream import EventStream
@@ -156,7 +156,7 @@ async def _begin(
 def _select(
     connection: Connection, query: _Query, begin: Begin | None, on_refused: OnRefused
 ) -> contextlib.AbstractAsyncContextManager[EventStream | DurableEvents]:
-    from bridge.bus.jetstream.follower import Start
+    from bridge.bus.jetstream.start_position import Start
     from bridge.gateway.events.durable import DurableEvents
     from bridge.gateway.events.stream import EventStream
 
@@ -209,7 +209,7 @@ class _Refusals:
 async def _print_all(
     source: EventStream | DurableEvents, style: Style, until: datetime | None
 ) -> None:
-    from bridge.bus.jetstream.follower import Reset
+    from bridge.bus.jetstream.start_position import Reset
     from bridge.gateway.events.durable import Delivery
     from bridge.gateway.events.stream import Gap
 

@@ -19,7 +19,7 @@ from bridge.errors import ConfigError
 from bridge.protocol import InstanceState, now
 
 if TYPE_CHECKING:
-    from bridge.bus.jetstream.follower import Begin
+    from bridge.bus.jetstream.start_position import Begin
     from bridge.gateway.relay.relay import Notice
 
 _PROBLEMS: Final = ("outage", "dead_letter", "missed")
@@ -138,7 +138,7 @@ def _read_headers(items: Sequence[str] | None) -> dict[str, str]:
 
 def _parse_start(since: str | None) -> Begin:
     """Where a new durable begins. Raises ConfigError."""
-    from bridge.bus.jetstream.follower import Start
+    from bridge.bus.jetstream.start_position import Start
     from bridge.cli.since import parse_since
 
     if since is None:

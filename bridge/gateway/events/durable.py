@@ -22,8 +22,8 @@ from typing import Final, Self
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream.ack_subject import AckSubject
-from bridge.bus.jetstream.follower import Begin, Reset, Start
 from bridge.bus.jetstream.pull_consumer import LOOK, PullConsumer
+from bridge.bus.jetstream.start_position import Begin, Reset, Start
 from bridge.errors import BusError, ConfigError
 from bridge.gateway.events.filter import EventFilter, OnRefused, Services, read_event
 from bridge.protocol import InstanceEvent, InstanceState

@@ -16,7 +16,8 @@ from msgspec.structs import replace
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.bus.jetstream.follower import Follower, Reset, Start
+from bridge.bus.jetstream.follower import Follower
+from bridge.bus.jetstream.start_position import Reset, Start
 from bridge.errors import ConfigError
 from bridge.gateway.events.filter import EventFilter, Services, read_event
 from bridge.gateway.events.stream import Gap

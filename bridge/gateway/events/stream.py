@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.bus.jetstream.follower import Begin, Checkpoint, Follower, Reset, Start
+from bridge.bus.jetstream.follower import Follower
+from bridge.bus.jetstream.start_position import Begin, Checkpoint, Reset, Start
 from bridge.gateway.events.filter import EventFilter, OnRefused, Services, read_event
 from bridge.protocol import InstanceEvent, InstanceState
 from bridge.tasks import task_scope

@@ -22,10 +22,10 @@ from msgspec import Struct
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream.dead_letters import WINDOW, ensure_dead_stream
-from bridge.bus.jetstream.follower import Begin, Reset, Start
 from bridge.bus.jetstream.publish import OutgoingMessage
 from bridge.bus.jetstream.publisher import Publisher
 from bridge.bus.jetstream.pull_consumer import outstanding
+from bridge.bus.jetstream.start_position import Begin, Reset, Start
 from bridge.errors import BusError
 from bridge.gateway.events.durable import Delivery, DurableEvents
 from bridge.gateway.relay.cloudevents import ce_headers, dead_headers

@@ -17,7 +17,8 @@ from msgspec import Struct
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.listener import Listener
 from bridge.bus.core.message import Message
-from bridge.bus.jetstream.follower import Follower, Start
+from bridge.bus.jetstream.follower import Follower
+from bridge.bus.jetstream.start_position import Start
 from bridge.errors import NameRefused, ProtocolError
 from bridge.gateway.routes.index import Key, Route
 from bridge.gateway.routes.instance_state import RouteCandidate

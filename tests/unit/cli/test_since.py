@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bridge.bus.jetstream.follower import Start
+from bridge.bus.jetstream.start_position import Start
 from bridge.cli.since import parse_since, parse_until
 from bridge.errors import ConfigError
 

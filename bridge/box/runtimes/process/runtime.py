@@ -28,6 +28,7 @@ from bridge.box.runtimes.foreign_errors import FOREIGN, call_in_thread, mapped_e
 from bridge.box.runtimes.logs import last_log_line
 from bridge.box.runtimes.process import shim
 from bridge.box.runtimes.process.address_space import explain as explain_limit
+from bridge.box.runtimes.process.handle import Process
 from bridge.box.runtimes.process.process_groups import group_of, has_others, members
 from bridge.box.runtimes.process.program import explain_program
 from bridge.box.runtimes.process.usage import UsageMeter
@@ -45,36 +46,6 @@ _EXEC_TIMEOUT: Final = 1.0  # seconds for the shim to run the command, on a busy
 _NOT_RUN: Final = (126, 127)  # a shell's exit codes for a program that it could not run
 _KILL_TIMEOUT: Final = 10.0  # seconds after SIGKILL; only a process in the kernel takes longer
 _UNREADABLE: Final = "the processes of this host cannot be read"
-
-
-class Process:
-    """The handle of one instance."""
-
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
-        self.popen: subprocess.Popen[bytes] | None = None  # None for an adopted instance, too
-        self.identity: ProcessIdentity | None = None
-        self.ended: asyncio.Future[Exit] | None = None
-        self.killed = False
-        self.grace_ends = 0.0  # the loop's time; until then its group may end by itself
-        self.left_alone = False  # its workers have not got the stop signal
-        self.cpus: set[int] = set()
-        self.port = 0
-
-    @property
-    def stop_signal(self) -> signal.Signals:
-        return signal.Signals[self.spec.stop_signal or "SIGTERM"]
-
-    @property
-    def instance_id(self) -> str:
-        return self.spec.instance_id
-
-    @property
-    def pid(self) -> int:
-        """The pid of the shim, which is also the group's; 0 before the start."""
-        if self.identity is not None:
-            return self.identity.pid
-        return self.popen.pid if self.popen else 0
 
 
 class ProcessRuntime:
@@ -118,7 +89,7 @@ class ProcessRuntime:
                 self._limit(process)
                 self._watch(process)
             except FOREIGN:
-                _discard(process)
+                process.discard()
                 raise
         gate = process.popen.stdin
         assert gate is not None
@@ -163,11 +134,11 @@ class ProcessRuntime:
         await self._command_runs(process)
         process.grace_ends = asyncio.get_running_loop().time() + grace
         if not process.ended.done():
-            await call_in_thread(_UNREADABLE, _ask_to_end, process)
+            await call_in_thread(_UNREADABLE, process.ask_to_end)
             await asyncio.wait([process.ended], timeout=grace)
         if not process.ended.done():
             process.killed = True
-            _signal_group(process, signal.SIGKILL)
+            process.signal_group(signal.SIGKILL)
             await asyncio.wait([process.ended], timeout=_KILL_TIMEOUT)
         if not process.ended.done():
             raise InstanceError(
@@ -178,7 +149,7 @@ class ProcessRuntime:
     async def _command_runs(self, process: Process) -> None:
         """Return when the shim runs the command: an earlier signal would reach the shim alone."""
         for _ in range(round(_EXEC_TIMEOUT / _POLL)):
-            if not _is_running(process):
+            if not process.is_running:
                 return
             if await call_in_thread(_UNREADABLE, shim.command_pid, process.pid):
                 return
@@ -198,7 +169,7 @@ class ProcessRuntime:
         if not self._sweep_due:
             return []
         self._sweep_due = False
-        known = {process.pid for process in self._processes.values() if _is_running(process)}
+        known = {process.pid for process in self._processes.values() if process.is_running}
         return await call_in_thread(_UNREADABLE, self._end_strays, known)
 
     def last_line(self, handle: Handle) -> str:
@@ -215,10 +186,10 @@ class ProcessRuntime:
         return explain_limit(process.spec.memory_mib, process.spec.directory, end)
 
     async def end_all(self) -> None:
-        running = [process for process in self._processes.values() if _is_running(process)]
+        running = [process for process in self._processes.values() if process.is_running]
         for process in running:
             process.killed = True
-            _signal_group(process, signal.SIGKILL)
+            process.signal_group(signal.SIGKILL)
         if ends := [process.ended for process in running if process.ended is not None]:
             await asyncio.wait(ends, timeout=_KILL_TIMEOUT)
         self._sweep_due = True
@@ -308,17 +279,10 @@ class ProcessRuntime:
         def end_group() -> None:
             # A shell ends at once after SIGTERM; what it ran may need the grace.
             if loop.time() < process.grace_ends and _may_have_others(process.pid):
-                if process.left_alone:  # a living member keeps the group's number
-                    process.left_alone = False
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.killpg(process.pid, process.stop_signal)
+                process.signal_left_alone()
                 loop.call_later(_POLL, end_group)
                 return
-            if process.popen is not None:
-                # Until the dead leader is reaped, no other group can get its number.
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.popen.wait()
+            process.reap()
             self._note_end(process)
 
         try:
@@ -334,10 +298,7 @@ class ProcessRuntime:
             with contextlib.suppress(ProcessLookupError):
                 self._watch(process)
                 return
-        if process.popen is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.popen.wait()
+        process.reap()
         self._note_end(process)
 
     def _note_end(self, process: Process) -> None:
@@ -383,15 +344,7 @@ class ProcessRuntime:
     def _is_living(self, label: str) -> bool:
         process = self._processes.get(Path(label).name)
         # An instance that is being spawned carries the label before its pid is known here.
-        return process is not None and _is_starting_or_running(process)
-
-
-def _is_starting_or_running(process: Process) -> bool:
-    return process.ended is not None and not process.ended.done()
-
-
-def _is_running(process: Process) -> bool:
-    return process.pid != 0 and _is_starting_or_running(process)
+        return process is not None and process.is_starting_or_running
 
 
 def _may_have_others(leader: int) -> bool:
@@ -400,26 +353,3 @@ def _may_have_others(leader: int) -> bool:
         return has_others(leader)
     except FOREIGN:  # /proc cannot be read now: the grace bounds the wait
         return True
-
-
-def _discard(process: Process) -> None:
-    """End a shim that could not be set up; its command has not run."""
-    if process.popen is not None:
-        os.killpg(process.popen.pid, signal.SIGKILL)  # it is not reaped yet: the number is its own
-        process.popen.wait()
-    process.popen, process.identity, process.ended = None, None, None
-
-
-def _ask_to_end(process: Process) -> None:
-    """Send the stop signal: to the main process, or to the whole group."""
-    if process.spec.stop_scope != "group" and shim.signal_command(process.pid, process.stop_signal):
-        process.left_alone = True
-    else:
-        _signal_group(process, process.stop_signal)
-
-
-def _signal_group(process: Process, number: int) -> None:
-    """Signal the group. Without a living shim, another group may have got its number."""
-    if process.identity is not None and is_alive(process.identity):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
