@@ -16,46 +16,35 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from bridge.box.journal.entry import JournalEntry
 from bridge.box.runner.context import InstanceContext
+from bridge.box.runner.exit_watch import ExitWatch
+from bridge.box.runner.leave_request import LeaveRequest
 from bridge.box.runner.probes import NOT_SENT, until_next
 from bridge.box.runner.publication import InstancePublication, PublicationContext
+from bridge.box.runner.startup import Startup
 from bridge.box.runtimes.base import Exit, Handle, Spec, Usage
-from bridge.box.runtimes.process_identity import ProcessIdentity
 from bridge.box.state import lifecycle
 from bridge.box.state.lifecycle import Life
 from bridge.box.state.records import SlotRecord
 from bridge.bus.jetstream.kv_view import Record
-from bridge.descriptors import is_exhausted
-from bridge.errors import InstanceError, PortTaken
-from bridge.log_limit import LimitedLog
+from bridge.errors import InstanceError
 from bridge.protocol import InstanceEvent, InstanceHealth, InstanceState
-from bridge.tasks import run_unless, task_scope
+from bridge.tasks import task_scope
 from bridge.validation import HEALTHY_KEY, endpoint_of
 
 _log = logging.getLogger(__name__)
-_exhausted = LimitedLog(_log)
 
-_EXHAUSTED_RETRY: Final = 1.0  # seconds before a start that lacked a descriptor is tried again
-_PORT_TRIES: Final = 5
-_FIRST_PROBE: Final = 0.05  # seconds; probes before Ready come slower and slower
-_SLOWEST_PROBE: Final = 0.5
 _WITHDRAW_TIMEOUT: Final = 5.0  # seconds that draining waits for the withdrawal to be stored
-_START_PATIENCE: Final = 10.0  # seconds that a start waits for the journal
 _WRITE_TIMEOUT: Final = 2.0  # seconds that a stop waits for the journal
 _DRAIN_CHECK: Final = 0.1  # seconds between checks of the requests in flight while draining
 
 _PASSES: Final = "the probe passes"
 
 _S = InstanceState
-
-
-class _Left(Exception):
-    """`leave` was called before the start was journaled."""
 
 
 class Instance:
@@ -85,8 +74,7 @@ class Instance:
         self._context = context
         self._handle = handle
         self._adopted = handle is not None
-        self._leave = asyncio.Event()
-        self._reason = ""
+        self._leave = LeaveRequest()
         self._ready_at: float | None = None
         self._passes, self._why = self.life.info.health.healthy, _PASSES
         self.failure = ""
@@ -117,7 +105,7 @@ class Instance:
     @property
     def leaving(self) -> bool:
         """Whether `leave` was called."""
-        return self._leave.is_set()
+        return self._leave.is_made
 
     def seconds_serving(self) -> float:
         """Seconds since it became Ready, also under an earlier process of the Box; 0 if never."""
@@ -125,9 +113,7 @@ class Instance:
 
     def leave(self, reason: str) -> None:
         """Make the instance drain and end; its events carry `reason`."""
-        if not self._leave.is_set():
-            self._reason = reason
-            self._leave.set()
+        self._leave.make(reason)
 
     def sample(self, usage: Usage | None, inflight: int) -> InstanceHealth:
         """Take a load sample; returns the health to report.
@@ -150,7 +136,7 @@ class Instance:
 
         An instance that leaves without it is not created.
         """
-        await self._unless_it_leaves(self.publication.write_intent())
+        await self._leave.wait_written(self.publication.write_intent())
 
     async def run(self) -> None:
         """Create, boot, serve, and end. A failure of the instance itself raises nothing."""
@@ -172,25 +158,25 @@ class Instance:
     async def _run_states(self) -> None:
         """Go from the current state to the end, one state after the other."""
         if self._handle is None and (self.leaving or not await self._create()):
-            self._step(_S.STOPPING, self._reason)
+            self._step(_S.STOPPING, self._leave.reason)
             self._step(_S.STOPPED)
             return
         if self.state is _S.CREATING:
             self._step(_S.BOOTING)
-        if self.state is _S.BOOTING and await self._boot():
+        if self.state is _S.BOOTING and await self._startup().run():
             self._publish(lifecycle.step(self._with_endpoint(), _S.READY, self._now()))
         if self.state in lifecycle.SERVING:
             await self._serve()
-            self._withdraw(self._reason)
-            self.publication.set_leaving(self._reason)
-            self._step(_S.DRAINING, self._reason)
+            self._withdraw(self._leave.reason)
+            self.publication.set_leaving(self._leave.reason)
+            self._step(_S.DRAINING, self._leave.reason)
         if self.state is _S.DRAINING:
             await self._drain()
         if self.state is not _S.STOPPING:
             drained = self.state is _S.DRAINING
-            if not drained:
-                self._withdraw(self._reason)  # it may have registered itself before it was Ready
-            self._step(_S.STOPPING, "" if drained else self._reason)
+            if not drained:  # it may have registered itself before it was Ready
+                self._withdraw(self._leave.reason)
+            self._step(_S.STOPPING, "" if drained else self._leave.reason)
         await self._wait_written()
         end = await self._context.runtime.stop(self._created, self._config.stop_grace)
         self._step(_S.STOPPED, _stop_message(end, self._config.stop_grace))
@@ -198,114 +184,29 @@ class Instance:
     async def _create(self) -> bool:
         """Whether it was created; False if `leave` came first."""
         creating = self._context.runtime.create(self._spec, self._note)
-        self._handle = await run_unless(self._leave, creating)
+        self._handle = await self._leave.run_unless_made(creating)
         return self._handle is not None
-
-    async def _boot(self) -> bool:
-        """Whether it became ready; False if `leave` came first."""
-        runtime, handle = self._context.runtime, self._created
-        deadline = asyncio.get_running_loop().time() + self._config.start_timeout
-        await self._unless_it_leaves(self.publication.wait_written())
-        for _ in range(_PORT_TRIES):
-            if self.leaving:
-                return False
-            if not self._adopted:
-                try:
-                    await self._start()
-                except _Left:
-                    return False
-            self._adopted = False
-            try:
-                ready = await self._wait_ready(deadline)
-            except PortTaken as exc:
-                if self._spec.port:
-                    raise
-                await runtime.stop(handle, 0)
-                self._note(f"{exc}; trying another port")
-            else:
-                if ready is not None:
-                    return ready
-        raise InstanceError(f"another process took its port {_PORT_TRIES} consecutive times")
-
-    async def _start(self) -> None:
-        """Start it; wait while the Box has no descriptor left for that. Raises _Left."""
-        while True:
-            try:
-                return await self._context.runtime.start(self._created, self._record_process)
-            except InstanceError as exc:
-                if not is_exhausted(exc):
-                    raise
-                _exhausted.report("start", "%s is started later: %s", self.id, exc)
-                await asyncio.sleep(_EXHAUSTED_RETRY)
-            if self.leaving:
-                raise _Left
-
-    async def _record_process(self, identity: ProcessIdentity, port: int) -> None:
-        """Journal the process before it may run its command.
-
-        Raises _Left if the instance leaves first.
-        """
-        await self._unless_it_leaves(self.publication.record_process(identity, port))
-        if self.leaving:
-            raise _Left
-
-    async def _unless_it_leaves(self, writing: Coroutine[Any, Any, None]) -> None:
-        """Return when `writing` has ended, or the instance leaves: also because its host has not
-        been able to write its journal for a while. Another host can take its slot then.
-        """
-        try:
-            async with asyncio.timeout(_START_PATIENCE):
-                await run_unless(self._leave, writing)
-        except TimeoutError:
-            self.leave("its host cannot write its journal")
-
-    async def _wait_ready(self, deadline: float) -> bool | None:
-        """Whether it became ready, False if `leave` came first.
-
-        None if it must be started again, because its Box was killed in the middle of the start.
-        """
-        runtime, handle = self._context.runtime, self._created
-        loop = asyncio.get_running_loop()
-        pause = _FIRST_PROBE
-        listening: bool | None = False
-        problem: str | None = "nothing listens on its port"
-        while True:
-            end = await self._until_exit_or_leave(pause)
-            if end is not None and not end.ran:
-                return None
-            if end is not None:
-                await runtime.listens(handle)  # raises PortTaken if that made it end
-                raise InstanceError(self._describe(end))
-            if self._leave.is_set():
-                return False
-            listening = listening or await self._listens()
-            if listening is None:
-                problem = NOT_SENT
-            elif listening:
-                problem = await self._context.prober.probe(self._config.probe, handle.port)
-                if problem is None:
-                    return True
-            if problem == NOT_SENT:
-                deadline += pause  # the instance is not to blame
-            if loop.time() > deadline:
-                limit = self._config.start_timeout
-                raise InstanceError(self._explained(f"not ready within {limit:g} s: {problem}"))
-            pause = min(pause * 1.5, _SLOWEST_PROBE)
-
-    async def _listens(self) -> bool | None:
-        """Whether it listens on its port; None if no descriptor is left to check it."""
-        try:
-            return await self._context.runtime.listens(self._created)
-        except InstanceError as exc:
-            if is_exhausted(exc):
-                return None
-            raise
 
     @property
     def _created(self) -> Handle:
         """The runtime's handle, for states after Creating."""
         assert self._handle is not None
         return self._handle
+
+    @property
+    def _exit(self) -> ExitWatch:
+        return ExitWatch(self._context.runtime, self._created, self._leave)
+
+    def _startup(self) -> Startup:
+        return Startup(
+            self._spec,
+            self._context,
+            self.publication,
+            self._created,
+            self._leave,
+            self._note,
+            adopted=self._adopted,
+        )
 
     def _with_endpoint(self) -> Life:
         endpoint = endpoint_of(self._context.address, self._created.port)
@@ -318,9 +219,9 @@ class Instance:
         self._register()
         async with task_scope() as tasks:
             tasks.create_task(self._check_health(), name=f"health-{self.id}")
-            end = await self._until_exit_or_leave(None)
+            end = await self._exit.exit_or_leave(None)
         if end is not None:
-            raise InstanceError(self._describe(end))
+            raise InstanceError(self._exit.describe(end))
 
     async def _check_health(self) -> None:
         loop, probe, failures = asyncio.get_running_loop(), self._config.probe, 0
@@ -354,14 +255,14 @@ class Instance:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_WITHDRAW_TIMEOUT):
                 await self.publication.wait_withdrawn()
-        if await self._ended_within(self._config.deregister_delay):
+        if await self._exit.ended_within(self._config.deregister_delay):
             return
         since = time.monotonic()
         while await self._has_requests(since):
             if time.monotonic() >= since + self._config.drain_timeout:
                 self._note(f"requests still in flight after {self._config.drain_timeout:g} s")
                 return
-            if await self._ended_within(_DRAIN_CHECK):
+            if await self._exit.ended_within(_DRAIN_CHECK):
                 return
 
     async def _has_requests(self, since: float) -> bool:
@@ -375,26 +276,6 @@ class Instance:
         if report is None:
             return connections > 0
         return report.health.inflight_requests > 0 or (connections > 0 and report.at < since)
-
-    async def _ended_within(self, seconds: float) -> bool:
-        """Whether the instance ended by itself in time. Raises InstanceError if it failed."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                end = await self._context.runtime.watch(self._created)
-                if end != Exit():
-                    raise InstanceError(self._describe(end))
-                return True
-        return False
-
-    async def _until_exit_or_leave(self, timeout: float | None) -> Exit | None:
-        """How the instance ended; None if `leave` was called or `timeout` seconds passed first."""
-        async with task_scope() as tasks:
-            exiting = tasks.create_task(self._context.runtime.watch(self._created))
-            leaving = tasks.create_task(self._leave.wait())
-            await asyncio.wait(
-                (exiting, leaving), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-            )
-            return exiting.result() if exiting.done() else None
 
     async def _fail(self, why: str) -> None:
         self.failure = why
@@ -444,14 +325,6 @@ class Instance:
         """Make gateways stop routing to it, if they may know it."""
         if self.publication.entry.registered or self._registers_itself:
             self.publication.withdraw(reason)
-
-    def _describe(self, end: Exit) -> str:
-        last = self._context.runtime.last_line(self._created)
-        return self._explained(f"{end}: {last}" if last else str(end))
-
-    def _explained(self, message: str) -> str:
-        explanation = self._context.runtime.explain(self._created)
-        return f"{message} ({explanation})" if explanation else message
 
 
 def _stop_message(end: Exit, grace: float) -> str:
