@@ -41,6 +41,7 @@ REVISION: Final = "Box-Revision"
 EXPECTED_REVISION: Final = "Box-Expected-Revision"
 ALL_OR_NOTHING: Final = "Box-All-Or-Nothing"
 VICTIMS: Final = "Box-Victims"
+REQUEST_DIGEST: Final = "Box-Request-Digest"
 HIGHEST_RANK: Final = "highest-rank"
 REPLY_CODE: Final = "Box-Code"
 # Headers of registrations.

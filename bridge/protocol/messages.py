@@ -161,7 +161,9 @@ class InstancesResponse(Struct, frozen=True, kw_only=True, gc=False):
     - `notices`: alerts as sentences, by service or by ``host <name>``.
     - `next`: the `after` of a request for the next page, empty if this is the last one; None from a
       Box that knows no cursor.
-    - `ranks`: the rank of each listed instance that has one, by id, if one service was asked for.
+    - `target`, `revision`, `ranks`: of the service that was asked for, the rank of each listed
+      instance that has one by id. Without a name, and for a service that no live Box offers and
+      that was never scaled, `target` is None.
 
     A page that was requested with `after` has no `rolling`, `stopped` and `notices`.
     """
@@ -174,6 +176,8 @@ class InstancesResponse(Struct, frozen=True, kw_only=True, gc=False):
     notices: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
     next: str | None = None
+    target: U32 | None = None
+    revision: int = 0
     ranks: dict[str, U32] = field(default_factory=dict)
 
 

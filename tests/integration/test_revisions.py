@@ -41,7 +41,11 @@ async def test_a_client_that_expects_a_revision_never_overwrites_anothers_change
         reply = await gateway.request("box.instances", query)
         page = decode(InstancesResponse, reply.data)
         assert reply.headers["Box-Revision"] == "2"
+        assert (page.target, page.revision) == (4, 2)
         assert sorted(page.ranks.values()) == [0, 1, 2, 3]
+        unknown = encode(InstancesRequest(service="nobody"))
+        nothing = decode(InstancesResponse, (await gateway.request("box.instances", unknown)).data)
+        assert (nothing.target, nothing.ranks) == (None, {})
         staying = {name for name, rank in page.ranks.items() if rank < 2}
         assert await scaled(gateway, 2, victims="highest-rank") == ("", "3")
         assert {info.id for info in await serving(gateway, "web", 2)} == staying

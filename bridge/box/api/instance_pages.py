@@ -67,6 +67,8 @@ def page(fleet: FleetState, request: InstancesRequest, max_payload: int) -> Inst
         instances=instances,
         hosts=hosts,
         next="" if last else _cursor(instances[-1]),
+        target=_target(fleet, request.service),
+        revision=record.revision if record else 0,
         ranks=ranks,
     )
 
@@ -81,6 +83,13 @@ def first(response: InstancesResponse, count: int) -> InstancesResponse:
     ranks = {key: rank for key, rank in response.ranks.items() if key in ids}
     cursor = _cursor(instances[-1]) if instances else ""
     return replace(response, instances=instances, hosts=hosts, ranks=ranks, next=cursor)
+
+
+def _target(fleet: FleetState, service: str) -> int | None:
+    """The target of `service`; None if it has no record and no live host offers it."""
+    if record := fleet.services.get(service):
+        return record.target
+    return 0 if fleet.offering(service) else None
 
 
 def _ended(fleet: FleetState, places: Sequence[Place], service: str) -> list[int]:

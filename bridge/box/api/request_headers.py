@@ -9,9 +9,18 @@ from typing import Final
 from bridge.bus.core.message import Message
 from bridge.errors import ProtocolError
 from bridge.protocol import parse_time
-from bridge.subjects import EXPECTED_REVISION, EXPIRES_AT, RECORD_VERSION, TRACEPARENT, valid_trace
+from bridge.subjects import (
+    EXPECTED_REVISION,
+    EXPIRES_AT,
+    RECORD_VERSION,
+    REQUEST_DIGEST,
+    TRACEPARENT,
+    valid_trace,
+)
 
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
+
+_DIGEST: Final = re.compile(r"[0-9A-Za-z]{0,128}")
 
 
 def expiry(message: Message) -> datetime | None:
@@ -49,6 +58,14 @@ def _number(message: Message, header: str) -> int | None:
         problem = f"{number[:40]!r} must be what a reply to box.scale had, or left out"
         raise ProtocolError("header", header, problem)
     return int(number)
+
+
+def digest(message: Message) -> str:
+    """What a repeat of the request must have, too; empty if it has none. Raises ProtocolError."""
+    value = message.headers.get(REQUEST_DIGEST, "")
+    if _DIGEST.fullmatch(value) is None:
+        raise ProtocolError("header", REQUEST_DIGEST, "it must be 1 to 128 letters and digits")
+    return value
 
 
 def traceparent(message: Message) -> str:

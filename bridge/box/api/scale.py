@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from bridge.box.api import instance_pages
 from bridge.box.api.replies import refusal_of, refused_instances, scale_reply, with_instances
 from bridge.box.api.request_headers import (
+    digest,
     expected_revision,
     expiry,
     flag,
@@ -136,6 +137,7 @@ class ScaleApi:
                 expected_revision=expected_revision(message),
                 all_or_nothing=flag(message, ALL_OR_NOTHING, "true"),
                 highest_rank_first=flag(message, VICTIMS, HIGHEST_RANK),
+                digest=digest(message),
                 traceparent=traceparent(message),
             )
         except ProtocolError as exc:

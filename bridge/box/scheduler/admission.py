@@ -50,7 +50,8 @@ class AdmissionRequest(Struct, frozen=True, kw_only=True):
     From `expires_at` on the request must have no effect; None means that it does not expire. It has
     none either if the service's revision is not the `expected_revision`, unless that is None.
     `all_or_nothing` refuses what cannot be granted in full. With `highest_rank_first` a lower
-    target ends the instances with the highest ranks, not the idlest.
+    target ends the instances with the highest ranks, not the idlest. A repeat must have the same
+    `digest`.
     """
 
     request: ScaleRequest
@@ -62,6 +63,7 @@ class AdmissionRequest(Struct, frozen=True, kw_only=True):
     expected_revision: int | None = None
     all_or_nothing: bool = False
     highest_rank_first: bool = False
+    digest: str = ""
     traceparent: str = ""
 
 
@@ -206,7 +208,7 @@ def _receipt(record: ServiceRecord, request_id: str) -> Receipt | None:
 def _repeat(request: AdmissionRequest, fleet: FleetState, receipt: Receipt) -> Admission:
     """The admission of a request that was decided before: the first answer's values."""
     scale = request.request
-    if receipt.body != body_hash(scale, replaces_config=request.replaces_config):
+    if receipt.body != _body_hash(request):
         why = (
             f"request_id {scale.request_id!r} was used for another request: "
             "ask with a new request_id"
@@ -225,6 +227,12 @@ def _repeat(request: AdmissionRequest, fleet: FleetState, receipt: Receipt) -> A
     if revision is None:  # an older Box kept it
         revision = fleet.services[scale.service].revision
     return Admission(response=response, revision=revision, code=code)
+
+
+def _body_hash(request: AdmissionRequest) -> str:
+    return body_hash(
+        request.request, replaces_config=request.replaces_config, digest=request.digest
+    )
 
 
 # ── a granted request ────────────────────────────────────────────────────────────────────
@@ -340,7 +348,7 @@ def _receipts(
         return record.receipts
     receipt = Receipt(
         request_id=scale.request_id,
-        body=body_hash(scale, replaces_config=request.replaces_config),
+        body=_body_hash(request),
         accepted=response.accepted,
         current=response.current_replicas,
         target=response.target_replicas,

@@ -323,15 +323,17 @@ def config_id(config: ScaleConfig) -> str:
     return hashlib.blake2s(encode(ordered), digest_size=6).hexdigest()
 
 
-def body_hash(request: ScaleRequest, *, replaces_config: bool) -> str:
-    """A hash of the request without its id: a repeat with the same id must have the same hash."""
+def body_hash(request: ScaleRequest, *, replaces_config: bool, digest: str = "") -> str:
+    """A hash of the request without its id: a repeat with the same id must have the same hash.
+    `digest` stands for what else a repeat must repeat.
+    """
     ordered = replace(
         request,
         request_id="",
         config=replace(request.config, env=dict(sorted(request.config.env.items()))),
     )
     mode = b"replace" if replaces_config else b"merge"
-    return hashlib.blake2s(mode + encode(ordered), digest_size=16).hexdigest()
+    return hashlib.blake2s(mode + encode(ordered) + digest.encode(), digest_size=16).hexdigest()
 
 
 def merged(current: ScaleConfig, overrides: ScaleConfig, *, replaces: bool) -> ScaleConfig:

@@ -146,3 +146,11 @@ def checked_ranks(state: FleetState, before: dict[int, int]) -> dict[int, int]:
         if number in kept and earlier < record.target:
             assert kept[number] == earlier
     return kept
+
+
+def test_a_repeat_with_another_digest_is_another_request() -> None:
+    state = fleet()
+    body: dict[str, Any] = {"replicas": 2, "request_id": "r"}
+    state = stored(state, scale(state, **body, headers={"digest": "a"}))
+    assert scale(state, **body, headers={"digest": "a"}).code is None
+    assert scale(state, **body, headers={"digest": "b"}).code is ReplyCode.CONFLICT
