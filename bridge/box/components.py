@@ -47,12 +47,17 @@ from bridge.version import VERSION
 
 
 class Resources(Struct, frozen=True, kw_only=True):
-    """What a Box holds open while it runs, and what every component needs."""
+    """What a Box holds open while it runs, and what every component needs.
+
+    `intake` carries what any program may send: requests and reports. A flood of these delays
+    neither the lease nor the views, which use `connection`.
+    """
 
     config: Config
     me: HostIdentity
     clock: Callable[[], datetime]
     connection: Connection
+    intake: Connection
     journal: Journal
     runtime: Runtime
     prober: Prober
@@ -260,4 +265,4 @@ def _responder(resources: Resources, fleet: FleetComponents) -> Responder:
         started=format_time(clock()),
         metadata={"host": host, "runtime": resources.config.box.runtime},
     )
-    return Responder(connection, description, endpoints)
+    return Responder(resources.intake, description, endpoints)

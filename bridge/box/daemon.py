@@ -115,16 +115,10 @@ class Box:
             journal = await stack.enter_async_context(Journal.open(config.data_dir / JOURNAL))
             journal.set_fact(FLEET, " ".join([config.nats.prefix, *config.nats.urls]))
             prober = await stack.enter_async_context(Prober.open(config.box.address))
+            name = f"box-bridge {config.box.name}"
             try:
-                connection = await stack.enter_async_context(
-                    Connection.open(
-                        config.nats,
-                        name=f"box-bridge {config.box.name}",
-                        metrics=self.metrics,
-                        waiting=self._report_wait,
-                        give_up=self._stop,
-                    )
-                )
+                connection = await stack.enter_async_context(self._connect(name))
+                intake = await stack.enter_async_context(self._connect(f"{name} requests"))
             except ConnectFailed:
                 if not self.stopping:
                     raise
@@ -140,6 +134,7 @@ class Box:
                     me=HostIdentity(host=config.box.name, host_id=host_id),
                     clock=self._clock,
                     connection=connection,
+                    intake=intake,
                     journal=journal,
                     runtime=runtime,
                     prober=prober,
@@ -212,6 +207,15 @@ class Box:
                 self.config.box.name,
             )
 
+    def _connect(self, name: str) -> contextlib.AbstractAsyncContextManager[Connection]:
+        return Connection.open(
+            self.config.nats,
+            name=name,
+            metrics=self.metrics,
+            waiting=self._report_wait,
+            give_up=self._stop,
+        )
+
     def _report_wait(self, exc: ConnectFailed) -> None:
         urls = ", ".join(map(without_secret, exc.urls))
         _log.warning("Waiting for NATS at %s: %s. %s", urls, exc.reason, exc.cure_sentence)
@@ -238,13 +242,13 @@ class _Lifecycle:
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Streams, views, earlier instances, lease, then work; requests come last."""
-        connection, fleet, runner = self._resources.connection, self._fleet, self._runner
+        intake, fleet, runner = self._resources.intake, self._fleet, self._runner
         await self._insist(fleet.streams.restore)
         for view in fleet.view.views:
             name = f"view-{view.bucket}"
             tasks.create_task(run_always(view.run(), name), name=name)
-        await connection.listen(connection.subjects.all_stats, fleet.view.take_stats)
-        await connection.listen(connection.subjects.all_health, runner.self_reports.take)
+        await intake.listen(intake.subjects.all_stats, fleet.view.take_stats)
+        await intake.listen(intake.subjects.all_health, runner.self_reports.take)
         await self._insist(self._wait_view)
         # Before anything is adopted: a clone must not adopt what the original host runs.
         await self._insist(fleet.lease.wait_vacant)

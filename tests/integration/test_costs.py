@@ -28,7 +28,8 @@ from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.follower import Follower, _Run
 from bridge.bus.jetstream.publisher import Publisher
-from bridge.bus.service.responder import Endpoint, Reply, Responder
+from bridge.bus.service.endpoint import Endpoint, Reply
+from bridge.bus.service.responder import Responder
 from bridge.gateway.events.filter import EventFilter
 from bridge.gateway.routes.feed import RouteFeed
 from bridge.gateway.routes.state import RouteState

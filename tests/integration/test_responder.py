@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,8 @@ from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.service.discovery import Description
-from bridge.bus.service.responder import MAX_BODY, Deferred, Endpoint, Reply, Responder
+from bridge.bus.service.endpoint import Deferred, Endpoint, Reply
+from bridge.bus.service.responder import MAX_BODY, Responder
 from bridge.errors import NoResponders, NotPermitted
 from bridge.reply_codes import Refusal, ReplyCode
 from bridge.subjects import REPLY_CODE
@@ -208,7 +210,7 @@ async def test_a_request_of_unknown_outcome_gets_no_reply(server: EmbeddedServer
 
 async def test_requests_beyond_the_queue_are_refused_as_busy(server: EmbeddedServer) -> None:
     async with responding(server) as (service, responder, caller):
-        responder._queue._maxsize = 3
+        responder._intake._free = 3
         requests = (caller.request("box.scale", b"wait", timeout=30) for _ in range(70))
         waiting = [asyncio.ensure_future(request) for request in requests]
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -221,21 +223,58 @@ async def test_requests_beyond_the_queue_are_refused_as_busy(server: EmbeddedSer
 
 
 async def test_requests_beyond_the_waiting_bytes_are_refused_as_busy_until_there_is_room(
-    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    server: EmbeddedServer,
 ) -> None:
-    monkeypatch.setattr("bridge.bus.service.responder._MAX_WAITING", 8000)
     async with responding(server) as (service, responder, caller):
+        responder._intake._free_size = 12_000
         held = [asyncio.ensure_future(ask(caller, b"wait", timeout=30)) for _ in range(64)]
         await eventually(lambda: service.under_way == 64)
         large = [asyncio.ensure_future(ask(caller, b"x" * 4000, timeout=30)) for _ in range(3)]
         done, waiting = await asyncio.wait(large, return_when=asyncio.FIRST_COMPLETED)
         assert [task.result() for task in done] == [b"Busy: too many requests; try again"]
-        assert responder._queue.qsize() == 2
+        assert responder._intake.qsize() == 2
         service.go.set()
         answers = await asyncio.gather(*held, *waiting)
         assert all(answer.startswith(b"done") for answer in answers)
-        assert responder._waiting == 0
+        assert responder._intake._free_size == 12_000
         assert (await ask(caller, b"x", headers={"A": "x" * 9000})) == b"done x"
+
+
+async def test_a_flood_of_one_client_is_refused_as_busy_and_another_client_is_answered(
+    server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with responding(server) as (service, responder, caller), connect(server.url) as flooder:
+        replies: Counter[bytes] = Counter()
+        await flooder.listen("_INBOX.flood.*", lambda message: replies.update([message.data]))
+        for _ in range(10):
+            for _ in range(1000):
+                flooder.publish("box.scale", b"wait", reply="_INBOX.flood.1")
+            await flooder.flush()
+        await eventually(lambda: replies.total() == 10_000 - 4096 - 64)
+        answer = asyncio.ensure_future(ask(caller, b"x", timeout=60))
+        await eventually(lambda: responder._intake.qsize() == 4097)
+        service.go.set()
+        assert await answer == b"done x"
+        assert service.taken.index(b"x") < 200, "it waits for its turn alone"
+        await eventually(lambda: replies.total() == 10_000)
+        assert set(replies) == {b"done wait", b"Busy: too many requests; try again"}
+    busy = [record for record in caplog.records if "refused as busy" in record.message]
+    assert len(busy) == 1
+    assert "more requests of _INBOX.flood" in busy[0].message
+
+
+async def test_answers_at_once_leave_half_of_the_time_to_other_work(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.bus.service.responder._MOST_AT_ONCE", -1)
+    async with responding(server, quick=True) as (service, responder, _):
+        [endpoint] = responder._endpoints
+        for number in range(100):  # as they come in one piece
+            message = Message("box.scale", "_INBOX.here.x", b"quick %d" % number, b"")
+            responder._receive(endpoint, message)
+        assert responder._intake.qsize() == 100
+        await eventually(responder._intake.empty)
+        assert service.taken[-1] == b"quick 99"
 
 
 async def test_requests_taken_before_the_intake_stops_are_answered(server: EmbeddedServer) -> None:

@@ -40,7 +40,7 @@ from bridge.box.state.records import ServiceRecord, check_service
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay
-from bridge.bus.service.responder import Endpoint, Refuse, Reply
+from bridge.bus.service.endpoint import Endpoint, Refuse, Reply
 from bridge.errors import BusError, NoReply, ProtocolError
 from bridge.protocol import ScaleRequest, decode, encode
 from bridge.reply_codes import Refusal, ReplyCode

@@ -20,7 +20,7 @@ from bridge.admin_protocol import (
 )
 from bridge.box.api import instance_pages
 from bridge.box.scheduler.admission import Admission
-from bridge.bus.service.responder import Reply
+from bridge.bus.service.endpoint import Reply
 from bridge.errors import BusError, CutOff, NotPermitted, ProtocolError, TooLarge
 from bridge.protocol import InstancesResponse, ScaleResponse, encode
 from bridge.reply_codes import Refusal, ReplyCode

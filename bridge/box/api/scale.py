@@ -26,7 +26,7 @@ from bridge.box.scheduler import diagnosis, rollout
 from bridge.box.scheduler.admission import Admission, AdmissionRequest, refuse
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
-from bridge.bus.service.responder import Deferred, Endpoint, Reply
+from bridge.bus.service.endpoint import Deferred, Endpoint, Reply
 from bridge.errors import BusError, NoReply, ProtocolError
 from bridge.protocol import InstancesRequest, InstancesResponse, ScaleRequest, decode
 from bridge.reply_codes import Refusal, ReplyCode

@@ -198,6 +198,17 @@ class Connection:
         except FOREIGN as exc:
             raise BusError(f"cannot send on {subject!r}: {describe(exc)}") from exc
 
+    def reply(self, subject: str, prepared: bytes) -> None:
+        """Send a reply that `prepare` has made, at most once. Raises the errors of `publish`."""
+        if not self._up.is_set():
+            raise CutOff(self.cut_off_for(), self._end_reason)
+        try:
+            self._client.reply_now(subject, prepared)
+        except (FrameRefused, UnicodeError) as exc:
+            raise InvalidMessage(subject, describe(exc)) from exc
+        except FOREIGN as exc:
+            raise BusError(f"cannot send on {subject!r}: {describe(exc)}") from exc
+
     def new_inbox(self) -> str:
         """A unique subject under this connection's inbox prefix."""
         return f"{self.settings.inbox_prefix}.{NUID().next().decode()}"

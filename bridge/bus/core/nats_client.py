@@ -142,6 +142,17 @@ class GuardedClient(Client):
             raise nats.errors.OutboundBufferLimitError
         self._queue(b"".join((line, block, data, b"\r\n")))
 
+    def reply_now(self, subject: str, prepared: bytes) -> None:
+        """Queue a reply that `prepare` has made, at a quarter of the cost of `publish_now`, and
+        with its errors.
+        """
+        frame = f"HPUB {subject}".encode() + prepared
+        if len(frame) - len(prepared) > _MAX_CONTROL:
+            raise FrameRefused(f"a subject of {len(subject)} letters is too long")
+        if self._pending_data_size + len(frame) > _MAX_PENDING:
+            raise nats.errors.OutboundBufferLimitError
+        self._queue(frame)
+
     def _queue(self, frame: bytes) -> None:
         """Send `frame` after the queued ones: now if it is the first in this turn of the loop, else
         with the others at the end of this turn.
@@ -322,6 +333,12 @@ class GuardedClient(Client):
     def _setup_server_pool(self, connect_url: list[str]) -> None:
         super()._setup_server_pool(connect_url)
         self._server_pool.extend(self._known)
+
+
+def prepare(data: bytes, headers: Mapping[str, str]) -> bytes:
+    """A reply without its subject, for `GuardedClient.reply_now`."""
+    block = _header_block(headers)
+    return b" %d %d\r\n%b%b\r\n" % (len(block), len(block) + len(data), block, data)
 
 
 def _header_block(headers: Mapping[str, str]) -> bytes:

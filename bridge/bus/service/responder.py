@@ -5,7 +5,9 @@ service:
 
 - a body over the bound never reaches a handler;
 - a handler's exception reaches neither the caller nor the event loop;
-- requests beyond the bounds of the queue are refused as busy;
+- answers at once take half of the time of the event loop at most, so that its other work goes on;
+- requests beyond the bounds of the queue are refused as busy before they are decoded, fairly
+  between the clients (see `intake`);
 - a reply goes only to an inbox, with the service's own headers.
 """
 
@@ -15,15 +17,16 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
-
-from msgspec import Struct, field
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.listener import Listener
 from bridge.bus.core.message import Message
+from bridge.bus.core.nats_client import prepare
 from bridge.bus.service.discovery import Description, EndpointInfo, EndpointStats
+from bridge.bus.service.endpoint import AtOnce, Deferred, Endpoint, Reply
+from bridge.bus.service.intake import Intake, Waiting, client_of
 from bridge.errors import BusError, NotPermitted
 from bridge.log_limit import LimitedLog, cause_of
 from bridge.reply_codes import Refusal, ReplyCode
@@ -35,47 +38,7 @@ _log = logging.getLogger(__name__)
 MAX_BODY: Final = 64 * 1024  # bytes
 _MAX_HEADERS: Final = 64 * 1024  # bytes; they wait in the queue with the body
 _WORKERS: Final = 64  # requests handled at once
-_BACKLOG: Final = 4096  # requests that may wait for a worker
-_MAX_WAITING: Final = 16 * 1024 * 1024  # bytes of waiting requests, beyond which more are refused
-
-
-class Reply(Struct, frozen=True, kw_only=True):
-    """The payload and headers of a reply, and how the request ended.
-
-    `outcome` is a word for the metrics; `error` is set if the request was refused.
-    """
-
-    data: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-    outcome: str = "ok"
-    error: str = ""
-
-
-Handle = Callable[[Message], Awaitable[Reply | None]]
-"""Answers a request. None sends no reply: the outcome is unknown, and the caller retries."""
-
-Refuse = Callable[[Refusal], Reply]
-"""The reply to a request that is refused before a handler reads it."""
-
-Deferred = Callable[[], Awaitable[Reply | None]]
-"""The rest of the work on a request, with the same result as `Handle`."""
-
-AtOnce = Callable[[Message], Reply | Deferred]
-"""Answers a request in the read loop if that takes no waiting, and else returns the rest of it."""
-
-
-class Endpoint(Struct, frozen=True, kw_only=True):
-    """One subject and its handlers. While no request waits, `at_once` is called first: an answer
-    that takes no waiting then takes no queue and no switch of tasks either (a tenth of its time).
-    What it defers waits in the queue like any request.
-    """
-
-    name: str
-    subject: str
-    queue: str
-    handle: Handle
-    refuse: Refuse
-    at_once: AtOnce | None = None
+_MOST_AT_ONCE: Final = 20_000_000  # nanoseconds of answers at once, without as much time between
 
 
 class _Counts:
@@ -88,6 +51,16 @@ class _Counts:
         self.nanoseconds = 0
 
 
+class _Busy:
+    """The refusal of a request that finds no room, made once for an endpoint."""
+
+    def __init__(self, endpoint: Endpoint, connection: Connection) -> None:
+        reply = endpoint.refuse(Refusal(ReplyCode.BUSY, "too many requests; try again"))
+        self.error = reply.error
+        self.prepared = prepare(reply.data, reply.headers)
+        self.count = connection.metrics.requests.labels(endpoint.name, reply.outcome)
+
+
 class Responder:
     """Answers on `endpoints` while `run` runs and intake is open. See the module."""
 
@@ -98,8 +71,10 @@ class Responder:
         self._description = description
         self._endpoints = endpoints
         self._counts = {endpoint.name: _Counts() for endpoint in endpoints}
-        self._queue: asyncio.Queue[tuple[Endpoint, Message, Deferred]] = asyncio.Queue(_BACKLOG)
-        self._waiting = 0  # bytes
+        self._intake = Intake()
+        self._busy = {endpoint.name: _Busy(endpoint, connection) for endpoint in endpoints}
+        self._worked = 0  # nanoseconds of answers at once, less those that have passed since
+        self._last = 0  # the end of the last one
         self._listeners: list[Listener] = []
         self._open = asyncio.Event()
         self._log = LimitedLog(_log)
@@ -136,7 +111,7 @@ class Responder:
         for listener in self._listeners:
             await listener.close()
         self._listeners.clear()
-        await self._queue.join()
+        await self._intake.join()
 
     async def _listen(
         self, subject: str, handler: Callable[[Message], None], queue: str = ""
@@ -149,52 +124,75 @@ class Responder:
             reason = "reply subject is not an inbox" if message.reply else "no reply subject"
             self._count_error(endpoint, reason)
             self._connection.metrics.refuse(endpoint.name, reason)
-        elif refusal := _too_large(message) or self._overload():
+        elif refusal := _too_large(message):
             self._send(endpoint, message, endpoint.refuse(refusal))
-        elif self._queue.empty() and endpoint.at_once is not None:
+        elif endpoint.at_once is not None and self._intake.empty():
             self._answer_or_defer(endpoint, message, endpoint.at_once)
         else:
             self._defer(endpoint, message, functools.partial(endpoint.handle, message))
 
     def _answer_or_defer(self, endpoint: Endpoint, message: Message, at_once: AtOnce) -> None:
         started = time.perf_counter_ns()
+        self._worked = max(0, self._worked - (started - self._last))
+        if self._worked > _MOST_AT_ONCE:
+            self._last = started
+            self._defer(endpoint, message, functools.partial(endpoint.handle, message))
+            return
         try:
             result = at_once(message)
         except Exception:
             result = self._failed(endpoint)
-        self._counts[endpoint.name].nanoseconds += time.perf_counter_ns() - started
+        self._last = time.perf_counter_ns()
+        self._worked += self._last - started
+        self._counts[endpoint.name].nanoseconds += self._last - started
         if isinstance(result, Reply):
             self._send(endpoint, message, result)
         else:
             self._defer(endpoint, message, result)
 
-    def _defer(self, endpoint: Endpoint, message: Message, deferred: Deferred) -> None:
-        self._waiting += message.size
-        self._queue.put_nowait((endpoint, message, deferred))
+    def _defer(self, endpoint: Endpoint, message: Message, work: Deferred) -> None:
+        client = client_of(message)
+        if self._intake.has_room(client, message.size):
+            self._intake.put_nowait(Waiting(client, endpoint, message, work))
+        else:
+            self._shed(endpoint, message, client)
 
-    def _overload(self) -> Refusal | None:
-        """The refusal of a further request while too many wait."""
-        if self._queue.full() or self._waiting >= _MAX_WAITING:
-            return Refusal(ReplyCode.BUSY, "too many requests; try again")
-        return None
+    def _shed(self, endpoint: Endpoint, message: Message, client: str) -> None:
+        """Refuse a request as busy, at a tenth of the cost of `_send`."""
+        busy, counts = self._busy[endpoint.name], self._counts[endpoint.name]
+        counts.requests += 1
+        counts.errors += 1
+        counts.last_error = busy.error
+        busy.count.inc()
+        self._log.report(
+            "busy",
+            "%d requests wait for an answer: more requests of %s are refused as busy",
+            self._intake.qsize(),
+            client,
+        )
+        try:
+            self._connection.reply(message.reply, busy.prepared)
+        except BusError:  # a flood is logged already
+            self._connection.metrics.refuse(endpoint.name, "reply not sent")
 
     def _is_inbox(self, reply: str) -> bool:
         return reply.startswith(self._inboxes) and "*" not in reply and ">" not in reply
 
     async def _work(self) -> None:
         while True:
-            endpoint, message, deferred = await self._queue.get()
-            self._waiting -= message.size
+            waiting = await self._intake.get()
+            endpoint, message = waiting.endpoint, waiting.message
             started = time.perf_counter_ns()
             try:
-                reply = await deferred()
+                reply = await waiting.work()
             except Exception:
                 reply = self._failed(endpoint)
             finally:
-                self._queue.task_done()
+                self._intake.task_done()
             self._counts[endpoint.name].nanoseconds += time.perf_counter_ns() - started
             if reply is not None:
                 self._send(endpoint, message, reply)
+            await asyncio.sleep(0)  # one request of each worker in a turn of the loop
 
     def _failed(self, endpoint: Endpoint) -> Reply:
         """The reply after a handler's exception. It has no details of the exception."""
