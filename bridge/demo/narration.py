@@ -14,7 +14,7 @@ from msgspec import Struct, field
 from rich.markup import escape
 
 from bridge.bus.jetstream.start_position import Reset
-from bridge.console import event_text, out
+from bridge.console import event_parts, out, print_line
 from bridge.gateway.events.stream import EventStream, Gap
 from bridge.protocol import InstanceEvent, InstanceInfo, InstanceState
 
@@ -78,7 +78,7 @@ class Narration:
             self.events.append(event)
             self._changed.set()
             if not self.quiet:
-                out.print("    ", event_text(event), sep="")
+                print_line([("    ", ""), *event_parts(event)])
 
     async def event(self, instance_id: str, *states: InstanceState) -> InstanceEvent:
         """Wait for the event that takes the instance to one of `states`. Raises StepFailed."""

@@ -14,7 +14,7 @@ from rich.text import Text
 from bridge.cli.exit_codes import DONE
 from bridge.cli.flags import Json, Link, complete_services
 from bridge.cli.output import DataOutput, Style
-from bridge.console import err, event_text, out
+from bridge.console import err, event_parts, out, print_line
 from bridge.errors import BusError, ConfigError, NoReply
 from bridge.printable import printable_json
 from bridge.protocol import InstanceEvent, InstanceState, encode
@@ -228,7 +228,7 @@ async def _print_all(
 
 def _print(event: InstanceEvent, style: Style) -> None:
     if not style.print_data(event):
-        out.print(event_text(event))
+        print_line(event_parts(event))
 
 
 def _describe(reset: Reset) -> str:

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from bridge import console
-from bridge.console import event_text, instances_table, out, plain_table
+from bridge.console import event_parts, instances_table, out, plain_table, print_line
 from bridge.protocol import InstanceEvent, InstanceInfo, InstancesResponse, InstanceState, now
+from tests.support import calls
 
 
 def test_an_address_in_brackets_is_shown_whole() -> None:
@@ -34,10 +35,45 @@ def test_text_of_a_peer_cannot_control_the_terminal(
     event = InstanceEvent.transition("web-1", "web", InstanceState.READY, InstanceState.FAILED)
     shown = io.StringIO()
     monkeypatch.setattr(out, "_file", shown)
-    out.print(event_text(event.with_message("\x1b]0;owned\x07 \x1b[2J")))
+    print_line(event_parts(event.with_message("\x1b]0;owned\x07 \x1b[2J")))
     assert "\x1b" not in shown.getvalue()
     assert "\x07" not in shown.getvalue()
     assert "owned" in shown.getvalue()
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_an_event_is_printed_as_rich_would_print_it(
+    monkeypatch: pytest.MonkeyPatch, *, colours: bool
+) -> None:
+    event = InstanceEvent.transition("web-1", "web", InstanceState.READY, InstanceState.FAILED)
+    shown, wanted = io.StringIO(), io.StringIO()
+    terminal = Console(
+        file=shown, width=200, force_terminal=colours, color_system="256" if colours else None
+    )
+    monkeypatch.setattr(console, "out", terminal)
+    parts = event_parts(event.with_message("it ended: [b]exit code 3[/b]"))
+    print_line(parts)
+    monkeypatch.setattr(terminal, "_file", wanted)
+    terminal.print(Text.assemble(*parts), highlight=False)
+    assert Text.from_ansi(shown.getvalue()).markup == Text.from_ansi(wanted.getvalue()).markup
+    assert shown.getvalue().endswith("\n")
+    assert ("\x1b[" in shown.getvalue()) is colours
+
+
+def test_a_line_has_no_colours_where_the_reader_wants_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, color_system="256", no_color=True)
+    monkeypatch.setattr(console, "out", terminal)
+    print_line([("failed", "red")])
+    assert shown.getvalue() == "failed\n"
+
+
+def test_a_line_costs_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    event = InstanceEvent.transition("web-1", "web", InstanceState.READY, InstanceState.FAILED)
+    terminal = Console(file=io.StringIO(), force_terminal=True, color_system="256")
+    monkeypatch.setattr(console, "out", terminal)
+    print_line(event_parts(event))  # rich keeps what it has rendered of a style
+    assert calls(lambda: print_line(event_parts(event))) <= 85, "30,000 events take a second"
 
 
 def _rendered(rows: int, *, colours: bool) -> str:

@@ -19,7 +19,16 @@ from bridge import console, svg
 from bridge.cli.timeline.history import History
 from bridge.cli.timeline.svg import render_svg
 from bridge.cli.timeline.text import render_text
-from bridge.console import err, event_text, notices, one_line, out, plain_table, print_json
+from bridge.console import (
+    err,
+    event_parts,
+    notices,
+    one_line,
+    out,
+    plain_table,
+    print_json,
+    print_line,
+)
 from bridge.gateway.relay.cloudevents import ce_headers, dead_headers
 from bridge.gateway.relay.webhook import judge
 from bridge.observe import Metrics, configure_logging
@@ -79,6 +88,16 @@ def printed(*values: object, to: console._PlainConsole = out) -> str:
     return shown.getvalue()
 
 
+def event_line(text: str) -> str:
+    shown, file = io.StringIO(), out._file
+    try:
+        out._file = shown
+        print_line(event_parts(failing(text)))
+    finally:
+        out._file = file
+    return shown.getvalue()
+
+
 def table_of(text: str) -> Table:
     table = plain_table("NAME", "WHY")
     table.add_row(Text(text), text)
@@ -105,7 +124,7 @@ def relay_headers(text: str) -> str:
 
 
 ONE_LINE: dict[str, Callable[[str], str]] = {
-    "event": lambda text: printed(event_text(failing(text))).removesuffix("\n"),
+    "event": lambda text: event_line(text).removesuffix("\n"),
     "error": lambda text: printed(Text(text), to=err).removesuffix("\n"),
     "notice": lambda text: " ".join(
         one_line(line).plain
