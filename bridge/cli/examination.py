@@ -192,7 +192,7 @@ async def _run(check: Check) -> Finding:
     except (CutOff, NoReply) as exc:
         return fail(str(exc), "look how NATS is: `nats server check jetstream`, and its log")
     except StoreRefused as exc:
-        return fail(str(exc), "see the check of jetstream, and the log of the NATS server")
+        return fail(exc.problem, exc.cure or "see the log of the NATS server")
     except (BridgeError, OSError) as exc:
         says, _, cure = str(exc).partition(": ")
         return fail(says, cure or "see the other checks")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from bridge.errors.base import BridgeError
+from bridge.errors.store_cures import CURES
 
 
 class BusError(BridgeError):
@@ -168,13 +169,15 @@ class NoReply(BusError):
 class StoreRefused(BusError):
     """JetStream refused a write or a management call. Nothing was stored.
 
-    `code` is JetStream's error code (10071, …), 0 if it gave none.
+    `code` is JetStream's error code, 0 if it gave none; `problem` the message without its `cure`.
 
-    Fix: read the description; `box-bridge doctor` checks limits, permissions and streams.
+    Fix: do what the message names; see `box-bridge doctor`.
     """
 
     def __init__(self, subject: str, code: int, description: str) -> None:
-        super().__init__(f"JetStream refused {subject}: {description} ({code})")
+        self.problem = f"JetStream refused {subject}: {description} ({code})"
+        self.cure = CURES.get(code, "")
+        super().__init__(f"{self.problem}; {self.cure}" if self.cure else self.problem)
         self.subject = subject
         self.code = code
         self.description = description

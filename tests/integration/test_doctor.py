@@ -168,6 +168,65 @@ async def test_an_account_that_is_nearly_full_or_has_no_memory_is_reported(tmp_p
         assert (told.status, "no memory storage" in told.says) == (FAIL, True), told
 
 
+@pytest.mark.parametrize(
+    ("limit", "before", "after"),
+    [
+        ("max_file_store: 12MB", (WARN, "only 8.0 MiB are left (file)"), (FAIL, "of 12.0 MiB")),
+        pytest.param(
+            "max_memory_store: 4MB",
+            (WARN, "only 4.0 MiB are left (memory)"),
+            None,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "max_file_store: 40MB",
+            (OK, "no limits"),
+            (WARN, "of 40.0 MiB in use (file)"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+async def test_the_storage_of_the_server_is_reported_before_it_is_full(
+    tmp_path: Path, limit: str, before: tuple[Status, str], after: tuple[Status, str] | None
+) -> None:
+    kinds = {"file": "max_file_store of the server", "memory": "max_memory_store of the server"}
+    async with (
+        configured(tmp_path, f"jetstream {{ {limit} }}\n") as server,
+        connect(server.url) as connection,
+    ):
+        await topology.ensure(connection, events_max_bytes=4 * 2**20)
+
+        finding = await bus_checkup.jetstream(connection)
+        assert (finding.status, before[1] in finding.says) == (before[0], True), finding
+        if finding.status is WARN:
+            assert kinds[next(kind for kind in kinds if kind in finding.says)] in finding.cure
+        for number in range(34 if after else 0):
+            with contextlib.suppress(StoreRefused):
+                await store(connection, f"$KV.box_services.x{number}", b"x" * 1_000_000)
+        if after:
+            finding = await bus_checkup.jetstream(connection)
+            assert (finding.status, after[1] in finding.says) == (after[0], True), finding
+            assert "max_file_store of the server" in finding.cure
+        assert await topology.stream_info(connection, "box-doctor") is None, "a trial makes none"
+
+
+async def test_what_an_account_demands_of_streams_is_reported(tmp_path: Path) -> None:
+    demands = "max_file: 1G, max_mem: 1G, max_bytes_required: true, disk_max_stream_bytes: 10MB"
+    users = "users: [{ user: u, password: p }]"
+    text = f"accounts {{ A: {{ jetstream: {{ {demands} }}, {users} }} }}"
+    says = "the account demands max_bytes of each stream and at most 10.0 MiB a stream (file)"
+    async with (
+        configured(tmp_path, text) as server,
+        connect(server.url, user="u", password="p") as connection,
+    ):
+        finding = await bus_checkup.jetstream(connection)
+        assert (finding.status, says in finding.says) == (WARN, True), finding
+        assert "--max-bytes" in finding.cure
+        await topology.ensure(connection)
+        finding = await bus_checkup.jetstream(connection)
+        assert (finding.status, says in finding.says) == (OK, True), finding
+
+
 # ── topology and clock ───────────────────────────────────────────────────────────────────
 
 
@@ -182,13 +241,13 @@ async def test_a_stream_that_was_changed_is_reported_with_the_right_settings(
         await jetstream(connection).update_stream(config.evolve(max_age=60, duplicate_window=60))
         told = found(await examine(file, {}), "topology")
         assert told.status is WARN
-        assert "BOX_EVENTS: max_age is 60.0, tighter than 604800.0" in told.says
+        assert "BOX_EVENTS: max_age is 60 s, tighter than 604800 s" in told.says
         await jetstream(connection).update_stream(config)
         bucket = (await jetstream(connection).stream_info("KV_box_slots")).config
         await jetstream(connection).update_stream(bucket.evolve(max_age=60, duplicate_window=60))
         told = found(await examine(file, {}), "topology")
         assert told.status is FAIL
-        assert "KV_box_slots: max_age is 60.0, and must be 0.0" in told.says
+        assert "KV_box_slots: max_age is 60 s, and must be unlimited" in told.says
         assert "nats stream edit" in told.cure
         await jetstream(connection).delete_stream("KV_box_slots")
         await jetstream(connection).update_stream(config)

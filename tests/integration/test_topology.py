@@ -122,6 +122,11 @@ async def test_two_fleets_share_an_account(server: EmbeddedServer) -> None:
         ({"subjects": ["box.events.>"]}, "subjects is box.events.>, and must be box.events.*"),
         ({"deny_delete": False}, "deny_delete is False, and must be True"),
         ({"allow_rollup_hdrs": True}, "allow_rollup_hdrs is True, and must be False"),
+        ({"no_ack": True}, "no_ack is True, and must be False"),
+        (
+            {"discard_new_per_subject": True, "max_msgs_per_subject": 1},
+            "discard_new_per_subject is True, and must be False",
+        ),
     ],
 )
 async def test_settings_that_break_a_promise_are_refused_with_the_difference(
@@ -224,11 +229,12 @@ def test_the_lease_is_the_age_at_which_a_host_is_gone() -> None:
 @pytest.mark.parametrize(
     ("change", "limit"),
     [
-        ({"max_age": 60.0, "duplicate_window": 60.0}, "max_age is 60.0, tighter than 604800.0"),
-        ({"max_msgs": 1000}, "max_msgs is 1000, tighter than -1"),
+        ({"max_age": 60.0, "duplicate_window": 60.0}, "max_age is 60 s, tighter than 604800 s"),
+        ({"max_msgs": 1000}, "max_msgs is 1000, tighter than unlimited"),
         ({"max_bytes": 100_000}, "max_bytes is 100000, tighter than 1073741824"),
         ({"max_msg_size": 1000}, "max_msg_size is 1000, tighter than 65536"),
-        ({"duplicate_window": 60.0}, "duplicate_window is 60.0, tighter than 86400.0"),
+        ({"max_consumers": 9}, "max_consumers is 9, tighter than unlimited"),
+        ({"duplicate_window": 60.0}, "duplicate_window is 60 s, tighter than 86400 s"),
     ],
 )
 async def test_tighter_limits_of_the_events_are_accepted_and_reported(
@@ -243,12 +249,35 @@ async def test_tighter_limits_of_the_events_are_accepted_and_reported(
         assert limit in finding
 
 
-async def test_a_bucket_whose_records_would_expire_is_refused(server: EmbeddedServer) -> None:
-    wanted = next(each for each in topology.streams(Subjects()) if each.name == "KV_box_slots")
+@pytest.mark.parametrize(
+    ("name", "age", "reason"),
+    [
+        ("KV_box_slots", 3600.0, "must be unlimited: the records of the fleet must not expire"),
+        ("KV_box_hosts", 5.0, "must be 10 s or more: the leases of hosts would end early"),
+        ("BOX_REGISTRY", 20.0, "must be 600 s or at least registration_ttl"),
+    ],
+)
+async def test_a_stream_whose_records_would_expire_is_refused_with_the_reason(
+    server: EmbeddedServer, name: str, age: float, reason: str
+) -> None:
+    wanted = next(each for each in topology.streams(Subjects()) if each.name == name)
     async with connect(server.url) as connection:
-        await jetstream(connection).add_stream(wanted.evolve(max_age=3600.0))
-        with pytest.raises(TopologyMismatch, match="max_age is 3600"):
+        await jetstream(connection).add_stream(wanted.evolve(max_age=age, duplicate_window=age))
+        with pytest.raises(TopologyMismatch, match=f"max_age is {age:g} s, and {reason}"):
             await topology.ensure(connection)
+
+
+async def test_a_registry_that_keeps_registrations_for_their_time_to_live_is_used(
+    server: EmbeddedServer,
+) -> None:
+    wanted = next(each for each in topology.streams(Subjects()) if each.name == "BOX_REGISTRY")
+    findings: list[str] = []
+    async with connect(server.url) as connection:
+        await jetstream(connection).add_stream(wanted.evolve(max_age=30.0, duplicate_window=30.0))
+        assert "BOX_REGISTRY" not in await topology.ensure(connection, on_finding=findings.append)
+        assert findings == ["BOX_REGISTRY: max_age is 30 s, tighter than 600 s"]
+        with pytest.raises(TopologyMismatch):  # this fleet keeps registrations for longer
+            await topology.ensure(connection, lifetimes=topology.Lifetimes(registration=60.0))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from nats.js.api import AccountInfo, StreamInfo
 
 from bridge.auth.roles import ANY, API, NAMED, Role, grants
 from bridge.bus.core.connection import Connection
-from bridge.bus.diagnostics import permissions
+from bridge.bus.diagnostics import permissions, server_storage
 from bridge.bus.diagnostics.limits import BOX_CONSUMERS, FULL, GATEWAY_CONSUMERS
 from bridge.bus.jetstream import api, topology
 from bridge.bus.jetstream.server_time import server_time
@@ -92,7 +92,18 @@ async def jetstream(connection: Connection, role: Role = Role.BOX) -> Finding:
         listed = ", ".join(line for _, line in near)
         cures = ", ".join(dict.fromkeys(_SETTING[name] for name, _ in near))
         return warn(f"{used}; near a limit: {listed}", f"raise {cures}, or store less")
-    return ok(used if found else f"{used}, no limits")
+    if finding := await server_storage.shortage(connection):
+        return finding
+    demands = _demands(info)
+    if demands:
+        used += f"; the account demands {demands}"
+    if demands and role is Role.BOX and await _missing_streams(connection):
+        return warn(
+            used,
+            "a Box creates its buckets with 4 MiB or less each, enough for 5,000 instances; "
+            "raise them with `nats stream edit KV_box_slots --max-bytes 64MiB`",
+        )
+    return ok(used if found or demands else f"{used}, no limits")
 
 
 async def rights(connection: Connection, role: Role, name: str) -> Finding:
@@ -129,13 +140,14 @@ async def streams(connection: Connection, timing: Timing | None, role: Role = Ro
     `role` may inspect.
     """
     replicas = connection.settings.replicas
+    lifetimes = None if timing is None else topology.Lifetimes.of(timing)
     inspected = grants(role, ANY, connection.subjects, inbox="").publish
     wanted = [
         config
         for config in topology.streams(
             connection.subjects,
             replicas=replicas,
-            lifetimes=None if timing is None else topology.Lifetimes.of(timing),
+            lifetimes=lifetimes,
             events_max_bytes=connection.settings.events_max_bytes,
         )
         if f"{API}STREAM.INFO.{config.name}" in inspected
@@ -148,8 +160,10 @@ async def streams(connection: Connection, timing: Timing | None, role: Role = Ro
             missing.append(name)
             continue
         there.append(found)
-        broken += [f"{name}: {line}" for line in topology.differences(config, found.config)]
-        tight += [f"{name}: {line}" for line in topology.tightened(config, found.config)]
+        broken += [
+            f"{name}: {line}" for line in topology.differences(config, found.config, lifetimes)
+        ]
+        tight += [f"{name}: {line}" for line in topology.tightened(config, found.config, lifetimes)]
     if broken:
         return fail(
             "; ".join(broken),
@@ -205,11 +219,27 @@ async def _lacking_streams(connection: Connection, found: list[tuple[str, int, i
     most = min((most - has for name, has, most in found if name == "streams"), default=None)
     if most is None:
         return ""
-    names = [str(config.name) for config in topology.streams(connection.subjects)]
-    missing = [name for name in names if await topology.stream_info(connection, name) is None]
+    missing = await _missing_streams(connection)
     if len(missing) <= most:
         return ""
     return f"this account may have {most} streams more, and {', '.join(missing)} are missing"
+
+
+async def _missing_streams(connection: Connection) -> list[str]:
+    names = [str(config.name) for config in topology.streams(connection.subjects)]
+    return [name for name in names if await topology.stream_info(connection, name) is None]
+
+
+def _demands(info: AccountInfo) -> str:
+    """What the account demands of each stream; empty if nothing."""
+    parts: list[Any] = [*info.tiers.values()] if info.tiers else [info]
+    limits = [part.limits for part in parts]
+    lines = ["max_bytes of each stream"] if any(it.max_bytes_required for it in limits) else []
+    for kind in ("storage", "memory"):
+        most = max(getattr(it, f"{kind}_max_stream_bytes") or -1 for it in limits)
+        if most > 0:
+            lines.append(f"at most {_mib(most)} a stream ({'file' if kind == 'storage' else kind})")
+    return " and ".join(lines)
 
 
 def _limits(info: AccountInfo) -> list[tuple[str, int, int]]:

@@ -37,6 +37,8 @@ _NO_ROOM: Final = (10002, 10023, 10028, 10047, 10122)  # of the server, or of th
 _OVERLAP: Final = 10065
 _NO_JETSTREAM: Final = (10039, 10076)  # not enabled for the account; not enabled at all
 
+_UNLIMITED: Final = ("max_age", "max_msgs", "max_bytes", "max_msg_size", "max_consumers")
+
 Check = Callable[[Any, Any], bool]
 
 
@@ -53,6 +55,7 @@ _LIMITS: Final[dict[str, Check]] = {
     "max_msgs": _at_least,
     "max_bytes": _at_least,
     "max_msg_size": _at_least,
+    "max_consumers": _at_least,
 }
 """The limits that may be tighter than wanted, and whether the limit found is."""
 
@@ -79,10 +82,18 @@ _PROMISES: Final[dict[str, Check]] = {
     "allow_rollup_hdrs": lambda _, found: not found,
     "deny_delete": lambda wanted, found: not wanted or bool(found),
     "deny_purge": lambda wanted, found: not wanted or bool(found),
+    "discard_new_per_subject": lambda _, found: not found,  # refuses the second write of a key
+    "no_ack": lambda _, found: not found,
+    "persist_mode": lambda _, found: found in (None, "", "default"),  # async acks before the disk
+    "allow_msg_counter": lambda _, found: not found,
+    "subject_transform": lambda _, found: found is None,
     "mirror": lambda _, found: found is None,
     "sealed": lambda _, found: not found,
 }
 """The settings that carry a promise, and whether the value found keeps it."""
+
+_REGISTRY_LIMITS: Final[dict[str, Check]] = {**_LIMITS, "max_age": _at_least}
+"""The same for registrations, unless they would expire before their time to live ends."""
 
 
 class Lifetimes(Struct, frozen=True, kw_only=True):
@@ -91,12 +102,13 @@ class Lifetimes(Struct, frozen=True, kw_only=True):
     events: float = 7 * DAY
     duplicates: float = DAY
     registry: float = 600.0
+    registration: float = 30.0
     lease: float = 10.0
 
     @classmethod
     def of(cls, timing: Timing) -> Lifetimes:
-        """The defaults, with the lease of the fleet."""
-        return cls(lease=float(timing.lease))
+        """The defaults, with the leases of the fleet."""
+        return cls(lease=float(timing.lease), registration=float(timing.registration_ttl))
 
 
 def streams(
@@ -174,23 +186,50 @@ def streams(
     ]
 
 
-def differences(wanted: StreamConfig, found: StreamConfig) -> list[str]:
+def differences(
+    wanted: StreamConfig, found: StreamConfig, lifetimes: Lifetimes | None = None
+) -> list[str]:
     """One line for each promise of `wanted` that `found` breaks."""
+    tolerated = _tolerated(wanted, found, lifetimes or Lifetimes())
     return [
-        f"{setting} is {_shown(have)}, and must be {_shown(want)}"
+        f"{setting} is {_shown(setting, have)}, and must be "
+        f"{_shown(setting, want)}{_reason(setting, wanted)}"
         for setting, keeps in _PROMISES.items()
-        if (setting not in _EVENT_LIMITS or not _is_of_events(wanted))
+        if setting not in tolerated
         and not keeps(want := getattr(wanted, setting), have := getattr(found, setting))
     ]
 
 
-def tightened(wanted: StreamConfig, found: StreamConfig) -> list[str]:
+def tightened(
+    wanted: StreamConfig, found: StreamConfig, lifetimes: Lifetimes | None = None
+) -> list[str]:
     """One line for each limit of `found` that is tighter than wanted, and breaks no promise."""
     return [
-        f"{setting} is {_shown(have)}, tighter than {_shown(want)}"
-        for setting, keeps in (_EVENT_LIMITS if _is_of_events(wanted) else _LIMITS).items()
+        f"{setting} is {_shown(setting, have)}, tighter than {_shown(setting, want)}"
+        for setting, keeps in _tolerated(wanted, found, lifetimes or Lifetimes()).items()
         if not keeps(want := getattr(wanted, setting), have := getattr(found, setting))
     ]
+
+
+def _tolerated(wanted: StreamConfig, found: StreamConfig, lifetimes: Lifetimes) -> dict[str, Check]:
+    """The limits of `found` that may be tighter than wanted."""
+    if _is_of_events(wanted):
+        return _EVENT_LIMITS
+    # A withdrawal must stay for as long as the last renewal of the registration that it ends.
+    if wanted.allow_msg_ttl and _at_least(lifetimes.registration, found.max_age):
+        return _REGISTRY_LIMITS
+    return _LIMITS
+
+
+def _reason(setting: str, wanted: StreamConfig) -> str:
+    """Why a shorter `max_age` breaks a promise; "" for other settings."""
+    if setting != "max_age":
+        return ""
+    if wanted.allow_msg_ttl:
+        return " or at least registration_ttl: withdrawals must outlast registrations"
+    if wanted.max_age:
+        return " or more: the leases of hosts would end early"
+    return ": the records of the fleet must not expire"
 
 
 def _is_of_events(config: StreamConfig) -> bool:
@@ -223,7 +262,7 @@ async def ensure(
     created = {
         str(config.name)
         for config in sorted(wanted, key=_is_of_events)
-        if await ensure_stream(connection, config, on_finding)
+        if await ensure_stream(connection, config, on_finding, lifetimes)
     }
     return [str(config.name) for config in wanted if config.name in created]
 
@@ -284,6 +323,7 @@ async def ensure_stream(
     connection: Connection,
     config: StreamConfig,
     on_finding: Callable[[str], None] = lambda finding: None,
+    lifetimes: Lifetimes | None = None,
 ) -> bool:
     """Create the stream if it is missing; returns whether it was. Raises as `ensure` does."""
     name = str(config.name)
@@ -291,15 +331,15 @@ async def ensure_stream(
     if found is None:
         found = await _create(connection, config)
         if found is not None:
-            if limits := tightened(config, found.config):
+            if limits := tightened(config, found.config, lifetimes):
                 on_finding(f"{name}: {'; '.join(limits)}")
             return True
         found = await _call(connection, name, "info")  # another Box created it meanwhile
     if found is None:
         raise BusError(f"stream {name} does not exist and cannot be created")
-    if broken := differences(config, found.config):
+    if broken := differences(config, found.config, lifetimes):
         raise TopologyMismatch(name, broken)
-    if limits := tightened(config, found.config):
+    if limits := tightened(config, found.config, lifetimes):
         on_finding(f"{name}: {'; '.join(limits)}")
     return False
 
@@ -353,7 +393,11 @@ async def _call(
             raise
 
 
-def _shown(value: Any) -> str:
+def _shown(setting: str, value: Any) -> str:
+    if setting in _UNLIMITED and (not value or value < 0):
+        return "unlimited"
+    if setting in ("max_age", "duplicate_window"):
+        return f"{value or 0:g} s"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(str, value)) or "none"
     return str(getattr(value, "value", value))
