@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bridge.admin_protocol import AdminResponse as AdminResponse
     from bridge.admin_protocol import Candidate as Candidate
     from bridge.admin_protocol import Entry as Entry
+    from bridge.admin_protocol import FailedSlot as FailedSlot
     from bridge.admin_protocol import Fate as Fate
     from bridge.admin_protocol import HistoryResponse as HistoryResponse
     from bridge.admin_protocol import Host as Host
@@ -127,6 +128,7 @@ _MODULE_OF: Final = {
     "Entry": "bridge.admin_protocol",
     "EventHub": "bridge.gateway.events.hub",
     "EventStream": "bridge.gateway.events.stream",
+    "FailedSlot": "bridge.admin_protocol",
     "Fate": "bridge.admin_protocol",
     "Gap": "bridge.gateway.events.stream",
     "Handler": "bridge.bus.core.message",

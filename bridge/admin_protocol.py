@@ -113,6 +113,15 @@ class ServicesRequest(Struct, frozen=True, kw_only=True):
     after: Name = ""
 
 
+class FailedSlot(Struct, frozen=True, kw_only=True):
+    """A slot whose instance has failed. `retry_at` is when `host` makes the next one, if known."""
+
+    instance_id: str
+    host: str
+    reason: str = ""
+    retry_at: Time | None = None
+
+
 class Service(Struct, frozen=True, kw_only=True):
     """One service, with a target or only offered by a host.
 
@@ -121,6 +130,9 @@ class Service(Struct, frozen=True, kw_only=True):
     - `missing`: a sentence for each kind of missing instance, with the reason. Instances that boot
       are not missing.
     - `replacing`: how many instances are still to be replaced; `stopped`: why no further one is.
+    - `before_stop`: the target before the service was scaled to 0, which a start restores; 0 if it
+      was not.
+    - `failed`: the slots whose instance has failed, the first 20.
     """
 
     name: str
@@ -131,6 +143,8 @@ class Service(Struct, frozen=True, kw_only=True):
     missing: list[str] = field(default_factory=list)
     replacing: U32 = 0
     stopped: str = ""
+    before_stop: U32 = 0
+    failed: list[FailedSlot] = field(default_factory=list)
 
 
 class ServicesResponse(Struct, frozen=True, kw_only=True):

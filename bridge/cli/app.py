@@ -42,12 +42,15 @@ SECTIONS: Final = {
         "ps": "List the instances with their state, host and load.",
         "routes": "List the endpoints that take traffic, or watch them.",
         "services": "List the services: wanted, ready, and what is missing.",
+        "status": "Show what a service lacks and why, on one page.",
         "timeline": "Draw the history of a service's instances.",
         "version": "Show the versions of box-bridge and its dependencies.",
     },
     "Operate": {
         "rebalance": "Even out the hosts with the fewest moves.",
         "scale": "Set the number of instances of a service.",
+        "start": "Start stopped services with the count that they had.",
+        "stop": "Scale services to 0, and remember their counts.",
     },
     "Hosts": {
         "cordon": "Place nothing new on a host; what it runs stays.",

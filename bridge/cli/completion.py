@@ -33,6 +33,9 @@ KINDS: Final = {
     "relay": (SERVICES,),
     "routes": (SERVICES,),
     "scale": (SERVICES,),
+    "start": (SERVICES,),
+    "status": (SERVICES,),
+    "stop": (SERVICES,),
     "timeline": (SERVICES,),
     "uncordon": (HOSTS,),
 }

@@ -139,6 +139,21 @@ Reason = Annotated[
         validator=_check_reason, help="The reason; it is kept with the order, and `hosts` shows it."
     ),
 ]
+WaitForIt = Annotated[
+    bool,
+    Parameter(
+        name="--wait",
+        negative="",
+        help="Return when gateways route to the instances, and to no other.",
+    ),
+]
+RequestTimeout = Annotated[
+    float | None,
+    Parameter(
+        validator=Number(gt=0, lte=LONGEST),
+        help="Seconds for the whole verb. Default: 10, or 120 with --wait.",
+    ),
+]
 OrderTimeout = Annotated[
     float,
     Parameter(validator=Number(gt=0, lte=LONGEST), help="The longest time to wait, in seconds."),

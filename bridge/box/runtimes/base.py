@@ -14,6 +14,7 @@ from msgspec import Struct, field
 from bridge.box.runtimes.environment import service_environment
 from bridge.box.runtimes.process_identity import ProcessIdentity
 from bridge.box.state.runtime_limits import fixed_port
+from bridge.exit_text import describe_exit
 from bridge.protocol import ScaleConfig
 from bridge.settings import ServiceConfig
 
@@ -105,10 +106,10 @@ class Exit(Struct, frozen=True, kw_only=True):
             return "fenced: the lease of its host was about to expire, or could not be checked"
         why = f": {self.why}" if self.why else ""
         if self.signal:
-            return f"killed by signal {self.signal}{why}"
+            return describe_exit(signal=self.signal) + why
         if self.code is None:
             return f"ended with an unknown exit code{why}" if why else _NOT_SEEN
-        return f"exited with code {self.code}{why}"
+        return describe_exit(code=self.code) + why
 
 
 class Usage(Struct, frozen=True, kw_only=True):

@@ -271,6 +271,7 @@ def _grant(
     after = replace(
         record,
         target=target,
+        before_stop=0 if target else record.target or record.before_stop,
         slots=slots,
         ranks=rerank(record, slots, target),
         config=config,

@@ -6,7 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Final
 
@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from bridge.admin_protocol import (
     Candidate,
     Entry,
+    FailedSlot,
     Fate,
     Host,
     Order,
@@ -41,6 +42,8 @@ from bridge.protocol import InstanceState, format_time
 
 _NOTE_LENGTH: Final = 500  # characters, so that a service's decisions fit a reply
 _NOTICES: Final = 20  # of one host
+_FAILED: Final = 20  # slots of one service
+_FAILURE_LENGTH: Final = 200  # characters of a failure's reason
 _LOOKS: Final = 20_000  # at slots and hosts, for one page of services
 _UNREADABLE: Final = (
     "its record cannot be read: it runs a newer Box, or the record is damaged; nothing is placed "
@@ -179,7 +182,31 @@ def _service(name: str, fleet: FleetState, at: datetime) -> Service:
         missing=lacks.sentences(),
         replacing=len(rollout.outdated(name, fleet)) if name in fleet.services else 0,
         stopped=lacks.stopped[:_NOTE_LENGTH],
+        before_stop=fleet.services[name].before_stop if name in fleet.services else 0,
+        failed=_failed(name, fleet),
     )
+
+
+def _failed(name: str, fleet: FleetState) -> list[FailedSlot]:
+    """The failed slots of live hosts, in the order of their next tries."""
+    slots, claims = fleet.service_slots(name), fleet.slots_of(name)
+    failed = [
+        claim
+        for slot in slots.unready - slots.free
+        if (claim := claims[slot]).info.state is InstanceState.FAILED
+        and diagnosis.is_alive(claim.host, claim.host_id, fleet)
+    ]
+    last = datetime.max.replace(tzinfo=UTC)
+    failed.sort(key=lambda claim: (claim.retry_at or last, claim.info.id))
+    return [
+        FailedSlot(
+            instance_id=claim.info.id,
+            host=claim.host,
+            reason=claim.failure[:_FAILURE_LENGTH],
+            retry_at=claim.retry_at,
+        )
+        for claim in failed[:_FAILED]
+    ]
 
 
 def _state(claim: SlotRecord, fleet: FleetState) -> InstanceState | None:

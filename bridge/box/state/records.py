@@ -117,11 +117,13 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
     if these are the first slots in order. `moves` are the slots whose instances are to be replaced
     on other hosts. `avoid` has the hosts on which slots must not be placed. `on_request`: a request
     alone has made the service, by an image, and each host that admits the image can run it.
+    `before_stop` is the target before the service was scaled to 0; 0 while it is not.
     """
 
     version: Number = 0
     revision: Number = 0
     target: U32 = 0
+    before_stop: U32 = 0
     slots: Slots = field(default_factory=list)
     ranks: Slots = field(default_factory=list)
     config: ScaleConfig = field(default_factory=ScaleConfig)

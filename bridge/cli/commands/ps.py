@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
+from msgspec import structs
 from rich.console import Group
 
 from bridge.cli.exit_codes import DONE
@@ -17,12 +19,26 @@ from bridge.subjects import check_name
 
 if TYPE_CHECKING:
     from bridge.bus.core.connection import Connection
+    from bridge.cli.ended_instances import EndedInstance
+
+_RECENT: Final = "24h"  # how far back --all looks
 
 
 async def ps(
     service: OptionalService = "",
     /,
     *,
+    all: Annotated[  # noqa: A002
+        bool,
+        Parameter(
+            name=["--all", "-a"],
+            negative="",
+            help="Also the instances that ended, with the reason, the exit code and the next try.",
+        ),
+    ] = False,
+    since: Annotated[
+        str | None, Parameter(help="With --all: how far back, e.g. 2h. Default: 24h.")
+    ] = None,
     watch: Watch = False,
     local: Annotated[
         bool, Parameter(negative="", help="Read the journal of this host, and ask no Box.")
@@ -39,6 +55,7 @@ async def ps(
 
         box-bridge ps
         box-bridge ps web --watch
+        box-bridge ps --all --since 2h
         box-bridge ps --json | jq -r '.instances[].endpoint'
 
     If no Box answers and this host has the journal of a Box on that NATS, `ps`
@@ -52,6 +69,7 @@ async def ps(
     from bridge.gateway.errors import NoBoxError, RequestTimeout
 
     style = Style.of(output, json=json)
+    begin = _begin(since, all=all)
     if service:
         check_name("service", service)
     if local:
@@ -59,6 +77,8 @@ async def ps(
 
         if watch:
             raise ConfigError("--local", "looks once: leave --watch out")
+        if all:
+            raise ConfigError("--local", "shows what the journal has: leave --all out")
         show_journal(service, config, data_dir, style)
         return DONE
 
@@ -66,7 +86,7 @@ async def ps(
         seen = await ScaleClient(connection).observe(service)
         if service and not seen.instances:
             await check_services(connection, [service])
-        return seen
+        return await _with_ended(connection, seen, service, begin) if all else seen
 
     view = View(query, lambda seen: _render(seen, style), lambda seen: _print(seen, style))
     try:
@@ -80,14 +100,52 @@ async def ps(
         raise
 
 
+class _AllInstances(InstancesResponse, frozen=True, kw_only=True, gc=False):
+    """The instances, and those that ended."""
+
+    ended: list[EndedInstance]
+
+
+def _begin(since: str | None, *, all: bool) -> datetime | None:  # noqa: A002
+    """The time from which on ended instances are listed; None means all that are stored."""
+    from bridge.cli.since import parse_log_since
+
+    if since is not None and not all:
+        raise ConfigError("--since", "is for the instances that ended: give --all, too")
+    return parse_log_since(since or _RECENT)
+
+
+async def _with_ended(
+    connection: Connection, seen: InstancesResponse, service: str, since: datetime | None
+) -> _AllInstances:
+    from bridge.cli.ended_instances import read_ended
+
+    ended = await read_ended(connection, service, since)
+    living = {info.id for info in seen.instances}
+    return _AllInstances(
+        **structs.asdict(seen), ended=[one for one in ended if one.id not in living]
+    )
+
+
+def _names(seen: InstancesResponse) -> list[str]:
+    ended = seen.ended if isinstance(seen, _AllInstances) else []
+    return [info.id for info in seen.instances] + [one.id for one in ended]
+
+
 def _print(seen: InstancesResponse, style: Style) -> None:
-    if style.print_data(seen, lambda: [info.id for info in seen.instances]):
+    if style.print_data(seen, lambda: _names(seen)):
         return
-    if seen.instances or seen.notices:
+    if seen.instances or seen.notices or (isinstance(seen, _AllInstances) and seen.ended):
         out.print(_render(seen, style))
     else:
         err.print("no instances")
 
 
 def _render(seen: InstancesResponse, style: Style) -> Group:
-    return Group(instances_table(seen, wide=style.wide), *map(one_line, notices(seen)))
+    ended = seen.ended if isinstance(seen, _AllInstances) else []
+    tables = [instances_table(seen, wide=style.wide)] if seen.instances or not ended else []
+    if ended:
+        from bridge.cli.ended_instances import ended_table
+
+        tables += [ended_table(ended, wide=style.wide)]
+    return Group(*tables, *map(one_line, notices(seen)))

@@ -9,7 +9,14 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from bridge.cli.flags import LONGEST, Json, Link, complete_services, parse_pairs
+from bridge.cli.flags import (
+    Json,
+    Link,
+    RequestTimeout,
+    WaitForIt,
+    complete_services,
+    parse_pairs,
+)
 from bridge.cli.output import DataOutput, Style
 from bridge.errors import ConfigError
 from bridge.protocol import U32_MAX, ScaleConfig
@@ -55,19 +62,8 @@ async def scale(
     request_id: Annotated[
         str | None, Parameter(help="The id of an earlier request, to repeat it without effect.")
     ] = None,
-    wait: Annotated[
-        bool,
-        Parameter(
-            negative="", help="Return when gateways route to the instances, and to no other."
-        ),
-    ] = False,
-    timeout: Annotated[
-        float | None,
-        Parameter(
-            validator=Number(gt=0, lte=LONGEST),
-            help="Seconds for the whole verb. Default: 10, or 120 with --wait.",
-        ),
-    ] = None,
+    wait: WaitForIt = False,
+    timeout: RequestTimeout = None,
     dry_run: Annotated[
         bool, Parameter(negative="", help="Show what the request would do; change nothing.")
     ] = False,

@@ -60,6 +60,15 @@ def test_slots_still_claimed_or_unreadable_are_not_taken_again() -> None:
     assert verdict.record.slots == [1, 3]
 
 
+def test_the_count_before_a_scale_to_0_is_remembered_until_the_next_one_above_0() -> None:
+    state = fleet()
+    for replicas, remembered in ((3, 0), (0, 3), (0, 3), (2, 0), (0, 2)):
+        verdict = decide(asked(replicas=replicas, request_id=f"r{replicas}"), state)
+        verdict = decide(asked(replicas=replicas), state) if verdict.record is None else verdict
+        state = after(state, verdict)
+        assert state.services["web"].before_stop == remembered
+
+
 def test_a_request_beyond_the_room_is_capped_and_sets_the_lower_target() -> None:
     state = fleet(
         hosts={"box-a": host(room=6), "box-b": host("web", room=4)},
