@@ -6,6 +6,7 @@ of a Box can be scraped (``[box] metrics = "host:port"``); `nats micro stats` sh
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from datetime import UTC, datetime
@@ -27,55 +28,44 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.refused = Counter(
+        counter = functools.partial(Counter, registry=self.registry)
+        gauge = functools.partial(Gauge, registry=self.registry)
+        self.refused = counter(
             "box_bridge_refused",
             "Messages refused without a reply, and unreadable records: where, and the reason.",
             ["where", "reason"],
-            registry=self.registry,
         )
-        self.requests = Counter(
+        self.requests = counter(
             "box_bridge_requests",
             "Answered requests, by endpoint and outcome: accepted, capped, refused or ok.",
             ["endpoint", "outcome"],
-            registry=self.registry,
         )
-        self.bus = Counter(
+        self.bus = counter(
             "box_bridge_bus_events",
             "Events of the NATS connection, by kind: connected, disconnected, resync, error, …",
             ["kind"],
-            registry=self.registry,
         )
-        self.events = Counter(
-            "box_bridge_events_stored",
-            "Instance events that the stream has acknowledged.",
-            registry=self.registry,
+        self.events = counter(
+            "box_bridge_events_stored", "Instance events that the stream has acknowledged."
         )
-        self.instances = Gauge(
+        self.instances = gauge(
             "box_bridge_instances",
             "Instances on this host, by service and state.",
             ["service", "state"],
-            registry=self.registry,
         )
-        self.backlog = Gauge(
+        self.backlog = gauge(
             "box_bridge_backlog_events",
             "Instance events in the journal that the stream has not stored yet.",
-            registry=self.registry,
         )
-        self.rejected = Gauge(
+        self.rejected = gauge(
             "box_bridge_rejected_events",
             "Instance events that can never be stored, and are kept in the journal for inspection.",
-            registry=self.registry,
         )
-        self.backlog_age = Gauge(
+        self.backlog_age = gauge(
             "box_bridge_backlog_age_seconds",
             "Age of the oldest event that the stream has not stored yet; 0 if there is none.",
-            registry=self.registry,
         )
-        self.ready = Gauge(
-            "box_bridge_ready",
-            "1 while this Box answers scale requests, else 0.",
-            registry=self.registry,
-        )
+        self.ready = gauge("box_bridge_ready", "1 while this Box answers scale requests, else 0.")
 
     def refuse(self, where: str, reason: str) -> None:
         """Count one refused message."""

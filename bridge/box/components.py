@@ -9,6 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bridge.box.api.admin import AdminApi
+from bridge.box.api.context import ApiContext
 from bridge.box.api.scale import ScaleApi
 from bridge.box.fleet.decisions import Decisions
 from bridge.box.fleet.fence import Fence
@@ -255,8 +256,15 @@ def _runner(resources: Resources, fleet: FleetComponents) -> RunnerComponents:
 
 def _responder(resources: Resources, fleet: FleetComponents) -> Responder:
     connection, host, clock = resources.connection, resources.me.host, resources.clock
-    shared = (connection, fleet.view, fleet.decisions, host, clock, fleet.readiness.blocker)
-    endpoints = [*ScaleApi(*shared).endpoints(), *AdminApi(*shared).endpoints()]
+    api = ApiContext(
+        connection=connection,
+        fleet=fleet.view,
+        decisions=fleet.decisions,
+        host=host,
+        clock=clock,
+        blocker=fleet.readiness.blocker,
+    )
+    endpoints = [*ScaleApi(api).endpoints(), *AdminApi(api).endpoints()]
     description = Description(
         name=resources.config.nats.prefix,
         id=f"{host}-{resources.me.host_id}",

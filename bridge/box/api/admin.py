@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from typing import Final
 
 from msgspec.structs import replace
@@ -29,15 +28,13 @@ from bridge.admin_protocol import (
     ServicesResponse,
 )
 from bridge.box.api import replies
+from bridge.box.api.context import ApiContext
 from bridge.box.api.replies import fitted, refusal_of
 from bridge.box.api.request_headers import expiry
-from bridge.box.fleet.decisions import Decisions
 from bridge.box.fleet.host_orders import HostOrders
-from bridge.box.fleet.view import FleetView
 from bridge.box.scheduler import reports
 from bridge.box.scheduler.admission import AdmissionRequest, decide, expired
 from bridge.box.state.records import ServiceRecord, check_service
-from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay
 from bridge.bus.service.endpoint import Endpoint, Refuse, Reply
@@ -54,31 +51,17 @@ _Handler = Callable[[Message], Awaitable[Reply]]
 
 
 class AdminApi:
-    """Answers operators from the fleet's state. `blocker` names the reason why this Box must not
-    answer now, if there is one.
-    """
+    """Answers operators from the fleet's state."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        fleet: FleetView,
-        decisions: Decisions,
-        host: str,
-        clock: Callable[[], datetime],
-        blocker: Callable[[], str | None],
-    ) -> None:
-        self._connection = connection
-        self._fleet = fleet
-        self._host = host
-        self._clock = clock
-        self._blocker = blocker
-        self._orders = HostOrders(fleet, decisions, host, clock)
+    def __init__(self, api: ApiContext) -> None:
+        self._api = api
+        self._orders = HostOrders(api.fleet, api.decisions, api.host, api.clock)
         self._readers = asyncio.Semaphore(_READERS)
         self._turn = asyncio.Lock()
 
     def endpoints(self) -> list[Endpoint]:
         """The endpoints, for a Responder."""
-        subjects = self._connection.subjects
+        subjects = self._api.connection.subjects
         return [
             self._endpoint("hosts", subjects.hosts, self._hosts, replies.refused_hosts),
             self._endpoint("services", subjects.services, self._services, replies.refused_services),
@@ -100,43 +83,40 @@ class AdminApi:
             except (ProtocolError, BusError, Refusal) as exc:
                 return refuse(refusal_of(exc))
 
-        queue = self._connection.subjects.queue
+        queue = self._api.connection.subjects.queue
         return Endpoint(name=name, subject=subject, queue=queue, handle=handle, refuse=refuse)
 
     def _check(self, message: Message) -> None:
         """Raise Refusal if the request has expired, or this Box must not answer now."""
-        at, expires_at = self._clock(), expiry(message)
+        at, expires_at = self._api.clock(), expiry(message)
         if expires_at is not None and expires_at <= at:
-            raise expired(expires_at, at, self._host)
-        if blocker := self._blocker():
-            raise Refusal(ReplyCode.NOT_READY, blocker)
+            raise expired(expires_at, at, self._api.host)
+        self._api.check_ready()
 
     # ── the answers ──────────────────────────────────────────────────────────────────────
 
     async def _hosts(self, message: Message) -> Reply:
         request = decode(HostsRequest, message.data or b"{}")
-        state = self._fleet.state
+        state = self._api.fleet.state
         names = [name for name in reports.names(state) if request.host in ("", name)]
-        start = _start(names, request)
-        page = names[start : start + min(request.limit, _PAGE)]
-        hosts = reports.hosts(state, page, at=self._clock())
+        page = _page(names, request)
+        hosts = reports.hosts(state, names[page], at=self._api.clock())
 
         def first(count: int) -> HostsResponse:
-            more = start + count < len(names)
+            more = page.start + count < len(names)
             return HostsResponse(total=len(names), hosts=hosts[:count], more=more)
 
         return self._reply(first, len(hosts))
 
     async def _services(self, message: Message) -> Reply:
         request = decode(ServicesRequest, message.data or b"{}")
-        state = self._fleet.state
+        state = self._api.fleet.state
         names = [name for name in reports.service_names(state) if request.service in ("", name)]
-        start = _start(names, request)
-        page = names[start : start + min(request.limit, _PAGE)]
-        services = reports.services(state, page, at=self._clock())
+        page = _page(names, request)
+        services = reports.services(state, names[page], at=self._api.clock())
 
         def first(count: int) -> ServicesResponse:
-            more = start + count < len(names)
+            more = page.start + count < len(names)
             return ServicesResponse(total=len(names), services=services[:count], more=more)
 
         return self._reply(first, len(services))
@@ -147,10 +127,10 @@ class AdminApi:
     async def _history(self, message: Message) -> Reply:
         service = decode(HistoryRequest, message.data).service
         check_name("service", service)
-        if service not in self._fleet.state.services:
+        if service not in self._api.fleet.state.services:
             why = f"{service!r} was never scaled"
             raise Refusal(ReplyCode.UNKNOWN_SERVICE, why)
-        bucket = self._connection.subjects.services_bucket
+        bucket = self._api.connection.subjects.services_bucket
         records: dict[int, ServiceRecord] = {}
 
         def take(message: Message) -> None:
@@ -158,13 +138,13 @@ class AdminApi:
                 record = decode(ServiceRecord, message.data)
                 check_service(service, record)
             except ProtocolError:
-                self._connection.metrics.refuse("history", "unreadable record")
+                self._api.connection.metrics.refuse("history", "unreadable record")
             else:
                 records[record.version] = record  # a record may be delivered twice
 
         async with self._readers:
             await replay.read(
-                self._connection,
+                self._api.connection,
                 f"KV_{bucket}",
                 f"$KV.{bucket}.{service}",
                 take,
@@ -182,11 +162,11 @@ class AdminApi:
         question = decode(PlanRequest, message.data)
         request = AdmissionRequest(
             request=ScaleRequest(service=question.service, replicas=question.replicas),
-            host=self._host,
-            at=self._clock(),
+            host=self._api.host,
+            at=self._api.clock(),
         )
-        admission = decide(request, self._fleet.state)
-        plan = reports.plan(request, admission, self._fleet.state)
+        admission = decide(request, self._api.fleet.state)
+        plan = reports.plan(request, admission, self._api.fleet.state)
         reply = self._reply(
             lambda count: _shortened(plan, count), len(plan.slots) + len(plan.hosts)
         )
@@ -194,13 +174,14 @@ class AdminApi:
         return reply if code is None else replace(reply, headers={REPLY_CODE: code})
 
     def _reply(self, shortened: Callable[[int], Answer], count: int) -> Reply:
-        data, _ = fitted(shortened, count, self._connection.max_payload)
+        data, _ = fitted(shortened, count, self._api.connection.max_payload)
         return Reply(data=data)
 
 
-def _start(names: list[str], request: HostsRequest | ServicesRequest) -> int:
-    """The index in the sorted `names` of the first one on the requested page."""
-    return bisect_right(names, request.after) if request.after else request.offset
+def _page(names: list[str], request: HostsRequest | ServicesRequest) -> slice:
+    """The part of the sorted `names` that is on the requested page."""
+    start = bisect_right(names, request.after) if request.after else request.offset
+    return slice(start, start + min(request.limit, _PAGE))
 
 
 def _shortened(plan: PlanResponse, count: int) -> PlanResponse:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from datetime import datetime
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from bridge.box.api import instance_pages
+from bridge.box.api.context import ApiContext
 from bridge.box.api.replies import refusal_of, refused_instances, scale_reply, with_instances
 from bridge.box.api.request_headers import (
     digest,
@@ -20,11 +19,8 @@ from bridge.box.api.request_headers import (
     known_version,
     traceparent,
 )
-from bridge.box.fleet.decisions import Decisions
-from bridge.box.fleet.view import FleetView
 from bridge.box.scheduler import diagnosis, rollout
 from bridge.box.scheduler.admission import Admission, AdmissionRequest, refuse
-from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.service.endpoint import Deferred, Endpoint, Reply
 from bridge.errors import BusError, NoReply, ProtocolError
@@ -46,29 +42,14 @@ _UNREAD: Final = ScaleRequest(service="", replicas=0)
 
 
 class ScaleApi:
-    """Answers requests from the fleet's state. `blocker` names the reason why this Box must not
-    answer now, if there is one.
-    """
+    """Answers requests from the fleet's state."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        fleet: FleetView,
-        decisions: Decisions,
-        host: str,
-        clock: Callable[[], datetime],
-        blocker: Callable[[], str | None],
-    ) -> None:
-        self._connection = connection
-        self._fleet = fleet
-        self._decisions = decisions
-        self._host = host
-        self._clock = clock
-        self._blocker = blocker
+    def __init__(self, api: ApiContext) -> None:
+        self._api = api
 
     def endpoints(self) -> list[Endpoint]:
         """The endpoints, for a Responder."""
-        subjects = self._connection.subjects
+        subjects = self._api.connection.subjects
         return [
             Endpoint(
                 name="scale",
@@ -95,8 +76,8 @@ class ScaleApi:
         if isinstance(request, Reply):
             return request
         try:
-            self._check_ready()
-            admission = self._decisions.answer(request)
+            self._api.check_ready()
+            admission = self._api.decisions.answer(request)
         except Refusal as exc:
             return self._refused(request.request, exc)
         if admission is None:
@@ -109,8 +90,8 @@ class ScaleApi:
 
     async def _decide(self, request: AdmissionRequest) -> Reply | None:
         try:
-            self._check_ready()
-            admission = await self._decisions.decide(request)
+            self._api.check_ready()
+            admission = await self._api.decisions.decide(request)
         except NoReply:
             return None
         except (BusError, Refusal) as exc:
@@ -129,8 +110,8 @@ class ScaleApi:
         try:
             return AdmissionRequest(
                 request=request,
-                host=self._host,
-                at=self._clock(),
+                host=self._api.host,
+                at=self._api.clock(),
                 expires_at=expiry(message),
                 replaces_config=flag(message, CONFIG_MODE, CONFIG_REPLACE),
                 dry_run=flag(message, DRY_RUN, "true"),
@@ -143,21 +124,16 @@ class ScaleApi:
         except ProtocolError as exc:
             return self._refused(request, refusal_of(exc))
 
-    def _check_ready(self) -> None:
-        """Raise Refusal if this Box must not answer now."""
-        if blocker := self._blocker():
-            raise Refusal(ReplyCode.NOT_READY, blocker)
-
     def _reply(self, request: AdmissionRequest, admission: Admission) -> Reply:
         """The reply, which names the version of the service's record that it rests on."""
-        record = self._fleet.state.services.get(request.request.service)
+        record = self._api.fleet.state.services.get(request.request.service)
         headers = {RECORD_VERSION: str(record.version)} if record else {}
-        return scale_reply(admission, self._connection.max_payload, headers)
+        return scale_reply(admission, self._api.connection.max_payload, headers)
 
     def _refused(self, request: ScaleRequest, refusal: Refusal) -> Reply:
         """The refusal of a request, with the current counts of its service."""
-        admission = refuse(request, self._fleet.state, refusal)
-        return scale_reply(admission, self._connection.max_payload)
+        admission = refuse(request, self._api.fleet.state, refusal)
+        return scale_reply(admission, self._api.connection.max_payload)
 
     # ── box.instances ────────────────────────────────────────────────────────────────────
 
@@ -165,21 +141,23 @@ class ScaleApi:
         try:
             request = decode(InstancesRequest, message.data or b"{}")
             version = known_version(message)
-            self._check_ready()
+            self._api.check_ready()
             self._check_current(request.service, version)
-            response = instance_pages.page(self._fleet.state, request, self._connection.max_payload)
+            response = instance_pages.page(
+                self._api.fleet.state, request, self._api.connection.max_payload
+            )
         except (ProtocolError, Refusal) as exc:
             return refused_instances(refusal_of(exc))
         if not request.after:
             response = self._with_problems(response, request.service)
-        data, headers = with_instances(response, self._connection.max_payload)
-        record = self._fleet.state.services.get(request.service)
+        data, headers = with_instances(response, self._api.connection.max_payload)
+        record = self._api.fleet.state.services.get(request.service)
         if record is not None:
             headers[REVISION] = str(record.revision)
         return Reply(data=data, headers=headers)
 
     def _with_problems(self, page: InstancesResponse, service: str) -> InstancesResponse:
-        state = self._fleet.state
+        state = self._api.fleet.state
         services = [service] if service else sorted({*state.services, *state.slots})
         return replace(
             page,
@@ -190,7 +168,7 @@ class ScaleApi:
 
     def _check_current(self, service: str, version: int) -> None:
         """Raise Refusal if this Box has not seen `version` of the service's record yet."""
-        record = self._fleet.state.services.get(service)
+        record = self._api.fleet.state.services.get(service)
         current = record.version if record else 0
         if current < version:
             why = f"it has seen version {current} of {version}"
@@ -198,13 +176,13 @@ class ScaleApi:
 
     def _notices(self, services: list[str]) -> dict[str, str]:
         """Problems that need a person's attention, by service and by ``host <name>``."""
-        state = self._fleet.state
+        state = self._api.fleet.state
         of_hosts = {
             f"host {name}": "; ".join(host.notices)
             for name, host in state.hosts.items()
             if host.notices
         }
-        return of_hosts | diagnosis.notices(state, services, at=self._clock())
+        return of_hosts | diagnosis.notices(state, services, at=self._api.clock())
 
 
 class _Hint(Struct):

@@ -23,7 +23,7 @@ from bridge.box.state.records import (
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.state.slot_index import SlotIndex
+from bridge.box.state.slot_index import SlotIndex, mark, remove_slot
 from bridge.protocol import HostStats, InstanceHealth, InstanceInfo
 
 K = TypeVar("K")
@@ -93,7 +93,7 @@ class FleetIndex:
     ) -> None:
         """The service's record is `record` now, or gone, or `unreadable`."""
         _put(self._services, service, record)
-        _mark(self._unreadable_services, service, unreadable)
+        mark(self._unreadable_services, service, unreadable)
         self._capacity_cache.records_changed()
         self._slot_index.service_changed(service)
 
@@ -135,7 +135,7 @@ class FleetIndex:
         if unreadable:
             self._unreadable.setdefault(service, set()).add(slot)
         else:
-            _remove(self._unreadable, service, slot)
+            remove_slot(self._unreadable, service, slot)
         if not slots:
             del self._slots[service]
         self._slot_index.slot_changed(service, slot, before, claim)
@@ -180,7 +180,7 @@ class FleetIndex:
 
     def set_host(self, name: str, record: HostRecord | None, *, unreadable: bool = False) -> None:
         """The live host's record is `record` now; None if it is not live, or `unreadable`."""
-        _mark(self._unreadable_hosts, name, unreadable)
+        mark(self._unreadable_hosts, name, unreadable)
         before = self._hosts.pop(name, None)
         if record is not None:
             self._hosts[name] = record
@@ -239,17 +239,3 @@ def _put(mapping: dict[K, V], key: K, value: V | None) -> None:
         mapping.pop(key, None)
     else:
         mapping[key] = value
-
-
-def _remove(groups: dict[str, set[int]], service: str, slot: int) -> None:
-    if (slots := groups.get(service)) is not None:
-        slots.discard(slot)
-        if not slots:
-            del groups[service]
-
-
-def _mark(members: set[K], key: K, belongs: bool) -> None:
-    if belongs:
-        members.add(key)
-    else:
-        members.discard(key)

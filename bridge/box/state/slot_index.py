@@ -62,8 +62,8 @@ class ServiceSlots:
     def set_claim(self, slot: int, before: SlotRecord | None, after: SlotRecord | None) -> None:
         """Take over a change of the claim of `slot`."""
         if before is not None:
-            _remove(self.by_holder, (before.host, before.host_id), slot)
-            _remove(self.by_config, before.config, slot)
+            remove_slot(self.by_holder, (before.host, before.host_id), slot)
+            remove_slot(self.by_config, before.config, slot)
             self.hosts[before.host] -= 1
             if not self.hosts[before.host]:
                 del self.hosts[before.host]
@@ -98,10 +98,7 @@ class ServiceSlots:
             (self.outside, not wanted and claim is not None),
             (self.unready, wanted and (claim is None or claim.info.state not in SERVING)),
         ):
-            if belongs:
-                kind.add(slot)
-            else:
-                kind.discard(slot)
+            mark(kind, slot, belongs)
 
 
 class SlotIndex:
@@ -213,19 +210,15 @@ class SlotIndex:
 
     def _mark_dead(self, host: str, host_id: str) -> None:
         holds = host_id in self._host_ids.get(host, ())
-        if holds and is_gone(host, host_id, self._hosts, self._dead):
-            self.dead_holders.add((host, host_id))
-        else:
-            self.dead_holders.discard((host, host_id))
+        gone = holds and is_gone(host, host_id, self._hosts, self._dead)
+        mark(self.dead_holders, (host, host_id), gone)
 
     def _mark_settled(self, service: str) -> None:
         record, slots = self._services.get(service), self.services[service]
         if record is None and not slots.hosts:
             del self.services[service]
-        if record is not None and not (slots.settled and record.settled):
-            self.unsettled.add(service)
-        else:
-            self.unsettled.discard(service)
+        settled = record is None or (slots.settled and record.settled)
+        mark(self.unsettled, service, not settled)
 
 
 def is_gone(
@@ -239,7 +232,16 @@ def is_gone(
     return host in dead
 
 
-def _remove(groups: dict[K, set[int]], name: K, slot: int) -> None:
+def mark(members: set[K], key: K, belongs: bool) -> None:
+    """Add `key` to `members` if it `belongs` to them; otherwise remove it."""
+    if belongs:
+        members.add(key)
+    else:
+        members.discard(key)
+
+
+def remove_slot(groups: dict[K, set[int]], name: K, slot: int) -> None:
+    """Remove `slot` from the group `name`, and an empty group from `groups`."""
     if (slots := groups.get(name)) is not None:
         slots.discard(slot)
         if not slots:

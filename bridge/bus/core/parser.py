@@ -62,7 +62,7 @@ class FrameParser:
         """Have the client take an INFO. Raises nats' ProtocolError if it is invalid."""
         try:
             await self._client.take_info(info)
-        except Exception as exc:
+        except Exception as exc:  # nats-py trusts what the server sends
             raise self._unreadable() from exc
 
     def feed(self, data: bytes) -> Sequence[bytes]:
@@ -75,7 +75,7 @@ class FrameParser:
             rest = self._consume(self._rest + data if self._rest else data, infos)
         except nats.errors.ProtocolError:
             raise
-        except Exception as exc:
+        except Exception as exc:  # the peer may send any bytes
             raise self._unreadable() from exc
         if epoch is self._epoch:
             self._rest = rest

@@ -35,7 +35,7 @@ class EndpointStats(Struct, frozen=True, kw_only=True):
     data: dict[str, int]
 
 
-class _Identity(Struct, frozen=True, kw_only=True):
+class _Identity(Struct, frozen=True):
     type: str
     name: str
     id: str
@@ -43,12 +43,12 @@ class _Identity(Struct, frozen=True, kw_only=True):
     metadata: dict[str, str]
 
 
-class _Info(_Identity, frozen=True, kw_only=True):
+class _Info(_Identity, frozen=True):
     description: str
     endpoints: list[EndpointInfo]
 
 
-class _Stats(_Identity, frozen=True, kw_only=True):
+class _Stats(_Identity, frozen=True):
     started: str
     endpoints: list[EndpointStats]
 
@@ -75,30 +75,12 @@ class Description(Struct, frozen=True, kw_only=True):
         stats: Callable[[], list[EndpointStats]],
     ) -> bytes | None:
         """The reply to PING, INFO or STATS; None for any other verb."""
-        common = {
-            "name": self.name,
-            "id": self.id,
-            "version": self.version,
-            "metadata": self.metadata,
-        }
-        if verb == "PING":
-            return encode(_Identity(type=_TYPE + "ping_response", **common))  # type: ignore[arg-type]
-        if verb == "INFO":
-            return encode(
-                _Info(
-                    type=_TYPE + "info_response",
-                    description=self.description,
-                    endpoints=endpoints(),
-                    **common,  # type: ignore[arg-type]
-                )
-            )
-        if verb == "STATS":
-            return encode(
-                _Stats(
-                    type=_TYPE + "stats_response",
-                    started=self.started,
-                    endpoints=stats(),
-                    **common,  # type: ignore[arg-type]
-                )
-            )
+        of = (self.name, self.id, self.version, self.metadata)
+        match verb:
+            case "PING":
+                return encode(_Identity(_TYPE + "ping_response", *of))
+            case "INFO":
+                return encode(_Info(_TYPE + "info_response", *of, self.description, endpoints()))
+            case "STATS":
+                return encode(_Stats(_TYPE + "stats_response", *of, self.started, stats()))
         return None

@@ -140,7 +140,7 @@ class Responder:
             return
         try:
             result = at_once(message)
-        except Exception:
+        except Exception:  # a bug in a handler must not end the Box: it is logged and counted
             result = self._failed(endpoint)
         self._last = time.perf_counter_ns()
         self._worked += self._last - started
@@ -185,7 +185,7 @@ class Responder:
             started = time.perf_counter_ns()
             try:
                 reply = await waiting.work()
-            except Exception:
+            except Exception:  # as above
                 reply = self._failed(endpoint)
             finally:
                 self._intake.task_done()
