@@ -18,7 +18,7 @@ from bridge.admin_protocol import FailedSlot
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay
-from bridge.bus.jetstream.follower import Start
+from bridge.bus.jetstream.start_position import Start
 from bridge.console import clock, plain_table, state_text
 from bridge.errors import BusError
 from bridge.exit_text import parse_exit
