@@ -21,40 +21,52 @@ ANY: Final = "*"
 """As a name: the subjects of every user of the role."""
 
 API: Final = "$JS.API."
+DISCOVERY: Final = ("$SRV.PING", "$SRV.INFO", "$SRV.STATS")
+"""The requests of `nats micro`."""
 
 
 class Role(enum.StrEnum):
     """What a NATS user is for."""
 
     BOX = "box"
+    RUNNER = "runner"
     GATEWAY = "gateway"
     CONSUMER = "consumer"
     DURABLE = "durable"
     RELAY = "relay"
     OPERATOR = "operator"
     INSTANCE = "instance"
+    LEAF = "leaf"
 
 
 MEANINGS: Final = {
-    Role.BOX: "is a host that runs instances; its name is the host's",
+    Role.BOX: "is a host that runs instances and decides; its name is the host's",
+    Role.RUNNER: 'is a host with `role = "runner"`, which decides nothing; its name is the host\'s',
     Role.GATEWAY: "scales services, watches them and routes to them",
     Role.CONSUMER: "reads events, stored and live",
     Role.DURABLE: "reads events under a durable name, which is the user's",
     Role.RELAY: "sends events to HTTP under a durable name, which is the user's",
-    Role.OPERATOR: "gives each order and reads each view of the command line",
+    Role.OPERATOR: "gives each order, reads each view of the command line and uses `nats micro`",
     Role.INSTANCE: "registers itself; its name is `SERVICE` or `SERVICE.INSTANCE-ID`",
+    Role.LEAF: "is a leaf node, which passes on all messages of the hosts that connect to it",
 }
 """What a user of each role does, for the reference."""
 
-NAMED: Final = (Role.BOX, Role.DURABLE, Role.RELAY, Role.INSTANCE)
+HOSTS: Final = (Role.BOX, Role.RUNNER)
+"""The roles in the account of the streams."""
+
+NAMED: Final = (*HOSTS, Role.DURABLE, Role.RELAY, Role.INSTANCE)
 """The roles whose permissions depend on the name of the user."""
 
 
 class Grants(Struct, frozen=True):
-    """The subjects that a user may publish and subscribe, in NATS syntax."""
+    """The subjects that a user may publish and subscribe, in NATS syntax. `deny` are those that it
+    may not publish although `publish` matches them.
+    """
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    deny: tuple[str, ...] = ()
 
 
 def check_member(role: Role, name: str) -> None:
@@ -67,12 +79,23 @@ def check_member(role: Role, name: str) -> None:
         check_name(role, name)
 
 
-def grants(role: Role, name: str, subjects: Subjects, *, inbox: str) -> Grants:
-    """The permissions of the user `name` of `role`, which gets its replies under `inbox`."""
+def grants(
+    role: Role, name: str, subjects: Subjects, *, inbox: str, durables: Iterable[str] = ()
+) -> Grants:
+    """The permissions of the user `name` of `role`, which gets its replies under `inbox`.
+
+    A reader of events creates consumers under any name. Those of `durables` are denied to it: a
+    consumer is changed, and ended, by the call that creates it.
+    """
     publish, subscribe = _ROLES[role](subjects, name)
+    create = f"{API}CONSUMER.CREATE.{subjects.events_stream}."
+    reads = any(subject.startswith(create) for subject in publish)
     return Grants(
         publish=tuple(dict.fromkeys(publish)),
         subscribe=(f"{inbox}.>", *dict.fromkeys(subscribe)),
+        deny=tuple(
+            f"{create}{durable}{rest}" for durable in durables if reads for rest in ("", ".>")
+        ),
     )
 
 
@@ -128,22 +151,18 @@ def requests(subjects: Subjects) -> tuple[str, ...]:
 _Lists = tuple[list[str], list[str]]
 
 
-def _box(subjects: Subjects, host: str) -> _Lists:
+def _runner(subjects: Subjects, host: str) -> _Lists:
     events, registry, *kept = streams(subjects)
     readable = (events, registry, *kept)
-    services, slots, hosts, admin = buckets(subjects)
+    services, slots, hosts, _ = buckets(subjects)
     publish = [
-        *(f"{prefix}>" for prefix in INBOXES),
         subjects.all_events,
         *subjects.all_registrations,
         f"{subjects.prefix}.stats.{host}",
-        f"$KV.{services}.*",
         f"$KV.{slots}.*.*",
         f"$KV.{hosts}.{host}",
-        f"$KV.{admin}.cordon.*",
         f"{API}INFO",
         *(f"{API}STREAM.INFO.{stream}" for stream in readable),
-        *(f"{API}STREAM.CREATE.{stream}" for stream in readable),
         *(f"{API}STREAM.MSG.GET.{stream}" for stream in kept),
         *(f"{API}CONSUMER.CREATE.{stream}.*" for stream in kept),
         f"{API}CONSUMER.CREATE.KV_{services}.*.$KV.{services}.*",
@@ -151,10 +170,20 @@ def _box(subjects: Subjects, host: str) -> _Lists:
         f"{API}CONSUMER.CREATE.{events}.*.{subjects.all_events}",
         *(f"$JS.FC.{stream}.>" for stream in readable),
     ]
-    subscribe = [
+    return publish, [subjects.all_stats, subjects.all_health]
+
+
+def _box(subjects: Subjects, host: str) -> _Lists:
+    publish, subscribe = _runner(subjects, host)
+    services, _, _, admin = buckets(subjects)
+    publish += [
+        *(f"{prefix}>" for prefix in INBOXES),
+        f"$KV.{services}.*",
+        f"$KV.{admin}.cordon.*",
+        *(f"{API}STREAM.CREATE.{stream}" for stream in streams(subjects)),
+    ]
+    subscribe += [
         *requests(subjects),
-        subjects.all_stats,
-        subjects.all_health,
         *("$SRV.*", f"$SRV.*.{subjects.prefix}", f"$SRV.*.{subjects.prefix}.*"),
     ]
     return publish, subscribe
@@ -204,7 +233,11 @@ def _relay(subjects: Subjects, name: str) -> _Lists:
 
 def _operator(subjects: Subjects, name: str) -> _Lists:
     publish, subscribe = _gateway(subjects, name)
-    return [*requests(subjects), *publish], subscribe
+    prefix = subjects.prefix
+    discovery = [
+        f"{verb}{rest}" for verb in DISCOVERY for rest in ("", f".{prefix}", f".{prefix}.*")
+    ]
+    return [*requests(subjects), *discovery, *publish], subscribe
 
 
 def _instance(subjects: Subjects, name: str) -> _Lists:
@@ -228,6 +261,7 @@ def _reader(subjects: Subjects) -> list[str]:
 
 _ROLES: Final = {
     Role.BOX: _box,
+    Role.RUNNER: _runner,
     Role.GATEWAY: _gateway,
     Role.CONSUMER: _consumer,
     Role.DURABLE: _durable,
@@ -235,6 +269,9 @@ _ROLES: Final = {
     Role.OPERATOR: _operator,
     Role.INSTANCE: _instance,
 }
+
+PROGRAMS: Final = tuple(_ROLES)
+"""The roles of programs. A leaf node is a server, and has no limits."""
 
 
 FORBIDDEN: Final = (
@@ -252,7 +289,7 @@ FORBIDDEN: Final = (
 def everything(subjects: Subjects) -> Grants:
     """Each subject that some role may use, and some that no role may use."""
     publish, subscribe = [*FORBIDDEN], [">", "_INBOX.>", "$KV.>", "$JS.>"]
-    for role in Role:
+    for role in PROGRAMS:
         lists = _ROLES[role](subjects, ANY)
         publish += lists[0]
         subscribe += lists[1]

@@ -1,48 +1,29 @@
-"""The accounts and users of a fleet, as a part of nats-server's configuration. Pure.
-
-FLEET has JetStream and the Boxes. All other users are in EDGE accounts without JetStream: one for
-each role whose users have the same permissions, and one for each user of the other roles. Service
-imports join an EDGE account to FLEET, for the subjects that its users may publish alone.
-
-The reason is the reply subject, which a caller chooses freely and the server uses past the caller's
-permissions. A reply to a request from an EDGE account stays in that account. Only an import carries
-it further, so it reaches nothing that the user may not publish on anyway. One account for all of
-them would not do: its imports are those of every user.
-
-nats-server connects the imports of an account that a reload adds with the next reload only.
-Therefore spare accounts wait for users that are added later.
-"""
+"""The server's configuration of a fleet: its accounts, and its place in a cluster. Pure."""
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-from msgspec import Struct
+from bridge.auth.accounts import (
+    FLEET,
+    HUB_DOMAIN,
+    Account,
+    Export,
+    Import,
+    User,
+    in_domain,
+)
+from bridge.auth.roles import API
 
-from bridge.auth.roles import ANY, API, NAMED, Grants, Role, grants
-from bridge.subjects import Subjects
-
-FLEET_DOMAIN: Final = "fleet"
-"""The JetStream domain by which the users of EDGE call FLEET's JetStream."""
-
-SPARE: Final = 16
-"""How many users with an account of their own may be added between two reloads."""
-
-_FLEET: Final = "FLEET"
-_EDGE_INBOX: Final = "_EDGE"
-_FLEET_INBOX: Final = "_FLEET"
-_MSG_NEXT: Final = f"{API}CONSUMER.MSG.NEXT."
-
-SERVER: Final = """\
+_SERVER: Final = """\
 # A nats-server for one fleet, made by `box-bridge auth init`. Change this file as your site needs:
 # add TLS, `listen` and `store_dir`. `box-bridge auth` rewrites accounts.conf alone.
 #
 #   nats-server -c nats-server.conf -p 4222 -sd /var/lib/nats
 
-jetstream {
+jetstream {%(domain)s
     # An acknowledged message is on the disk. With the default, two minutes, a crash of the
     # machine loses acknowledged messages.
     sync_interval: always
@@ -55,139 +36,132 @@ ping_max: 2
 include accounts.conf
 """
 
+_HUB: Final = """
+# The leaf nodes of the fleet connect here, each with its key.
+leafnodes {{
+    listen: "{listen}"
+}}
+"""
 
-class Member(Struct, frozen=True, kw_only=True):
-    """A user: its role, its name, its public nkey, and the account that it is in."""
+_LEAF: Final = """\
+# A leaf node for one fleet, made by `box-bridge auth`. It holds a secret. It needs
+# leaf-accounts.conf beside it. Programs connect to it as they would connect to the fleet's own
+# servers. It has no JetStream: the streams stay where they are.
+#
+#   nats-server -c {name}.conf -p 4222
 
-    role: Role
-    name: str
-    key: str
-    account: str
+server_name: "{name}"
+ping_interval: "2s"
+ping_max: 2
 
-    @property
-    def inbox(self) -> str:
-        """The prefix of the subjects for replies to this user alone."""
-        return inbox(self.role, self.name)
+leafnodes {{
+    remotes: [ {{ urls: [{urls}], account: {account}, {credential} }} ]
+}}
 
-    @property
-    def domain(self) -> str:
-        """The JetStream domain of this user's calls; empty in the account of the streams."""
-        return "" if self.role is Role.BOX else FLEET_DOMAIN
+include leaf-accounts.conf
+"""
 
-
-def free_account(role: Role, members: Iterable[Member]) -> str:
-    """The account for another user of `role`: the role's, or the first that no user has."""
-    if role not in NAMED:
-        return f"EDGE_{role.upper()}"
-    if role is Role.BOX:
-        return _FLEET
-    taken = {member.account for member in members}
-    return next(name for number in itertools.count(1) if (name := f"EDGE_{number}") not in taken)
-
-
-def inbox(role: Role, name: str) -> str:
-    """The inbox prefix of the user `name` of `role`."""
-    tree = _FLEET_INBOX if role is Role.BOX else _EDGE_INBOX
-    return f"{tree}.{name.replace('.', '_')}"
+_CLUSTER: Final = """
+server_name: "{name}"
+cluster {{
+    name: "{cluster}"
+    listen: "{listen}"
+    # The secret of the routes. It is the same on every server of the cluster.
+    authorization {{ user: route, password: "{secret}", timeout: 2 }}
+    routes: [{routes}]
+}}
+"""
 
 
-def accounts(subjects: Subjects, members: Sequence[Member]) -> str:
-    """The text of accounts.conf for `members`."""
-    boxes = [member for member in members if member.account == _FLEET]
+def server(*, leaf_listen: str = "") -> str:
+    """The configuration of a single server. Leaf nodes connect at `leaf_listen`, if given."""
+    if not leaf_listen:
+        return _SERVER % {"domain": ""}
+    domain = f"\n    domain: {HUB_DOMAIN} # leaf nodes send JetStream calls to it"
+    return _SERVER % {"domain": domain} + _HUB.format(listen=leaf_listen)
+
+
+def cluster_server(name: str, servers: Mapping[str, str], *, cluster: str, secret: str) -> str:
+    """What the server `name` of a cluster has beside `server`. `servers` has the ``host:port`` for
+    routes of each.
+    """
+    others = [address for other, address in servers.items() if other != name]
+    routes = ", ".join(_quoted(f"nats-route://route:{secret}@{address}") for address in others)
+    return _CLUSTER.format(
+        name=name,
+        cluster=cluster,
+        listen=f"0.0.0.0:{servers[name].rpartition(':')[2]}",
+        secret=secret,
+        routes=routes,
+    )
+
+
+def leaf_server(name: str, urls: Iterable[str], *, account: str, seed: str = "") -> str:
+    """The configuration of the leaf node `name`, which connects to `urls` with its `seed`, or with
+    its credentials file in the working directory of the server.
+    """
+    credential = f"nkey: {seed}" if seed else f'credentials: "./{name}.creds"'
+    return _LEAF.format(
+        name=name,
+        urls=", ".join(map(_quoted, urls)),
+        account=account,
+        credential=credential,
+    )
+
+
+def accounts_conf(accounts: Iterable[Account]) -> str:
+    """The text of accounts.conf."""
     lines = [
         "# Made by `box-bridge auth`, which rewrites this file: change nothing here.",
         "accounts {",
-        f"  {_FLEET} {{",
-        "    jetstream: enabled",
-        *_block("users", [_user(subjects, member) for member in boxes]),
-        *_block("exports", _exports(subjects)),
-        "  }",
     ]
-    for account in _edges(members):
-        users = [member for member in members if member.account == account]
-        lines += [
-            f"  {account} {{",
-            *_block("users", [_user(subjects, member) for member in users]),
-            *_block("imports", _imports(subjects, users)),
-            "  }",
-        ]
+    for account in accounts:
+        lines += [f"  {account.name} {{"]
+        lines += _jetstream(account)
+        lines += _block("users", map(_user, account.users))
+        lines += _block("exports", map(_export, account.exports)) if account.exports else []
+        lines += _block("imports", map(_import, account.imports)) if account.imports else []
+        lines += ["  }"]
     return "\n".join([*lines, "}", ""])
 
 
-def _edges(members: Sequence[Member]) -> Iterator[str]:
-    """The EDGE accounts, the spare ones among them."""
-    yield from (free_account(role, ()) for role in Role if role not in NAMED)
-    own = {member.account for member in members if member.role in NAMED} - {_FLEET}
-    last = max((int(account.removeprefix("EDGE_")) for account in own), default=0)
-    yield from (f"EDGE_{number}" for number in range(1, last + SPARE + 1))
+def _jetstream(account: Account) -> list[str]:
+    if account.remote_jetstream:
+        domain = in_domain(f"{API}>", HUB_DOMAIN)
+        return [f"    mappings: {{ {_quoted(f'{API}>')}: {_quoted(domain)} }}"]
+    return ["    jetstream: enabled"] if account.name == FLEET else []
 
 
-def in_domain(subject: str) -> str:
-    """`subject` as a user of EDGE publishes it."""
-    if subject.startswith(API):
-        return f"$JS.{FLEET_DOMAIN}.API.{subject.removeprefix(API)}"
-    return subject
-
-
-def granted(subjects: Subjects, member: Member) -> Grants:
-    """The permissions of `member` as the server's configuration has them."""
-    rights = grants(member.role, member.name, subjects, inbox=member.inbox)
-    if not member.domain:
-        return rights
-    return Grants(publish=tuple(map(in_domain, rights.publish)), subscribe=rights.subscribe)
-
-
-def _exports(subjects: Subjects) -> list[str]:
-    """What FLEET offers to the accounts of all roles, for any name."""
-    services: dict[str, None] = {}
-    streams: dict[str, None] = {}
-    for role in Role:
-        if role is not Role.BOX:
-            rights = grants(role, ANY, subjects, inbox=f"{_EDGE_INBOX}.{ANY}")
-            services |= dict.fromkeys(rights.publish)
-            streams |= dict.fromkeys(rights.subscribe)
-    lines = [_service_export(subject) for subject in services]
-    return lines + [f"{{ stream: {_quoted(subject)} }}" for subject in streams]
-
-
-def _imports(subjects: Subjects, members: Iterable[Member]) -> list[str]:
-    """What the account of `members` takes from FLEET: exactly the permissions of its users."""
-    services: dict[str, None] = {}
-    streams: dict[str, None] = {}
-    for member in members:
-        rights = grants(member.role, member.name, subjects, inbox=member.inbox)
-        services |= dict.fromkeys(rights.publish)
-        streams |= dict.fromkeys(rights.subscribe)
-    lines = [_service_import(subject) for subject in services]
-    return lines + [_stream_import(subject) for subject in streams]
-
-
-def _user(subjects: Subjects, member: Member) -> str:
-    rights = granted(subjects, member)
-    lists = (("publish", rights.publish), ("subscribe", rights.subscribe))
-    body = "\n".join(
-        f"        {act}: [\n"
-        + "".join(f"          {_quoted(item)}\n" for item in items)
-        + "        ]"
-        for act, items in lists
-    )
+def _user(user: User) -> str:
+    member, rights = user.member, user.grants
     title = f"# {member.role} {member.name}"
+    if rights is None:
+        return f"{title}\n      {{ nkey: {member.key}, allowed_connection_types: [LEAFNODE] }}"
+    publish = _list(rights.publish)
+    if rights.deny:
+        publish = f"{{ allow: {publish}, deny: {_list(rights.deny)} }}"
+    body = f"        publish: {publish}\n        subscribe: {_list(rights.subscribe)}"
     return f"{title}\n      {{ nkey: {member.key}, permissions: {{\n{body}\n      }} }}"
 
 
-def _service_export(subject: str) -> str:
-    response = ", response: stream" if subject.startswith(_MSG_NEXT) else ""
-    return f"{{ service: {_quoted(subject)}{response} }}"
+def _list(subjects: Iterable[str]) -> str:
+    return "[\n" + "".join(f"          {_quoted(item)}\n" for item in subjects) + "        ]"
 
 
-def _service_import(subject: str) -> str:
-    local = in_domain(subject)
-    to = f", to: {_quoted(local)}" if local != subject else ""
-    return f"{{ service: {{ account: {_FLEET}, subject: {_quoted(subject)} }}{to} }}"
+def _export(export: Export) -> str:
+    if not export.service:
+        return f"{{ stream: {_quoted(export.subject)} }}"
+    response = ", response: stream" if export.several else ""
+    return f"{{ service: {_quoted(export.subject)}{response} }}"
 
 
-def _stream_import(subject: str) -> str:
-    return f"{{ stream: {{ account: {_FLEET}, subject: {_quoted(subject)} }} }}"
+def _import(item: Import) -> str:
+    source = f"{{ account: {FLEET}, subject: {_quoted(item.subject)} }}"
+    if not item.service:
+        return f"{{ stream: {source} }}"
+    to = f", to: {_quoted(item.local)}" if item.local != item.subject else ""
+    share = ", share: true" if item.share else ""
+    return f"{{ service: {source}{to}{share} }}"
 
 
 def _block(key: str, lines: Iterable[str]) -> list[str]:

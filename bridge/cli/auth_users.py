@@ -9,8 +9,10 @@ from typing import Final
 from msgspec import Struct
 from rich.text import Text
 
-from bridge.auth.directory import USERS, AuthDirectory
-from bridge.auth.server_config import Member
+from bridge.auth.accounts import Member
+from bridge.auth.directory import AuthDirectory
+from bridge.auth.roles import Role
+from bridge.auth.site import USERS
 from bridge.console import out, plain_table, print_json
 from bridge.errors import ConfigError
 
@@ -49,7 +51,7 @@ def print_users(
             name=user.name,
             role=str(user.role),
             key=user.key,
-            context=str(made.context_file(user.name)),
+            context=str(_file(made, user)),
         )
         for user in users
     ]
@@ -62,3 +64,10 @@ def print_users(
     out.print(table)
     if note:
         out.print(note)
+
+
+def _file(made: AuthDirectory, user: Member) -> Path:
+    """The file with which `user` connects: a leaf node has a server's configuration."""
+    if user.role is Role.LEAF:
+        return made.leaf_file(user.name)
+    return made.context_file(user.name)

@@ -120,7 +120,10 @@ AuthDirOption = Annotated[
     Path | None,
     Parameter(name="--dir", help="The directory of `auth init`. Default: this one, or ./auth."),
 ]
-RoleName = Literal["box", "gateway", "consumer", "durable", "relay", "operator", "instance"]
+RoleName = Literal[
+    "box", "runner", "gateway", "consumer", "durable", "relay", "operator", "instance"
+]
+MemberRole = Literal[RoleName, "leaf"]
 UserName = Annotated[str, Parameter(help="The user, as `auth list` names it.")]
 complete_services = completer(SERVICES)
 ServiceName = Annotated[

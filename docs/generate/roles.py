@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Final
 
-from bridge.auth.roles import ANY, MEANINGS, NAMED, Grants, Role, grants
+from bridge.auth.roles import ANY, MEANINGS, NAMED, PROGRAMS, Grants, Role, grants
 from bridge.subjects import Subjects
 
 _INTRODUCTION: Final = """\
@@ -16,8 +16,11 @@ _INTRODUCTION: Final = """\
 [NATS permissions](permissions.md) explains how.
 
 `NAME` is the name of the user, and `box` the prefix of the fleet. `INBOX` is the inbox prefix of
-the user. Only a `box` sends its JetStream calls as listed. Every other user sends them to the
-domain of the fleet's account: `$JS.fleet.API.…` instead of `$JS.API.…`.
+the user. Only a `box` and a `runner` send their JetStream calls as listed. Every other user sends
+them to the domain of the fleet's account: `$JS.fleet.API.…` instead of `$JS.API.…`.
+
+A user that may create consumers on the stream of events may not create one with the name of a
+`durable` or a `relay`: with that call it could change them, or end them.
 
 """
 _ONE_ACCOUNT: Final = """\
@@ -33,7 +36,7 @@ _SUBJECTS: Final = Subjects()
 
 def page() -> str:
     """The whole page."""
-    sections = [_section(role) for role in Role]
+    sections = [_section(role) for role in PROGRAMS]
     return _INTRODUCTION + "\n".join(sections) + _ONE_ACCOUNT + f"```\n{one_account()}```\n"
 
 

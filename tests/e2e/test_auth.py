@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 
-from bridge.auth.directory import SERVER_CONFIG
+from bridge.auth.site import SERVER_CONFIG
 from bridge.bus.embedded_server import EmbeddedServer
 from tests.e2e.program import Result, run, running
 from tests.receiver import Request, receiving
@@ -155,7 +155,7 @@ async def test_the_doctor_finds_each_user_fit_for_its_role_and_for_no_other(flee
     told = await fleet.run("gateway", "doctor", "--role", "operator", code=1)
     assert re.search(r"^fail permissions .* may not publish box.hosts, ", told, re.MULTILINE)
     told = await fleet.run("mailer", "doctor", "--role", "durable", "--name", "other", code=1)
-    assert "may not publish $JS.API.CONSUMER.INFO.BOX_EVENTS.other" in told
+    assert "may not publish $JS.fleet.API.CONSUMER.INFO.BOX_EVENTS.other" in told
 
 
 # ── the directory ────────────────────────────────────────────────────────────────────────

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -15,8 +16,9 @@ from typing import Final
 import pytest
 from nats.js.api import ConsumerConfig
 
-from bridge.auth.directory import SERVER_CONFIG, AuthDirectory
-from bridge.auth.roles import API, Role, allowed, requests, streams
+from bridge.auth.directory import AuthDirectory
+from bridge.auth.roles import API, HOSTS, PROGRAMS, Role, allowed, requests, streams
+from bridge.auth.site import SERVER_CONFIG, plan_site
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.diagnostics import permissions
@@ -32,6 +34,7 @@ from tests.support import eventually
 
 MEMBERS: Final = {
     Role.BOX: "box-a",
+    Role.RUNNER: "runner-a",
     Role.GATEWAY: "gateway",
     Role.CONSUMER: "consumer",
     Role.DURABLE: "mailer",
@@ -39,7 +42,7 @@ MEMBERS: Final = {
     Role.OPERATOR: "operator",
     Role.INSTANCE: "web",
 }
-EDGE: Final = [role for role in Role if role is not Role.BOX]
+EDGE: Final = [role for role in PROGRAMS if role not in HOSTS]
 EVENT: Final = b'{"instance_id":"web-1"}'
 
 
@@ -58,6 +61,11 @@ class Site:
         async with Connection.open(settings, name="test") as connection:
             yield connection
 
+    def secret(self, name: str) -> Path:
+        """The file with the secret of the user `name`."""
+        seed, creds = self.users.secret_files(name)
+        return creds if self.users.read().operator else seed
+
     async def reload(self) -> None:
         """Make the server read its configuration again."""
         seen = self.server.log_file.read_text().count("Reloaded server configuration")
@@ -67,11 +75,15 @@ class Site:
         )
 
 
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
+OPERATOR_MODE: Final = pytest.param(True, id="jwt", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=[pytest.param(False, id="nkeys"), OPERATOR_MODE])
+async def site(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Site]:
     """A server with a user of each role, and the streams of a fleet with an event in it."""
     users = AuthDirectory(tmp_path / "auth")
-    users.create(prefix="box", url="nats://127.0.0.1:4222", hosts=["box-a", "box-b"])
+    hosts, runners = ["box-a", "box-b"], ["runner-a"]
+    users.create(plan_site(prefix="box", hosts=hosts, runners=runners, operator=request.param))
     users.add(Role.DURABLE, "mailer")
     users.add(Role.INSTANCE, "web")
     config = users.path / SERVER_CONFIG
@@ -106,7 +118,7 @@ async def stored(box: Connection) -> dict[str, tuple[int, int]]:
 # ── the matrix ───────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("role", PROGRAMS)
 async def test_a_user_may_do_what_its_role_needs_and_nothing_else(site: Site, role: Role) -> None:
     name = MEMBERS[role]
     async with site.connect(name) as connection:
@@ -165,10 +177,11 @@ async def test_no_user_of_the_edge_may_publish_what_is_a_box_s_or_another_user_s
         denied = await permissions.lacking(
             connection, permissions.Rights(publish=tried, subscribe=[])
         )
-        assert denied == [f"publish {subject}" for subject in FORBIDDEN]
+        sent = [subject.replace(API, "$JS.fleet.API.") for subject in FORBIDDEN]
+        assert denied == [f"publish {subject}" for subject in dict.fromkeys(sent)]
 
 
-@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("role", PROGRAMS)
 async def test_no_user_hears_the_replies_or_records_of_others(site: Site, role: Role) -> None:
     name = MEMBERS[role]
     subjects = [">", "_INBOX.>", "_EDGE.>", "_FLEET.>", "_EDGE.other.>", "$KV.>", "$JS.>", "_R_.>"]
@@ -281,13 +294,75 @@ def push_to(target: str, subject: str) -> bytes:
     return json.dumps({"stream_name": stream, "config": config}).encode()
 
 
+# ── durable readers ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("role", [role for role in PROGRAMS if role is not Role.DURABLE])
+async def test_no_other_user_changes_or_ends_a_durable_by_creating_its_consumer(
+    site: Site, role: Role
+) -> None:
+    config: dict[str, object] = {"name": "mailer", "inactive_threshold": 1_000_000}
+    ephemeral: dict[str, object] = {
+        "name": "mailer",
+        "ack_policy": "none",
+        "deliver_subject": "_EDGE.x.1",
+    }
+    async with site.connect(MEMBERS[role]) as user:
+        for name, given in itertools.product(
+            ("mailer", "mailer.box.events.*"), (config, ephemeral)
+        ):
+            filtered: dict[str, object] = {}
+            if name.endswith("*"):
+                filtered["filter_subject"] = "box.events.*"
+            for verb in ("CREATE", "DURABLE.CREATE"):
+                body = {"stream_name": "BOX_EVENTS", "config": given | filtered}
+                subject = api_subject(user, f"CONSUMER.{verb}.BOX_EVENTS.{name}")
+                with pytest.raises(NotPermitted):
+                    await user.request(subject, json.dumps(body).encode())
+    async with site.connect("mailer") as reader:
+        info = await jetstream(reader).consumer_info("BOX_EVENTS", "mailer")
+        assert info.config.inactive_threshold in (None, 0)
+        assert info.config.deliver_subject is None
+
+
+async def test_a_durable_that_is_added_is_out_of_reach_of_gateways_after_a_reload(
+    site: Site,
+) -> None:
+    body = json.dumps({"stream_name": "BOX_EVENTS", "config": {"name": "billing"}}).encode()
+    async with site.connect("gateway") as gateway:
+        subject = api_subject(gateway, "CONSUMER.CREATE.BOX_EVENTS.billing")
+        assert b"error" not in (await gateway.request(subject, body)).data
+        site.users.add(Role.DURABLE, "billing")
+        await site.reload()
+        await eventually(lambda: gateway.connected)
+        with pytest.raises(NotPermitted):
+            await gateway.request(subject, body)
+
+
+async def test_an_operator_finds_the_boxes_with_nats_micro(site: Site) -> None:
+    found: list[bytes] = []
+    async with contextlib.AsyncExitStack() as stack:
+        operator = await stack.enter_async_context(site.connect("operator"))
+        for name in ("box-a", "box-b"):
+            box = await stack.enter_async_context(site.connect(name))
+            await box.listen("$SRV.*", functools.partial(_answer_with, box, name))
+            await box.flush()
+        inbox = operator.new_inbox()
+        await operator.listen(inbox, lambda message: found.append(message.data))
+        operator.publish("$SRV.PING", reply=inbox)
+        await eventually(lambda: sorted(found) == [b"box-a", b"box-b"])
+
+
+def _answer_with(box: Connection, name: str, message: Message) -> None:
+    box.publish(message.reply, name.encode())
+
+
 # ── reload ───────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_reload_takes_a_new_user_and_keeps_the_connections_of_others(site: Site) -> None:
     async with site.connect("operator") as operator:
-        with pytest.raises(FileNotFoundError):
-            site.users.seed_file("billing").read_text()
+        assert not site.secret("billing").exists()
         site.users.add(Role.DURABLE, "billing")
         with pytest.raises(ConnectFailed):
             async with site.connect("billing"):
@@ -301,7 +376,7 @@ async def test_a_reload_takes_a_new_user_and_keeps_the_connections_of_others(sit
 
 async def test_a_revoked_user_is_disconnected_by_the_reload_and_stays_out(site: Site) -> None:
     async with site.connect("mailer") as mailer:
-        seed, context = site.users.seed_file("mailer"), site.users.context_file("mailer")
+        seed, context = site.secret("mailer"), site.users.context_file("mailer")
         kept = {file: file.read_text() for file in (seed, context)}
         site.users.revoke("mailer")
         await site.reload()
@@ -317,15 +392,15 @@ async def test_a_rotated_key_replaces_the_old_one_and_the_client_reconnects_with
     site: Site,
 ) -> None:
     async with site.connect("gateway") as gateway:
-        old = site.users.seed_file("gateway").read_text()
+        old = site.secret("gateway").read_text()
         site.users.rotate("gateway")
-        assert site.users.seed_file("gateway").read_text() != old
+        assert site.secret("gateway").read_text() != old
         ups: list[bool] = []
         gateway.watch(ups.append)
         await site.reload()
         await eventually(lambda: ups[-1:] == [True])
         await jetstream(gateway).stream_info("BOX_EVENTS")
-    site.users.seed_file("gateway").write_text(old)
+    site.secret("gateway").write_text(old)
     with pytest.raises(ConnectFailed, match="Authorization"):
         async with site.connect("gateway"):
             raise AssertionError("the old key is valid")
@@ -352,7 +427,7 @@ def test_every_file_can_be_read_by_its_owner_alone(tmp_path: Path) -> None:
     users = AuthDirectory(tmp_path / "auth")
     mask = os.umask(0)
     try:
-        users.create(prefix="box", url="nats://h:1", hosts=["box-a"])
+        users.create(plan_site(prefix="box", url="nats://h:1", hosts=["box-a"]))
         users.rotate("box-a")
     finally:
         os.umask(mask)

@@ -93,6 +93,7 @@ async def lacking(connection: Connection, rights: Rights) -> list[str]:
     """
     denied = await _denials(connection, rights)
     return _lines(
+        connection,
         [right for right in rights.publish if right in denied.publish],
         [right for right in rights.subscribe if right in denied.subscribe],
     )
@@ -102,6 +103,7 @@ async def excess(connection: Connection, rights: Rights) -> list[str]:
     """The permissions of `rights` that this connection's user has. Raises as `lacking` does."""
     denied = await _denials(connection, rights)
     return _lines(
+        connection,
         [right for right in rights.publish if right not in denied.publish],
         [right for right in rights.subscribe if right not in denied.subscribe],
     )
@@ -147,8 +149,10 @@ async def _denied(connection: Connection, right: Right) -> bool:
     return False
 
 
-def _lines(publish: Iterable[Right], subscribe: Iterable[Right]) -> list[str]:
-    lines = [f"publish {right.allow}" for right in publish]
+def _lines(
+    connection: Connection, publish: Iterable[Right], subscribe: Iterable[Right]
+) -> list[str]:
+    lines = [f"publish {_in_domain(connection, right.allow)}" for right in publish]
     lines += [f"subscribe {right.allow}" for right in subscribe]
     return list(dict.fromkeys(lines))
 

@@ -7,19 +7,19 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from bridge.cli.exit_codes import DONE
-from bridge.cli.flags import AuthDirOption, Json, RoleName
+from bridge.cli.flags import AuthDirOption, Json, MemberRole
 
 
 def auth_add(
     role: Annotated[
-        RoleName,
+        MemberRole,
         Parameter(help="What the user is for."),
     ],
     name: Annotated[
         str,
         Parameter(
-            help="The user. Of a box: its host. Of a durable or a relay: its durable name. "
-            "Of an instance: SERVICE, or SERVICE.INSTANCE-ID."
+            help="The user. Of a box or a runner: its host. Of a durable or a relay: its durable "
+            "name. Of an instance: SERVICE, or SERVICE.INSTANCE-ID."
         ),
     ],
     /,

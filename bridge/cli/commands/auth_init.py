@@ -19,10 +19,27 @@ def auth_init(
     hosts: Annotated[
         str, Parameter(help="The hosts, separated by commas: each gets a user of its own.")
     ] = "",
+    runners: Annotated[
+        str, Parameter(help='The hosts with role = "runner", which decide nothing.')
+    ] = "",
+    cluster: Annotated[
+        str,
+        Parameter(help="The servers of a cluster, as a=HOST:PORT,b=HOST:PORT: ports for routes."),
+    ] = "",
+    leaf: Annotated[
+        str, Parameter(help="The leaf nodes, separated by commas: NATS servers near hosts.")
+    ] = "",
+    jwt: Annotated[
+        bool, Parameter(negative="", help="Operator mode: users have credentials files with JWTs.")
+    ] = False,
     prefix: Annotated[str, Parameter(help="First token of the fleet's subjects.")] = DEFAULT_PREFIX,
     server: Annotated[
-        str, Parameter(name=["--server", "-s"], help="The NATS URL that the contexts name.")
-    ] = "nats://127.0.0.1:4222",
+        str | None,
+        Parameter(
+            name=["--server", "-s"],
+            help="The NATS URL that the contexts name. Default: port 4222 of the servers.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Make the NATS users of a fleet, and a server's configuration.
@@ -36,16 +53,28 @@ def auth_init(
         nats-server -c auth/nats-server.conf -sd /var/lib/nats
         box-bridge scale web 3 --context $PWD/auth/operator.json
 
-    Copy to each host its own two files alone. Only their owner can read them.
+    With --cluster each server has NAME.conf, and with --leaf each leaf node. Copy
+    to each host its own two files alone. Only their owner can read them.
     """
-    from bridge.auth.directory import SERVER_CONFIG, AuthDirectory
+    from bridge.auth.directory import AuthDirectory
+    from bridge.auth.site import names, plan_site
     from bridge.cli.auth_users import print_users
-    from bridge.nats_url import parse_urls
 
-    parse_urls(server)
-    names = [name.strip() for name in hosts.split(",") if name.strip()]
+    site = plan_site(
+        prefix=prefix,
+        url=server,
+        hosts=names(hosts),
+        runners=names(runners),
+        cluster=cluster,
+        leaves=names(leaf),
+        operator=jwt,
+    )
     made = AuthDirectory(Path(directory))
-    users = made.create(prefix=prefix, url=server, hosts=names)
-    note = f"Start the server: nats-server -c {made.path / SERVER_CONFIG} -sd STORE"
+    users = made.create(site)
+    configs = [str(made.path / file) for file in site.server_files]
+    starts = [f"nats-server -c {config} -sd STORE" for config in configs]
+    note = f"Start the server: {starts[0]}"
+    if len(starts) > 1:
+        note = "\n".join(["Start the servers, with accounts.conf beside each:", *starts])
     print_users(made, users, json=json, note=note)
     return DONE

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from bridge.auth.accounts import Member, accounts, free_account
 from bridge.auth.roles import (
     ANY,
     FORBIDDEN,
+    HOSTS,
+    PROGRAMS,
     Role,
     allowed,
     check_member,
@@ -14,7 +17,7 @@ from bridge.auth.roles import (
     everything,
     grants,
 )
-from bridge.auth.server_config import Member, accounts, free_account
+from bridge.auth.server_config import accounts_conf
 from bridge.errors import NameRefused
 from bridge.subjects import Subjects
 
@@ -38,7 +41,7 @@ def test_a_pattern_covers_what_it_matches(pattern: str, subject: str, expected: 
     assert covers(pattern, subject) is expected
 
 
-@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("role", PROGRAMS)
 def test_no_role_may_call_what_is_forbidden_or_write_another_host_s_record(role: Role) -> None:
     granted = grants(role, "box-a", SUBJECTS, inbox="_EDGE.x")
     for subject in (*FORBIDDEN, "$KV.box_hosts.box-b", "box.stats.box-b"):
@@ -46,7 +49,7 @@ def test_no_role_may_call_what_is_forbidden_or_write_another_host_s_record(role:
     assert granted.subscribe[0] == "_EDGE.x.>"
 
 
-@pytest.mark.parametrize("role", [role for role in Role if role is not Role.BOX])
+@pytest.mark.parametrize("role", [role for role in PROGRAMS if role not in HOSTS])
 def test_only_a_box_writes_records_and_events(role: Role) -> None:
     granted = grants(role, ANY, SUBJECTS, inbox="_EDGE.x")
     assert not [subject for subject in granted.publish if subject.startswith("$KV.")]
@@ -55,7 +58,7 @@ def test_only_a_box_writes_records_and_events(role: Role) -> None:
 
 def test_every_role_is_in_the_table_of_everything() -> None:
     every = everything(SUBJECTS)
-    for role in Role:
+    for role in PROGRAMS:
         assert set(grants(role, ANY, SUBJECTS, inbox="_X").publish) <= set(every.publish)
 
 
@@ -83,6 +86,6 @@ def test_users_with_names_in_their_permissions_share_no_account() -> None:
     assert [member.account for member in members] == ["EDGE_1", "EDGE_2", "EDGE_GATEWAY"]
     del members[0]
     assert free_account(Role.INSTANCE, members) == "EDGE_1"
-    text = accounts(SUBJECTS, members)
+    text = accounts_conf(accounts(SUBJECTS, members))
     assert "EDGE_18 {" in text  # 16 spare ones after the last that is in use
     assert "EDGE_19 {" not in text
