@@ -98,13 +98,13 @@ async def first_failure(recorder: Recorder) -> InstanceEvent:
 
 
 def labelled(label: str) -> list[int]:
-    """The living processes that carry an instance's label."""
+    """The living processes of the instance whose logs are in the directory `label`."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
             environ = (entry / "environ").read_bytes()
         except OSError:
             continue
-        if f"BOX_INSTANCE_DIR={label}\0".encode() in environ:
+        if f"BOX_INSTANCE_DIR={label}/files\0".encode() in environ:
             found.append(int(entry.name))
     return found

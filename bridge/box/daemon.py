@@ -39,6 +39,7 @@ from bridge.errors import (
 )
 from bridge.log_limit import LimitedLog, cause_of
 from bridge.observe import Metrics
+from bridge.process_rights import forbid_dumps
 from bridge.protocol import now
 from bridge.settings import Config
 from bridge.tasks import run_always, task_scope
@@ -108,6 +109,7 @@ class Box:
         """
         config = self.config
         raise_limit()
+        forbid_dumps()
         if config.box.metrics:
             self.metrics.serve(config.box.metrics)
         async with contextlib.AsyncExitStack() as stack:

@@ -47,6 +47,10 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Patterns of the images that requests may name. Without it a request may name only the image
     that the service is configured with. Only for the `oci` runtime.
     """
+    inherit_env: list[str] = field(default_factory=list)
+    """Names of variables that process instances take from the Box's own environment, beside `PATH`,
+    `HOME`, `USER`, `LOGNAME`, `SHELL`, `LANG`, `LANGUAGE`, `LC_…`, `TZ` and `TMPDIR`.
+    """
     metrics: str = ""
     """`host:port` at which the Box serves `/metrics` for Prometheus. Off by default."""
     on_exit: str = ""

@@ -93,11 +93,16 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     image: str = ""
     """The image of the instance, pulled if the host does not have it. Only for the `oci` runtime.
     """
+    user: str = ""
+    """The user that the instances run as, with its groups and its `HOME`; the Box's own by default.
+    The Box must be root, or have CAP_SETUID, CAP_SETGID, CAP_KILL and CAP_CHOWN. The `oci` runtime
+    refuses it: an image has a user.
+    """
     cwd: str = ""
     """The working directory; the file's directory by default. The `oci` runtime refuses it."""
     env: dict[str, str] = field(default_factory=dict)
-    """Environment variables of the instance. The `process` runtime adds them to the Box's own
-    environment without `NATS_…`, `BOX_…` and the service manager's variables.
+    """Environment variables of the instance. The `process` runtime adds them to those that it takes
+    from the Box's own environment: see `inherit_env` of `[box]`.
     """
     vcpus: U8 | None = None
     """Processors of each instance."""

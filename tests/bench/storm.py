@@ -26,7 +26,7 @@ import psutil
 from msgspec import Struct
 
 from bridge import EventStream, RouteTable, Start
-from bridge.box.runtimes.process.shim import LABEL
+from bridge.box.runtimes.process.shim import LABEL, instance_of
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.embedded_server import EmbeddedServer
@@ -128,7 +128,7 @@ def strike(box: Killable) -> int:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             label = process.environ().get(LABEL, "")
-            if Path(label).parent == box.instances:
+            if instance_of(label, box.instances):
                 struck.add(label)
                 process.kill()
     return len(struck)

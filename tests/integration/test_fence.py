@@ -34,7 +34,7 @@ USER: Final[dict[str, Any]] = (
 )
 
 
-NOWHERE: Final = {exec_command.LABEL: b"/nowhere"}
+NOWHERE: Final = {exec_command.EXIT: b"1"}
 
 
 @pytest.fixture(params=["dash", "bash", "busybox"])

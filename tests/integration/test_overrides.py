@@ -42,7 +42,7 @@ async def test_overrides_reach_the_instances_and_a_change_replaces_them_one_by_o
             assert (env["LEVEL"], env["KEPT"]) == ("debug", "yes")
             assert (env["BOX_INSTANCE_ID"], env["BOX_SERVICE"]) == (info.id, "web")
             assert info.endpoint == f"127.0.0.1:{env['PORT']}"
-            assert Path(env["BOX_INSTANCE_DIR"]).name == info.id
+            assert Path(env["BOX_INSTANCE_DIR"]).parent.name == info.id
         for info in before:
             await recorder.reached(info.id, "Stopped")
         # At no moment did fewer than two serve: replay the events.

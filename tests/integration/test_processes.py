@@ -211,7 +211,7 @@ async def test_a_command_that_cannot_be_run_ends_with_the_reason_in_its_log(
     process = await runtime.create(replace(spec(tmp_path, *command), env=env), print)
     await runtime.start(process, not_recorded)
     assert await runtime.watch(process) == Exit(code=code)
-    assert runtime.last_line(process).startswith(why)
+    assert (await runtime.last_line(process)).startswith(why)
 
 
 async def test_signals_that_python_ignores_are_not_ignored_by_an_instance(
@@ -220,7 +220,7 @@ async def test_signals_that_python_ignores_are_not_ignored_by_an_instance(
     process = await runtime.create(spec(tmp_path, "grep", "^SigIgn", "/proc/self/status"), print)
     await runtime.start(process, not_recorded)
     assert await runtime.watch(process) == Exit()
-    ignored = int(runtime.last_line(process).split()[1], 16)
+    ignored = int((await runtime.last_line(process)).split()[1], 16)
     assert ignored & 0x7FFFFFFF == 0  # 32 and more are the C library's own
 
 
@@ -246,7 +246,7 @@ async def test_an_instance_gets_the_limit_of_open_files_that_the_box_got(
     process = await runtime.create(spec(tmp_path, "sh", "-c", "ulimit -S -n"), print)
     await runtime.start(process, not_recorded)
     assert await runtime.watch(process) == Exit()
-    assert runtime.last_line(process) == "200"
+    assert await runtime.last_line(process) == "200"
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\n", b"never", b"9" * 5000, b"-1\n", b"0\0\n"])

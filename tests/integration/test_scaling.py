@@ -256,7 +256,7 @@ async def test_processes_that_leave_their_group_are_found_and_ended(
     async with boxed(server, tmp_path, service_table("web", "daemonize")) as (gateway, _):
         await ask(gateway, "web", 1)
         [info] = await serving(gateway, "web", 1)
-        label = (await fetch(info, "/env"))["BOX_INSTANCE_DIR"]
+        label = str(Path((await fetch(info, "/env"))["BOX_INSTANCE_DIR"]).parent)
         # The shim, what it runs, and what ran away; who has made that ends a moment later.
         await eventually(lambda: len(labelled(label)) == 3)
         await ask(gateway, "web", 0)

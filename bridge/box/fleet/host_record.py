@@ -80,6 +80,8 @@ def _misfit(box: BoxConfig, service: ServiceConfig) -> str | None:
         return "`image` is missing: the oci runtime creates instances from images"
     elif service.cwd:
         return "cwd is for the process runtime: a container starts in its image's directory"
+    elif service.user:
+        return "user is for the process runtime: an image has a user of its own"
     elif service.fence:
         return "fence = true is for the process runtime: no shim can end a container"
     elif service.stop_scope:

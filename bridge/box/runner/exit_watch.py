@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 from bridge.box.runner.leave_request import LeaveRequest
 from bridge.box.runtimes.base import Exit, Handle, Runtime
@@ -31,20 +30,21 @@ class ExitWatch:
 
     async def ended_within(self, seconds: float) -> bool:
         """Whether the instance ended by itself in time. Raises InstanceError if it failed."""
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(seconds):
                 end = await self._runtime.watch(self._handle)
-                if end != Exit():
-                    raise InstanceError(self.describe(end))
-                return True
-        return False
+        except TimeoutError:
+            return False
+        if end != Exit():
+            raise InstanceError(await self.describe(end))
+        return True
 
-    def describe(self, end: Exit) -> str:
+    async def describe(self, end: Exit) -> str:
         """The end with its last log line, and what explains it."""
-        last = self._runtime.last_line(self._handle)
-        return self.explained(f"{end}: {last}" if last else str(end))
+        last = await self._runtime.last_line(self._handle)
+        return await self.explained(f"{end}: {last}" if last else str(end))
 
-    def explained(self, message: str) -> str:
+    async def explained(self, message: str) -> str:
         """`message` with what the runtime knows about its cause."""
-        explanation = self._runtime.explain(self._handle)
+        explanation = await self._runtime.explain(self._handle)
         return f"{message} ({explanation})" if explanation else message

@@ -221,7 +221,7 @@ class Instance:
             tasks.create_task(self._check_health(), name=f"health-{self.id}")
             end = await self._exit.exit_or_leave(None)
         if end is not None:
-            raise InstanceError(self._exit.describe(end))
+            raise InstanceError(await self._exit.describe(end))
 
     async def _check_health(self) -> None:
         loop, probe, failures = asyncio.get_running_loop(), self._config.probe, 0

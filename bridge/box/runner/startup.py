@@ -123,7 +123,7 @@ class Startup:
                 return None
             if end is not None:
                 await runtime.listens(handle)  # raises PortTaken if that made it end
-                raise InstanceError(self._exit.describe(end))
+                raise InstanceError(await self._exit.describe(end))
             if self._leave.is_made:
                 return False
             listening = listening or await self._listens()
@@ -137,7 +137,7 @@ class Startup:
                 deadline += pause  # the instance is not to blame
             if loop.time() > deadline:
                 late = f"not ready within {self._config.start_timeout:g} s: {problem}"
-                raise InstanceError(self._exit.explained(late))
+                raise InstanceError(await self._exit.explained(late))
             pause = min(pause * 1.5, _SLOWEST_PROBE)
 
     async def _listens(self) -> bool | None:

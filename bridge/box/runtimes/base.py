@@ -43,6 +43,7 @@ class Spec(Struct, frozen=True, kw_only=True):
     fence: Path | None = None
     stop_signal: str = ""
     stop_scope: str = ""
+    user: str = ""
 
     @classmethod
     def of(
@@ -79,6 +80,7 @@ class Spec(Struct, frozen=True, kw_only=True):
             fence=fence if config.fence else None,
             stop_signal=config.stop_signal,
             stop_scope=config.stop_scope,
+            user=config.user,
         )
 
 
@@ -217,10 +219,10 @@ class Runtime(Protocol):
         Returns the instance ids on those labels.
         """
 
-    def last_line(self, handle: Handle) -> str:
+    async def last_line(self, handle: Handle) -> str:
         """The last log line of the instance, for the message of its failure; may be empty."""
 
-    def explain(self, handle: Handle) -> str:
+    async def explain(self, handle: Handle) -> str:
         """What about this runtime may have made the instance fail; "" if nothing points to it."""
 
     def forget(self, handle: Handle) -> None:

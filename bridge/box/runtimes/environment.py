@@ -6,11 +6,30 @@ They hold nothing secret. An instance that needs credentials of its own gets the
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from bridge.config import ADDRESS, HOST, METADATA, REGISTRATION
 from bridge.settings import Config, ServiceConfig
 from bridge.subjects import DEFAULT_PREFIX
+
+_INHERITED: Final = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR"),
+)
+_LOCALE: Final = "LC_"
+
+
+def inherited_environment(config: Config) -> dict[str, str]:
+    """The variables of the Box that its process instances get: no secret of the Box or of the
+    operator is in the variables that every program needs.
+    """
+    names = {*_INHERITED, *config.box.inherit_env}
+    return {
+        name: value
+        for name, value in config.environ.items()
+        if name in names or name.startswith(_LOCALE)
+    }
 
 
 def box_environment(config: Config) -> dict[str, str]:

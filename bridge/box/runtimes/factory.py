@@ -8,12 +8,13 @@ import ipaddress
 import socket
 
 from bridge.box.runtimes.base import Runtime
-from bridge.box.runtimes.environment import box_environment
+from bridge.box.runtimes.environment import box_environment, inherited_environment
 from bridge.box.runtimes.foreign_errors import mapped_errors
 from bridge.box.runtimes.logs import instances_dir
 from bridge.box.runtimes.oci.engines import find_engine
 from bridge.box.runtimes.oci.runtime import OciRuntime
 from bridge.box.runtimes.oci.subprocess_calls import EngineCalls
+from bridge.box.runtimes.process.account import check_accounts
 from bridge.box.runtimes.process.runtime import ProcessRuntime
 from bridge.settings import Config
 
@@ -27,7 +28,9 @@ async def open_runtime(config: Config, host_id: str) -> Runtime:
     if box.runtime == "process":
         root = instances_dir(config.data_dir)
         with mapped_errors("the process runtime cannot be opened"):
-            return ProcessRuntime(root, box.port_range, config.environ | box_environment(config))
+            check_accounts(config)
+            environ = inherited_environment(config) | box_environment(config)
+            return ProcessRuntime(root, box.port_range, environ)
     engine = await asyncio.to_thread(
         find_engine, box.engine, isolation=box.isolation, environ=config.environ
     )

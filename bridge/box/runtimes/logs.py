@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from bridge.private_files import make_private
+from bridge.private_files import opened, read_end
 
 _log = logging.getLogger(__name__)
 
@@ -34,9 +34,7 @@ def instances_dir(data_dir: Path) -> Path:
 def tail(file: Path) -> str:
     """The end of `file`; "" if it cannot be read."""
     try:
-        with file.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL))
-            return log.read().decode(errors="replace")
+        return read_end(file, _TAIL).decode(errors="replace")
     except OSError:
         return ""
 
@@ -70,31 +68,39 @@ def rotate(file: Path, size: int, files: int) -> int:
     the copy and the end of this call are lost. Where the disk is full, all of them are: a log never
     takes more than its share. Raises OSError.
     """
-    length = file.stat().st_size
-    if length <= size * 3 // 4:
-        return length
-    if files > 1:
-        for number in range(files - 1, 1, -1):
-            with contextlib.suppress(FileNotFoundError):
-                older_file(file, number - 1).replace(older_file(file, number))
-        part = file.with_name(f"{file.name}.part")
-        try:
-            older_file(file, 1).unlink(missing_ok=True)
-            _copy_end(file, part, size)
-            part.replace(older_file(file, 1))
-        except OSError as exc:
-            _log.warning("the older lines of %s are lost: %s", file, exc.strerror)
-            part.unlink(missing_ok=True)
-    os.truncate(file, 0)
+    with opened(file, os.O_RDWR) as log:
+        length = os.fstat(log).st_size
+        if length <= size * 3 // 4:
+            return length
+        if files > 1:
+            _keep_end(file, log, size, files)
+        os.ftruncate(log, 0)
     return length
 
 
-def _copy_end(file: Path, to: Path, size: int) -> None:
-    make_private(to, empty=True)
-    with file.open("rb") as log, to.open("wb") as out:
-        log.seek(max(0, log.seek(0, os.SEEK_END) - size))
-        while (left := 2 * size - out.tell()) > 0 and (chunk := log.read(min(left, _CHUNK))):
-            out.write(chunk)
+def _keep_end(file: Path, log: int, size: int, files: int) -> None:
+    """Copy the end of the open `log` to the file ``.1``, after the older files have moved on."""
+    for number in range(files - 1, 1, -1):
+        with contextlib.suppress(FileNotFoundError):
+            older_file(file, number - 1).replace(older_file(file, number))
+    part = file.with_name(f"{file.name}.part")
+    try:
+        older_file(file, 1).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+        with opened(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as copy:
+            _copy_end(log, copy, size)
+        part.replace(older_file(file, 1))
+    except OSError as exc:
+        _log.warning("the older lines of %s are lost: %s", file, exc.strerror)
+        part.unlink(missing_ok=True)
+
+
+def _copy_end(log: int, to: int, size: int) -> None:
+    place, copied = max(0, os.fstat(log).st_size - size), 0
+    while (left := 2 * size - copied) > 0 and (
+        chunk := os.pread(log, min(left, _CHUNK), place + copied)
+    ):
+        copied += os.write(to, chunk)
 
 
 def prune(data_dir: Path, living: Iterable[str]) -> None:

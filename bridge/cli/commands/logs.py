@@ -19,6 +19,7 @@ from bridge.cli.flags import ConfigFile, DataDir, Json, Link
 from bridge.console import print_json
 from bridge.errors import BridgeError, InstanceError
 from bridge.printable import printable
+from bridge.private_files import open_regular
 from bridge.protocol import InstancesResponse
 from bridge.subjects import check_name
 
@@ -71,13 +72,13 @@ async def logs(
     with contextlib.ExitStack() as stack, contextlib.suppress(asyncio.CancelledError):
         tails = [
             _Tail(
-                stack.enter_context((directory / name).open("rb")),
+                stack.enter_context(os.fdopen(open_regular(directory / name), "rb")),
                 directory / name,
                 "" if directory.name == instance_id else f"{directory.name}  ",
             )
             for directory in directories
             for name in (STDOUT, STDERR)
-            if (directory / name).exists()
+            if (directory / name).is_file()
         ]
         names = [directory.name for directory in directories]
         while True:
@@ -177,8 +178,8 @@ class _Tail:
 
 
 def _read(file: Path) -> bytes:
-    with contextlib.suppress(FileNotFoundError):
-        return file.read_bytes()
+    with contextlib.suppress(OSError), os.fdopen(open_regular(file), "rb") as log:
+        return log.read()
     return b""
 
 

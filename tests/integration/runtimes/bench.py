@@ -118,4 +118,8 @@ class Bench:
 
 async def logged(runtime: Runtime, handle: Handle, line: str) -> None:
     """Return when `line` is the last line in the instance's log."""
-    await eventually(lambda: runtime.last_line(handle) == line)
+
+    async def last() -> bool:
+        return await runtime.last_line(handle) == line
+
+    await eventually(last, what=f"{line!r} is the last line")

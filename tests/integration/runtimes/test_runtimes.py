@@ -15,7 +15,7 @@ from bridge.box.runner.inflight import InflightCounter
 from bridge.box.runner.probes import Prober
 from bridge.box.runtimes.base import Exit, Handle, Runtime
 from bridge.errors import InstanceError, PortTaken
-from tests.integration.runtimes.bench import FAILING, POLITE, STUBBORN, Bench
+from tests.integration.runtimes.bench import FAILING, POLITE, STUBBORN, Bench, logged
 from tests.support import eventually
 
 RUNTIMES = [
@@ -86,7 +86,7 @@ async def test_its_process_is_recorded_before_its_command_runs(bench: Bench) -> 
         with pytest.raises(InstanceError, match="disk"):
             await runtime.start(handle, fail)
         assert (await runtime.stop(handle, 5)).ran is False
-        assert runtime.last_line(handle) == ""
+        assert await runtime.last_line(handle) == ""
     assert not await left_over(bench)
 
 
@@ -94,7 +94,7 @@ async def test_the_exit_code_and_the_last_log_line_are_reported(bench: Bench) ->
     async with bench.life() as runtime:
         handle = await bench.started(runtime, bench.spec(FAILING))
         assert await ended(runtime, handle) == Exit(code=3)
-        assert runtime.last_line(handle) == "the last words"
+        assert await runtime.last_line(handle) == "the last words"
         assert await runtime.stop(handle, 0) == Exit(code=3)
 
 
@@ -112,13 +112,13 @@ async def test_an_instance_that_ends_within_its_grace_is_not_killed(bench: Bench
         handle = await bench.serving(runtime)
         other = await bench.started(runtime, bench.spec(POLITE, "web-b"))
         if not bench.is_oci:
-            await eventually(lambda: runtime.last_line(other) == "up")
+            await logged(runtime, other, "up")
         else:
             assert bench.podman is not None
             podman = bench.podman
             await eventually(lambda: podman("logs", "web-b") == "up\n")
         assert await runtime.stop(other, 10) == Exit()
-        assert runtime.last_line(other) == "ended in order"
+        assert await runtime.last_line(other) == "ended in order"
         assert await runtime.listens(handle)
 
 
@@ -129,7 +129,7 @@ async def test_an_instance_that_ignores_sigterm_is_killed_after_its_grace(bench:
             podman = bench.podman
             await eventually(lambda: podman("logs", "web-a") == "up\n")
         else:
-            await eventually(lambda: runtime.last_line(handle) == "up")
+            await logged(runtime, handle, "up")
         assert (await runtime.stop(handle, 0.5)).signal == signal.SIGKILL
     assert not await left_over(bench)
 
@@ -164,7 +164,7 @@ async def test_a_missing_program_is_reported_by_its_name(bench: Bench) -> None:
             reason = str(exc)
         else:
             assert (await ended(runtime, handle)).code == 127
-            reason = runtime.last_line(handle)
+            reason = await runtime.last_line(handle)
         assert "no-such-program" in reason
         await runtime.stop(handle, 0)
 
@@ -176,7 +176,7 @@ async def test_environment_variables_arrive_unchanged(bench: Bench) -> None:
         handle = await bench.started(runtime, bench.spec(["sh", "-c", script], env=env))
         assert await ended(runtime, handle) == Exit()
         # Log lines are stripped at their ends, and no value is there.
-        assert runtime.last_line(handle) == "|".join([*env.values(), "web-a", "web", ""])
+        assert await runtime.last_line(handle) == "|".join([*env.values(), "web-a", "web", ""])
         await runtime.stop(handle, 0)
 
 
@@ -262,7 +262,7 @@ async def test_an_instance_that_ended_meanwhile_is_reported_with_its_exit_code(
         handle = await runtime.adopt(spec, identity, port)
         end = await ended(runtime, handle)
         assert end == Exit(code=7)
-        assert runtime.last_line(handle) == "bye"
+        assert await runtime.last_line(handle) == "bye"
         await runtime.stop(handle, 0)
     assert not await left_over(bench)
 

@@ -199,10 +199,11 @@ class OciRuntime:
     async def sweep(self) -> list[str]:
         return await self._monitor.collect_strays()
 
-    def last_line(self, handle: Handle) -> str:
-        return last_log_line(self._container(handle).spec.directory)
+    async def last_line(self, handle: Handle) -> str:
+        directory = self._container(handle).spec.directory
+        return await call_in_thread("its log cannot be read", last_log_line, directory)
 
-    def explain(self, handle: Handle) -> str:
+    async def explain(self, handle: Handle) -> str:
         return ""
 
     # ── the monitor's actions ────────────────────────────────────────────────────────────

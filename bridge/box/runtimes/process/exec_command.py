@@ -5,7 +5,8 @@ The shim (shim.py) starts this program, and the Box sends it what to run through
 the environment goes around the shell, byte for byte, and never appears on a command line.
 
 The program starts while the Box records the process, waits for the Box's go, and becomes the
-command. It imports only modules of the interpreter itself: its start delays each instance.
+command. A command of another user gets that user last of all. The program imports only modules of
+the interpreter itself: its start delays each instance.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ SIZE = 8
 GO = b"go\n"
 """Comes after the payload, once the Box has recorded the process."""
 
-LABEL = b"BOX_INSTANCE_DIR"
-"""The shim's variable that has the instance's directory."""
-STDOUT = b"stdout.log"
-"""The log in that directory; stderr is open already."""
-EXIT = b"exit"
+STDOUT = b"BOX_STDOUT"
+"""The shim's variable that has the descriptor of the log; stderr is open already."""
+EXIT = b"BOX_EXIT"
+"""The shim's variable that has the descriptor of the exit file."""
+SHELLS_EXIT = 4
+"""The descriptor by which the shim itself writes to the exit file."""
 NEVER = b"never\n"
 """The content of the exit file if the command has never run."""
 
@@ -37,15 +39,22 @@ _LAST_SIGNAL = 31  # SIGSYS; those above are the C library's own, and real-time 
 _MISSING, _UNUSABLE = 127, 126  # exit codes of shells: no such program; it cannot be run
 
 
-def payload(memory: int, command: Sequence[bytes], env: Mapping[bytes, bytes]) -> bytes:
-    """What the Box sends. `memory` is the limit in bytes; 0 means no limit.
+def payload(
+    memory: int,
+    command: Sequence[bytes],
+    env: Mapping[bytes, bytes],
+    user: Sequence[int] = (),
+) -> bytes:
+    """What the Box sends. `memory` is the limit in bytes; 0 means no limit. `user` is a user id, a
+    group id and those of further groups; without it the command runs as the Box's user.
 
     Raises ValueError for a NUL byte, and for a name that is empty or has "=" in it.
     """
     for name in env:
         if not name or b"=" in name:
             raise ValueError(f"{name!r} cannot be the name of a variable")
-    fields = [b"%d" % memory, b"%d" % len(command), *command]
+    ids = b" ".join(b"%d" % number for number in user)
+    fields = [b"%d" % memory, ids, b"%d" % len(command), *command]
     fields += [name + b"=" + value for name, value in env.items()]
     data = b"\0".join(fields)
     if data.count(b"\0") != len(fields) - 1:
@@ -56,13 +65,16 @@ def payload(memory: int, command: Sequence[bytes], env: Mapping[bytes, bytes]) -
 def main() -> None:
     """Become the command, or exit with a shell's exit code for a program that cannot be run."""
     data = _read(int.from_bytes(_read(SIZE), "big"))
-    memory, count, *rest = data.split(b"\0")
+    memory, user, count, *rest = data.split(b"\0")
     command, env = rest[: int(count)], dict(item.split(b"=", 1) for item in rest[int(count) :])
     if not posix.read(0, 1):  # the Box has ended, and no Box knows this process
         _never()
     posix.sched_setaffinity(0, posix.sched_getaffinity(posix.getppid()))
-    _replace(1, _own_file(STDOUT), posix.O_WRONLY | posix.O_APPEND | posix.O_CREAT)
-    _replace(0, b"/dev/null", posix.O_RDONLY)
+    posix.dup2(int(posix.environ[STDOUT]), 1)
+    null = posix.open(b"/dev/null", posix.O_RDONLY)
+    posix.dup2(null, 0)
+    for descriptor in (int(posix.environ[STDOUT]), int(posix.environ[EXIT]), SHELLS_EXIT, null):
+        posix.set_inheritable(descriptor, False)
     for number in range(1, _LAST_SIGNAL + 1):  # Python ignores two, `nohup` and shells others
         if _signal.getsignal(number) == _signal.SIG_IGN:
             _signal.signal(number, _signal.SIG_DFL)
@@ -70,6 +82,8 @@ def main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if user:
+        _become(*map(int, user.split()))
     error = _run(command, env)
     size = sum(map(len, command)) + sum(len(name) + len(value) + 2 for name, value in env.items())
     why = posix.strerror(error)
@@ -78,6 +92,14 @@ def main() -> None:
     name = command[0].decode(errors="replace")
     posix.write(2, f"cannot run {name}: {why}\n".encode())
     raise SystemExit(_MISSING if error == ENOENT else _UNUSABLE)
+
+
+def _become(uid: int, gid: int, *groups: int) -> None:
+    """Become another user, for good. The change from root takes every capability away."""
+    posix.setgroups(groups)
+    posix.setresgid(gid, gid, gid)
+    posix.setresuid(0, 0, 0)
+    posix.setresuid(uid, uid, uid)
 
 
 def _run(command: list[bytes], env: dict[bytes, bytes]) -> int:
@@ -108,22 +130,10 @@ def _read(size: int) -> bytes:
     return data
 
 
-def _replace(descriptor: int, file: bytes, flags: int) -> None:
-    opened = posix.open(file, flags, 0o600)
-    posix.dup2(opened, descriptor)
-    posix.close(opened)
-
-
-def _own_file(name: bytes) -> bytes:
-    """The path of a file in the instance's directory."""
-    return posix.environ[LABEL] + b"/" + name
-
-
 def _never() -> None:
     """The command will never run: note that, and end the shim."""
     try:
-        _replace(1, _own_file(EXIT), posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC)
-        posix.write(1, NEVER)
+        posix.write(int(posix.environ[EXIT]), NEVER)
     finally:
         posix.killpg(0, _signal.SIGKILL)
 

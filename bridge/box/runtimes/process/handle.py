@@ -22,6 +22,7 @@ class Process:
         self.identity: ProcessIdentity | None = None
         self.ended: asyncio.Future[Exit] | None = None
         self.killed = False
+        self.command_started = False  # this Box has let it run
         self.grace_ends = 0.0  # the loop's time; until then its group may end by itself
         self.left_alone = False  # its workers have not got the stop signal
         self.cpus: set[int] = set()

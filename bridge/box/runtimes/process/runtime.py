@@ -2,7 +2,8 @@
 
 Each instance has a port and a directory with its logs. It carries a label in its environment, by
 which a sweep finds strays. It runs under a shim (shim.py), which leads its group, outlives the Box,
-and writes down the exit code.
+and writes down the exit code. Neither has a right of the Box: see
+`bridge.process_rights`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import signal
@@ -27,6 +29,7 @@ from bridge.box.runtimes.base import Exit, Handle, LivingInstance, Spec, Usage
 from bridge.box.runtimes.foreign_errors import FOREIGN, call_in_thread, mapped_errors
 from bridge.box.runtimes.logs import last_log_line
 from bridge.box.runtimes.process import shim
+from bridge.box.runtimes.process.account import Account, find_account
 from bridge.box.runtimes.process.address_space import explain as explain_limit
 from bridge.box.runtimes.process.handle import Process
 from bridge.box.runtimes.process.process_groups import group_of, has_others, members
@@ -36,7 +39,7 @@ from bridge.box.runtimes.process_identity import ProcessIdentity, identify, is_a
 from bridge.box.runtimes.sockets import holder, is_free, serves
 from bridge.descriptors import is_exhausted
 from bridge.errors import InstanceError, PortTaken
-from bridge.private_files import make_private_directory
+from bridge.process_rights import CHANGE_USER, RestrictedThreads
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +63,8 @@ class ProcessRuntime:
         self._cpu_use: Counter[int] = Counter(dict.fromkeys(os.sched_getaffinity(0), 0))
         self._meter = UsageMeter()
         self._sweep_due = True
+        self._unprivileged = RestrictedThreads()
+        self._switching = RestrictedThreads(CHANGE_USER)
 
     lacks: Final[Mapping[str, str]] = {}
     problem: Final = ""
@@ -70,8 +75,7 @@ class ProcessRuntime:
 
     async def create(self, spec: Spec, report: Callable[[str], None]) -> Process:
         with mapped_errors("the instance's directory cannot be made"):
-            make_private_directory(spec.directory.parent)
-            make_private_directory(spec.directory)
+            shim.make_directories(spec.directory, _account(spec))
         process = self._processes[spec.instance_id] = Process(spec)
         return process
 
@@ -82,6 +86,7 @@ class ProcessRuntime:
         process.port = self._take_port(process)
         process.popen, process.identity, process.grace_ends = None, None, 0.0
         process.ended, process.killed = asyncio.get_running_loop().create_future(), False
+        process.command_started = False
         with mapped_errors(f"cannot start {' '.join(process.spec.command[:1])}"):
             try:
                 process.popen = await asyncio.to_thread(self._spawn, process)
@@ -96,6 +101,7 @@ class ProcessRuntime:
         try:
             if process.identity is not None:
                 await record(process.identity, process.port)
+                process.command_started = True
                 gate.write(b"go\n")
         finally:
             with contextlib.suppress(BrokenPipeError):  # it has ended: `watch` returns how
@@ -172,11 +178,15 @@ class ProcessRuntime:
         known = {process.pid for process in self._processes.values() if process.is_running}
         return await call_in_thread(_UNREADABLE, self._end_strays, known)
 
-    def last_line(self, handle: Handle) -> str:
-        return last_log_line(self._process(handle).spec.directory)
+    async def last_line(self, handle: Handle) -> str:
+        directory = self._process(handle).spec.directory
+        return await call_in_thread("its log cannot be read", last_log_line, directory)
 
-    def explain(self, handle: Handle) -> str:
+    async def explain(self, handle: Handle) -> str:
         process = self._process(handle)
+        return await call_in_thread("its log cannot be read", self._explain, process)
+
+    def _explain(self, process: Process) -> str:
         ended = process.ended
         end = ended.result() if ended is not None and ended.done() else None
         if end is not None and end.code in _NOT_RUN:
@@ -234,8 +244,10 @@ class ProcessRuntime:
             raise NotADirectoryError(errno.ENOTDIR, "its cwd is not a directory", spec.cwd)
         port = str(process.port)
         command = [word.replace("{port}", port) for word in spec.command]
+        user = _account(spec)
         env = {
             **self._environ,
+            **(user.environment() if user else {}),
             **spec.env,
             "PORT": port,
             "BOX_INSTANCE_ID": spec.instance_id,
@@ -248,6 +260,8 @@ class ProcessRuntime:
             env=env,
             fence=spec.fence,
             memory=(spec.memory_mib or 0) << 20,
+            user=user,
+            threads=self._switching if user else self._unprivileged,
         )
 
     def _limit(self, process: Process) -> None:
@@ -304,10 +318,27 @@ class ProcessRuntime:
     def _note_end(self, process: Process) -> None:
         """The shim has ended. A sweep finds by the label what is left of the group."""
         self._sweep_due = True
-        if process.ended is not None and not process.ended.done():
-            code = process.popen.returncode if process.popen else None
-            end = shim.read_exit(process.spec.directory, code, killed=process.killed)
-            process.ended.set_result(end)
+        if process.ended is None or process.ended.done():
+            return
+        code = process.popen.returncode if process.popen else None
+        read = functools.partial(
+            shim.read_exit,
+            process.spec.directory,
+            code,
+            killed=process.killed,
+            started=process.command_started,
+            fenced=process.spec.fence is not None,
+        )
+        if code is not None and code >= 0:  # it needs no file
+            process.ended.set_result(read())
+            return
+        ended = process.ended
+
+        def report(reading: asyncio.Future[Exit]) -> None:
+            if not ended.done() and not reading.cancelled():
+                ended.set_result(reading.result())
+
+        asyncio.get_running_loop().run_in_executor(None, read).add_done_callback(report)
 
     # ── looking at processes; these run in a thread ──────────────────────────────────────
 
@@ -334,17 +365,22 @@ class ProcessRuntime:
                 continue
             with contextlib.suppress(psutil.Error, OSError):
                 process = psutil.Process(pid)
-                label = process.environ().get(shim.LABEL, "")
+                name = shim.instance_of(process.environ().get(shim.LABEL, ""), self._root)
                 # A child of a living instance may lead a group of its own.
-                if Path(label).parent == self._root and not self._is_living(label):
+                if name and not self._is_living(name):
                     process.kill()
-                    strays.add(Path(label).name)
+                    strays.add(name)
         return sorted(strays)
 
-    def _is_living(self, label: str) -> bool:
-        process = self._processes.get(Path(label).name)
+    def _is_living(self, name: str) -> bool:
+        process = self._processes.get(name)
         # An instance that is being spawned carries the label before its pid is known here.
         return process is not None and process.is_starting_or_running
+
+
+def _account(spec: Spec) -> Account | None:
+    """The user that the instance runs as; None if it is the Box's own."""
+    return find_account(spec.user) if spec.user else None
 
 
 def _may_have_others(leader: int) -> bool:

@@ -6,7 +6,11 @@
   command's first instruction, and the Box can write down the process before it does anything. If
   the Box dies before that, the shim ends without running the command.
 - The shim outlives the Box and writes the exit code to a file, so that the next Box process can
-  read how an instance ended.
+  read how an instance ended. The Box that started the shim needs no file: it gets the exit code.
+- The shim starts with an environment of its own, and without capabilities. A shim that runs its
+  command as another user keeps those for that. The command has none.
+- The Box's files are in the directory of the instance, beside the one that belongs to the instance.
+  Shim and command get them as open files.
 - The shim ends a fenced instance before the lease of its host expires, and at once when it can no
   longer check the lease: its guard kills the whole group, unless the guard itself gets a SIGKILL.
 - The shim and everything that the instance starts carry the instance's label in the environment.
@@ -15,6 +19,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -31,11 +36,15 @@ from bridge import descriptors
 from bridge.box.runtimes.base import Exit, LivingInstance
 from bridge.box.runtimes.logs import STDERR, STDOUT
 from bridge.box.runtimes.process import exec_command
+from bridge.box.runtimes.process.account import Account
 from bridge.box.runtimes.process.process_groups import children, group_of
 from bridge.box.runtimes.process_identity import identify
-from bridge.private_files import make_private
+from bridge.private_files import let_pass, make_private_directory, opened, read_end
+from bridge.process_rights import RestrictedThreads
 
-LABEL: Final = exec_command.LABEL.decode()
+LABEL: Final = "BOX_INSTANCE_DIR"
+FILES: Final = "files"
+"""The directory that belongs to the instance, in the one with the Box's files about it."""
 
 
 def _compiled(module: ModuleType) -> str:
@@ -48,11 +57,11 @@ def _compiled(module: ModuleType) -> str:
 _SHELL: Final = ("/bin/sh",)
 _SCRIPT: Final = """
 trap : HUP INT QUIT TERM USR1 USR2
-exec 3>&2 2>/dev/null
+exec 3>&2 2>/dev/null 4>>"/proc/self/fd/$BOX_EXIT"
 fence=
 if [ -n "$BOX_FENCE" ]; then
   (trap "" HUP INT QUIT TERM USR1 USR2
-  trap 'echo fenced >"$BOX_INSTANCE_DIR/exit"; kill -KILL 0' EXIT
+  trap 'echo fenced >&4; kill -KILL 0' EXIT
   exec <>/proc/$$/fd/1
   while read -r -t 0.5 _; [ $? -ne 2 ] || sleep 0.5; do
     for try in 1 2 3; do
@@ -67,7 +76,7 @@ fi
 (ulimit -S -n "$BOX_FILES" 2>/dev/null; exec "$@") 2>&3 3>&-
 code=$?
 [ -z "$fence" ] || kill -KILL "$fence"
-echo "$code" >"$BOX_INSTANCE_DIR/exit"
+echo "$code" >&4
 exit "$code"
 """
 # The Box overwrites the fence in place: two times that differ were read in the middle of a write.
@@ -78,7 +87,8 @@ exit "$code"
 _PATH: Final = "/usr/bin:/bin"  # for the guard's `sleep`
 _EXEC_COMMAND: Final = (sys.executable, "-I", "-S", _compiled(exec_command))
 _EXEC_LINE: Final = b"".join(os.fsencode(word) + b"\0" for word in _EXEC_COMMAND)
-_EXIT: Final = exec_command.EXIT.decode()
+_EXIT: Final = "exit"
+_EXIT_SIZE: Final = 64  # bytes of the exit file that are read
 _NEVER: Final = exec_command.NEVER.decode()
 _FENCED: Final = "fenced\n"
 _CODE: Final = re.compile(r"([0-9]{1,9})\n")
@@ -100,6 +110,20 @@ class _Shim(subprocess.Popen[bytes]):
         super().__del__(_warn=lambda *_, **__: None)  # type: ignore[call-arg]
 
 
+def make_directories(directory: Path, user: Account | None) -> None:
+    """Make the directory with the Box's files about an instance, and the instance's own in it.
+
+    The instance's belongs to `user`, if it runs as another user. Raises OSError.
+    """
+    own = directory / FILES
+    for each in (directory.parent, directory, own):
+        make_private_directory(each)
+    if user is not None:
+        os.chown(own, user.uid, user.gid)
+        for each in (directory.parent.parent, directory.parent, directory):
+            let_pass(each)
+
+
 def spawn(
     directory: Path,
     command: Sequence[str],
@@ -108,33 +132,43 @@ def spawn(
     env: Mapping[str, str],
     fence: Path | None = None,
     memory: int = 0,
+    user: Account | None = None,
+    threads: RestrictedThreads | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start the shim in a session of its own. A line on its stdin starts `command` with `env`.
 
     `memory` is the limit in bytes; 0 means no limit. stdout and stderr are files in `directory`: a
-    pipe would kill the instance with the Box. Raises OSError, or ValueError for what no process can
-    get: a NUL byte, text that is not Unicode, or a name with "=" in it.
+    pipe would kill the instance with the Box. One of `threads` starts the shim, which gets the
+    rights of that thread. Raises OSError, or ValueError for what no process can get: a NUL byte,
+    text that is not Unicode, or a name with "=" in it.
     """
-    label = {LABEL: str(directory)}
+    label = {LABEL: str(directory / FILES)}
     variables = {os.fsencode(name): os.fsencode(value) for name, value in {**env, **label}.items()}
-    payload = exec_command.payload(memory, [os.fsencode(word) for word in command], variables)
-    for name in (STDOUT, STDERR, _EXIT):
-        make_private(directory / name, empty=name == _EXIT)
-    own = {
-        **label,
-        "PATH": _PATH,
-        "PORT": env.get("PORT", ""),
-        "BOX_FENCE": str(fence or ""),
-        "BOX_FILES": str(descriptors.inherited_limit()),
-    }
+    payload = exec_command.payload(
+        memory, [os.fsencode(word) for word in command], variables, user.ids if user else ()
+    )
     with contextlib.ExitStack() as stack:
-        stderr = stack.enter_context((directory / STDERR).open("ab"))
+        stdout, stderr, end = (
+            stack.enter_context(opened(directory / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+            for name in (STDOUT, STDERR, _EXIT)
+        )
+        os.ftruncate(end, 0)
+        own = {
+            **label,
+            "PATH": _PATH,
+            "PORT": env.get("PORT", ""),
+            "BOX_FENCE": str(fence or ""),
+            "BOX_FILES": str(descriptors.inherited_limit()),
+            exec_command.STDOUT.decode(): str(stdout),
+            exec_command.EXIT.decode(): str(end),
+        }
         held: int = subprocess.DEVNULL
         if fence:
             reader, held = os.pipe()  # the guard reads from it, and nothing ever comes
             stack.callback(os.close, reader)
             stack.callback(os.close, held)
-        popen = _Shim(
+        start = functools.partial(
+            _Shim,
             [*_SHELL, "-c", _SCRIPT, "sh", *_EXEC_COMMAND],
             stdin=subprocess.PIPE,
             stdout=held,
@@ -142,7 +176,9 @@ def spawn(
             cwd=cwd,
             env=own,
             start_new_session=True,
+            pass_fds=(stdout, end),
         )
+        popen = threads.run(start) if threads else start()
     assert popen.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it has ended: its exit is reported
         popen.stdin.write(payload)
@@ -150,30 +186,50 @@ def spawn(
     return popen
 
 
-def read_exit(directory: Path, returncode: int | None, *, killed: bool) -> Exit:
-    """How the instance ended: from the file that the shim wrote, else from the shim's own end.
+def read_exit(
+    directory: Path,
+    returncode: int | None,
+    *,
+    killed: bool,
+    started: bool = False,
+    fenced: bool = True,
+) -> Exit:
+    """How the instance ended: by the shim's own end, and where that is unknown by the file that the
+    shim wrote.
 
-    `returncode` is the shim's, None if it is unknown; `killed` says that this Box killed it. The
-    instance can write to the file as well, so any content is valid input.
+    `returncode` is the shim's, None if it is unknown; `killed` says that this Box killed it. An
+    instance that runs as the Box's user can write to the file as well, so any content is valid
+    input, and none of it counts more than what the kernel reports. `started` says that this Box
+    itself has let the command run, `fenced` that the instance has a guard.
     """
+    if returncode is not None and returncode >= 0:
+        return _exit_of(returncode)
     try:
-        text = (directory / _EXIT).read_text(errors="replace")
+        text = read_end(directory / _EXIT, _EXIT_SIZE).decode(errors="replace")
     except OSError:
         text = ""
-    if text == _NEVER:
+    if text == _NEVER and not started:
         return Exit(ran=False)
-    if text == _FENCED:
+    if text == _FENCED and fenced:
         return Exit(signal=signal.SIGKILL, fenced=True)
-    if match := _CODE.fullmatch(text):
-        code = int(match[1])
-    elif returncode is None:
-        return Exit(signal=signal.SIGKILL) if killed else Exit(code=None)
-    elif returncode >= 0:
-        code = returncode  # the file could not be written
-    else:
+    if returncode is not None:
         return Exit(signal=-returncode)
+    if match := _CODE.fullmatch(text):
+        return _exit_of(int(match[1]))
+    return Exit(signal=signal.SIGKILL) if killed else Exit(code=None)
+
+
+def _exit_of(code: int) -> Exit:
     killed_by = code - _SIGNALLED
     return Exit(signal=killed_by) if 0 < killed_by < signal.NSIG else Exit(code=code)
+
+
+def instance_of(label: str, root: Path) -> str:
+    """The id of the instance of `root` with this label; "" if it is not of this root."""
+    path = Path(label)
+    if path.name == FILES:  # a shim of an earlier version has the directory above
+        path = path.parent
+    return path.name if path.parent == root else ""
 
 
 def list_living(root: Path) -> dict[str, LivingInstance]:
@@ -184,9 +240,9 @@ def list_living(root: Path) -> dict[str, LivingInstance]:
             continue
         with contextlib.suppress(psutil.Error, OSError):
             environ = psutil.Process(pid).environ()
-            label, identity = Path(environ.get(LABEL, "")), identify(pid)
-            if label.parent == root and identity is not None:
-                living[label.name] = LivingInstance(identity, _port(environ.get("PORT", "")))
+            name, identity = instance_of(environ.get(LABEL, ""), root), identify(pid)
+            if name and identity is not None:
+                living[name] = LivingInstance(identity, _port(environ.get("PORT", "")))
     return living
 
 

@@ -194,18 +194,29 @@ async def test_the_other_calls_of_the_process_runtime_raise_instance_errors(
     ("content", "end"),
     [
         (b"3\n", Exit(code=3)),
-        (b"\xff\n", Exit(code=0)),
-        ("²\n".encode(), Exit(code=0)),
-        (b"9" * 5000 + b"\n", Exit(code=0)),
-        (b"", Exit(code=0)),
+        (b"143\n", Exit(signal=15)),
+        (b"\xff\n", Exit(code=None)),
+        ("²\n".encode(), Exit(code=None)),
+        (b"9" * 5000 + b"\n", Exit(code=None)),
+        (b"", Exit(code=None)),
     ],
-    ids=["a code", "not UTF-8", "not ASCII", "5,000 digits", "nothing"],
+    ids=["a code", "a signal", "not UTF-8", "not ASCII", "5,000 digits", "nothing"],
 )
 def test_an_instance_may_write_anything_where_its_exit_code_belongs(
     tmp_path: Path, content: bytes, end: Exit
 ) -> None:
     (tmp_path / "exit").write_bytes(content)
-    assert shim.read_exit(tmp_path, 0, killed=False) == end
+    assert shim.read_exit(tmp_path, None, killed=False) == end
+
+
+@pytest.mark.parametrize("content", [b"0\n", b"3\n", b"never\n", b""])
+def test_what_the_kernel_reports_counts_more_than_the_exit_file(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "exit").write_bytes(content)
+    assert shim.read_exit(tmp_path, 7, killed=False) == Exit(code=7)
+    assert shim.read_exit(tmp_path, 137, killed=False) == Exit(signal=9)
+    assert shim.read_exit(tmp_path, -9, killed=False, started=True) == Exit(signal=9)
 
 
 async def test_an_instance_has_ended_although_its_group_cannot_be_inspected(
