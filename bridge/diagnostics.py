@@ -17,28 +17,28 @@ class Status(StrEnum):
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """The result of one check: `says` describes it, `cure` is the fix, "" if none is needed."""
+    """The result of one check: a `message`, and its `fix`, which is "" if none is needed."""
 
     status: Status
-    says: str
-    cure: str = ""
+    message: str
+    fix: str = ""
 
 
-def ok(says: str) -> Finding:
+def ok(message: str) -> Finding:
     """The check passed."""
-    return Finding(status=Status.OK, says=says)
+    return Finding(status=Status.OK, message=message)
 
 
-def warn(says: str, cure: str) -> Finding:
+def warn(message: str, fix: str) -> Finding:
     """It works, but needs attention."""
-    return Finding(status=Status.WARN, says=says, cure=cure)
+    return Finding(status=Status.WARN, message=message, fix=fix)
 
 
-def fail(says: str, cure: str) -> Finding:
+def fail(message: str, fix: str) -> Finding:
     """It does not work."""
-    return Finding(status=Status.FAIL, says=says, cure=cure)
+    return Finding(status=Status.FAIL, message=message, fix=fix)
 
 
-def skip(says: str) -> Finding:
+def skip(message: str) -> Finding:
     """The check could not run."""
-    return Finding(status=Status.SKIP, says=says)
+    return Finding(status=Status.SKIP, message=message)

@@ -64,14 +64,14 @@ def disk(directory: Path) -> Finding:
         usage = shutil.disk_usage(parent)
     except OSError as exc:
         return fail(f"{where} cannot be written: {exc.strerror}", f"fix that, or {other}")
-    says = f"{where} has {usage.free / 2**30:.1f} GiB free, a write takes {took * 1000:.1f} ms"
+    message = f"{where} has {usage.free / 2**30:.1f} GiB free, a write takes {took * 1000:.1f} ms"
     if usage.free < _MIN_FREE:
-        return fail(says, f"free at least {_MIN_FREE // 2**20} MiB, or {other}")
+        return fail(message, f"free at least {_MIN_FREE // 2**20} MiB, or {other}")
     if usage.free < _LOW_FREE:
-        return warn(says, "free some space for logs and the journal")
+        return warn(message, "free some space for logs and the journal")
     if took > _SLOW_WRITE:
-        return warn(says, f"{other}: each change of an instance waits for a write")
-    return ok(says)
+        return warn(message, f"{other}: each change of an instance waits for a write")
+    return ok(message)
 
 
 def journal(directory: Path) -> Finding:
@@ -86,8 +86,8 @@ def journal(directory: Path) -> Finding:
         _check_undamaged(path)
         snapshot = read_snapshot(path)
     except ForeignJournal as exc:
-        says, _, cure = str(exc).rpartition(": ")
-        return fail(says, cure)
+        message, _, fix = str(exc).rpartition(": ")
+        return fail(message, fix)
     except (JournalError, OSError) as exc:
         return fail(
             str(exc),
@@ -108,8 +108,8 @@ def runtime(config: Config) -> Finding:
     try:
         engine = find_engine(box.engine, isolation=box.isolation, environ=config.environ)
     except BoxError as exc:
-        says, _, cure = str(exc).partition(": ")
-        return fail(says, cure)
+        message, _, fix = str(exc).partition(": ")
+        return fail(message, fix)
     problem = _engine_problem([engine.path, "ps", "-q"], config)
     if problem:
         return fail(
@@ -128,13 +128,13 @@ def files(config: Config) -> Finding:
     """Whether the limit of open files is enough for `max_instances`."""
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = descriptors.needed(config.box.max_instances)
-    says = f"{limit} files may be open, and {config.box.max_instances} instances need {needed}"
+    message = f"{limit} files may be open, and {config.box.max_instances} instances need {needed}"
     if limit < needed:
         return fail(
-            says,
+            message,
             "raise the hard limit (LimitNOFILE= of the unit, ulimit -Hn), or lower max_instances",
         )
-    return ok(says)
+    return ok(message)
 
 
 def ports(config: Config) -> Finding:
@@ -157,21 +157,21 @@ def ports(config: Config) -> Finding:
 def _range(box: BoxConfig, taken: Sequence[int]) -> Finding:
     """The finding about the range, of which these ports are taken."""
     free = len(box.port_range) - len(taken)
-    says = f"{free} of {box.ports} are free or this Box's own"
+    message = f"{free} of {box.ports} are free or this Box's own"
     if taken:
-        says += f"; {_holders(taken)}"
+        message += f"; {_holders(taken)}"
     if free < box.max_instances:
         return fail(
-            says, f"choose another [box] ports: {box.max_instances} instances need one each"
+            message, f"choose another [box] ports: {box.max_instances} instances need one each"
         )
     if taken:
-        return warn(says, "choose a range of [box] ports that no other program uses")
+        return warn(message, "choose a range of [box] ports that no other program uses")
     if overlap := _ephemeral(box.port_range):
         return warn(
-            f"{says}; {overlap}",
+            f"{message}; {overlap}",
             "choose [box] ports outside of that range, so that no connection takes one first",
         )
-    return ok(says)
+    return ok(message)
 
 
 def _write(directory: Path) -> float:

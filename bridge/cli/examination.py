@@ -44,13 +44,13 @@ Check = Callable[[], Awaitable[Finding]]
 Clock = Callable[[], datetime]
 
 
-class ReportLine(Struct, frozen=True, kw_only=True):
+class ReportLine(Struct, frozen=True, kw_only=True, rename={"message": "says", "fix": "cure"}):
     """The finding of one check."""
 
     check: str
     status: Status
-    says: str
-    cure: str
+    message: str
+    fix: str
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -91,7 +91,7 @@ async def examine(
             )
             findings |= await _run_all(checks)
     lines = [
-        ReportLine(check=name, status=finding.status, says=finding.says, cure=finding.cure)
+        ReportLine(check=name, status=finding.status, message=finding.message, fix=finding.fix)
         for name, finding in findings.items()
     ]
     return Report(ok=all(line.status is not Status.FAIL for line in lines), checks=lines)
@@ -194,8 +194,8 @@ async def _run(check: Check) -> Finding:
     except StoreRefused as exc:
         return fail(exc.problem, exc.cure or "see the log of the NATS server")
     except (BridgeError, OSError) as exc:
-        says, _, cure = str(exc).partition(": ")
-        return fail(says, cure or "see the other checks")
+        message, _, fix = str(exc).partition(": ")
+        return fail(message, fix or "see the other checks")
 
 
 async def _run_in_thread(work: Callable[[], Finding]) -> Finding:

@@ -82,9 +82,9 @@ async def test_a_box_at_work_is_found_well_and_is_not_disturbed(
         quick = [told for told in report.checks if told.check not in ("nats", "disk", "ports")]
         assert [told.status for told in quick] == [OK] * len(quick), quick
         journal = "it is undamaged and lists 2 instances; a Box uses it"
-        assert found(report, "journal").says == journal
-        assert "all with the right settings" in found(report, "topology").says
-        assert not any(told.cure for told in quick)
+        assert found(report, "journal").message == journal
+        assert "all with the right settings" in found(report, "topology").message
+        assert not any(told.fix for told in quick)
         assert await stored() == before
         assert (await ask(gateway, "web", 1)).accepted
 
@@ -96,7 +96,7 @@ async def test_with_a_url_alone_it_looks_as_a_gateway(
     report = await examine(None, {"url": server.url})
     assert report.ok
     assert [told.check for told in report.checks] == list(OF_BUS)
-    assert "a gateway" in found(report, "permissions").says
+    assert "a gateway" in found(report, "permissions").message
     assert statuses(report, "jetstream", "permissions") == [OK, OK]
     assert statuses(report, "topology", "clock") == [WARN, SKIP]  # no Box has been here yet
 
@@ -124,8 +124,8 @@ async def test_wrong_credentials_are_distinguished_from_an_absent_server(tmp_pat
         report = await examine(None, {"url": server.url.replace("//", "//u:wrong@")})
         nats = found(report, "nats")
         assert nats.status is FAIL
-        assert "wrong" not in nats.says
-        assert "check the credentials" in nats.cure
+        assert "wrong" not in nats.message
+        assert "check the credentials" in nats.fix
 
 
 async def test_a_missing_credentials_file_is_reported(
@@ -134,7 +134,7 @@ async def test_a_missing_credentials_file_is_reported(
     file = box_file(tmp_path, server.url)
     file.write_text(file.read_text().replace("[nats]", '[nats]\ncreds = "/nowhere.creds"'))
     report = await examine(file, {})
-    assert "/nowhere.creds" in found(report, "nats").says
+    assert "/nowhere.creds" in found(report, "nats").message
     assert statuses(report, "config", "nats", "journal") == [OK, FAIL, OK]
 
 
@@ -145,7 +145,7 @@ async def test_a_server_without_jetstream_is_reported_with_the_option_to_start_i
     async with without_jetstream(tmp_path / "plain") as url:
         report = await examine(None, {"url": url})
         assert found(report, "jetstream").status is FAIL
-        assert "-js" in found(report, "jetstream").cure
+        assert "-js" in found(report, "jetstream").fix
         assert statuses(report, "nats", "permissions") == [OK, OK]
         assert not report.ok
 
@@ -159,13 +159,13 @@ async def test_an_account_that_is_nearly_full_or_has_no_memory_is_reported(tmp_p
     ):
         await topology.ensure(connection)
         told = await bus_checkup.jetstream(connection)
-        assert (told.status, "streams 6 of 7" in told.says) == (WARN, True)
+        assert (told.status, "streams 6 of 7" in told.message) == (WARN, True)
     async with (
         configured(tmp_path, text % "max_mem: 0, max_file: 1G") as server,
         connect(server.url, user="u", password="p") as connection,
     ):
         told = await bus_checkup.jetstream(connection)
-        assert (told.status, "no memory storage" in told.says) == (FAIL, True), told
+        assert (told.status, "no memory storage" in told.message) == (FAIL, True), told
 
 
 @pytest.mark.parametrize(
@@ -197,16 +197,16 @@ async def test_the_storage_of_the_server_is_reported_before_it_is_full(
         await topology.ensure(connection, events_max_bytes=4 * 2**20)
 
         finding = await bus_checkup.jetstream(connection)
-        assert (finding.status, before[1] in finding.says) == (before[0], True), finding
+        assert (finding.status, before[1] in finding.message) == (before[0], True), finding
         if finding.status is WARN:
-            assert kinds[next(kind for kind in kinds if kind in finding.says)] in finding.cure
+            assert kinds[next(kind for kind in kinds if kind in finding.message)] in finding.fix
         for number in range(34 if after else 0):
             with contextlib.suppress(StoreRefused):
                 await store(connection, f"$KV.box_services.x{number}", b"x" * 1_000_000)
         if after:
             finding = await bus_checkup.jetstream(connection)
-            assert (finding.status, after[1] in finding.says) == (after[0], True), finding
-            assert "max_file_store of the server" in finding.cure
+            assert (finding.status, after[1] in finding.message) == (after[0], True), finding
+            assert "max_file_store of the server" in finding.fix
         assert await topology.stream_info(connection, "box-doctor") is None, "a trial makes none"
 
 
@@ -214,17 +214,17 @@ async def test_what_an_account_demands_of_streams_is_reported(tmp_path: Path) ->
     demands = "max_file: 1G, max_mem: 1G, max_bytes_required: true, disk_max_stream_bytes: 10MB"
     users = "users: [{ user: u, password: p }]"
     text = f"accounts {{ A: {{ jetstream: {{ {demands} }}, {users} }} }}"
-    says = "the account demands max_bytes of each stream and at most 10.0 MiB a stream (file)"
+    message = "the account demands max_bytes of each stream and at most 10.0 MiB a stream (file)"
     async with (
         configured(tmp_path, text) as server,
         connect(server.url, user="u", password="p") as connection,
     ):
         finding = await bus_checkup.jetstream(connection)
-        assert (finding.status, says in finding.says) == (WARN, True), finding
-        assert "--max-bytes" in finding.cure
+        assert (finding.status, message in finding.message) == (WARN, True), finding
+        assert "--max-bytes" in finding.fix
         await topology.ensure(connection)
         finding = await bus_checkup.jetstream(connection)
-        assert (finding.status, says in finding.says) == (OK, True), finding
+        assert (finding.status, message in finding.message) == (OK, True), finding
 
 
 # ── topology and clock ───────────────────────────────────────────────────────────────────
@@ -241,18 +241,18 @@ async def test_a_stream_that_was_changed_is_reported_with_the_right_settings(
         await jetstream(connection).update_stream(config.evolve(max_age=60, duplicate_window=60))
         told = found(await examine(file, {}), "topology")
         assert told.status is WARN
-        assert "BOX_EVENTS: max_age is 60 s, tighter than 604800 s" in told.says
+        assert "BOX_EVENTS: max_age is 60 s, tighter than 604800 s" in told.message
         await jetstream(connection).update_stream(config)
         bucket = (await jetstream(connection).stream_info("KV_box_slots")).config
         await jetstream(connection).update_stream(bucket.evolve(max_age=60, duplicate_window=60))
         told = found(await examine(file, {}), "topology")
         assert told.status is FAIL
-        assert "KV_box_slots: max_age is 60 s, and must be unlimited" in told.says
-        assert "nats stream edit" in told.cure
+        assert "KV_box_slots: max_age is 60 s, and must be unlimited" in told.message
+        assert "nats stream edit" in told.fix
         await jetstream(connection).delete_stream("KV_box_slots")
         await jetstream(connection).update_stream(config)
         told = found(await examine(file, {}), "topology")
-        assert (told.status, told.says) == (WARN, "missing: KV_box_slots")
+        assert (told.status, told.message) == (WARN, "missing: KV_box_slots")
 
 
 async def test_more_replicas_than_servers_are_reported(
@@ -260,7 +260,7 @@ async def test_more_replicas_than_servers_are_reported(
 ) -> None:
     file = box_file(tmp_path, server.url, replicas=3)
     told = found(await examine(file, {}), "topology")
-    assert (told.status, "not in a cluster" in told.says) == (FAIL, True)
+    assert (told.status, "not in a cluster" in told.message) == (FAIL, True)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ async def test_the_skew_of_a_clock_is_reported(
     )
     told = found(report, "clock")
     assert told.status is status, told
-    assert side in told.says
+    assert side in told.message
     assert report.ok is (status is not FAIL)
 
 
@@ -291,7 +291,7 @@ async def test_a_wrong_file_does_not_hide_what_is_wrong_with_nats(
     file.write_text("[box]\nmax_instance = 3")
     report = await examine(file, {"url": f"nats://127.0.0.1:{unused_port}"})
     assert statuses(report, "config", "nats") == [FAIL, FAIL]
-    assert "did you mean `max_instances`" in found(report, "config").says
+    assert "did you mean `max_instances`" in found(report, "config").message
 
 
 @pytest.mark.slow
@@ -307,7 +307,7 @@ async def test_a_disk_that_hangs_holds_up_nothing_else(
     monkeypatch.setattr(diagnostics, "disk", hang)
     monkeypatch.setattr(examination, "_DEADLINE", 1.5)
     report = await examine(box_file(tmp_path, server.url), {})
-    assert found(report, "disk").says == "no answer within 1.5 s"
+    assert found(report, "disk").message == "no answer within 1.5 s"
     assert statuses(report, "jetstream", "disk", "journal", "runtime") == [OK, FAIL, OK, OK]
     released.set()
 
@@ -323,8 +323,8 @@ async def test_a_server_is_as_far_away_as_the_quickest_of_three_answers(
     monkeypatch.setattr(bus_checkup, "_round_trip", next_time)
     async with connect(server.url) as connection:
         near, far = [await bus_checkup.server(connection) for _ in range(2)]
-    assert (near.status, near.says.split(", ")[-1]) == (OK, "90.0 ms away")
-    assert (far.status, far.says.split(", ")[-1]) == (WARN, "110.0 ms away")
+    assert (near.status, near.message.split(", ")[-1]) == (OK, "90.0 ms away")
+    assert (far.status, far.message.split(", ")[-1]) == (WARN, "110.0 ms away")
 
 
 @pytest.mark.slow
@@ -355,7 +355,7 @@ _JETSTREAM = "jetstream { sync_interval: always }\n"
 
 
 @pytest.mark.parametrize(
-    ("setting", "status", "says", "cure"),
+    ("setting", "status", "message", "fix"),
     [
         ("max_payload: 32768", FAIL, "max_payload of the server is 32768", "set max_payload"),
         ("max_payload: 262144", WARN, "max_payload of the server is 262144", "set max_payload"),
@@ -368,13 +368,13 @@ _JETSTREAM = "jetstream { sync_interval: always }\n"
     ],
 )
 async def test_a_limit_of_the_server_is_reported_with_the_setting_that_raises_it(
-    tmp_path: Path, setting: str, status: Status, says: str, cure: str
+    tmp_path: Path, setting: str, status: Status, message: str, fix: str
 ) -> None:
     async with configured(tmp_path, _JETSTREAM + setting) as server:
         finding = found(await examine(box_file(tmp_path, server.url), {}), "limits")
         assert finding.status is status, finding
-        assert says in finding.says
-        assert cure in finding.cure
+        assert message in finding.message
+        assert fix in finding.fix
 
 
 async def test_a_stream_that_is_nearly_full_is_reported(
@@ -389,8 +389,8 @@ async def test_a_stream_that_is_nearly_full_is_reported(
                 await store(connection, "box.events.web", b"x" * 500)
         finding = found(await examine(None, {"url": server.url}), "limits")
         assert finding.status is WARN
-        assert re.match(r"BOX_EVENTS holds \d+ of 4096 bytes", finding.says)
-        assert "nats stream edit" in finding.cure
+        assert re.match(r"BOX_EVENTS holds \d+ of 4096 bytes", finding.message)
+        assert "nats stream edit" in finding.fix
 
 
 async def test_an_account_with_too_few_streams_is_reported_before_a_box_needs_them(
@@ -402,8 +402,10 @@ async def test_an_account_with_too_few_streams_is_reported_before_a_box_needs_th
         connect(server.url, user="u", password="p") as connection,
     ):
         finding = await bus_checkup.jetstream(connection)
-        assert (finding.status, "may have 4 streams more" in finding.says) == (FAIL, True), finding
-        assert "max_streams" in finding.cure
+        assert (finding.status, "may have 4 streams more" in finding.message) == (FAIL, True), (
+            finding
+        )
+        assert "max_streams" in finding.fix
 
 
 async def test_no_more_connections_is_reported_with_the_setting(tmp_path: Path) -> None:
@@ -412,4 +414,4 @@ async def test_no_more_connections_is_reported_with_the_setting(tmp_path: Path) 
         async with connect(server.url, user="u", password="p"):
             nats = found(await examine(None, {"url": server.url.replace("//", "//u:p@")}), "nats")
         assert nats.status is FAIL
-        assert "max_connections" in nats.cure, nats
+        assert "max_connections" in nats.fix, nats

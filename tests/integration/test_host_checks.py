@@ -43,32 +43,35 @@ def test_a_data_directory_that_is_a_file_fails(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     for directory in (tmp_path / "data", tmp_path / "data" / "deeper"):
         finding = diagnostics.disk(directory)
-        assert (finding.status, finding.says) == (FAIL, f"{tmp_path / 'data'} is not a directory")
+        assert (finding.status, finding.message) == (
+            FAIL,
+            f"{tmp_path / 'data'} is not a directory",
+        )
 
 
 def test_a_missing_data_directory_is_checked_at_its_parent(tmp_path: Path) -> None:
     finding = diagnostics.disk(tmp_path / "a" / "b")
     assert finding.status is not FAIL
-    assert finding.says.startswith(f"{tmp_path}, where {tmp_path / 'a' / 'b'} will be")
+    assert finding.message.startswith(f"{tmp_path}, where {tmp_path / 'a' / 'b'} will be")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_fails(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "small") as directory:
         finding = diagnostics.disk(directory)
-        assert (finding.status, "free at least 64 MiB" in finding.cure) == (FAIL, True)
+        assert (finding.status, "free at least 64 MiB" in finding.fix) == (FAIL, True)
         (directory / "filler").write_bytes(b"\0" * 240 * 1024)
         with pytest.raises(OSError, match="No space"):
             (directory / "more").write_bytes(b"\0" * 64 * 1024)
         finding = diagnostics.disk(directory)
-        assert (finding.status, "No space left on device" in finding.says) == (FAIL, True)
+        assert (finding.status, "No space left on device" in finding.message) == (FAIL, True)
 
 
 def test_a_read_only_disk_fails(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "small") as directory:
         subprocess.run(["mount", "-o", "remount,ro", str(directory)], check=True)
         finding = diagnostics.disk(directory)
-        assert (finding.status, "Read-only file system" in finding.says) == (FAIL, True)
+        assert (finding.status, "Read-only file system" in finding.message) == (FAIL, True)
 
 
 async def test_a_damaged_journal_fails_and_is_left_unchanged(
@@ -77,21 +80,21 @@ async def test_a_damaged_journal_fails_and_is_left_unchanged(
     config = box_config(tmp_path, server.url)
     async with Box.running(config):
         pass
-    assert "no Box uses it" in diagnostics.journal(config.data_dir).says
+    assert "no Box uses it" in diagnostics.journal(config.data_dir).message
     path = config.data_dir / "journal.db"
     data = bytearray(path.read_bytes())
     data[100:4000] = b"\xff" * 3900
     path.write_bytes(data)
     finding = diagnostics.journal(config.data_dir)
     assert finding.status is FAIL
-    assert "start the Box" in finding.cure
+    assert "start the Box" in finding.fix
     assert path.read_bytes() == data
 
 
 def test_the_journal_check_shows_whether_a_box_uses_it(tmp_path: Path) -> None:
-    assert diagnostics.journal(tmp_path).says == "there is no journal yet; no Box uses it"
+    assert diagnostics.journal(tmp_path).message == "there is no journal yet; no Box uses it"
     with own_directory(tmp_path):
-        assert diagnostics.journal(tmp_path).says == "there is no journal yet; a Box uses it"
+        assert diagnostics.journal(tmp_path).message == "there is no journal yet; a Box uses it"
     with own_directory(tmp_path):
         pass  # the check has not kept the lock
 
@@ -107,8 +110,8 @@ def test_a_missing_program_fails(tmp_path: Path) -> None:
         service_table("api", command=["no-such-program"]),
     )
     finding = diagnostics.runtime(config)
-    assert (finding.status, "no-such-program of service api" in finding.says) == (FAIL, True)
-    assert "web" not in finding.says
+    assert (finding.status, "no-such-program of service api" in finding.message) == (FAIL, True)
+    assert "web" not in finding.message
 
 
 def engine(directory: Path, script: str) -> Path:
@@ -147,7 +150,7 @@ def test_an_engine_that_is_missing_or_does_not_answer_fails(
         more=f'runtime = "oci"\nengine = "{path}"',
     )
     finding = diagnostics.runtime(config)
-    assert (finding.status, says in f"{finding.says}: {finding.cure}") == (status, True), finding
+    assert (finding.status, says in f"{finding.message}: {finding.fix}") == (status, True), finding
 
 
 def unused_range(count: int) -> int:
@@ -178,8 +181,8 @@ def test_taken_ports_are_listed_with_their_programs(tmp_path: Path) -> None:
     with holding(range(first, first + 2)):
         finding = diagnostics.ports(config)
         assert finding.status is WARN
-        assert finding.says.startswith(f"10 of {first}-{first + 11} are free")
-        assert f"pid {os.getpid()}" in finding.says
+        assert finding.message.startswith(f"10 of {first}-{first + 11} are free")
+        assert f"pid {os.getpid()}" in finding.message
         with holding(range(first + 2, first + 3)):
             assert diagnostics.ports(config).status is FAIL
 
@@ -194,5 +197,5 @@ def test_a_taken_fixed_port_fails(tmp_path: Path) -> None:
             ports=f"{first}-{first + 11}",
         )
         finding = diagnostics.ports(config)
-    assert (finding.status, f"{port} is" in finding.says) == (FAIL, True)
+    assert (finding.status, f"{port} is" in finding.message) == (FAIL, True)
     assert diagnostics.ports(config).status is OK

@@ -162,6 +162,6 @@ async def test_a_denial_is_reported_beside_all_other_checks(tmp_path: Path) -> N
         report = await examine(file, {})
         told = found(report, "permissions")
         assert told.status is FAIL
-        assert told.says == "as Box box-a this user may not publish box.events.*"
-        assert "docs/reference/permissions.md" in told.cure
+        assert told.message == "as Box box-a this user may not publish box.events.*"
+        assert "docs/reference/permissions.md" in told.fix
         assert statuses(report, "nats", "jetstream", "journal") == [OK, OK, OK]

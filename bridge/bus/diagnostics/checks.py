@@ -56,14 +56,14 @@ async def server(connection: Connection) -> Finding:
     where = ", ".join(connection.settings.urls)
     if context := connection.settings.context:
         where += f" (context {context})"
-    says = f"nats-server {version} at {where}, {away * 1000:.1f} ms away"
+    message = f"nats-server {version} at {where}, {away * 1000:.1f} ms away"
     if _number(version) < _OLDEST:
-        return fail(says, "update it: 2.11 or newer is needed")
+        return fail(message, "update it: 2.11 or newer is needed")
     if away > _FAR:
-        return warn(says, "use a nearer server: each decision waits for it several times")
+        return warn(message, "use a nearer server: each decision waits for it several times")
     if _number(version) < _BATCHES:
-        return warn(says, "update it to 2.12 or newer, which stores events in batches")
-    return ok(says)
+        return warn(message, "update it to 2.12 or newer, which stores events in batches")
+    return ok(message)
 
 
 async def _round_trip(connection: Connection) -> float:
@@ -115,15 +115,15 @@ async def rights(connection: Connection, role: Role, name: str) -> Finding:
     if missing:
         return fail(f"as {who} this user may not {', '.join(missing)}", _GRANT)
     tried = len(wanted.publish) + len(wanted.subscribe)
-    says = f"all that {who} needs is allowed ({tried} subjects tried)"
+    message = f"all that {who} needs is allowed ({tried} subjects tried)"
     beyond = permissions.surplus(settings, role, name)
     surplus = await permissions.excess(connection, beyond)
     if len(surplus) == len(beyond.publish) + len(beyond.subscribe):
         how = "docs/how-to/set-up-authentication.md"
-        return ok(f"{says}; this user may do everything: see {how}")
+        return ok(f"{message}; this user may do everything: see {how}")
     if surplus:
-        return warn(f"{says}, and beyond that this user may {', '.join(surplus)}", _TAKE_AWAY)
-    return ok(f"{says}, and no more")
+        return warn(f"{message}, and beyond that this user may {', '.join(surplus)}", _TAKE_AWAY)
+    return ok(f"{message}, and no more")
 
 
 def _title(role: Role, name: str) -> str:
@@ -200,13 +200,13 @@ async def clock(connection: Connection, now: Callable[[], datetime]) -> Finding:
     took = time.monotonic() - before
     off = (started + timedelta(seconds=took / 2) - there).total_seconds()
     side = "ahead of" if off > 0 else "behind"
-    says = f"{abs(off):.3f} s {side} the NATS server's, give or take {took / 2:.3f} s"
+    message = f"{abs(off):.3f} s {side} the NATS server's, give or take {took / 2:.3f} s"
     surely = max(0.0, abs(off) - took / 2)
     if surely > _MAX_SKEW:
-        return fail(says, "set it with NTP (`timedatectl`): requests would count as expired")
+        return fail(message, "set it with NTP (`timedatectl`): requests would count as expired")
     if surely > _SKEW:
-        return warn(says, "set it with NTP (`timedatectl`)")
-    return ok(says)
+        return warn(message, "set it with NTP (`timedatectl`)")
+    return ok(message)
 
 
 async def _account(connection: Connection) -> AccountInfo:

@@ -63,11 +63,13 @@ async def shortage(connection: Connection) -> Finding | None:
     """The finding about a storage that is full, or soon will be; None if there is none."""
     for it in await storages(connection):
         setting = f"max_{it.kind}_store of the server"
-        says = f"JetStream has {_mib(it.used)} of {_mib(it.capacity)} in use ({it.kind})"
+        message = f"JetStream has {_mib(it.used)} of {_mib(it.capacity)} in use ({it.kind})"
         if it.used >= it.capacity * SPENT:
-            return fail(says, f"raise {setting}, or free some: docs/how-to/free-a-full-stream.md")
+            return fail(
+                message, f"raise {setting}, or free some: docs/how-to/free-a-full-stream.md"
+            )
         if it.used >= it.capacity * FULL:
-            return warn(says, f"raise {setting}, or store less")
+            return warn(message, f"raise {setting}, or store less")
         if it.room < ROOM:
             return warn(
                 f"only {_mib(it.room)} are left ({it.kind}) beside what streams reserve",

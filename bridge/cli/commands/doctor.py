@@ -63,5 +63,5 @@ async def doctor(
 def _render(line: ReportLine) -> Text:
     text = Text(f"{line.status:<5}", style=_STYLES[line.status])
     text.append(f"{line.check:<{_WIDTH}}  ", style="bold")
-    says = f"{line.says}. Cure: {line.cure}" if line.cure else line.says
-    return text.append(says.replace("\n", " "), style="default")
+    message = f"{line.message}. Cure: {line.fix}" if line.fix else line.message
+    return text.append(message.replace("\n", " "), style="default")

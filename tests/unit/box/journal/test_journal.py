@@ -242,7 +242,7 @@ async def test_a_state_that_only_another_version_knows_is_not_damage(
     for read in (read_snapshot, journal_store.open_store):
         with pytest.raises(ForeignJournal, match=r"99\.1.*Hibernating.*use that version"):
             read(path)
-    assert diagnostics.journal(tmp_path).cure == "use that version, or move the file away"
+    assert diagnostics.journal(tmp_path).fix == "use that version, or move the file away"
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == data
 
