@@ -37,6 +37,26 @@ TRANSIENT: Final = frozenset({ReplyCode.NOT_READY, ReplyCode.BUSY})
 """The codes after which the same request may succeed a moment later, or at another Box."""
 
 
+_SENTENCES: Final = (
+    ("not ready: ", ReplyCode.NOT_READY),
+    ("Busy: ", ReplyCode.BUSY),
+    ("request: expired at ", ReplyCode.EXPIRED),
+    ("Capped to ", ReplyCode.CAPPED),
+)
+
+
+def code_of_sentence(error: str | None) -> ReplyCode | None:
+    """The code of an `error` without one, as a Box of 0.1 sends it; None if it is another refusal.
+
+    Only for the codes that a client decides by. While a fleet is updated, a client of this version
+    meets such Boxes. To be removed in 0.4, when no Box of 0.1 can be in a fleet.
+    """
+    for beginning, code in _SENTENCES:
+        if (error or "").startswith(beginning):
+            return code
+    return None
+
+
 class Refusal(BoxError):
     """A Box refuses a request, and nothing was changed: the code for clients, the reason for
     people. The text of the error is the `error` of the reply.

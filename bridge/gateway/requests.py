@@ -12,7 +12,7 @@ import contextlib
 import secrets
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
@@ -20,13 +20,22 @@ from bridge.bus.core.pending_request import PendingRequest
 from bridge.errors import BusError, CutOff, NoReply, NoResponders
 from bridge.gateway.errors import NoBoxError, RequestTimeout, ScaleError
 from bridge.protocol import decode
-from bridge.reply_codes import TRANSIENT, ReplyCode
+from bridge.reply_codes import TRANSIENT, ReplyCode, code_of_sentence
 from bridge.subjects import REPLY_CODE
 
 _RECOVERY: Final = 10.0  # seconds after an outage in which Boxes may still be reconnecting
 _RETRY: Final = 0.25  # seconds until a transient refusal, or a lack of Boxes, is retried
 
-T = TypeVar("T")
+
+class Response(Protocol):
+    """What each response has."""
+
+    @property
+    def error(self) -> str | None:
+        """Why the Box refused; None if it did not."""
+
+
+T = TypeVar("T", bound=Response)
 
 
 class RetriedRequest:
@@ -48,6 +57,7 @@ class RetriedRequest:
         changes: bool = True,
     ) -> None:
         self.reply_headers: Mapping[str, str] = {}
+        self._error: str | None = None
         self._subject = subject
         self._body = body
         self._deadline = deadline
@@ -56,8 +66,8 @@ class RetriedRequest:
 
     @property
     def code(self) -> str | None:
-        """The code of the last reply; None if it was no refusal."""
-        return self.reply_headers.get(REPLY_CODE)
+        """The code of the last reply; None if it was no refusal, or had no code."""
+        return self.reply_headers.get(REPLY_CODE) or code_of_sentence(self._error)
 
     async def response(self, connection: Connection, cls: type[T]) -> T:
         """The first response that is not a transient refusal, or the last one before the deadline.
@@ -82,6 +92,7 @@ class RetriedRequest:
                 return refusal  # the deadline has passed, or no Box is left
             self.reply_headers = message.headers
             refusal = response = decode(cls, message.data)
+            self._error = response.error
             expired = self.code == ReplyCode.EXPIRED
             if not expired and self.code not in TRANSIENT:
                 return response

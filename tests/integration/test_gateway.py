@@ -318,11 +318,11 @@ async def test_busy_and_not_ready_are_retried_and_other_refusals_are_not(
         assert refused.value.code == "busy"
 
 
-async def test_refusals_without_a_code_or_with_an_unknown_one_are_final(
+async def test_other_refusals_without_a_code_or_with_an_unknown_one_are_final(
     server: EmbeddedServer,
 ) -> None:
     async with connect(server.url) as connection, ScaleClient.connect(server.url) as client:
-        older = answered("x", error="Busy: too many")
+        older = answered("x", error="Too busy to answer")
         box = await FakeBox.listening(
             connection,
             Answered(response=older.response),
