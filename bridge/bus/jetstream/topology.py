@@ -26,13 +26,13 @@ from bridge.subjects import Subjects
 
 DAY: Final = 24 * 3600.0
 
-_DEMANDED_MAX_BYTES: Final = 4 * 2**20  # of a stream, where the account demands a bound
+_REGISTRY_MAX_BYTES: Final = 256 * 2**20  # 500 bytes for each of 500,000 registrations
+_SCARCE: Final = 64  # what a bucket and the registry get where there is little room: 1/64
 _MIN_MAX_BYTES: Final = 256 * 2**10  # less holds no fleet
 
 _MIN_API_LEVEL: Final = 1  # nats-server 2.11: per-message TTLs
 _ATOMIC_API_LEVEL: Final = 2  # nats-server 2.12: atomic batches
 _NAME_IN_USE: Final = 10058
-_BOUND_DEMANDED: Final = 10113  # the account demands max_bytes
 _NO_ROOM: Final = (10002, 10023, 10028, 10047, 10122)  # of the server, or of the account
 _OVERLAP: Final = 10065
 _NO_JETSTREAM: Final = (10039, 10076)  # not enabled for the account; not enabled at all
@@ -121,7 +121,7 @@ def streams(
 ) -> list[StreamConfig]:
     """The streams that must exist. `atomic` enables atomic batches, if the server has them.
 
-    The stream of events is bounded, so that events cannot take the room of the fleet's records.
+    Each stream is bounded, and the server reserves its size: no stream takes the room of another.
     """
     times = lifetimes or Lifetimes()
     common: dict[str, Any] = {
@@ -153,7 +153,7 @@ def streams(
         subjects=list(subjects.all_registrations),
         storage=StorageType.MEMORY,
         max_age=times.registry,
-        max_bytes=-1,
+        max_bytes=_REGISTRY_MAX_BYTES,
         max_msg_size=64 * 1024,
         max_msgs_per_subject=1,
         allow_msg_ttl=True,
@@ -161,10 +161,10 @@ def streams(
     )
     buckets = {
         # The history of a service is its log of decisions.
-        subjects.services_bucket: (64, 0.0, "the desired state of each service, and decisions"),
-        subjects.slots_bucket: (1, 0.0, "the claims of hosts on the slots of services"),
-        subjects.hosts_bucket: (1, times.lease, "the leases of hosts, and what they can run"),
-        subjects.admin_bucket: (1, 0.0, "the orders of operators for hosts"),
+        subjects.services_bucket: (64, 0.0, 256, "the desired state of services, and decisions"),
+        subjects.slots_bucket: (1, 0.0, 256, "the claims of hosts on the slots of services"),
+        subjects.hosts_bucket: (1, times.lease, 64, "the leases of hosts, and what they can run"),
+        subjects.admin_bucket: (1, 0.0, 16, "the orders of operators for hosts"),
     }
     return [
         events,
@@ -176,12 +176,12 @@ def streams(
                 subjects=[f"$KV.{bucket}.>"],
                 storage=StorageType.FILE,
                 max_age=age,
-                max_bytes=-1,
+                max_bytes=mebibytes * 2**20,
                 max_msg_size=1024 * 1024,
                 max_msgs_per_subject=history,
                 **common,
             )
-            for bucket, (history, age, purpose) in buckets.items()
+            for bucket, (history, age, mebibytes, purpose) in buckets.items()
         ),
     ]
 
@@ -354,17 +354,19 @@ async def _create(connection: Connection, config: StreamConfig) -> StreamInfo | 
         try:
             return await _call(connection, str(config.name), "create", config)
         except StoreRefused as exc:
-            bound = _other_bound(config.max_bytes or -1, exc.code)
+            bound = _other_bound(config, exc.code)
             if bound is None:
                 raise
             config = config.evolve(max_bytes=bound)
 
 
-def _other_bound(bound: int, code: int) -> int | None:
-    """The max_bytes to try after a refusal of `bound` with `code`; None if none can help."""
-    if bound <= 0:
-        return _DEMANDED_MAX_BYTES if code == _BOUND_DEMANDED else None
-    smaller = bound // 4
+def _other_bound(config: StreamConfig, code: int) -> int | None:
+    """The max_bytes to try after a refusal with `code`; None if none can help. Events take what the
+    others leave; those share little room evenly.
+    """
+    bound = config.max_bytes or 0
+    scarce = bound // _SCARCE
+    smaller = bound // 4 if _is_of_events(config) or scarce < _MIN_MAX_BYTES else scarce
     return smaller if code in _NO_ROOM and smaller >= _MIN_MAX_BYTES else None
 
 

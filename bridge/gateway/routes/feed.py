@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -22,6 +22,7 @@ from bridge.bus.jetstream.start_position import Start
 from bridge.errors import NameRefused, ProtocolError
 from bridge.gateway.routes.index import Key, Route
 from bridge.gateway.routes.instance_state import RouteCandidate
+from bridge.gateway.routes.quota import Quota
 from bridge.gateway.routes.registration_reader import RegistrationReader
 from bridge.gateway.routes.state import LIMIT, RouteState
 from bridge.protocol import InstanceEvent, InstanceHealth, decode
@@ -204,12 +205,21 @@ class RegistryFeed:
         self._feed = feed
         self._first = True
         self._snapshot: dict[Key, RouteCandidate] | None = None
+        self._quota = Quota()
         self._time_ns = 0
         self._reader = RegistrationReader()
 
     def begin(self) -> None:
         self._snapshot = {}
+        self._quota = Quota()
         self._time_ns = 0
+
+    def _has_place(self, route: Route, snapshot: Mapping[Key, RouteCandidate]) -> bool:
+        """Whether the snapshot takes one more instance, which is then counted."""
+        has_place = len(snapshot) < LIMIT and self._quota.has_room(route)
+        if has_place:
+            self._quota.add(route)
+        return has_place
 
     def take(self, message: Message, seq: int, time_ns: int) -> None:
         # The order of a stream counts, even if the server's clock is set back.
@@ -236,7 +246,7 @@ class RegistryFeed:
             self._refuse(route)
         elif self._snapshot is None:
             self._register(route, time_ns, self._reader.sequence(message))
-        elif len(self._snapshot) < LIMIT or route.key in self._snapshot:
+        elif route.key in self._snapshot or self._has_place(route, self._snapshot):
             key = route.service, instance_id  # the reader shares the text of a service name
             seq = self._reader.sequence(message)
             self._snapshot[key] = RouteCandidate(key, route=route, time_ns=time_ns, served_at=seq)

@@ -67,23 +67,27 @@ Change = Put | Delete | Resync
 
 
 class RouteIndex:
-    """The routes by service. A put, a delete and a pick cost the same at any size."""
+    """The routes by service. A put, a delete and a pick cost the same at any size.
+
+    In a service that Boxes run, instances that register themselves get half of the picks at most,
+    however many there are: any of them may register any number of others.
+    """
 
     def __init__(self) -> None:
         self._services: dict[str, _Service] = {}
 
     def __iter__(self) -> Iterator[Route]:
         for service in self._services.values():
-            yield from service.routes
+            yield from service.of_boxes.routes
+            yield from service.others.routes
 
     def __len__(self) -> int:
-        return sum(len(service.routes) for service in self._services.values())
+        return sum(map(len, self._services.values()))
 
     def get(self, service: str, instance_id: str) -> Route | None:
         """The route of one instance, if it has one."""
         found = self._services.get(service)
-        place = None if found is None else found.places.get(instance_id)
-        return None if found is None or place is None else found.routes[place]
+        return None if found is None else found.get(instance_id)
 
     def of(self, service: str) -> tuple[Route, ...]:
         """The routes of one service; the tuple is built again only after a change."""
@@ -91,37 +95,34 @@ class RouteIndex:
         if found is None:
             return ()
         if found.snapshot is None:
-            found.snapshot = tuple(found.routes)
+            found.snapshot = (*found.of_boxes.routes, *found.others.routes)
         return found.snapshot
 
     def count(self, service: str) -> int:
         """How many routes a service has."""
         found = self._services.get(service)
-        return 0 if found is None else len(found.routes)
+        return 0 if found is None else len(found)
 
     def put(self, route: Route) -> None:
         """Add a route, or replace that of the same instance."""
         service = self._services.get(route.service)
         if service is None:
             service = self._services[route.service] = _Service()
-        routes = service.routes
-        place = service.places.setdefault(route.instance_id, len(routes))
         service.snapshot = None
-        if place < len(routes):
-            routes[place] = route
-        else:
-            routes.append(route)
+        into, other = service.of_boxes, service.others
+        if not route.host:
+            into, other = other, into
+        if route.instance_id in other.places:  # its registration names a host, or none, now
+            other.delete(route.instance_id)
+        into.put(route)
 
     def delete(self, service_name: str, instance_id: str) -> None:
         """Remove the route of an instance, which must exist."""
         service = self._services[service_name]
-        place = service.places.pop(instance_id)
-        last = service.routes.pop()
         service.snapshot = None
-        if last.instance_id != instance_id:  # the last one moves into the gap
-            service.routes[place] = last
-            service.places[last.instance_id] = place
-        if not service.routes:
+        known = instance_id in service.others.places
+        (service.others if known else service.of_boxes).delete(instance_id)
+        if not len(service):
             del self._services[service_name]
 
     def pick(self, service: str, chance: Chance, inflight: Mapping[Key, int]) -> Route | None:
@@ -129,7 +130,7 @@ class RouteIndex:
         found = self._services.get(service)
         if found is None:
             return None
-        routes = found.routes
+        routes = found.group(chance).routes
         first = chance(len(routes))
         if len(routes) == 1:
             return routes[first]
@@ -138,12 +139,54 @@ class RouteIndex:
         return other if inflight.get(other.key, 0) < inflight.get(one.key, 0) else one
 
 
-class _Service:
-    """`places` maps an instance to its index in `routes`; `snapshot` is the tuple for readers."""
+class _Group:
+    """Routes, and the index of each instance in them."""
 
-    __slots__ = ("places", "routes", "snapshot")
+    __slots__ = ("places", "routes")
 
     def __init__(self) -> None:
         self.routes: list[Route] = []
         self.places: dict[str, int] = {}
+
+    def put(self, route: Route) -> None:
+        place = self.places.setdefault(route.instance_id, len(self.routes))
+        if place < len(self.routes):
+            self.routes[place] = route
+        else:
+            self.routes.append(route)
+
+    def delete(self, instance_id: str) -> None:
+        place = self.places.pop(instance_id)
+        last = self.routes.pop()
+        if last.instance_id != instance_id:  # the last one moves into the gap
+            self.routes[place] = last
+            self.places[last.instance_id] = place
+
+
+class _Service:
+    """The routes that Boxes registered, and the others; `snapshot` is the tuple for readers."""
+
+    __slots__ = ("of_boxes", "others", "snapshot")
+
+    def __init__(self) -> None:
+        self.of_boxes = _Group()
+        self.others = _Group()
         self.snapshot: tuple[Route, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.of_boxes.routes) + len(self.others.routes)
+
+    def get(self, instance_id: str) -> Route | None:
+        for group in (self.of_boxes, self.others):
+            if (place := group.places.get(instance_id)) is not None:
+                return group.routes[place]
+        return None
+
+    def group(self, chance: Chance) -> _Group:
+        """The group to pick from: in proportion, and the others half of the time at most."""
+        boxes, others = len(self.of_boxes.routes), len(self.others.routes)
+        if not others:
+            return self.of_boxes
+        if not boxes:
+            return self.others
+        return self.of_boxes if chance(boxes + min(boxes, others)) < boxes else self.others

@@ -16,12 +16,13 @@ from bridge.bus.core.message import Message
 from bridge.errors import ProtocolError
 from bridge.gateway.routes.index import Route
 from bridge.protocol import InstanceRegistration, InstanceState, Time, decode, in_utc
-from bridge.subjects import BOX_HOST, BOX_SEQ, parse_sequence
+from bridge.subjects import BOX_HOST, BOX_SEQ, MSG_TTL, parse_sequence
 from bridge.validation import DISAGREE, MAX_METADATA, check_endpoint, check_metadata
 
 SHARED: Final = 2_000  # values of a kind that are shared, at most
 _LONGEST: Final = 1024  # bytes of raw input that is remembered, at most
 
+_NEVER: Final = "never"  # a registration that would outlive its instance in the stream
 _QUOTE: Final = b'"'
 _QUOTES: Final = 18  # of a registration with each field once, without those of the metadata
 
@@ -108,6 +109,8 @@ class RegistrationReader:
         """
         sender = self._sender_of.get(message.raw_headers)
         if sender is None:
+            if message.headers.get(MSG_TTL, "").lower() == _NEVER:
+                raise ProtocolError("registration", MSG_TTL, "must not be 'never'")
             host = message.headers.get(BOX_HOST, "")
             host = self._hosts.get(host) or self._share(self._hosts, host)
             sender = host, parse_sequence(message.headers.get(BOX_SEQ, "")) or 0

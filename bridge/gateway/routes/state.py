@@ -28,6 +28,7 @@ from msgspec.structs import replace
 from bridge.bus.leases import Leases
 from bridge.gateway.routes.index import Change, Delete, Key, Put, Route, RouteIndex
 from bridge.gateway.routes.instance_state import RouteCandidate
+from bridge.gateway.routes.quota import Quota
 from bridge.protocol import (
     InstanceEvent,
     InstanceHealth,
@@ -74,6 +75,7 @@ class RouteState:
         self.held_over: set[Key] = set()
         self._lease = lease
         self._limit = limit
+        self._quota = Quota()
         self._leases: Leases[Key] = Leases(lease)
         self._leased: dict[Key, RouteCandidate] = {}
         self._rest: OrderedDict[Key, tuple[float, RouteCandidate]] = OrderedDict()
@@ -101,13 +103,15 @@ class RouteState:
         instance = self._leased.get(key)
         news = False
         if instance is None:
-            instance, full = self._find(key), len(self._leased) >= self._limit
+            instance = self._find(key)
+            full = len(self._leased) >= self._limit or not self._quota.has_room(route)
             instance.note_serving(seq)
             if instance.withdrawal or full or instance.outdates(route, time_ns):
                 self._remember(instance, now)
                 return bool(instance.withdrawal) or not full
             self._rest.pop(instance.key, None)
             self._leased[instance.key] = instance
+            self._quota.add(route)
         else:
             news = instance.note_serving(seq)
             if instance.outdates(route, time_ns):
@@ -119,6 +123,9 @@ class RouteState:
         self.held_over.discard(key)
         if news or not instance.is_registered_as(route):
             state = instance.state
+            if instance.route is not None:
+                self._quota.remove(instance.route)
+                self._quota.add(route)
             instance.route = route if route.state is state else replace(route, state=state)
             self._settle(instance, now)
         return True
@@ -130,18 +137,10 @@ class RouteState:
         Instances of which nothing else is known take a quarter of the time of `register`: most
         checks are unnecessary, and no dict grows step by step.
         """
-        oldest, known, full = server_ns - int(self._lease * 1e9), self._services, self._limit
+        oldest, known = server_ns - int(self._lease * 1e9), self._services
         for key in [key for key, each in snapshot.items() if each.time_ns < oldest]:
             del snapshot[key]
-        if len(self._leased) + len(snapshot) > full:
-            others = list(snapshot)
-        else:
-            others = [
-                key
-                for key, each in snapshot.items()
-                if key[1] in known or (each.route and HEALTHY_KEY in each.route.metadata)
-            ]
-        known_before = [snapshot.pop(key) for key in others]
+        known_before = self._take_known(snapshot)
         deadlines = dict.fromkeys(snapshot, now + self._lease)
         for key, fresh in snapshot.items():
             time_ns, (service, instance_id) = fresh.time_ns, key
@@ -169,12 +168,35 @@ class RouteState:
                 )
         return refused
 
+    def _take_known(self, snapshot: dict[Key, RouteCandidate]) -> list[RouteCandidate]:
+        """Take out of `snapshot` the instances that only `register` can judge; count the others. It
+        takes all of them if a bound may be exceeded.
+        """
+        known, total = self._services, len(self._leased) + len(snapshot)
+        routes = (each.route for each in snapshot.values() if each.route)
+        if total > self._limit or not self._quota.add_all(routes):
+            taken = list(snapshot.values())
+            snapshot.clear()
+            return taken
+        taken = [
+            each
+            for key, each in snapshot.items()
+            if key[1] in known or (each.route and HEALTHY_KEY in each.route.metadata)
+        ]
+        for each in taken:
+            del snapshot[each.key]
+            if each.route is not None:  # `register` counts it
+                self._quota.remove(each.route)
+        return taken
+
     def withdraw(self, key: Key, reason: str, now: float) -> None:
         """Remove the route of an instance for good."""
         instance = self._known(key, now)
         if not instance.withdrawal:
             instance.withdrawal = reason
             self._settle(instance, now)
+            if instance.route is not None:
+                self._quota.remove(instance.route)
             instance.route = None
             self._leases.release(key)
             self.held_over.discard(key)
@@ -327,6 +349,8 @@ class RouteState:
 
     def _expire(self, key: Key, now: float) -> None:
         instance = self._leased.pop(key)
+        if instance.route is not None:
+            self._quota.remove(instance.route)
         instance.route = None
         self._settle(instance, now)
         self._remember(instance, now)

@@ -13,7 +13,7 @@ from bridge.bus.core.message import Message
 from bridge.errors import ProtocolError
 from bridge.gateway.routes.index import Route
 from bridge.gateway.routes.registration_reader import RegistrationReader
-from bridge.protocol import InstanceRegistration, InstanceState, decode
+from bridge.protocol import InstanceRegistration, InstanceState, decode, encode, now
 from bridge.subjects import BOX_HOST
 from bridge.validation import DISAGREE, check_endpoint, check_metadata
 
@@ -145,3 +145,16 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(kept) == 5
     assert all(len(values) <= 3 for values in kept)
     assert all(len(raw) <= 1024 for values in kept for raw in values if isinstance(raw, bytes))
+
+
+@pytest.mark.parametrize("ttl", ["never", "Never"])
+def test_a_registration_that_would_never_expire_is_refused(ttl: str) -> None:
+    registration = InstanceRegistration(
+        instance_id="web-1", service="web", endpoint="10.0.0.1:80", metadata={}, started_at=now()
+    )
+    headers = f"NATS/1.0\r\nNats-TTL: {ttl}\r\n\r\n".encode()
+    message = Message("box.register.web.web-1", "", encode(registration), headers)
+    reader = RegistrationReader()
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match="Nats-TTL"):
+            reader.read(message, "web", "web-1")

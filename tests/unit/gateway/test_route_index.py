@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -13,13 +14,13 @@ from bridge.protocol import InstanceState
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def route(name: str, service: str = "web") -> Route:
+def route(name: str, service: str = "web", host: str = "") -> Route:
     return Route(
         service=service,
         instance_id=name,
         endpoint="127.0.0.1:80",
         state=InstanceState.READY,
-        host="",
+        host=host,
         metadata={},
         started_at=AT,
     )
@@ -81,3 +82,28 @@ def test_a_deleted_route_leaves_the_others_where_they_can_be_found() -> None:
     assert made.count("web") == 1
     made.put(route("d"))
     assert made.of("web") == (route("b"), route("d"))
+
+
+def test_instances_that_register_themselves_get_half_of_the_picks_at_most() -> None:
+    made = index(*(f"x-{number}" for number in range(1000)))
+    for number in range(2):
+        made.put(route(f"web-{number}", host="box-a"))
+    picks = [made.pick("web", random.Random(seed).randrange, {}) for seed in range(1000)]
+    of_boxes = sum(picked is not None and picked.host == "box-a" for picked in picks)
+    assert 400 < of_boxes < 600
+    for number in range(2, 10_000):
+        made.put(route(f"web-{number}", host="box-a"))
+    picks = [made.pick("web", random.Random(seed).randrange, {}) for seed in range(1000)]
+    of_boxes = sum(picked is not None and picked.host == "box-a" for picked in picks)
+    assert of_boxes > 850, "in proportion to their number"
+
+
+def test_a_route_whose_registration_names_a_host_later_is_one_route() -> None:
+    made = index("a", "b")
+    made.put(route("a", host="box-a"))
+    assert (len(made), made.count("web")) == (2, 2)
+    assert made.get("web", "a") == route("a", host="box-a")
+    assert sorted(each.instance_id for each in made.of("web")) == ["a", "b"]
+    made.put(route("a"))
+    made.delete("web", "a")
+    assert list(made) == [route("b")]

@@ -473,3 +473,71 @@ def test_a_clock_of_the_server_that_went_back_is_followed() -> None:
     made.register(registration(port=81), 10**17, 1)
     assert [route.endpoint for route in made.routes] == ["127.0.0.1:81"]
     assert made.newest_ns == 10**17
+
+
+# ── bounds for a service and a registrant ────────────────────────────────────────────────
+
+
+LIMIT = 100
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.gateway.routes.quota.REGISTRANT_LIMIT", LIMIT)
+
+
+def addressed(number: int, service: str = "web", host: str = "") -> Route:
+    made = registration(f"{service}-x{number}", 1 + number % 60_000, host)
+    return replace(made, service=service, endpoint=f"6.6.6.6:{1 + number % 60_000}")
+
+
+@pytest.mark.usefixtures("few")
+def test_one_registrant_takes_neither_the_routes_nor_the_places_of_others() -> None:
+    made = book(4)
+    taken = [made.register(addressed(number), 10 + number, 0) for number in range(1000)]
+    assert sum(taken) == LIMIT
+    assert {"web-1", "web-4"} <= set(names(made))
+    assert made.register(registration("web-9", 1, "box-b"), 5000, 0)
+    assert made.register(addressed(1, "api"), 5001, 0)
+    assert made.register(addressed(0), 5002, 0), "a renewal needs no place"
+
+
+def test_the_routes_of_one_service_leave_half_of_the_places_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridge.gateway.routes.quota.SERVICE_LIMIT", 50)
+    made = RouteState(30)
+    taken = [made.register(addressed(n, host=f"box-{n}"), 1 + n, 0) for n in range(60)]
+    assert sum(taken) == 50
+    assert made.register(addressed(0, "api"), 100, 0)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_registrant_gets_a_place_again_when_one_of_its_instances_has_left() -> None:
+    made = RouteState(30)
+    for number in range(LIMIT):
+        assert made.register(addressed(number), 1 + number, 0)
+    assert not made.register(addressed(500), 500, 0)
+    made.withdraw(addressed(3).key, "it left", 1)
+    assert made.register(addressed(501), 501, 1)
+    assert not made.register(addressed(502), 502, 1)
+    made.register(addressed(4, host="box-b"), 503, 1)  # another registrant has it now
+    assert made.register(addressed(502), 504, 1)
+    passed(made, 1, 200)
+    assert names(made) == []
+    assert made.register(addressed(600), 600, 201)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_snapshot_with_too_many_registrations_of_one_registrant_keeps_those_of_others() -> None:
+    made = book(2)
+    flood = [addressed(number) for number in range(3 * LIMIT)]
+    others = [addressed(number, host="box-b") for number in range(5000, 5010)]
+    snapshot = {
+        route.key: RouteCandidate(route.key, route=route, time_ns=10 + number)
+        for number, route in enumerate([*flood, *others])
+    }
+    refused = made.take_over(snapshot, 1000, 1)
+    assert refused == 2 * LIMIT
+    assert {*(route.instance_id for route in others), "web-1", "web-2"} <= set(names(made))
+    assert len(made.routes) == 2 + LIMIT + 10
