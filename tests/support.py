@@ -64,6 +64,7 @@ def service_table(name: str, *arguments: str, **settings: object) -> str:
         "deregister_delay": 0.1,
         "drain_timeout": 5.0,
         "stop_grace": 2.0,
+        "request_env": ["A", "B", "GREETING", "KEY", "LEVEL", "OK"],
     }
     lines = [f"{key} = {_toml(value)}" for key, value in {**values, **settings}.items()]
     return "\n".join([f"[services.{name}]", *lines])
@@ -124,6 +125,7 @@ max_instances = {max_instances}
 data_dir = "data-{name}"
 on_exit = "{on_exit}"
 ports = "{ports}"
+request_ports = "1024-65535"
 {more}
 
 [nats]

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct, field
 
 from bridge.images import MAX_PATTERNS, check_pattern
+from bridge.settings.units import VariableNames
 from bridge.validation import address_blocker
 
 ENGINES: Final = ("podman", "docker", "nerdctl", "a3s-box")
@@ -47,7 +48,15 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Patterns of the images that requests may name. Without it a request may name only the image
     that the service is configured with. Only for the `oci` runtime.
     """
-    inherit_env: list[str] = field(default_factory=list)
+    request_env: VariableNames = field(default_factory=list)
+    """Names of the variables that requests may set for services that requests make, by an image of
+    `allow_images`. A service with a table has its own `request_env`.
+    """
+    request_ports: str = ""
+    """The range of host ports that a request's `port_map` may fix, as `"8000-8999"`. The default is
+    the range of `ports`. The fixed port of a service's own `port_map` is always allowed.
+    """
+    inherit_env: VariableNames = field(default_factory=list)
     """Names of variables that process instances take from the Box's own environment, beside `PATH`,
     `HOME`, `USER`, `LOGNAME`, `SHELL`, `LANG`, `LANGUAGE`, `LC_…`, `TZ` and `TMPDIR`.
     """
@@ -81,15 +90,25 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             check_pattern(pattern)
         if self.allow_images and self.runtime == "process":
             raise ValueError('allow_images needs a runtime that runs images: runtime = "oci"')
-        match = re.fullmatch(r".+:(\d{1,5})", self.metrics)
+        _range("request_ports", self.request_ports or self.ports)
+        match = re.fullmatch(r".+:([0-9]{1,5})", self.metrics)
         if self.metrics and (match is None or int(match[1]) > 65535):
             raise ValueError(f'metrics = {self.metrics!r} must be "host:port"')
 
     @property
     def port_range(self) -> range:
         """The ports of `ports`; raises ValueError if it is not ``first-last``."""
-        match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", self.ports)
-        first, last = (int(match[1]), int(match[2])) if match else (0, 0)
-        if not 1 <= first <= last <= 65535:
-            raise ValueError(f'ports = {self.ports!r} must be "first-last" within 1 to 65535')
-        return range(first, last + 1)
+        return _range("ports", self.ports)
+
+    @property
+    def request_range(self) -> range:
+        """The ports of `request_ports`."""
+        return _range("request_ports", self.request_ports or self.ports)
+
+
+def _range(key: str, text: str) -> range:
+    match = re.fullmatch(r"([0-9]{1,5})-([0-9]{1,5})", text)
+    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= first <= last <= 65535:
+        raise ValueError(f'{key} = {text!r} must be "first-last" within 1 to 65535')
+    return range(first, last + 1)

@@ -10,7 +10,7 @@ from msgspec import Meta, Struct, field
 from bridge.errors import ProtocolError
 from bridge.http_exchange import HEADER_NAME
 from bridge.protocol import U8, U32
-from bridge.settings.units import Count, Interval, Seconds
+from bridge.settings.units import Count, Interval, Seconds, VariableNames
 from bridge.validation import check_metadata
 
 STOP_SIGNALS: Final = tuple(
@@ -103,6 +103,11 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     env: dict[str, str] = field(default_factory=dict)
     """Environment variables of the instance. The `process` runtime adds them to those that it takes
     from the Box's own environment: see `inherit_env` of `[box]`.
+    """
+    request_env: VariableNames = field(default_factory=list)
+    """Names of the environment variables that requests may set, as `["LOG_LEVEL"]`. By default a
+    request may set none. Variables of loaders, shells and interpreters, `PATH`, `HOME`, `NATS_…`
+    and proxies are refused also if they are listed.
     """
     vcpus: U8 | None = None
     """Processors of each instance."""

@@ -13,11 +13,14 @@ from bridge.protocol import (
     InstancesResponse,
     InstanceState,
     ScaleConfig,
+    ScaleResponse,
     decode,
 )
+from bridge.reply_codes import ReplyCode
+from bridge.subjects import REPLY_CODE
 from tests.boxes import boxed, fetch, first_failure, instances, serving
 from tests.paths import HTTP_SERVICE
-from tests.support import ask, eventually, service_table
+from tests.support import ask, ask_for_reply, eventually, service_table
 
 S = InstanceState
 
@@ -147,3 +150,13 @@ async def test_a_fixed_port_is_the_instances_port_and_makes_one_a_host(
             return bool(ready) and len(found) == 1
 
         await eventually(replaced)
+
+
+async def test_no_request_sets_a_variable_that_its_service_does_not_list(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with boxed(server, tmp_path, service_table("web", request_env=[])) as (gateway, _):
+        reply = await ask_for_reply(gateway, "web", 1, config=ScaleConfig(env={"LEVEL": "debug"}))
+        assert reply.headers[REPLY_CODE] == ReplyCode.UNSUPPORTED_CONFIG
+        assert "list it in request_env" in (decode(ScaleResponse, reply.data).error or "")
+        assert await instances(gateway, "web") == []

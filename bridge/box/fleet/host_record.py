@@ -36,6 +36,8 @@ def host_record(
         lacks=dict(lacks),
         version=VERSION,
         place=place,
+        request_env=tuple(box.request_env),
+        request_ports=(box.request_range[0], box.request_range[-1]),
     )
 
 
@@ -67,6 +69,7 @@ def offers(config: Config, lacks: Mapping[str, str] = NO_LACKS) -> dict[str, Off
             demand=Demand.of(service.vcpus, service.memory_mib),
             max_surge=service.max_surge,
             image=service.image,
+            request_env=tuple(service.request_env),
         )
     return by_service
 

@@ -92,7 +92,7 @@ def decide(request: AdmissionRequest, fleet: FleetState) -> Admission:
     config = merged(record.config, scale.config, replaces=request.replaces_config)
     wanted = replace(record, config=config)
     hosts = capacity_for(scale.service, fleet, wanted)
-    if not hosts.able and not _only_lowers(request, record):
+    if not hosts.able and not _only_lowers(request, record, hosts):
         return refuse(scale, fleet, _no_host(scale.service, fleet, wanted, hosts.blockers))
     if wanted.on_request and (why := on_request.limit_blocker(scale.service, fleet, request.at)):
         return refuse(scale, fleet, Refusal(ReplyCode.CAPACITY_EXCEEDED, why))
@@ -143,13 +143,14 @@ def _refusal_unread(request: AdmissionRequest, fleet: FleetState) -> Refusal | N
     return None
 
 
-def _only_lowers(request: AdmissionRequest, record: ServiceRecord) -> bool:
-    """Whether the request only lowers the target of a service that a request has made. That is
-    allowed whatever the hosts admit by now.
+def _only_lowers(request: AdmissionRequest, record: ServiceRecord, hosts: Capacity) -> bool:
+    """Whether the request only lowers the target of a service that hosts list or a request has
+    made. That is allowed whatever the hosts admit by now.
     """
     scale = request.request
     plain = is_empty(scale.config) and not request.replaces_config
-    return record.on_request and plain and scale.replicas < record.target
+    known = record.on_request or bool(hosts.blockers)
+    return known and plain and scale.replicas < record.target
 
 
 def _no_host(

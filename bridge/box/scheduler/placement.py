@@ -23,7 +23,12 @@ from bridge.box.state.records import (
     ServiceRecord,
     SlotRecord,
 )
-from bridge.box.state.runtime_limits import config_blocker, fixed_port
+from bridge.box.state.runtime_limits import (
+    config_blocker,
+    fixed_port,
+    request_blocker,
+    unlisted_blocker,
+)
 from bridge.images import admits, same_image
 from bridge.protocol import ScaleConfig
 
@@ -43,7 +48,8 @@ def able_hosts(
     config_blockers: dict[tuple[object, ...], str | None] = {}  # most hosts are alike
     for name, host in fleet.offering(service, on_request=record.on_request).items():
         offer = host.services.get(service)
-        kind = host.runtime, host.cpus, host.images, *host.lacks.items(), offer and offer.image
+        limits = host.request_env, host.request_ports
+        kind = host.runtime, host.cpus, host.images, limits, *host.lacks.items(), _rules(offer)
         if kind not in config_blockers:
             config_blockers[kind] = _config_blocker(service, host, record.config)
         if blocker := _label_blocker(service, host, record.config) or config_blockers[kind]:
@@ -75,10 +81,22 @@ def _missing_label(offer: Offer, host: HostRecord) -> str | None:
     return None
 
 
+def _rules(offer: Offer | None) -> tuple[object, ...]:
+    """What of an offer decides which config its host can have."""
+    return (offer.image, offer.request_env, offer.fixed_port) if offer else ()
+
+
 def _config_blocker(service: str, host: HostRecord, config: ScaleConfig) -> str | None:
     if blocker := config_blocker(host.runtime, config, cpus=host.cpus, lacks=host.lacks):
         return blocker
     offer = host.services.get(service)
+    if blocker := request_blocker(config) or unlisted_blocker(
+        config,
+        names=offer.request_env if offer else host.request_env,
+        ports=host.request_ports,
+        own_port=offer.fixed_port if offer else 0,
+    ):
+        return blocker
     image, configured = config.image, offer.image if offer else ""
     if not image or same_image(image, configured) or admits(host.images, image):
         return None

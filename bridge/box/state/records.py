@@ -39,6 +39,8 @@ Number = Annotated[int, Meta(ge=0, le=2**53)]
 """A version or a sequence: SQLite and every JSON reader can store it, also with 1 added."""
 
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Names = Annotated[tuple[Text, ...], Meta(max_length=1000)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
 Slots = Annotated[list[U32], Meta(max_length=MAX_SLOTS)]
 Traceparent = Annotated[
     str, Meta(pattern=r"^(?:[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?\Z")
@@ -260,14 +262,16 @@ class Offer(Struct, frozen=True, kw_only=True):
     `fixed_port` 0 means that any port will do. `needs` are the labels that a host must have for it.
     `demand` is the default demand of an instance; a request's config may change it. `max_surge` is
     how many extra instances there may be while instances are being replaced. `image` is the one
-    that an instance is made from, "" without one.
+    that an instance is made from, "" without one. `request_env` are the variables that requests may
+    set; None if an older Box offers it, which lets requests set any.
     """
 
-    fixed_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    fixed_port: Port = 0
     needs: dict[Text, Text] = field(default_factory=dict)
     demand: Demand = NOTHING
     max_surge: U32 = 1
     image: Text = ""
+    request_env: Names | None = None
 
 
 NO_OFFER: Final = Offer()
@@ -280,6 +284,8 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     requests may name (see bridge.images). `lacks` has, by field of a request's config, the reason
     why its runtime cannot honour the field. `notices` are sentences about problems that need a
     person's attention. A host that is not `ready` keeps its instances and gets no further slots.
+    `request_env` are the variables that requests may set for services that requests make, and
+    `request_ports` the first and the last host port that requests may fix; None of an older Box.
     `place` tells the Box from a clone of its host, `since` is the sequence of the bucket when it
     took the lease (see bridge.box.host_directory).
     """
@@ -291,7 +297,7 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     services: dict[str, Offer]
     labels: dict[Text, Text] = field(default_factory=dict)
     memory_mib: U32 = 0
-    images: Annotated[tuple[Text, ...], Meta(max_length=1000)] = ()
+    images: Names = ()
     lacks: dict[Text, Text] = field(default_factory=dict)
     version: Text = ""
     closing: bool = False
@@ -299,6 +305,8 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     notices: Annotated[list[Text], Meta(max_length=MAX_NOTICES)] = field(default_factory=list)
     place: Text = ""
     since: Number = 0
+    request_env: Names | None = None
+    request_ports: tuple[Port, Port] | None = None
 
 
 class HostOrder(Struct, frozen=True, kw_only=True):

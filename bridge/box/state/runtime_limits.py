@@ -7,12 +7,12 @@ refuse for any host, so these rules use only what the records of hosts contain.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from bridge.protocol import ScaleConfig
 
-_PORTS: Final = re.compile(r"(\d{1,5}):(\d{1,5})")
+_PORTS: Final = re.compile(r"(0|[1-9][0-9]{0,4}):([1-9][0-9]{0,4})")
 _IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,511}")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _LEAST_MEMORY: Final = 6  # MiB: docker takes no less
@@ -20,11 +20,21 @@ _LONGEST_VALUE: Final = 32_768  # bytes: docker reads lines of 64 KiB at most fr
 _MOST_PORTS: Final = 16
 _GUEST_PORT: Final = 8080  # inside a container, unless port_map names another
 
-# Variables by which a dynamic loader, a shell or an interpreter runs code of the sender's choice.
-_CODE_VARIABLE: Final = re.compile(
-    r"LD_.*|BASH_FUNC_.*|BASH_ENV|ENV|BASHOPTS|SHELLOPTS|PS4|IFS|GCONV_PATH|GLIBC_TUNABLES"
-    r"|PYTHON(HOME|PATH|STARTUP|BREAKPOINT|PLATLIBDIR|PYCACHEPREFIX|WARNINGS)|PERL(5LIB|LIB|5OPT|5DB)"
-    r"|RUBY(LIB|OPT)|NODE_(OPTIONS|PATH)|(_|JDK_)JAVA_OPTIONS|JAVA_TOOL_OPTIONS",
+PORT: Final = "PORT"
+"""The variable that a Box sets by itself; a request may repeat what it sets."""
+_REQUESTED: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+# Variables by which a loader, a library, a shell or an interpreter runs code that the sender chose,
+# or by which an instance sends its credentials or its traffic to a server that the sender chose.
+_NEVER_REQUESTED: Final = re.compile(
+    r"(LD|DYLD|GCONV|GLIBC|MALLOC|NATS|BOX|XDG|OPENSSL|DOCKER|NPM|GEM|BUNDLE|LUA|PHP|MONO|GUILE)_.*"
+    r"|(BASH|PYTHON|PERL|RUBY|DOTNET|CORECLR|COMPlus|JAVA|LESS|TERMINFO).*|(COR|ERL|ELIXIR|PIP)_.*"
+    r"|_JAVA_.*|JDK_.*|CLASSPATH|NODE_(OPTIONS|PATH|EXTRA_CA_CERTS|TLS_.*|REPL_.*)|TCLLIBPATH"
+    r"|PATH|HOME|SHELL|USER|LOGNAME|ENV|IFS|CDPATH|FPATH|ZDOTDIR|SHELLOPTS|PS[0-4]|PROMPT_COMMAND"
+    r"|GETCONF_DIR|LOCPATH|NLSPATH|TZDIR|HOSTALIASES|LOCALDOMAIN|RES_OPTIONS|R_(HOME|LIBS|PROFILE).*"
+    r"|EDITOR|VISUAL|PAGER|MANPAGER|BROWSER|SSL_CERT_.*|SSLKEYLOGFILE|(CURL|REQUESTS)_CA_BUNDLE"
+    r"|GIT_(SSH|CONFIG|EXEC|EXTERNAL|PROXY|PAGER|EDITOR).*|SSH_.*|.*_ASKPASS|KUBECONFIG|CONTAINER_HOST"
+    r"|LISTEN_(FDS|PID|FDNAMES)|NOTIFY_SOCKET|WATCHDOG_.*|(?i:(.*_)?proxy)",
     re.DOTALL,
 )
 
@@ -47,10 +57,44 @@ def config_blocker(
 def request_blocker(config: ScaleConfig) -> str | None:
     """Why no request may have `config`, although a service's own configuration may."""
     for key in config.env:
-        if _CODE_VARIABLE.fullmatch(key):
+        if not _REQUESTED.fullmatch(key):
+            return f"env {key[:40]!r} is not a name of letters, digits and '_'"
+        if key.startswith("BOX_"):
+            return f"env {key[:40]} is set by the Box"
+        if key != PORT and is_never_requested(key):
             return (
-                f"env {key[:40]} may not be set by a request, because it can make the instance run "
-                "other code: set it in the service's own env"
+                f"env {key[:40]} may never be set by a request, because it can make the instance "
+                "run other code or connect elsewhere: set it in the service's own env"
+            )
+    return None
+
+
+def is_never_requested(name: str) -> bool:
+    """Whether no request may set the variable `name`, also if it is listed."""
+    return _NEVER_REQUESTED.fullmatch(name) is not None
+
+
+def unlisted_blocker(
+    config: ScaleConfig,
+    *,
+    names: Collection[str] | None,
+    ports: tuple[int, int] | None,
+    own_port: int,
+) -> str | None:
+    """Why a host does not let a request have `config`. `names` are the variables, and `ports` the
+    first and the last fixed host port, that requests may set there; None of an older Box, which
+    has no such rule. `own_port` is the one that the service itself is configured with.
+    """
+    for key in config.env:
+        if names is not None and key != PORT and key not in names:
+            return (
+                f"env {key[:40]} may not be set by a request: list it in request_env of the service"
+            )
+    for port, _ in map(port_pair, config.port_map):
+        if ports is not None and port not in (0, own_port) and not ports[0] <= port <= ports[1]:
+            return (
+                f"port_map: the host port {port} is not one of {ports[0]}-{ports[1]}, which "
+                "requests may fix ([box] request_ports)"
             )
     return None
 
@@ -125,7 +169,7 @@ def _env(config: ScaleConfig, port: str, cure: str) -> str | None:
             return f"env {key[:40]!r} cannot be an environment variable"
         if key.startswith("BOX_"):
             return f"env {key} is set by the Box"
-        if key == "PORT" and value != port:
+        if key == PORT and value != port:
             return f"env PORT is set by the Box: {cure}"
     return None
 

@@ -129,7 +129,7 @@ async def test_what_a_container_cannot_honour_is_refused_in_the_reply(
 ) -> None:
     cases = {
         "env KEY has several lines": ScaleConfig(env={"KEY": "a\nb"}),
-        "env 'a b' is not a name": ScaleConfig(env={"a b": "c"}),
+        "env 'a b' is not a name of letters": ScaleConfig(env={"a b": "c"}),
         'port_map ["0:80"] makes PORT 80': ScaleConfig(env={"PORT": "1"}),
         "is not a reference": ScaleConfig(image="--privileged"),
         "memory_mib must be at least 6": ScaleConfig(memory_mib=5),

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from bridge.box.state.runtime_limits import is_never_requested
 from bridge.settings import Config, ServiceConfig
 
 _PLACEHOLDER: Final = re.compile(r"(?<!\$)\{(\w+)\}")  # `${NAME}` is a shell's
@@ -33,6 +34,8 @@ def launch_problems(config: Config) -> Iterator[tuple[str, str]]:
     """What would fail at the first start of an instance: the place, and the problem."""
     for name, service in config.services.items():
         place = f"[services.{name}]"
+        for variable in filter(is_never_requested, service.request_env):
+            yield place, f"request_env: no request may set {variable}, also if it is listed"
         for word in (*service.entrypoint, *service.command):
             for unknown in _PLACEHOLDER.findall(word):
                 if unknown not in ("port", *_FOREIGN):

@@ -12,10 +12,11 @@ from msgspec.structs import replace
 
 from bridge.box.scheduler.admission import MAX_REQUEST_ID, Admission, decide
 from bridge.box.scheduler.instance_order import idlest
+from bridge.box.scheduler.placement import run_blocker
 from bridge.box.scheduler.planner import MAX_EXCLUSIONS, with_avoidance
 from bridge.box.scheduler.rebalance import MAX_MOVES
 from bridge.box.state.fleet_state import FleetState
-from bridge.box.state.records import RECEIPTS, REQUESTS, HostOrder, Rollout, ServiceRecord
+from bridge.box.state.records import RECEIPTS, REQUESTS, HostOrder, Offer, Rollout, ServiceRecord
 from bridge.protocol import InstanceState, ScaleConfig, encode
 from bridge.reply_codes import ReplyCode
 from tests.unit.fleets import AT, SERVICES, asked, fleet, fleets, host, slot
@@ -196,8 +197,8 @@ def test_with_a_fixed_port_a_cordoned_host_counts_for_the_instance_it_has() -> N
         (asked(config=ScaleConfig(port_map=["80"])), '"host:guest"'),
         (asked(config=ScaleConfig(port_map=["80:99999"])), '"host:guest"'),
         (asked(config=ScaleConfig(port_map=["1:1", "2:2"])), "one entry"),
-        (asked(config=ScaleConfig(env={"A=B": "c"})), "cannot be an environment variable"),
-        (asked(config=ScaleConfig(env={"": "c"})), "cannot be an environment variable"),
+        (asked(config=ScaleConfig(env={"A=B": "c"})), "is not a name of letters"),
+        (asked(config=ScaleConfig(env={"": "c"})), "is not a name of letters"),
         (asked(config=ScaleConfig(env={"A": "\0"})), "cannot be an environment variable"),
         (asked(config=ScaleConfig(env={"PORT": "80"})), "PORT is set by the Box"),
         (asked(config=ScaleConfig(env={"BOX_SERVICE": "x"})), "set by the Box"),
@@ -217,21 +218,76 @@ def test_an_invalid_request_is_refused_with_the_fix_and_changes_nothing(
         assert (verdict.response.current_replicas, verdict.response.target_replicas) == (1, 1)
 
 
+def _offering(*names: str, ports: tuple[int, int] = (8000, 8999)) -> FleetState:
+    """A fleet whose one host lets requests set these variables and host ports of `web`."""
+    offer = Offer(request_env=names, fixed_port=80)
+    return fleet(
+        hosts={"box-a": replace(host("web"), services={"web": offer}, request_ports=ports)}
+    )
+
+
+NEVER = [
+    *("LD_PRELOAD", "LD_LIBRARY_PATH", "LD_x", "BASH_ENV", "ENV", "PYTHONPATH", "PYTHONWARNINGS"),
+    *("PATH", "HOME", "IFS", "NATS_URL", "NATS_PASSWORD", "HTTPS_PROXY", "http_proxy", "no_proxy"),
+    *("PERL5OPT", "RUBYOPT", "NODE_OPTIONS", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "GIT_SSH"),
+    *("BROWSER", "GLIBC_TUNABLES", "CORECLR_PROFILER", "SSL_CERT_FILE"),
+]
+
+
+@pytest.mark.parametrize("name", NEVER)
+def test_a_request_never_makes_an_instance_run_other_code_also_if_that_is_listed(name: str) -> None:
+    for state in (_offering(name), fleet()):
+        verdict = decide(asked(config=ScaleConfig(env={name: "x"})), state)
+        assert verdict.record is None
+        assert verdict.code == ReplyCode.UNSUPPORTED_CONFIG
+        assert f"env {name} may never be set by a request" in (verdict.response.error or "")
+
+
+def test_no_host_runs_a_record_with_a_variable_that_no_request_may_set() -> None:
+    config = ScaleConfig(env={"LD_PRELOAD": "x.so"})
+    assert run_blocker("web", host("web"), config)
+
+
 @pytest.mark.parametrize(
-    "name",
-    ["LD_PRELOAD", "LD_LIBRARY_PATH", "LD_x", "BASH_ENV", "ENV", "BASH_FUNC_ls%%", "PYTHONPATH"],
+    "name", ["BASH_FUNC_ls%%", "spring.ENV", "1A", "A-B", "", "A=B", "A B", "A\n", "É", "٨", "A\0"]
 )
-def test_a_request_may_not_make_an_instance_run_other_code(name: str) -> None:
-    verdict = decide(asked(config=ScaleConfig(env={name: "x"})), fleet())
+def test_a_request_may_set_names_of_ascii_letters_digits_and_underscores_alone(name: str) -> None:
+    verdict = decide(asked(config=ScaleConfig(env={name: "x"})), _offering(name))
     assert verdict.record is None
     assert verdict.code == ReplyCode.UNSUPPORTED_CONFIG
-    assert f"env {name} may not be set by a request" in (verdict.response.error or "")
 
 
-@pytest.mark.parametrize("name", ["ENVIRONMENT", "APP_ENV", "BUILD_LD_FLAGS", "spring.ENV", "env"])
-def test_a_request_may_set_variables_that_only_look_alike(name: str) -> None:
-    verdict = decide(asked(config=ScaleConfig(env={name: "x"})), fleet())
+@pytest.mark.parametrize("name", ["ENVIRONMENT", "APP_ENV", "BUILD_LD_FLAGS", "env", "NODE_ENV"])
+def test_a_request_may_set_the_variables_that_its_service_lists(name: str) -> None:
+    verdict = decide(asked(config=ScaleConfig(env={name: "x"})), _offering(name))
     assert verdict.response.error is None
+    other = decide(asked(config=ScaleConfig(env={name: "x"})), _offering("OTHER"))
+    assert other.code == ReplyCode.UNSUPPORTED_CONFIG
+    assert f"env {name} may not be set by a request" in (other.response.error or "")
+
+
+def test_a_host_of_an_older_version_has_no_list() -> None:
+    assert decide(asked(config=ScaleConfig(env={"A": "1"})), fleet()).response.accepted
+
+
+def test_a_service_with_a_variable_that_is_not_listed_any_more_can_be_scaled_down() -> None:
+    before = ServiceRecord(version=1, target=2, slots=[0, 1], config=ScaleConfig(env={"OLD": "1"}))
+    state = replace(_offering("NEW"), services={"web": before})
+    assert decide(asked(replicas=3), state).code == ReplyCode.UNSUPPORTED_CONFIG
+    assert decide(asked(replicas=0), state).response.accepted
+
+
+@pytest.mark.parametrize("port", ["8000", "8999", "80", "0"])
+def test_a_request_may_fix_the_ports_of_the_range_and_the_one_of_its_service(port: str) -> None:
+    config = ScaleConfig(port_map=[f"{port}:1"])
+    assert decide(asked(config=config), _offering()).response.error is None
+
+
+@pytest.mark.parametrize("port", ["22", "7999", "9000", "65535", "08080", "٨٠٨٠", "-1", " 80"])
+def test_a_request_may_fix_no_other_host_port(port: str) -> None:
+    verdict = decide(asked(config=ScaleConfig(port_map=[f"{port}:1"])), _offering())
+    assert verdict.record is None
+    assert verdict.code == ReplyCode.UNSUPPORTED_CONFIG
 
 
 def test_a_variable_that_is_not_unicode_is_refused() -> None:
