@@ -129,6 +129,8 @@ def _fleet(resources: Resources) -> FleetComponents:
         readiness.trouble,
         [registrations.problem],
     )
+    lease = _lease(resources, view, term, readiness, alerts)
+    view.subscribe(lease)
     return FleetComponents(
         streams=streams,
         view=view,
@@ -136,7 +138,7 @@ def _fleet(resources: Resources) -> FleetComponents:
         restorer=restorer,
         readiness=readiness,
         fence=fence,
-        lease=_lease(resources, view, term, readiness, alerts),
+        lease=lease,
         decisions=Decisions(view, timing.decide_timeout, clock, readiness.decide_blocker),
         outbox=outbox,
         registrations=registrations,
@@ -146,17 +148,25 @@ def _fleet(resources: Resources) -> FleetComponents:
 def _checks(resources: Resources, view: FleetView, resync: Resync, term: LeaseTerm) -> list[Check]:
     """The conditions of readiness; the first that fails is reported."""
     connection, journal, runtime = resources.connection, resources.journal, resources.runtime
+    me, place = resources.me, place_of(resources.config.data_dir)
 
     def cut_off() -> str | None:
         if connection.connected:
             return None
         return f"this Box has been cut off from NATS for {connection.cut_off_for():.0f} s"
 
+    def overwritten() -> str | None:
+        record = view.state.hosts.get(me.host)
+        if record is not None and (record.host_id, record.place) == (me.host_id, place):
+            return None
+        return "the record of this host is not the one that this Box wrote"
+
     return [
         Check("connection", cut_off),
         Check("streams", resync.blocker),
         Check("view", view.blocker),
         Check("lease", term.blocker),
+        Check("name", overwritten),
         Check("journal", lambda: journal.problem, local=True, stops_plans=False),
         Check("runtime", lambda: runtime.problem, local=True),
     ]

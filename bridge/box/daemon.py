@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import stamina
 
+from bridge.box.callback_watch import CallbackWatch
 from bridge.box.components import Components, Resources
 from bridge.box.fleet.host_record import offers
 from bridge.box.host_directory import own_directory
@@ -113,6 +114,7 @@ class Box:
         if config.box.metrics:
             self.metrics.serve(config.box.metrics)
         async with contextlib.AsyncExitStack() as stack:
+            callbacks = stack.enter_context(CallbackWatch.installed())
             host_id = stack.enter_context(own_directory(config.data_dir))
             journal = await stack.enter_async_context(Journal.open(config.data_dir / JOURNAL))
             journal.set_fact(FLEET, " ".join([config.nats.prefix, *config.nats.urls]))
@@ -145,6 +147,7 @@ class Box:
             if self.drains:
                 stack.push_async_callback(self._end_instances, runtime)
             tasks = await stack.enter_async_context(task_scope())
+            tasks.create_task(run_always(callbacks.run(), "callbacks"), name="callbacks")
             lifecycle = _Lifecycle(components)
             if not await self._start(lifecycle, tasks):
                 _log.warning(_STOPPED_EARLY, config.box.name)

@@ -12,13 +12,14 @@ import pytest
 from bridge.box.daemon import Box, _Lifecycle
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.store import Change, JournalStore
+from bridge.bus.core.nats_client import GuardedClient
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.kv_view import KeyValueView
 from bridge.errors import JournalError
 from bridge.protocol import ScaleRequest, encode
 from bridge.tasks import task_scope
 from tests.boxes import alive, gone, labelled, serving
-from tests.support import ask, box_config, connect
+from tests.support import ask, box_config, connect, eventually
 
 WORK = (
     *("journal", "runtime", "streams", "stream checks", "lease", "outbox", "withdrawals"),
@@ -136,6 +137,55 @@ async def test_a_journal_that_cannot_be_written_ever_again_ends_the_box(
             tmp_path,
             lambda: monkeypatch.setattr(JournalStore, "apply", fail),
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("owner", "flag"),
+    [(GuardedClient, "_in_turn"), (Journal, "_hand_over_due")],
+    ids=["of-the-client", "of-the-journal"],
+)
+async def test_a_failure_in_a_callback_ends_the_box(
+    server: EmbeddedServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    flag: str,
+) -> None:
+    class Flag:
+        """Set while the callback is due; the callback fails to clear it."""
+
+        def __get__(self, instance: object, owner: type) -> bool:
+            return False
+
+        def __set__(self, instance: object, value: bool) -> None:
+            if not value:
+                monkeypatch.undo()
+                raise InjectedFault("injected")
+
+    with pytest.raises(InjectedFault, match="injected"):
+        await _run_until_the_fault(
+            server, tmp_path, lambda: monkeypatch.setattr(owner, flag, Flag(), raising=False)
+        )
+
+
+async def test_a_failure_in_a_callback_of_another_program_ends_no_box(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    def fail() -> None:
+        failed.set()
+        raise InjectedFault("of the program that runs the Box")
+
+    failed, seen = asyncio.Event(), list[object]()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: seen.append(context["exception"]))
+    async with connect(server.url) as gateway, Box.running(box_config(tmp_path, server.url)):
+        loop.call_soon(fail)
+        await failed.wait()
+        assert (await ask(gateway, "web", 0)).accepted
+    loop.call_soon(fail)  # the program's own handler is back
+    await eventually(lambda: len(seen) == 2)
+    assert all(isinstance(each, InjectedFault) for each in seen)
 
 
 async def test_a_failure_in_the_report_of_the_journal_ends_the_box(

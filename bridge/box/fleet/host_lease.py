@@ -3,6 +3,10 @@
 A record written from the same *place* belongs to this Box, or to an earlier process of it. A clone
 of the machine, or a copy of the data directory, has the same host id in another place: it is
 refused when it starts. Of two that already run, the one that took the lease later ends.
+
+One foreign record under this host's name proves no second Box: an operator, or a restored bucket,
+may have written it. The Box writes its own again at once, and plans nothing until then. It ends
+only if the other one renews its record repeatedly.
 """
 
 from __future__ import annotations
@@ -17,8 +21,9 @@ from typing import Final
 from msgspec.structs import replace
 
 from bridge.box.fleet.fence import Fence
+from bridge.box.fleet.view import FleetListener
 from bridge.box.state.records import HostRecord
-from bridge.bus.jetstream.kv_view import KeyValueView
+from bridge.bus.jetstream.kv_view import KeyValueView, Record
 from bridge.errors import BusError, CutOff, HostTaken, ProtocolError
 from bridge.log_limit import LimitedLog, cause_of
 from bridge.settings import Timing
@@ -27,6 +32,28 @@ _log = logging.getLogger(__name__)
 
 _CHECK: Final = 0.1  # seconds between checks whether another host's lease has ended
 _MIN_TIMEOUT: Final = 1.0  # seconds for one renewal, or a heartbeat where that is longer
+_RENEWALS: Final = 2  # of another Box, within a lease: it surely works under this name
+
+
+class _Rival:
+    """The other writer of this host's record, and how often it has renewed within a lease."""
+
+    def __init__(self, lease: float) -> None:
+        self._lease = lease
+        self._writer = ("", "")
+        self._revision = 0
+        self._renewals = 0
+        self._seen_at = float("-inf")
+
+    def count(self, stored: Record[HostRecord], now: float) -> int:
+        """Take its record as it is stored now; returns its renewals so far."""
+        writer = stored.value.host_id, stored.value.place
+        if writer != self._writer or now - self._seen_at > self._lease:
+            self._renewals = 0
+        elif stored.revision != self._revision:
+            self._renewals += 1
+        self._writer, self._revision, self._seen_at = writer, stored.revision, now
+        return self._renewals
 
 
 class LeaseTerm:
@@ -63,7 +90,7 @@ class LeaseTerm:
         self._renewed = float("-inf")
 
 
-class HostLease:
+class HostLease(FleetListener):
     """The host's own lease: `run` renews it. Each renewal writes `current(record)`."""
 
     def __init__(
@@ -82,6 +109,13 @@ class HostLease:
         self._term = term
         self._current = current
         self._log = LimitedLog(_log)
+        self._changed = asyncio.Event()
+        self._released = False
+        self._rival = _Rival(timing.lease)
+
+    def host_changed(self, host: str) -> None:
+        if host == self._name:
+            self._changed.set()
 
     async def wait_vacant(self) -> None:
         """Return when no other host has the name.
@@ -110,17 +144,17 @@ class HostLease:
         await self._renew()
 
     async def run(self) -> None:
-        """Renew until cancelled.
+        """Renew until cancelled, and at once when the record was overwritten or deleted.
 
-        Raises HostTaken if another host takes the name, or has had this id in another place for
-        longer.
+        Raises HostTaken if another host renews under this name repeatedly, or one that has had this
+        id in another place for longer.
         """
         pause = heartbeat = self._timing.heartbeat
         while True:
-            await asyncio.sleep(pause)
+            await self._wait_due(pause)
             stored = self._hosts.get(self._name)
             if stored is not None and self._has_lost_to(stored.value):
-                raise self._taken_by(stored.value)
+                self._judge_rival(stored)
             pause = heartbeat / 4  # after a failure: a lease has no time to lose
             try:
                 await self._renew()
@@ -134,6 +168,42 @@ class HostLease:
                     cause_of(exc), "the lease of this host is not renewed, retrying: %s", exc
                 )
 
+    async def _wait_due(self, pause: float) -> None:
+        """Return after `pause` seconds; after a quarter of a heartbeat if the record is not this
+        Box's any more: two Boxes of one name must not answer each other without a pause.
+        """
+        earliest = time.monotonic() + min(pause, self._timing.heartbeat / 4)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                while self._released or self._is_own():
+                    await self._changed.wait()
+                    self._changed.clear()
+                await asyncio.sleep(earliest - time.monotonic())
+
+    def _is_own(self) -> bool:
+        """Whether the view has this Box's own record."""
+        stored = self._hosts.get(self._name)
+        mine = self._record.host_id
+        return (
+            stored is not None
+            and stored.value.host_id == mine
+            and not self._is_elsewhere(stored.value)
+        )
+
+    def _judge_rival(self, stored: Record[HostRecord]) -> None:
+        """Raise HostTaken once the writer of `stored` has renewed it repeatedly."""
+        renewals = self._rival.count(stored, time.monotonic())
+        if renewals >= _RENEWALS:
+            raise self._taken_by(stored.value)
+        self._hosts.count_failure("lease_overwritten")
+        if not renewals:
+            _log.warning(
+                "the record of this host was overwritten by another id or place (%s, %s): this Box "
+                "writes its own again, and ends if the other one renews",
+                stored.value.host_id,
+                stored.value.place or "no place",
+            )
+
     async def renew_now(self) -> None:
         """Renew at once, as after a reconnect. Raises BusError."""
         await self._renew()
@@ -145,8 +215,9 @@ class HostLease:
             await self._renew()
 
     async def release(self) -> None:
-        """Give the lease back."""
+        """Give the lease back, for good."""
         self._term.end()
+        self._released = True
         with contextlib.suppress(BusError):
             if (stored := self._hosts.get(self._name)) is not None:
                 await self._hosts.delete(self._name, stored.revision)

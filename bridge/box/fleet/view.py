@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 _STORE_DELAY: Final = 1.0  # seconds until an expired lease that the store still has is read again
 _CONFIRMED: Final = 1.0  # seconds for which a direct read of a host's lease is trusted
 _NAMED: Final = 5  # hosts in one line of the log
+_IDS: Final = 16  # ids of one host name that are remembered
 
 _UNREADABLE_ORDER: Final = HostOrder(
     reason="the order cannot be read: a newer Box gave it, or it is damaged"
@@ -53,6 +54,9 @@ class FleetListener:
 
     def order_changed(self, host: str, order: HostOrder | None) -> None:
         """The order for `host` was written; None if the store no longer has one."""
+
+    def host_changed(self, host: str) -> None:
+        """The record of `host` was changed, not only renewed, or deleted."""
 
     def slot_owner_changed(
         self, service: str, slot: int, before: SlotRecord | None, claim: SlotRecord | None
@@ -79,6 +83,7 @@ class FleetView:
         self._leases = WatchedLeases[str](lease)
         self._listeners: list[FleetListener] = []
         self._confirmed: dict[str, float] = {}
+        self._renewed: dict[str, dict[str, float]] = {}  # when each id of a host renewed last
         self._stats_data: dict[str, bytes] = {}
         self._partial_stats: dict[str, PartialReport] = {}
         self._swept: tuple[float, int] | None = None  # when, and the hosts' sequence then
@@ -173,6 +178,11 @@ class FleetView:
         self._swept = now, self.hosts.seq
         self.hosts.forget_expired(seq)
         self._leases.forget_past(now, self.state.used)
+        self._renewed = {
+            host: ids
+            for host, ids in self._renewed.items()
+            if any(now - at < self._lease for at in ids.values())
+        }
         self._confirmed = {
             host: at for host, at in self._confirmed.items() if now - at < _CONFIRMED
         }
@@ -186,6 +196,8 @@ class FleetView:
         now = self._monotonic()
         if not (self.live and self.state.is_orphan(claim)):
             return False
+        if claim.host in self.state.hosts and self._has_renewed(claim.host, claim.host_id, now):
+            return False  # another id has the name, but this one's lease runs
         if now - self._confirmed.get(claim.host, -_CONFIRMED) < _CONFIRMED:
             return True
         late = self._lease - _STORE_DELAY
@@ -201,6 +213,16 @@ class FleetView:
             return False
         self._confirmed[claim.host] = now
         return True
+
+    def _note_renewal(self, host: str, host_id: str, now: float) -> None:
+        ids = self._renewed.setdefault(host, {})
+        ids[host_id] = now
+        if len(ids) > _IDS:
+            del ids[min(ids, key=ids.__getitem__)]
+
+    def _has_renewed(self, host: str, host_id: str, now: float) -> bool:
+        """Whether this id of `host` has renewed its record within a lease."""
+        return now - self._renewed.get(host, {}).get(host_id, float("-inf")) < self._lease
 
     def _forget_leases(self, hosts: Iterable[str]) -> None:
         """These hosts hold no claim any more: nothing depends on whether they are dead."""
@@ -296,17 +318,35 @@ class FleetView:
             # A host whose record was deleted has left. One that disappeared in a resync may only
             # have been unable to renew: its lease decides.
             if self.hosts.get(key) is None and self.hosts.was_deleted(key):
-                self._leases.release(key)
-                self._remove_host(key)
-                self._plan_needed(None)
+                self._host_deleted(key)
             return
-        self._leases.renew(key, self._monotonic())
+        now = self._monotonic()
+        self._leases.renew(key, now)
+        if new is not None:
+            self._note_renewal(key, new.host_id, now)
         before = self.state.hosts.get(key)
         if before == new and unreadable == (key in self.state.unreadable_hosts):
             return  # a renewal, as most changes are
         self.index.set_host(key, new, unreadable=unreadable)
+        self._report_host(key)
         if before is None or new is None or _affects_plans(before, new):
             self._plan_needed(None)
+
+    def _host_deleted(self, name: str) -> None:
+        """A host that leaves marks its record first. Without that somebody else deleted the record:
+        its lease runs on, and a live host writes it again.
+        """
+        known = self.state.hosts.get(name)
+        if known is None or known.closing:
+            self._leases.release(name)
+            self._renewed.pop(name, None)
+            self._remove_host(name)
+            self._plan_needed(None)
+        self._report_host(name)
+
+    def _report_host(self, name: str) -> None:
+        for listener in self._listeners:
+            listener.host_changed(name)
 
     def _remove_host(self, name: str) -> None:
         self.index.set_host(name, None)
