@@ -82,6 +82,31 @@ async def test_events_that_their_stream_never_takes_are_kept_and_reported(
             assert "2 events can never be stored" in await alerts_of(gateway)
 
 
+@pytest.mark.parametrize("data", [b"{", b"\xff", b"[]"])
+async def test_a_journaled_event_that_cannot_be_read_is_kept_apart(
+    server: EmbeddedServer, tmp_path: Path, data: bytes
+) -> None:
+    config = box_config(tmp_path, server.url)
+    event = encode(replace(note("of an earlier process"), service="web", instance_id="web-0"))
+    config.data_dir.mkdir()
+    async with Journal.open(config.data_dir / JOURNAL):
+        pass
+    with contextlib.closing(JournalStore(config.data_dir / JOURNAL)) as store:
+        rows = [(1, data), (2, event), (3, data), (4, event), (5, data)]
+        store.apply([("outbox", (n, n), (n, "web-0", n, blob, "")) for n, blob in rows])
+    async with connect(server.url) as gateway, Box.running(config) as box:
+        value = box.metrics.registry.get_sample_value
+        await eventually(lambda: value("box_bridge_backlog_events") == 0.0)
+        assert value("box_bridge_rejected_events") == 3.0
+        assert (await jetstream(gateway).stream_info("BOX_EVENTS")).state.messages == 2
+        alert = await eventually(lambda: alerts_of(gateway), what="an alert")
+        assert "3 events can never be stored" in alert
+    assert not list(config.data_dir.glob("journal.db.damaged-*"))
+    with contextlib.closing(JournalStore(config.data_dir / JOURNAL, readonly=True)) as store:
+        assert [n for n, _ in store.rejected_sizes()] == [1, 3, 5]
+        assert store.backlog() == 0
+
+
 @pytest.mark.parametrize(("service", "trace"), [("not a name", ""), ("web", "00-\r\nx: y")])
 async def test_a_journaled_event_that_cannot_be_sent_delays_no_other_after_a_restart(
     server: EmbeddedServer, tmp_path: Path, service: str, trace: str

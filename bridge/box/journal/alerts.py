@@ -13,7 +13,7 @@ from typing import Final
 
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.outbox import Outbox
-from bridge.box.journal.store import CUT_OFF, SET_ASIDE, Snapshot
+from bridge.box.journal.store import CUT_OFF, DROPPED, SET_ASIDE, Snapshot
 from bridge.observe import Metrics
 from bridge.protocol import format_time
 
@@ -47,7 +47,9 @@ class Alerts:
         """The current alerts."""
         journal = self._journal
         alerts = _list_facts({SET_ASIDE: journal.set_aside})
-        alerts += _describe_rejected(journal.rejected, journal.rejected_because)
+        alerts += _describe_rejected(
+            journal.rejected, journal.rejected_because, journal.rejected_dropped
+        )
         alerts += [problem for check in self._checks if (problem := check())]
         if self._age() > _MAX_DELAY:
             waiting = _describe_backlog(journal.backlog, self._outbox.oldest)
@@ -67,7 +69,7 @@ def list_alerts(snapshot: Snapshot, *, alive_at: datetime | None = None) -> list
     For a Box that is alive at `alive_at`, events of the last 5 s are on their way: no alert.
     """
     alerts, oldest = _list_facts(snapshot.facts), snapshot.oldest
-    alerts += _describe_rejected(*snapshot.rejected)
+    alerts += _describe_rejected(*snapshot.rejected, int(snapshot.facts.get(DROPPED, "0")))
     under_way = alive_at and oldest and (alive_at - oldest).total_seconds() <= _MAX_DELAY
     if snapshot.backlog and not under_way:
         alerts.append(_describe_backlog(snapshot.backlog, oldest))
@@ -83,11 +85,14 @@ def _list_facts(facts: Mapping[str, str]) -> list[str]:
     return alerts
 
 
-def _describe_rejected(count: int, reason: str) -> list[str]:
+def _describe_rejected(count: int, reason: str, dropped: int) -> list[str]:
     if not count:
         return []
     noun = "1 event" if count == 1 else f"{count} events"
-    return [f"{noun} can never be stored, kept in the journal; the last one because: {reason}"]
+    older = f"; {dropped} older ones had to make room" if dropped else ""
+    return [
+        f"{noun} can never be stored, kept in the journal{older}; the last one because: {reason}"
+    ]
 
 
 def _may_exist(path: Path) -> bool:

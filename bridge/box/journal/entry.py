@@ -42,6 +42,20 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
         return Demand.of(self.overrides.vcpus, self.overrides.memory_mib, usual)
 
 
+class UnreadableEvent(Struct, frozen=True):
+    """A row of the outbox whose event cannot be read, for the `reason`.
+
+    `n` is its place in the outbox, `seq` its Box-Seq, `data` whatever the row holds.
+    """
+
+    n: int
+    instance: str
+    seq: int
+    traceparent: str
+    data: bytes
+    reason: str
+
+
 class PendingEvent(Struct, frozen=True):
     """An event that the stream has not acknowledged.
 

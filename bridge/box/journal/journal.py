@@ -9,6 +9,8 @@ one transaction (group commit). Guarantees:
   deleted a little later, with the next change: publishing it twice does no harm.
 - No change is dropped. While the disk is full, changes wait in memory, are retried twice a second,
   and `problem` names the reason.
+- An event that can never be stored, or cannot be read, is kept apart. The table of these is
+  bounded: the oldest make room, and are counted.
 - A damaged journal is kept beside the new one, never deleted; `set_aside` names it. The journal of
   another version is read as far as this version knows it, or else left alone: no Box starts on it.
 """
@@ -26,8 +28,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from bridge.box.journal.entry import JournalEntry, PendingEvent
-from bridge.box.journal.store import SET_ASIDE, WRITTEN_BY, Change, JournalStore, open_store
+from bridge.box.journal.entry import JournalEntry, PendingEvent, UnreadableEvent
+from bridge.box.journal.store import (
+    DROPPED,
+    SET_ASIDE,
+    WRITTEN_BY,
+    Change,
+    JournalStore,
+    open_store,
+)
 from bridge.box.state.records import HostOrder, ServiceRecord
 from bridge.errors import JournalError
 from bridge.protocol import InstanceEvent, encode
@@ -38,6 +47,8 @@ _log = logging.getLogger(__name__)
 _RETRY: Final = 0.5  # seconds between writes to a disk that is full
 _CLOSE_TIMEOUT: Final = 5.0  # seconds for the last group
 _DELETE_DELAY: Final = 0.1  # seconds until stored events are deleted
+MAX_REJECTED: Final = 1_000  # events that can never be stored, and are kept
+MAX_REJECTED_BYTES: Final = 8 * 2**20  # the same, in bytes of their payloads
 _CACHE: Final = 10_000  # written events that are kept in memory for the outbox; about 10 MB
 
 
@@ -71,7 +82,10 @@ class Journal:
         self.last_before_restart = store.last_pending()
         self.backlog = store.backlog()
         self.undelivered = store.undelivered()
-        self.rejected, self.rejected_because = store.rejected()
+        self._rejected = deque(store.rejected_sizes())
+        _, self.rejected_because = store.rejected()
+        self.rejected_dropped = int(store.facts().get(DROPPED, "0"))
+        self._unreadable: set[int] = set()
         self.new_events = asyncio.Event()
         self.new_events.set()
         self._thread = threading.Thread(target=self._run_writer, name="journal", daemon=True)
@@ -118,15 +132,44 @@ class Journal:
         self._accept(("instances", (instance_id,), None))
 
     def mark_stored(self, numbers: Sequence[int]) -> None:
-        """Delete these events, which one call of `pending` returned: the stream has stored them."""
+        """Delete the events of these ascending numbers: the stream has stored them."""
         self.backlog -= len(numbers)
-        self._accept(("outbox", (numbers[0], numbers[-1]), None), later=True)
+        for first, last in _runs(numbers):
+            self._accept(("outbox", (first, last), None), later=True)
+
+    @property
+    def rejected(self) -> int:
+        """How many events that can never be stored are kept."""
+        return len(self._rejected)
 
     def reject(self, event: PendingEvent, reason: str) -> None:
         """Keep an event that can never be stored apart from the others, for people to look at."""
-        row = (event.n, event.event.instance_id, event.seq, event.data, event.traceparent, reason)
-        self.rejected, self.rejected_because = self.rejected + 1, reason
-        self._accept(("rejected", (event.n,), row))
+        self._reject(
+            event.n, event.event.instance_id, event.seq, event.data, event.traceparent, reason
+        )
+
+    def _reject(
+        self, n: int, instance: str, seq: int, data: bytes, traceparent: str, reason: str
+    ) -> None:
+        self.rejected_because = reason
+        self._rejected.append((n, len(data)))
+        self._accept(("rejected", (n,), (n, instance, seq, data, traceparent, reason)))
+        kept, dropped = sum(size for _, size in self._rejected), 0
+        while len(self._rejected) > MAX_REJECTED or kept > MAX_REJECTED_BYTES:
+            oldest, size = self._rejected.popleft()
+            self._accept(("rejected", (oldest,), None))
+            kept, dropped = kept - size, dropped + 1
+        if dropped:
+            self.rejected_dropped += dropped
+            self.set_fact(DROPPED, str(self.rejected_dropped))
+
+    def _set_aside_event(self, row: UnreadableEvent) -> None:
+        """Keep a row of the outbox that cannot be read apart from the others."""
+        if row.n not in self._unreadable:  # else it is not deleted yet
+            self._unreadable.add(row.n)
+            _log.error("an event of %s is kept apart: %s", row.instance, row.reason)
+            self._reject(row.n, row.instance, row.seq, row.data, row.traceparent, row.reason)
+            self.mark_stored([row.n])
 
     def keep_service(self, name: str, record: ServiceRecord) -> None:
         """Write the newest known record of a service; an older version is ignored."""
@@ -188,7 +231,15 @@ class Journal:
             cache.popleft()
         if cache and cache[0].n == after + 1:
             return list(itertools.islice(cache, limit))
-        return await asyncio.to_thread(self._store.pending, after, limit)
+        while rows := await asyncio.to_thread(self._store.pending, after, limit):
+            events = [row for row in rows if isinstance(row, PendingEvent)]
+            for row in rows:
+                if isinstance(row, UnreadableEvent):
+                    self._set_aside_event(row)
+            if events:
+                return events
+            after = rows[-1].n
+        return []
 
     # ── the writer's thread ──────────────────────────────────────────────────────────────
 
@@ -305,3 +356,14 @@ class Journal:
                 f"{lost} changes could not be written to {self._store.path}: "
                 f"{self._problem or 'the disk did not answer in time'}"
             )
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """The first and the last of each run of consecutive numbers."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    return runs

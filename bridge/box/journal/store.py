@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import Struct, field
 
-from bridge.box.journal.entry import JournalEntry, PendingEvent
+from bridge.box.journal.entry import JournalEntry, PendingEvent, UnreadableEvent
 from bridge.box.state.records import HostOrder, ServiceRecord
 from bridge.errors import ForeignJournal, JournalDamaged, JournalError, ProtocolError
 from bridge.private_files import make_private
@@ -63,6 +63,7 @@ JOURNAL: Final = "journal.db"
 CUT_OFF: Final = "cut_off_since"
 SET_ASIDE: Final = "set_aside"
 FLEET: Final = "fleet"  # the prefix and the NATS URLs of the Box that writes the journal
+DROPPED: Final = "rejected_dropped"  # rejected events that had to make room for newer ones
 WRITTEN_BY: Final = "written_by"  # the last version of box-bridge that worked with the file
 
 Change = tuple[str, tuple[Any, ...], tuple[Any, ...] | None]
@@ -87,6 +88,7 @@ _DELETE: Final = {
     "instances": "DELETE FROM instances WHERE id = ?",
     "outbox": "DELETE FROM outbox WHERE n BETWEEN ? AND ?",
     "facts": "DELETE FROM facts WHERE name = ?",
+    "rejected": "DELETE FROM rejected WHERE n = ?",
 }
 _ROWS: Final = (128, 16, 1)  # rows of one INSERT statement
 
@@ -127,7 +129,7 @@ def read_snapshot(path: Path) -> Snapshot:
         if not path.exists():
             raise JournalError(f"there is no journal at {path}: no Box has worked here")
     with contextlib.closing(JournalStore(path, readonly=True)) as store:
-        backlog = store.pending(0, 1)
+        backlog = [item for item in store.pending(0, 10) if isinstance(item, PendingEvent)]
         return Snapshot(
             entries=list(store.entries().values()),
             facts=store.facts(),
@@ -326,17 +328,25 @@ class JournalStore:
         """The facts that `Journal.set_fact` wrote."""
         return dict(self._select("SELECT name, value FROM facts"))
 
-    def pending(self, after: int, limit: int) -> list[PendingEvent]:
-        """The first `limit` events after number `after`, in order."""
+    def pending(self, after: int, limit: int) -> list[PendingEvent | UnreadableEvent]:
+        """The first `limit` rows after number `after`, in order. One damaged event is no damage of
+        the journal: the others are read.
+        """
         rows = self._select(
-            "SELECT n, seq, event, traceparent FROM outbox WHERE n > ? ORDER BY n LIMIT ?",
+            "SELECT n, seq, event, CAST(traceparent AS BLOB), CAST(instance AS BLOB) FROM outbox "
+            "WHERE n > ? ORDER BY n LIMIT ?",
             after,
             limit,
         )
-        return [
-            PendingEvent(n, seq, self._decode(InstanceEvent, event), traceparent, event)
-            for n, seq, event, traceparent in rows
-        ]
+        return [self._read_event(row) for row in rows]
+
+    def _read_event(self, row: Row) -> PendingEvent | UnreadableEvent:
+        n, seq, data, traceparent, instance = row
+        trace, name = (str(text, "utf-8", "replace") for text in (traceparent, instance))
+        try:
+            return PendingEvent(n, seq, self._decode(InstanceEvent, data), trace, data)
+        except JournalDamaged as exc:
+            return UnreadableEvent(n, name, seq, trace, data, str(exc))
 
     def backlog(self) -> int:
         """How many events wait in the outbox."""
@@ -349,6 +359,10 @@ class JournalStore:
             return 0, ""
         last = self._select("SELECT reason FROM rejected ORDER BY n DESC LIMIT 1")
         return self._number("SELECT count(*) FROM rejected"), last[0][0] if last else ""
+
+    def rejected_sizes(self) -> list[tuple[int, int]]:
+        """The number and the bytes of each event that can never be stored, the oldest first."""
+        return self._select("SELECT n, length(event) FROM rejected ORDER BY n")
 
     def undelivered(self) -> set[str]:
         """The instances with events in the outbox."""

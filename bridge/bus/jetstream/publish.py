@@ -14,7 +14,15 @@ from msgspec import Struct
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.core.pending_request import PendingRequest
-from bridge.errors import BusError, Conflict, InvalidMessage, NoReply, StoreRefused, TooLarge
+from bridge.errors import (
+    BusError,
+    Conflict,
+    InvalidMessage,
+    NoReply,
+    NotPermitted,
+    StoreRefused,
+    TooLarge,
+)
 
 EXPECTED_SUBJECT_SEQ: Final = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_SEQ: Final = "Nats-Expected-Last-Sequence"
@@ -110,6 +118,13 @@ def is_permanent(exc: BusError) -> bool:
     if isinstance(exc, StoreRefused):
         return exc.code in _PERMANENT
     return isinstance(exc, TooLarge | InvalidMessage)
+
+
+def is_about_subject(exc: BusError) -> bool:
+    """Whether a message was refused because of its subject, for now: others may be stored."""
+    if isinstance(exc, StoreRefused):
+        return "per subject" in exc.description
+    return isinstance(exc, NotPermitted)
 
 
 class OutgoingMessage(Struct, frozen=True, kw_only=True):

@@ -18,13 +18,20 @@ import stamina
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay
-from bridge.bus.jetstream.publish import OutgoingMessage, is_permanent, store_batch, store_each
+from bridge.bus.jetstream.publish import (
+    OutgoingMessage,
+    is_about_subject,
+    is_permanent,
+    store_batch,
+    store_each,
+)
 from bridge.bus.jetstream.topology import has_atomic_batches, stream_info
 from bridge.errors import (
     BusError,
     CutOff,
     InvalidMessage,
     NoResponders,
+    NotPermitted,
     StoreRefused,
     TooLarge,
 )
@@ -34,7 +41,9 @@ from bridge.subjects import MSG_ID
 _log = logging.getLogger(__name__)
 
 OnRefusal = Callable[[OutgoingMessage, BusError], None]
-"""Called with a message that can never be stored, and why; again if the others are retried."""
+"""Called with a message that can never be stored, or not now, and why; again if the others are
+retried.
+"""
 
 LIMIT: Final = 1000  # messages in one atomic batch (nats-server)
 
@@ -73,11 +82,13 @@ class Publisher:
         *,
         doubtful: bool = False,
         on_refusal: OnRefusal | None = None,
+        on_hold: OnRefusal | None = None,
     ) -> None:
         """Return when up to 1,000 messages are stored, however long that takes.
 
         A message that can never be stored is given to `on_refusal` and delays no other; without
-        that it is retried for ever.
+        that it is retried for ever. A message whose subject is refused for now is given to
+        `on_hold`, with all later ones of that subject; without that they delay the others.
 
         `doubtful` means that they may have been sent before, by a process that was killed. Messages
         with the same key are stored in their order. Only cancellation ends it early; which of them
@@ -87,7 +98,7 @@ class Publisher:
             # The first attempt nearly always succeeds, and the retry loop would add a tenth to the
             # time of a single event.
             with contextlib.suppress(BusError):  # `_try` has logged it
-                await self._try(messages, on_refusal)
+                await self._try(messages, on_refusal, on_hold)
                 return
             doubtful = True
         async for attempt in stamina.retry_context(
@@ -98,12 +109,17 @@ class Publisher:
                 if doubtful:
                     messages = await self._unstored(messages)
                 doubtful = True  # from here on the outcome may be unknown
-                await self._try(messages, on_refusal)
+                await self._try(messages, on_refusal, on_hold)
 
-    async def _try(self, messages: Sequence[OutgoingMessage], on_refusal: OnRefusal | None) -> None:
+    async def _try(
+        self,
+        messages: Sequence[OutgoingMessage],
+        on_refusal: OnRefusal | None,
+        on_hold: OnRefusal | None,
+    ) -> None:
         """Store `messages`. After an unknown outcome the same ones must be retried."""
         try:
-            await self._store(messages, on_refusal)
+            await self._store(messages, on_refusal, on_hold)
             self.problem = ""
         except NoResponders:
             await self._restore()
@@ -117,33 +133,48 @@ class Publisher:
             raise
 
     async def _store(
-        self, messages: Sequence[OutgoingMessage], on_refusal: OnRefusal | None
+        self,
+        messages: Sequence[OutgoingMessage],
+        on_refusal: OnRefusal | None,
+        on_hold: OnRefusal | None,
     ) -> None:
         if len(messages) < _BATCH_FROM or not has_atomic_batches(self._connection):
-            await self._one_by_one(messages, on_refusal)
+            await self._one_by_one(messages, on_refusal, on_hold)
             return
         try:
             await store_batch(self._connection, messages, timeout=_TIMEOUT)
-        except (StoreRefused, TooLarge, InvalidMessage) as exc:
-            # Some were stored before (10201), one can never be stored, or the server has no batch
-            # left: sent one by one, each message gets its own answer.
+        except (StoreRefused, NotPermitted, TooLarge, InvalidMessage) as exc:
+            # Some were stored before (10201), one can never be stored, or not now, or the server
+            # has no batch left: sent one by one, each message gets its own answer.
             _log.debug("batch of %d refused: %s", len(messages), exc)
             self._connection.metrics.count("batch_refused")
-            await self._one_by_one(messages, on_refusal)
+            await self._one_by_one(messages, on_refusal, on_hold)
 
     async def _one_by_one(
-        self, messages: Iterable[OutgoingMessage], on_refusal: OnRefusal | None
+        self,
+        messages: Iterable[OutgoingMessage],
+        on_refusal: OnRefusal | None,
+        on_hold: OnRefusal | None,
     ) -> None:
         """Store the first message of each key concurrently, then the second of each, and so on: no
         message overtakes an earlier one of its key that failed, unless that can never be stored.
         """
+        held: dict[str, BusError] = {}  # the subjects that are refused for now
         for turn in _in_turns(messages):
             for first in range(0, len(turn), _IN_FLIGHT):
-                part = turn[first : first + _IN_FLIGHT]
+                part: list[OutgoingMessage] = []
+                for message in turn[first : first + _IN_FLIGHT]:
+                    if on_hold is not None and message.subject in held:
+                        on_hold(message, held[message.subject])
+                    else:
+                        part.append(message)
                 passing: list[BusError] = []
                 for message, exc in await store_each(self._connection, part, timeout=_TIMEOUT):
                     if on_refusal is not None and is_permanent(exc):
                         on_refusal(message, exc)
+                    elif on_hold is not None and is_about_subject(exc):
+                        held[message.subject] = exc
+                        on_hold(message, exc)
                     else:
                         passing.append(exc)
                 if passing:

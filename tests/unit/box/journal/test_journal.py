@@ -14,6 +14,7 @@ from msgspec.structs import asdict, replace
 from bridge.box import diagnostics
 from bridge.box.journal import journal as journal_module
 from bridge.box.journal import store as journal_store
+from bridge.box.journal.alerts import list_alerts
 from bridge.box.journal.entry import JournalEntry
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.store import read_snapshot
@@ -44,6 +45,33 @@ def entry(name: str = "web-1", slot: int = 0) -> JournalEntry:
 def stepped(before: JournalEntry, to: InstanceState) -> tuple[JournalEntry, InstanceEvent]:
     life, event = lifecycle.step(before.life, to, now())
     return replace(before, life=life), event
+
+
+@pytest.mark.parametrize("bound", ["MAX_REJECTED", "MAX_REJECTED_BYTES"])
+async def test_events_that_can_never_be_stored_are_bounded_and_those_dropped_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    path, last = tmp_path / "journal.db", entry()
+    async with Journal.open(path) as journal:
+        for _ in range(5):
+            life, event = lifecycle.note(last.life, now(), "x" * 300)
+            last = replace(last, life=life)
+            journal.put(last, event)
+        await journal.wait_written()
+        events = await journal.pending(0, 10)
+        size = len(events[0].data)
+        monkeypatch.setattr(journal_module, bound, 2 if bound == "MAX_REJECTED" else 2 * size)
+        for item in events[:4]:
+            journal.reject(item, f"reason {item.n}")
+        await journal.wait_written()
+        assert (journal.rejected, journal.rejected_dropped) == (2, 2)
+    snapshot = read_snapshot(path)
+    assert snapshot.rejected == (2, "reason 4")
+    assert "2 older ones had to make room" in list_alerts(snapshot)[0]
+    async with Journal.open(path) as journal:
+        journal.reject(events[4], "reason 5")
+        await journal.wait_written()
+        assert (journal.rejected, journal.rejected_dropped) == (2, 3)
 
 
 async def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
