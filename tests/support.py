@@ -149,7 +149,7 @@ class ServiceManager:
             datagram = await asyncio.get_running_loop().sock_recv(inbox, 4096)
             self.lines += datagram.decode().splitlines()
 
-    async def told(self, start: str) -> str:
+    async def notified(self, start: str) -> str:
         """The first line that starts like this and is new, once there is one."""
         line = await eventually(
             lambda: next((line for line in self.lines if line.startswith(start)), None),

@@ -56,10 +56,10 @@ async def test_the_systemd_unit_runs_a_box_that_notifies_systemd_and_leaves_its_
     assert value == f"/var/lib/{service['StateDirectory']}"
     env = {"NATS_URL": server.url, name: str(state), **variables}
     async with listening(address) as manager, running(*arguments, cwd=tmp_path, **env) as box:
-        await manager.told("READY=1")
+        await manager.notified("READY=1")
         await eventually(lambda: any("Box box-a is ready" in line for line in box.err))
-        await manager.told("STATUS=ready")
-        await manager.told("WATCHDOG=1")
+        await manager.notified("STATUS=ready")
+        await manager.notified("WATCHDOG=1")
         assert (await run("scale", "web", 1, "--wait", "-s", server.url, cwd=tmp_path)).code == 0
         assert (state / "instances").is_dir()
         [instance] = (state / "instances").iterdir()
@@ -72,8 +72,8 @@ async def test_the_systemd_unit_runs_a_box_that_notifies_systemd_and_leaves_its_
         assert service["KillMode"] == "process"
         assert "STOPPING=1" not in manager.lines
         box.process.send_signal(signal.SIGTERM)
-        await manager.told("STOPPING=1")
-        await manager.told("STATUS=this Box is stopping")
+        await manager.notified("STOPPING=1")
+        await manager.notified("STATUS=this Box is stopping")
         assert await box.wait(within=float(service["TimeoutStopSec"])) == 0
     assert labelled(str(instance)) == pids
     for pid in pids:

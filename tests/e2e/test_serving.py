@@ -300,11 +300,11 @@ async def test_a_box_that_waits_for_its_first_connection_stops_at_once(home: Pat
         listening(address) as manager,
         running("box", *link, cwd=home, NOTIFY_SOCKET=address) as box,
     ):
-        await manager.told("STATUS=this Box is starting")
+        await manager.notified("STATUS=this Box is starting")
         await eventually((home / "data" / "journal.db").exists)
         box.process.send_signal(signal.SIGTERM)
         assert await box.wait() == 0  # it would have waited longer than this does
-        await manager.told("STOPPING=1")
+        await manager.notified("STOPPING=1")
 
 
 @pytest.mark.slow

@@ -25,19 +25,19 @@ async def test_copies_are_counted_and_a_server_that_is_away_is_named(tmp_path: P
         connect(cluster.servers["one"].url, replicas=5) as greedy,
     ):
         assert (await checks.streams(greedy, None)).status is Status.WARN
-        told = await checks.streams(alone, None)
-        assert told.status is Status.WARN
-        assert "one copy of each stream in a cluster of 3 servers" in told.message
+        finding = await checks.streams(alone, None)
+        assert finding.status is Status.WARN
+        assert "one copy of each stream in a cluster of 3 servers" in finding.message
         await topology.ensure(connection, replicas=3)
 
         async def found(part: str) -> Finding | None:
             with contextlib.suppress(BusError):  # while another leader is elected
-                told = await checks.streams(connection, None)
-                return told if part in told.message else None
+                finding = await checks.streams(connection, None)
+                return finding if part in finding.message else None
             return None
 
         await eventually(lambda: found("3 copies of each"))
         await cluster.servers["two"].kill()
-        told = await eventually(lambda: found("server two is offline, or behind"))
-        assert told.status is Status.WARN
-        assert "server one" not in told.message
+        finding = await eventually(lambda: found("server two is offline, or behind"))
+        assert finding.status is Status.WARN
+        assert "server one" not in finding.message

@@ -57,7 +57,7 @@ async def test_a_kill_of_nats_loses_nothing_and_keeps_the_order(server: Embedded
             await server.kill()
             assert len(set(receiver.taken)) < 100
             killed.set()
-            assert not relay.said("stopped")
+            assert not relay.reports_of("stopped")
             await server.start()
             await eventually(lambda: teller.connected)
             await told(teller, range(21, 31))
@@ -85,9 +85,9 @@ async def test_a_dead_letter_survives_a_kill_of_nats(server: EmbeddedServer) -> 
             await server.kill()
             go.set()
             await eventually(lambda: not connection.connected)
-            assert not relay.said("dead_letter")
+            assert not relay.reports_of("dead_letter")
             await server.start()
-            await eventually(lambda: relay.said("dead_letter"))
+            await eventually(lambda: relay.reports_of("dead_letter"))
             await teller.wait_connected()
             assert len(await letters(teller)) == 1
 
@@ -158,6 +158,6 @@ async def test_a_certificate_that_cannot_be_verified_gets_nothing(
         assert receiver.url.startswith("https://")
         async with relaying(connection, receiver) as relay:
             await tell(connection, "web-1", 1)
-            [outage] = await eventually(lambda: relay.said("outage"))
+            [outage] = await eventually(lambda: relay.reports_of("outage"))
             assert "certificate" in outage.lower()
         assert receiver.requests == []

@@ -35,7 +35,7 @@ OF_HOST = ("disk", "files", "journal", "runtime", "ports")
 
 
 def found(report: Report, check: str) -> ReportLine:
-    return next(told for told in report.checks if told.check == check)
+    return next(finding for finding in report.checks if finding.check == check)
 
 
 def statuses(report: Report, *checks: str) -> list[Status]:
@@ -43,7 +43,7 @@ def statuses(report: Report, *checks: str) -> list[Status]:
 
 
 def box_file(directory: Path, url: str, **settings: object) -> Path:
-    """The file of a Box `box-a` that is right, unless told otherwise."""
+    """The file of a Box `box-a` that is right, unless an argument changes that."""
     box_config(directory, url, **settings)  # type: ignore[arg-type]
     return directory / "box-a.toml"
 
@@ -77,14 +77,16 @@ async def test_a_box_at_work_is_found_well_and_is_not_disturbed(
         before = await stored()
         report = await examine(tmp_path / "box-a.toml", {})
         assert report.ok, report
-        assert [told.check for told in report.checks] == ["config", *OF_BUS, *OF_HOST]
+        assert [finding.check for finding in report.checks] == ["config", *OF_BUS, *OF_HOST]
         # How fast the machine is, and what else listens on it, is not this Box's doing.
-        quick = [told for told in report.checks if told.check not in ("nats", "disk", "ports")]
-        assert [told.status for told in quick] == [OK] * len(quick), quick
+        quick = [
+            finding for finding in report.checks if finding.check not in ("nats", "disk", "ports")
+        ]
+        assert [finding.status for finding in quick] == [OK] * len(quick), quick
         journal = "it is undamaged and lists 2 instances; a Box uses it"
         assert found(report, "journal").message == journal
         assert "all with the right settings" in found(report, "topology").message
-        assert not any(told.fix for told in quick)
+        assert not any(finding.fix for finding in quick)
         assert await stored() == before
         assert (await ask(gateway, "web", 1)).accepted
 
@@ -95,7 +97,7 @@ async def test_with_a_url_alone_it_looks_as_a_gateway(
     monkeypatch.chdir(tmp_path)  # there is no box.toml here
     report = await examine(None, {"url": server.url})
     assert report.ok
-    assert [told.check for told in report.checks] == list(OF_BUS)
+    assert [finding.check for finding in report.checks] == list(OF_BUS)
     assert "a gateway" in found(report, "permissions").message
     assert statuses(report, "jetstream", "permissions") == [OK, OK]
     assert statuses(report, "topology", "clock") == [WARN, SKIP]  # no Box has been here yet
@@ -158,14 +160,14 @@ async def test_an_account_that_is_nearly_full_or_has_no_memory_is_reported(tmp_p
         connect(server.url, user="u", password="p") as connection,
     ):
         await topology.ensure(connection)
-        told = await bus_checkup.jetstream(connection)
-        assert (told.status, "streams 6 of 7" in told.message) == (WARN, True)
+        finding = await bus_checkup.jetstream(connection)
+        assert (finding.status, "streams 6 of 7" in finding.message) == (WARN, True)
     async with (
         configured(tmp_path, text % "max_mem: 0, max_file: 1G") as server,
         connect(server.url, user="u", password="p") as connection,
     ):
-        told = await bus_checkup.jetstream(connection)
-        assert (told.status, "no memory storage" in told.message) == (FAIL, True), told
+        finding = await bus_checkup.jetstream(connection)
+        assert (finding.status, "no memory storage" in finding.message) == (FAIL, True), finding
 
 
 @pytest.mark.parametrize(
@@ -241,28 +243,28 @@ async def test_a_stream_that_was_changed_is_reported_with_the_right_settings(
         assert statuses(await examine(file, {}), "topology") == [OK]
         config = (await jetstream(connection).stream_info("BOX_EVENTS")).config
         await jetstream(connection).update_stream(config.evolve(max_age=60, duplicate_window=60))
-        told = found(await examine(file, {}), "topology")
-        assert told.status is WARN
-        assert "BOX_EVENTS: max_age is 60 s, tighter than 604800 s" in told.message
+        finding = found(await examine(file, {}), "topology")
+        assert finding.status is WARN
+        assert "BOX_EVENTS: max_age is 60 s, tighter than 604800 s" in finding.message
         await jetstream(connection).update_stream(config)
         bucket = (await jetstream(connection).stream_info("KV_box_slots")).config
         await jetstream(connection).update_stream(bucket.evolve(max_age=60, duplicate_window=60))
-        told = found(await examine(file, {}), "topology")
-        assert told.status is FAIL
-        assert "KV_box_slots: max_age is 60 s, and must be unlimited" in told.message
-        assert "nats stream edit" in told.fix
+        finding = found(await examine(file, {}), "topology")
+        assert finding.status is FAIL
+        assert "KV_box_slots: max_age is 60 s, and must be unlimited" in finding.message
+        assert "nats stream edit" in finding.fix
         await jetstream(connection).delete_stream("KV_box_slots")
         await jetstream(connection).update_stream(config)
-        told = found(await examine(file, {}), "topology")
-        assert (told.status, told.message) == (WARN, "missing: KV_box_slots")
+        finding = found(await examine(file, {}), "topology")
+        assert (finding.status, finding.message) == (WARN, "missing: KV_box_slots")
 
 
 async def test_more_replicas_than_servers_are_reported(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
     file = box_file(tmp_path, server.url, replicas=3)
-    told = found(await examine(file, {}), "topology")
-    assert (told.status, "not in a cluster" in told.message) == (FAIL, True)
+    finding = found(await examine(file, {}), "topology")
+    assert (finding.status, "not in a cluster" in finding.message) == (FAIL, True)
 
 
 @pytest.mark.parametrize(
@@ -277,9 +279,9 @@ async def test_the_skew_of_a_clock_is_reported(
     report = await examine(
         None, {"url": server.url}, clock=lambda: now() + timedelta(seconds=ahead)
     )
-    told = found(report, "clock")
-    assert told.status is status, told
-    assert side in told.message
+    finding = found(report, "clock")
+    assert finding.status is status, finding
+    assert side in finding.message
     assert report.ok is (status is not FAIL)
 
 
@@ -338,9 +340,9 @@ async def test_a_server_that_freezes_is_reported_within_the_deadline(
     judged = bus_checkup.server
 
     async def freeze(connection: object) -> Finding:
-        told = await judged(connection)  # type: ignore[arg-type]
+        finding = await judged(connection)  # type: ignore[arg-type]
         server.pause()
-        return told
+        return finding
 
     monkeypatch.setattr(bus_checkup, "server", freeze)
     try:

@@ -24,16 +24,16 @@ async def test_the_status_reports_why_a_box_is_not_ready_and_when_it_is_again(
     async with listening(address) as manager, task_scope() as tasks:
         box = Box(box_config(tmp_path, server.url))
         tasks.create_task(Notifier(NotifyConfig(address=address), box).run())
-        await manager.told("STATUS=this Box is starting")
+        await manager.notified("STATUS=this Box is starting")
         work = tasks.create_task(box.run())
-        await manager.told("READY=1")
-        await manager.told("STATUS=ready")
+        await manager.notified("READY=1")
+        await manager.notified("STATUS=ready")
         await server.kill()
-        await manager.told("STATUS=this Box has been cut off from NATS for")
+        await manager.notified("STATUS=this Box has been cut off from NATS for")
         await server.start()
-        await manager.told("STATUS=ready")
+        await manager.notified("STATUS=ready")
         box.stop()
-        await manager.told("STOPPING=1")
+        await manager.notified("STOPPING=1")
         await work
         # Only what changed was told again, and no watchdog was asked for.
         assert not {"READY=1", "STOPPING=1", "WATCHDOG=1"} & set(manager.lines)
@@ -46,7 +46,7 @@ async def test_a_blocked_event_loop_does_not_ping(server: EmbeddedServer, tmp_pa
         async with listening(address) as manager:
             tasks.create_task(notifier.run())
             for _ in range(3):
-                await manager.told("WATCHDOG=1")
+                await manager.notified("WATCHDOG=1")
         Path(address).unlink()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:
             inbox.bind(address)
@@ -69,4 +69,4 @@ async def test_a_status_that_the_service_manager_missed_is_sent_again(
     assert len(warnings) == 1
     async with listening(address) as manager:
         notifier.notify()
-        await manager.told("STATUS=this Box is starting")
+        await manager.notified("STATUS=this Box is starting")

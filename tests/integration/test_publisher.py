@@ -172,11 +172,11 @@ class LostAnswer:
         asked = self._really_ask(subject, data, **settings)
         if self._left and self._which(settings.get("headers") or {}):
             self._left -= 1
-            return Unheard(asked, self.lost)
+            return UnansweredRequest(asked, self.lost)
         return asked
 
 
-class Unheard(PendingRequest):
+class UnansweredRequest(PendingRequest):
     """A request whose answer comes, and is put into `lost`."""
 
     def __init__(self, asked: PendingRequest, lost: list[Message]) -> None:

@@ -47,7 +47,7 @@ class Running:
         config = RelayConfig(url=receiver.url, **{"backoff": QUICK, "ack_wait": 2.0, **settings})
         self.relay = Relay(connection, config, self.notices.append)
 
-    def said(self, what: str) -> list[str]:
+    def reports_of(self, what: str) -> list[str]:
         return [notice.text for notice in self.notices if notice.what == what]
 
 
@@ -59,7 +59,7 @@ async def relaying(
     running = Running(connection, receiver, **settings)
     async with task_scope() as tasks:
         work = tasks.create_task(running.relay.run())
-        await eventually(lambda: work.done() or running.said("started"))
+        await eventually(lambda: work.done() or running.reports_of("started"))
         yield running
         running.relay.stop()
         await work
@@ -150,7 +150,7 @@ async def test_a_hundred_events_of_ten_instances_arrive_once_each_and_in_order(
                 await took(receiver, f"web-{instance}", *range(1, 11))
             assert len(receiver.taken) == 100
         assert running.notices[-1].counts.delivered == 100
-        assert running.said("stopped") == [
+        assert running.reports_of("stopped") == [
             "100 delivered, 0 attempts failed, 0 dead letters, 0 held and left for the next run"
         ]
         assert await unacknowledged(bus) == 0
@@ -236,13 +236,13 @@ async def test_a_receiver_that_is_gone_and_comes_back_gets_everything(bus: Conne
         for number in (2, 3):
             await tell(bus, "web-1", number)
             await tell(bus, "web-2", number)
-        await eventually(lambda: running.said("outage"))
-        assert "connect" in running.said("outage")[0]
-        assert not running.said("recovered")
+        await eventually(lambda: running.reports_of("outage"))
+        assert "connect" in running.reports_of("outage")[0]
+        assert not running.reports_of("recovered")
         await receiver.start()
         await took(receiver, "web-1", 1, 2, 3)
         await took(receiver, "web-2", 2, 3)
-        assert len(running.said("outage")) == len(running.said("recovered")) == 1
+        assert len(running.reports_of("outage")) == len(running.reports_of("recovered")) == 1
 
 
 # ── dead letters ─────────────────────────────────────────────────────────────────────────
@@ -271,7 +271,7 @@ async def test_what_the_receiver_refuses_is_a_dead_letter_at_once(bus: Connectio
             "Box-Dead-Seq": "1",
         }
         assert [request.id for request in receiver.requests] == ["web-1.1", "web-1.2"]
-        assert "box.dead.alerts: HTTP 400: no such thing" in running.said("dead_letter")[0]
+        assert "box.dead.alerts: HTTP 400: no such thing" in running.reports_of("dead_letter")[0]
 
 
 async def test_what_fails_too_often_is_a_dead_letter(bus: Connection) -> None:
@@ -298,9 +298,9 @@ async def test_an_event_leaves_only_when_its_dead_letter_is_stored(bus: Connecti
             await eventually(lambda: receiver.requests)
             await eventually(lambda: _retries(bus) > 1)
             assert await unacknowledged(bus) == 1
-            assert not running.said("dead_letter")
+            assert not running.reports_of("dead_letter")
             await jetstream(bus).purge_stream("BOX_DEAD")
-            await eventually(lambda: running.said("dead_letter"))
+            await eventually(lambda: running.reports_of("dead_letter"))
         assert await unacknowledged(bus) == 0
         assert len(receiver.requests) == 1
 
@@ -320,7 +320,7 @@ async def test_a_secret_that_the_receiver_repeats_is_not_reported(bus: Connectio
         relaying(bus, receiver, headers={"Authorization": secret}) as running,
     ):
         await tell(bus, "web-1", 1)
-        [said] = await eventually(lambda: running.said("dead_letter"))
+        [said] = await eventually(lambda: running.reports_of("dead_letter"))
         [letter] = await letters(bus)
         assert receiver.requests[0].headers["Authorization"] == secret
         assert "HTTP 403: bad: ***" in said
@@ -354,7 +354,7 @@ async def test_a_stop_finishes_what_is_under_way_and_leaves_the_rest_in_order(
         await tell(bus, "web-1", 6)
         async with relaying(bus, receiver) as again:
             await took(receiver, "web-1", 1, 2, 3, 4, 5, 6)
-        assert len(again.said("waiting")) == 1
+        assert len(again.reports_of("waiting")) == 1
         assert len(receiver.taken) == 6
 
 

@@ -36,8 +36,8 @@ from bridge.errors import BusError, Conflict, NoReply
 from bridge.protocol import InstanceState
 from bridge.reply_codes import Refusal, ReplyCode
 from bridge.subjects import slot_key
-from tests.sim.instances import TIMING, Held
-from tests.sim.shell import SimClaims, SimLedger
+from tests.sim.instances import TIMING, SlotInstance
+from tests.sim.shell import SimulatedClaims, SimulatedDecisions
 from tests.sim.view import HEARTBEAT, Link, View
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ class BoxLife(FleetListener):
         self.view = view
         self.fleet = view.fleet
         self.me = HostIdentity(host=host.name, host_id=host.host_id)
-        self.ledger = SimLedger(
+        self.ledger = SimulatedDecisions(
             self.fleet,
             self.kernel,
             host.world.checks.intends,
             lambda: None if self.may_plan() else "not current",
         )
-        self.claims = SimClaims(
+        self.claims = SimulatedClaims(
             self.me,
             self.fleet,
             self.ledger,
@@ -72,7 +72,7 @@ class BoxLife(FleetListener):
             self.kernel,
             host.world.new_id,
         )
-        self.held: dict[str, dict[int, Held]] = {}
+        self.held: dict[str, dict[int, SlotInstance]] = {}
         self.ready = False
         self._checked = False
         self._renewed = float("-inf")
@@ -336,7 +336,7 @@ class BoxLife(FleetListener):
         if record is None or service not in self.host.services:
             return
         before = self.held.get(service, {}).get(slot)
-        held = Held(
+        held = SlotInstance(
             slot,
             claim.value.config if claim else record.config_id,
             self.host.demand(record),
@@ -351,7 +351,7 @@ class BoxLife(FleetListener):
         self._hold(held)
         self.spawn(held.live(self))
 
-    def _hold(self, held: Held) -> None:
+    def _hold(self, held: SlotInstance) -> None:
         slots = self.held.setdefault(held.service, {})
         if (before := slots.get(held.slot)) is not None:
             before.owned = False
@@ -376,14 +376,14 @@ class BoxLife(FleetListener):
             for slot, held in self.held.get(service, {}).items()
         }
 
-    def leave(self, held: Held, reason: str) -> None:
+    def leave(self, held: SlotInstance, reason: str) -> None:
         """Have an instance drain and end."""
         if not held.leaving:
             held.leaving = True
             self.host.world.checks.leaves(self.host, held, reason)
             held.wake()
 
-    def forget(self, held: Held) -> None:
+    def forget(self, held: SlotInstance) -> None:
         """The last event of the instance is published. A failure counts for the next start."""
         if not (held.counted and self.held.get(held.service, {}).get(held.slot) is held):
             self.host.journal.pop(held.id, None)
@@ -400,7 +400,7 @@ class BoxLife(FleetListener):
         if not held:
             self.held.pop(service, None)
 
-    def instances(self) -> Iterator[Held]:
+    def instances(self) -> Iterator[SlotInstance]:
         """What has not ended."""
         for slots in self.held.values():
             yield from (held for held in slots.values() if not held.ended)

@@ -34,7 +34,7 @@ from bridge.box.state.records import RECEIPTS, HostOrder, HostRecord, ServiceRec
 from bridge.protocol import InstanceState, ScaleRequest
 from bridge.reply_codes import ReplyCode
 from bridge.subjects import cordon_key, slot_key
-from tests.sim.instances import TIMING, Held
+from tests.sim.instances import TIMING, SlotInstance
 from tests.sim.view import HEARTBEAT, REPLY_TIMEOUT, Kept
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Checks:
         self._intents: dict[tuple[str, int, str], Seen] = {}
         self._written: dict[str, dict[int, list[ServiceRecord]]] = defaultdict(dict)
         self._replies: dict[tuple[str, str], tuple[object, ...]] = {}
-        self._runs: dict[tuple[str, int], dict[str, Held]] = defaultdict(dict)
+        self._runs: dict[tuple[str, int], dict[str, SlotInstance]] = defaultdict(dict)
         self._doubles: set[tuple[str, int]] = set()
         self.claims: Counter[str] = Counter()
         self._renewed: dict[str, float] = {}
@@ -105,7 +105,7 @@ class Checks:
         assert record.decision is not None
         self._intents[service, record.version, record.decision.host] = seen
 
-    def runs(self, host: Host, held: Held) -> None:
+    def runs(self, host: Host, held: SlotInstance) -> None:
         """An instance has been started."""
         if held.leaving or not held.owned:
             return
@@ -116,13 +116,13 @@ class Checks:
             self._doubles.add(key)
             self._judge_double(key)
 
-    def stands_down(self, host: Host, held: Held) -> None:
+    def stands_down(self, host: Host, held: SlotInstance) -> None:
         """An instance has ended, or means to."""
         runs = self._runs.get((held.service, held.slot), {})
         if runs.get(host.name) is not None and runs[host.name].id == held.id:
             del runs[host.name]
 
-    def leaves(self, host: Host, held: Held, reason: str) -> None:
+    def leaves(self, host: Host, held: SlotInstance, reason: str) -> None:
         """An instance is about to drain."""
         self.stands_down(host, held)
         self.counts["drains"] += 1

@@ -8,7 +8,7 @@ from bridge.box.scheduler import placement
 from bridge.box.state.lifecycle import SERVING
 from bridge.box.state.records import Demand, HostRecord, Offer, ServiceRecord
 from tests.sim.box import BoxLife
-from tests.sim.instances import Held
+from tests.sim.instances import SlotInstance
 from tests.sim.view import Kept, Link
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Host:
         self.services = services
         self.room = room
         self.host_id = f"{name}-0"
-        self.journal: dict[str, Held] = {}
+        self.journal: dict[str, SlotInstance] = {}
         self.running: set[str] = set()
         self.life: BoxLife | None = None
         self.gone = False
@@ -79,12 +79,12 @@ class Host:
 
     # ── its instances ────────────────────────────────────────────────────────────────────
 
-    def started(self, held: Held) -> None:
+    def started(self, held: SlotInstance) -> None:
         """An instance runs from now on."""
         self.running.add(held.id)
         self.world.checks.runs(self, held)
 
-    def ended(self, held: Held) -> None:
+    def ended(self, held: SlotInstance) -> None:
         """An instance runs no more."""
         self.running.discard(held.id)
         self.world.checks.stands_down(self, held)

@@ -1,8 +1,8 @@
 """Instances of a simulated host: they take their time, may fail, drain, and report to their slots.
 
-`Held` mirrors `LocalSlot` with its `Instance` and `InstancePublication`: `live` is `Instance.run`
-with `Supervisor._live`, `tell` is `InstancePublication._write_slot`, `sync` is its `_sync` and
-`reassert` its `reassert`.
+`SlotInstance` mirrors `LocalSlot` with its `Instance` and `InstancePublication`: `live` is
+`Instance.run` with `Supervisor._live`, `tell` is `InstancePublication._write_slot`, `sync` is its
+`_sync` and `reassert` its `reassert`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Times:
         return self._kernel.delay(0.001, 0.3) if self._private else 0.5
 
 
-class Held:
+class SlotInstance:
     """What a host has in a slot, in one life of its Box. See the module."""
 
     def __init__(
@@ -85,9 +85,9 @@ class Held:
         self.revision, self.synced = claim.revision, True
         self.told = slot_facts(claim.value.info)
 
-    def again(self) -> Held:
+    def again(self) -> SlotInstance:
         """The same instance in the next life of its Box, as the journal has it."""
-        held = Held(self.slot, self.config, self.demand, self.life, failures=self.failures)
+        held = SlotInstance(self.slot, self.config, self.demand, self.life, failures=self.failures)
         held.leaving = self.leaving
         held.counted, held.retry_at = self.counted, self.retry_at
         held._serving_since = self._serving_since

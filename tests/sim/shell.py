@@ -1,6 +1,7 @@
-"""The real ledger and the real claims of a Box, on simulated time.
+"""The real decisions and the real claims of a Box, on simulated time.
 
-`SimLedger` replaces the two methods of `Decisions` that need an event loop, and nothing else.
+`SimulatedDecisions` replaces the two methods of `Decisions` that need an event loop, and nothing
+else.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from tests.sim.instances import TIMING
 from tests.sim.kernel import Kernel
 
 
-class SimLedger(Decisions):
-    """The real ledger, on simulated time."""
+class SimulatedDecisions(Decisions):
+    """The real decisions, on simulated time."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class _Registry:
         """Nor is what is remembered for them."""
 
 
-class SimClaims(Claims):
+class SimulatedClaims(Claims):
     """The real claims, with ids that the seed gives."""
 
     def __init__(

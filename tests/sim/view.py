@@ -112,7 +112,7 @@ class Bus:
         return arm
 
 
-class SimRecords(KeyValueView[T]):
+class SimulatedBucketView(KeyValueView[T]):
     """The real view of a bucket; its writes go over the simulated bus."""
 
     def __init__(self, view: View, bucket: Bucket, cls: type[T], **callbacks: Any) -> None:
@@ -204,28 +204,30 @@ class View:
             ),
         )
         fleet = FleetView(self.connection, lease, kernel.monotonic)
-        fleet.services = SimRecords(
+        fleet.services = SimulatedBucketView(
             self,
             buckets["services"],
             ServiceRecord,
             on_change=fleet._service_changed,
             on_live=fleet._services_live,
         )
-        fleet.slots = SimRecords(
+        fleet.slots = SimulatedBucketView(
             self,
             buckets["slots"],
             SlotRecord,
             on_change=self._slot_changed,
             on_live=fleet._slots_live,
         )
-        fleet.hosts = SimRecords(
+        fleet.hosts = SimulatedBucketView(
             self,
             buckets["hosts"],
             HostRecord,
             on_change=fleet._host_changed,
             on_live=fleet._hosts_live,
         )
-        fleet.orders = SimRecords(self, buckets["admin"], HostOrder, on_change=fleet._order_changed)
+        fleet.orders = SimulatedBucketView(
+            self, buckets["admin"], HostOrder, on_change=fleet._order_changed
+        )
         self.fleet = fleet
         self.kept = kept
         self.restorer = Restorer(fleet, cast(Any, kept), HEARTBEAT, on_loss)

@@ -104,7 +104,7 @@ def fleet(
     )
 
 
-def asked(
+def admission_request(
     service: str = "web",
     replicas: int = 1,
     *,

@@ -180,7 +180,7 @@ def test_a_picture_has_neither_markup_nor_control_characters_of_a_peer(text: str
     ElementTree.fromstring(svg.document(text, [svg.heading(text)], width=9, height=9))  # noqa: S314
 
 
-class _Said(Struct):
+class _Text(Struct):
     says: str
 
 
@@ -188,7 +188,7 @@ class _Said(Struct):
 def test_json_has_each_character_of_a_peer_as_an_escape(
     text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_json(_Said(text))
+    print_json(_Text(text))
     shown = capsys.readouterr().out
     assert unsafe(shown, lines=True) == set()
     assert json.loads(shown) == {"says": text}

@@ -19,7 +19,7 @@ from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import RECEIPTS, REQUESTS, HostOrder, Offer, Rollout, ServiceRecord
 from bridge.protocol import InstanceState, ScaleConfig, encode
 from bridge.reply_codes import ReplyCode
-from tests.unit.fleets import AT, SERVICES, asked, fleet, fleets, host, slot
+from tests.unit.fleets import AT, SERVICES, admission_request, fleet, fleets, host, slot
 
 S = InstanceState
 
@@ -35,7 +35,7 @@ def after(state: FleetState, verdict: Admission, service: str = "web") -> FleetS
 
 
 def test_a_request_is_desired_state_and_takes_the_lowest_free_slots() -> None:
-    verdict = decide(asked(replicas=3, request_id="r"), fleet())
+    verdict = decide(admission_request(replicas=3, request_id="r"), fleet())
     assert verdict.record is not None
     assert (verdict.record.target, verdict.record.slots) == (3, [0, 1, 2])
     response = verdict.response
@@ -45,7 +45,7 @@ def test_a_request_is_desired_state_and_takes_the_lowest_free_slots() -> None:
 
 @pytest.mark.parametrize(("seconds", "taken"), [(1, True), (0, False), (-1, False)])
 def test_a_request_that_expired_before_its_turn_has_no_effect(seconds: int, taken: bool) -> None:
-    question = replace(asked(replicas=3), expires_at=AT + timedelta(seconds=seconds))
+    question = replace(admission_request(replicas=3), expires_at=AT + timedelta(seconds=seconds))
     verdict = decide(question, fleet())
     assert (verdict.record is not None, verdict.response.accepted) == (taken, taken)
     if not taken:
@@ -56,7 +56,7 @@ def test_a_request_that_expired_before_its_turn_has_no_effect(seconds: int, take
 
 def test_slots_still_claimed_or_unreadable_are_not_taken_again() -> None:
     state = fleet(slots={"web": {0: slot("web", 0, S.DRAINING)}}, unreadable={"web": {2}})
-    verdict = decide(asked(replicas=2), state)
+    verdict = decide(admission_request(replicas=2), state)
     assert verdict.record is not None
     assert verdict.record.slots == [1, 3]
 
@@ -64,8 +64,12 @@ def test_slots_still_claimed_or_unreadable_are_not_taken_again() -> None:
 def test_the_count_before_a_scale_to_0_is_remembered_until_the_next_one_above_0() -> None:
     state = fleet()
     for replicas, remembered in ((3, 0), (0, 3), (0, 3), (2, 0), (0, 2)):
-        verdict = decide(asked(replicas=replicas, request_id=f"r{replicas}"), state)
-        verdict = decide(asked(replicas=replicas), state) if verdict.record is None else verdict
+        verdict = decide(admission_request(replicas=replicas, request_id=f"r{replicas}"), state)
+        verdict = (
+            decide(admission_request(replicas=replicas), state)
+            if verdict.record is None
+            else verdict
+        )
         state = after(state, verdict)
         assert state.services["web"].before_stop == remembered
 
@@ -75,7 +79,7 @@ def test_a_request_beyond_the_room_is_capped_and_sets_the_lower_target() -> None
         hosts={"box-a": host(room=6), "box-b": host("web", room=4)},
         services={"api": ServiceRecord(target=3, slots=[0, 1, 2])},
     )
-    verdict = decide(asked(replicas=50), state)
+    verdict = decide(admission_request(replicas=50), state)
     assert verdict.record is not None
     assert verdict.record.target == 7
     assert not verdict.response.accepted
@@ -91,7 +95,7 @@ def test_services_that_could_not_use_the_hosts_do_not_count() -> None:
         hosts={"box-a": host("web", room=5), "box-b": host("api", room=5)},
         services={"api": ServiceRecord(target=5, slots=[0, 1, 2, 3, 4])},
     )
-    assert decide(asked(replicas=5), state).response.accepted
+    assert decide(admission_request(replicas=5), state).response.accepted
 
 
 def test_services_without_the_labels_for_the_hosts_do_not_count() -> None:
@@ -103,7 +107,7 @@ def test_services_without_the_labels_for_the_hosts_do_not_count() -> None:
             "jobs": ServiceRecord(target=1, slots=[0]),
         },
     )
-    capped = decide(asked("api", 4), state).response
+    capped = decide(admission_request("api", 4), state).response
     assert capped.target_replicas == 3
     assert capped.error == "Capped to 3 instances (max 4 total, 1 used by other services)"
 
@@ -113,32 +117,33 @@ def test_a_lost_host_never_lowers_a_granted_target() -> None:
         hosts={"box-a": host(room=2)},
         services={"web": ServiceRecord(target=6, slots=[0, 1, 2, 3, 4, 5])},
     )
-    verdict = decide(asked(replicas=9), state)
+    verdict = decide(admission_request(replicas=9), state)
     assert verdict.response.target_replicas == 6
     assert verdict.record is None  # capped to what it is: nothing to write without an id
-    assert decide(asked(replicas=4), state).response.target_replicas == 4
+    assert decide(admission_request(replicas=4), state).response.target_replicas == 4
 
 
 def test_closing_hosts_offer_no_room() -> None:
     state = fleet(hosts={"box-a": host(room=3), "box-b": host(room=5, closing=True)})
-    assert decide(asked(replicas=9), state).response.target_replicas == 3
+    assert decide(admission_request(replicas=9), state).response.target_replicas == 3
     alone = fleet(hosts={"box-b": host(closing=True)})
-    assert "unknown service" in str(decide(asked(), alone).response.error)
+    assert "unknown service" in str(decide(admission_request(), alone).response.error)
 
 
 def test_a_fixed_host_port_is_refused_for_more_instances_than_hosts() -> None:
     fixed = ScaleConfig(port_map=["8080:80"])
     state = fleet(services={"web": ServiceRecord(target=3, slots=[0, 1, 2])})
-    refused = decide(asked(replicas=3, config=fixed), state)
+    refused = decide(admission_request(replicas=3, config=fixed), state)
     assert refused.record is None
     assert refused.code == ReplyCode.UNSUPPORTED_CONFIG
     assert "ask for at most 1 with it" in str(refused.response.error)
-    fewer = decide(asked(replicas=1, config=fixed), state)
+    fewer = decide(admission_request(replicas=1, config=fixed), state)
     assert fewer.response.accepted
     # Where the port was fixed before, hosts have been lost: that lowers no granted target.
     before = ServiceRecord(target=3, slots=[0, 1, 2], config=fixed)
     lost = decide(
-        asked(replicas=3, config=ScaleConfig(env={"A": "1"})), fleet(services={"web": before})
+        admission_request(replicas=3, config=ScaleConfig(env={"A": "1"})),
+        fleet(services={"web": before}),
     )
     assert lost.response.accepted
     assert lost.response.target_replicas == 3
@@ -149,9 +154,9 @@ def test_a_fixed_host_port_makes_room_for_one_instance_a_host(config: ScaleConfi
     port = 0 if config.port_map else 8080
     hosts = {"box-a": host(fixed_port=port), "box-b": host(fixed_port=port)}
     state = fleet(hosts=hosts, services={"api": ServiceRecord(target=1, slots=[0])})
-    verdict = decide(asked(replicas=5, config=config), state)
+    verdict = decide(admission_request(replicas=5, config=config), state)
     assert verdict.response.target_replicas == 2
-    free = decide(asked(replicas=5, config=ScaleConfig(port_map=["0:80"])), state)
+    free = decide(admission_request(replicas=5, config=ScaleConfig(port_map=["0:80"])), state)
     assert free.response.target_replicas == 5
 
 
@@ -165,17 +170,19 @@ def test_the_instances_of_a_drained_host_need_room_that_is_granted_to_no_other_s
         slots={"web": {n: slot("web", n, on="box-b" if n else "box-a") for n in range(3)}},
     )
     ordered = replace(state, orders={"box-b": HostOrder(draining=draining)})
-    assert decide(asked(replicas=9), ordered).response.target_replicas == granted
+    assert decide(admission_request(replicas=9), ordered).response.target_replicas == granted
     fewer = replace(ordered, hosts={"box-b": host(room=4)})
-    assert decide(asked(replicas=9), fewer).response.target_replicas == 3  # as it was granted
+    assert (
+        decide(admission_request(replicas=9), fewer).response.target_replicas == 3
+    )  # as it was granted
 
 
 def test_with_a_fixed_port_a_cordoned_host_counts_for_the_instance_it_has() -> None:
     hosts = {"box-a": host(fixed_port=8080), "box-b": host(fixed_port=8080)}
     cordoned = replace(fleet(hosts=hosts), orders={"box-b": HostOrder()})
-    assert decide(asked(replicas=2), cordoned).response.target_replicas == 1
+    assert decide(admission_request(replicas=2), cordoned).response.target_replicas == 1
     there = replace(cordoned, slots={"web": {0: slot("web", 0, on="box-b")}}, used={"box-b": 1})
-    assert decide(asked(replicas=2), there).response.accepted
+    assert decide(admission_request(replicas=2), there).response.accepted
 
 
 # ── refusals change nothing ──────────────────────────────────────────────────────────────
@@ -184,24 +191,30 @@ def test_with_a_fixed_port_a_cordoned_host_counts_for_the_instance_it_has() -> N
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        (asked("nope"), "unknown service 'nope': no live Box lists it; known: api, jobs, web"),
-        (asked("a.b"), "'a.b' is not a name"),
-        (asked(">"), "is not a name"),
-        (asked(""), "is not a name"),
-        (asked("x" * 64), "is not a name"),
-        (asked(request_id="x" * 129), "request_id is longer than 128"),
-        (asked(config=ScaleConfig(image="nginx")), "image 'nginx' cannot be honoured"),
-        (asked(config=ScaleConfig(vcpus=5)), "vcpus must be 1 to 4"),
-        (asked(config=ScaleConfig(vcpus=0)), "vcpus must be"),
-        (asked(config=ScaleConfig(memory_mib=0)), "memory_mib must be"),
-        (asked(config=ScaleConfig(port_map=["80"])), '"host:guest"'),
-        (asked(config=ScaleConfig(port_map=["80:99999"])), '"host:guest"'),
-        (asked(config=ScaleConfig(port_map=["1:1", "2:2"])), "one entry"),
-        (asked(config=ScaleConfig(env={"A=B": "c"})), "is not a name of letters"),
-        (asked(config=ScaleConfig(env={"": "c"})), "is not a name of letters"),
-        (asked(config=ScaleConfig(env={"A": "\0"})), "cannot be an environment variable"),
-        (asked(config=ScaleConfig(env={"PORT": "80"})), "PORT is set by the Box"),
-        (asked(config=ScaleConfig(env={"BOX_SERVICE": "x"})), "set by the Box"),
+        (
+            admission_request("nope"),
+            "unknown service 'nope': no live Box lists it; known: api, jobs, web",
+        ),
+        (admission_request("a.b"), "'a.b' is not a name"),
+        (admission_request(">"), "is not a name"),
+        (admission_request(""), "is not a name"),
+        (admission_request("x" * 64), "is not a name"),
+        (admission_request(request_id="x" * 129), "request_id is longer than 128"),
+        (admission_request(config=ScaleConfig(image="nginx")), "image 'nginx' cannot be honoured"),
+        (admission_request(config=ScaleConfig(vcpus=5)), "vcpus must be 1 to 4"),
+        (admission_request(config=ScaleConfig(vcpus=0)), "vcpus must be"),
+        (admission_request(config=ScaleConfig(memory_mib=0)), "memory_mib must be"),
+        (admission_request(config=ScaleConfig(port_map=["80"])), '"host:guest"'),
+        (admission_request(config=ScaleConfig(port_map=["80:99999"])), '"host:guest"'),
+        (admission_request(config=ScaleConfig(port_map=["1:1", "2:2"])), "one entry"),
+        (admission_request(config=ScaleConfig(env={"A=B": "c"})), "is not a name of letters"),
+        (admission_request(config=ScaleConfig(env={"": "c"})), "is not a name of letters"),
+        (
+            admission_request(config=ScaleConfig(env={"A": "\0"})),
+            "cannot be an environment variable",
+        ),
+        (admission_request(config=ScaleConfig(env={"PORT": "80"})), "PORT is set by the Box"),
+        (admission_request(config=ScaleConfig(env={"BOX_SERVICE": "x"})), "set by the Box"),
     ],
 )
 def test_an_invalid_request_is_refused_with_the_fix_and_changes_nothing(
@@ -237,7 +250,7 @@ NEVER = [
 @pytest.mark.parametrize("name", NEVER)
 def test_a_request_never_makes_an_instance_run_other_code_also_if_that_is_listed(name: str) -> None:
     for state in (_offering(name), fleet()):
-        verdict = decide(asked(config=ScaleConfig(env={name: "x"})), state)
+        verdict = decide(admission_request(config=ScaleConfig(env={name: "x"})), state)
         assert verdict.record is None
         assert verdict.code == ReplyCode.UNSUPPORTED_CONFIG
         assert f"env {name} may never be set by a request" in (verdict.response.error or "")
@@ -252,52 +265,52 @@ def test_no_host_runs_a_record_with_a_variable_that_no_request_may_set() -> None
     "name", ["BASH_FUNC_ls%%", "spring.ENV", "1A", "A-B", "", "A=B", "A B", "A\n", "É", "٨", "A\0"]
 )
 def test_a_request_may_set_names_of_ascii_letters_digits_and_underscores_alone(name: str) -> None:
-    verdict = decide(asked(config=ScaleConfig(env={name: "x"})), _offering(name))
+    verdict = decide(admission_request(config=ScaleConfig(env={name: "x"})), _offering(name))
     assert verdict.record is None
     assert verdict.code == ReplyCode.UNSUPPORTED_CONFIG
 
 
 @pytest.mark.parametrize("name", ["ENVIRONMENT", "APP_ENV", "BUILD_LD_FLAGS", "env", "NODE_ENV"])
 def test_a_request_may_set_the_variables_that_its_service_lists(name: str) -> None:
-    verdict = decide(asked(config=ScaleConfig(env={name: "x"})), _offering(name))
+    verdict = decide(admission_request(config=ScaleConfig(env={name: "x"})), _offering(name))
     assert verdict.response.error is None
-    other = decide(asked(config=ScaleConfig(env={name: "x"})), _offering("OTHER"))
+    other = decide(admission_request(config=ScaleConfig(env={name: "x"})), _offering("OTHER"))
     assert other.code == ReplyCode.UNSUPPORTED_CONFIG
     assert f"env {name} may not be set by a request" in (other.response.error or "")
 
 
 def test_a_host_of_an_older_version_has_no_list() -> None:
-    assert decide(asked(config=ScaleConfig(env={"A": "1"})), fleet()).response.accepted
+    assert decide(admission_request(config=ScaleConfig(env={"A": "1"})), fleet()).response.accepted
 
 
 def test_a_service_with_a_variable_that_is_not_listed_any_more_can_be_scaled_down() -> None:
     before = ServiceRecord(version=1, target=2, slots=[0, 1], config=ScaleConfig(env={"OLD": "1"}))
     state = replace(_offering("NEW"), services={"web": before})
-    assert decide(asked(replicas=3), state).code == ReplyCode.UNSUPPORTED_CONFIG
-    assert decide(asked(replicas=0), state).response.accepted
+    assert decide(admission_request(replicas=3), state).code == ReplyCode.UNSUPPORTED_CONFIG
+    assert decide(admission_request(replicas=0), state).response.accepted
 
 
 @pytest.mark.parametrize("port", ["8000", "8999", "80", "0"])
 def test_a_request_may_fix_the_ports_of_the_range_and_the_one_of_its_service(port: str) -> None:
     config = ScaleConfig(port_map=[f"{port}:1"])
-    assert decide(asked(config=config), _offering()).response.error is None
+    assert decide(admission_request(config=config), _offering()).response.error is None
 
 
 @pytest.mark.parametrize("port", ["22", "7999", "9000", "65535", "08080", "٨٠٨٠", "-1", " 80"])
 def test_a_request_may_fix_no_other_host_port(port: str) -> None:
-    verdict = decide(asked(config=ScaleConfig(port_map=[f"{port}:1"])), _offering())
+    verdict = decide(admission_request(config=ScaleConfig(port_map=[f"{port}:1"])), _offering())
     assert verdict.record is None
     assert verdict.code == ReplyCode.UNSUPPORTED_CONFIG
 
 
 def test_a_variable_that_is_not_unicode_is_refused() -> None:
-    verdict = decide(asked(config=ScaleConfig(env={"A": "\ud800"})), fleet())
+    verdict = decide(admission_request(config=ScaleConfig(env={"A": "\ud800"})), fleet())
     assert verdict.code == ReplyCode.UNSUPPORTED_CONFIG
 
 
 def test_a_port_in_the_environment_may_repeat_the_fixed_one() -> None:
     config = ScaleConfig(env={"PORT": "8080"}, port_map=["8080:80"])
-    assert decide(asked(config=config), fleet()).response.accepted
+    assert decide(admission_request(config=config), fleet()).response.accepted
 
 
 # ── one request id has one effect ────────────────────────────────────────────────────────
@@ -305,11 +318,11 @@ def test_a_port_in_the_environment_may_repeat_the_fixed_one() -> None:
 
 def test_a_repeat_gets_the_first_answer_whatever_was_asked_in_between() -> None:
     state = fleet()
-    first = decide(asked(replicas=3, request_id="r"), state)
+    first = decide(admission_request(replicas=3, request_id="r"), state)
     state = after(state, first)
-    state = after(state, decide(asked(replicas=1, request_id="other"), state))
+    state = after(state, decide(admission_request(replicas=1, request_id="other"), state))
     state = replace(state, slots={"web": {0: slot("web", 0)}})
-    again = decide(asked(replicas=3, request_id="r"), state)
+    again = decide(admission_request(replicas=3, request_id="r"), state)
     assert again.record is None
     assert again.response.target_replicas == 3
     assert again.response.current_replicas == first.response.current_replicas
@@ -318,8 +331,8 @@ def test_a_repeat_gets_the_first_answer_whatever_was_asked_in_between() -> None:
 
 def test_a_capped_request_is_repeated_as_capped() -> None:
     state = fleet(hosts={"box-a": host(room=2)})
-    first = decide(asked(replicas=9, request_id="r"), state)
-    again = decide(asked(replicas=9, request_id="r"), after(state, first))
+    first = decide(admission_request(replicas=9, request_id="r"), state)
+    again = decide(admission_request(replicas=9, request_id="r"), after(state, first))
     assert again.code == first.code == ReplyCode.CAPPED
     assert again.response.error == first.response.error
     assert not again.response.accepted
@@ -328,13 +341,13 @@ def test_a_capped_request_is_repeated_as_capped() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        asked(replicas=4, request_id="r"),
-        asked(replicas=3, request_id="r", config=ScaleConfig(env={"A": "1"})),
-        asked(replicas=3, request_id="r", replaces=True),
+        admission_request(replicas=4, request_id="r"),
+        admission_request(replicas=3, request_id="r", config=ScaleConfig(env={"A": "1"})),
+        admission_request(replicas=3, request_id="r", replaces=True),
     ],
 )
 def test_the_same_id_with_another_body_is_refused(other: Any) -> None:
-    state = after(fleet(), decide(asked(replicas=3, request_id="r"), fleet()))
+    state = after(fleet(), decide(admission_request(replicas=3, request_id="r"), fleet()))
     verdict = decide(other, state)
     assert verdict.record is None
     assert verdict.code == ReplyCode.CONFLICT
@@ -343,15 +356,15 @@ def test_the_same_id_with_another_body_is_refused(other: Any) -> None:
 
 def test_the_order_of_a_map_does_not_make_another_body() -> None:
     config = ScaleConfig(env={"A": "1", "B": "2"})
-    state = after(fleet(), decide(asked(request_id="r", config=config), fleet()))
+    state = after(fleet(), decide(admission_request(request_id="r", config=config), fleet()))
     turned = ScaleConfig(env={"B": "2", "A": "1"})
-    assert decide(asked(request_id="r", config=turned), state).response.accepted
+    assert decide(admission_request(request_id="r", config=turned), state).response.accepted
 
 
 def test_the_last_64_receipts_are_kept() -> None:
     state = fleet()
     for number in range(70):
-        state = after(state, decide(asked(replicas=1, request_id=f"r{number}"), state))
+        state = after(state, decide(admission_request(replicas=1, request_id=f"r{number}"), state))
     kept = [receipt.request_id for receipt in state.services["web"].receipts]
     assert kept == [f"r{number}" for number in range(6, 70)]
 
@@ -365,7 +378,7 @@ def test_a_record_of_100_000_slots_and_all_that_may_be_kept_beside_fits_a_messag
     record = replace(record, moves=record.slots[-MAX_MOVES:])
     state = fleet(hosts={"box-a": host("web", room=count)}, services={"web": record})
     longest = "\x01" * MAX_REQUEST_ID  # six bytes each
-    written = decide(asked(replicas=2 * count, request_id=longest), state).record
+    written = decide(admission_request(replicas=2 * count, request_id=longest), state).record
     assert written is not None
     [receipt] = written.receipts
     assert "Capped" in (receipt.error or "")
@@ -374,13 +387,15 @@ def test_a_record_of_100_000_slots_and_all_that_may_be_kept_beside_fits_a_messag
 
 
 def test_refusals_dry_runs_and_unchanged_targets_without_an_id_write_nothing() -> None:
-    state = after(fleet(), decide(asked(replicas=2), fleet()))
-    assert decide(asked(replicas=2), state).record is None
-    assert decide(asked("nope", request_id="r"), state).record is None
-    dry = decide(asked(replicas=5, request_id="r", dry_run=True), state)
+    state = after(fleet(), decide(admission_request(replicas=2), fleet()))
+    assert decide(admission_request(replicas=2), state).record is None
+    assert decide(admission_request("nope", request_id="r"), state).record is None
+    dry = decide(admission_request(replicas=5, request_id="r", dry_run=True), state)
     assert dry.record is None
     assert (dry.response.accepted, dry.response.target_replicas) == (True, 5)
-    assert decide(asked(replicas=2, request_id="r"), state).record is not None  # its receipt
+    assert (
+        decide(admission_request(replicas=2, request_id="r"), state).record is not None
+    )  # its receipt
 
 
 # ── who goes ─────────────────────────────────────────────────────────────────────────────
@@ -423,14 +438,14 @@ def test_this_hosts_own_instances_are_known_ahead_of_their_records() -> None:
     own = replace(claims[1].info, state=S.FAILED)
     state = replace(fleet(slots={"web": claims}), own_instances={own.id: own})
     assert idlest(state, "web", [0, 1], 1) == [1]
-    response = decide(asked(replicas=1), state).response
+    response = decide(admission_request(replicas=1), state).response
     assert [info.id for info in response.instances] == ["web-0-box-a"]
 
 
 def test_the_reply_lists_instances_oldest_first_and_shows_leaving_ones_as_draining() -> None:
     claims = {n: slot("web", n, age=10 - n) for n in range(3)}
     state = fleet(services={"web": ServiceRecord(target=3, slots=[0, 1, 2])}, slots={"web": claims})
-    response = decide(asked(replicas=1), state).response
+    response = decide(admission_request(replicas=1), state).response
     assert response.current_replicas == 3
     assert [(info.id, info.state) for info in response.instances] == [
         ("web-0-box-a", S.READY),
@@ -442,7 +457,7 @@ def test_the_reply_lists_instances_oldest_first_and_shows_leaving_ones_as_draini
 def test_ended_instances_are_neither_counted_nor_listed() -> None:
     claims = {0: slot("web", 0, S.FAILED), 1: slot("web", 1, S.STOPPED), 2: slot("web", 2)}
     state = fleet(services={"web": ServiceRecord(target=3, slots=[0, 1, 2])}, slots={"web": claims})
-    response = decide(asked(replicas=3), state).response
+    response = decide(admission_request(replicas=3), state).response
     assert response.current_replicas == 1
     assert [info.id for info in response.instances] == ["web-2-box-a"]
 
@@ -451,32 +466,36 @@ def test_ended_instances_are_neither_counted_nor_listed() -> None:
 
 
 def test_null_and_empty_fields_leave_their_override() -> None:
-    state = after(fleet(), decide(asked(config=ScaleConfig(vcpus=2, env={"A": "1"})), fleet()))
-    state = after(state, decide(asked(config=ScaleConfig(memory_mib=64, image="")), state))
+    state = after(
+        fleet(), decide(admission_request(config=ScaleConfig(vcpus=2, env={"A": "1"})), fleet())
+    )
+    state = after(
+        state, decide(admission_request(config=ScaleConfig(memory_mib=64, image="")), state)
+    )
     assert state.services["web"].config == ScaleConfig(vcpus=2, memory_mib=64, env={"A": "1"})
-    replaced = decide(asked(config=ScaleConfig(memory_mib=32), replaces=True), state)
+    replaced = decide(admission_request(config=ScaleConfig(memory_mib=32), replaces=True), state)
     assert replaced.record is not None
     assert replaced.record.config == ScaleConfig(memory_mib=32)
 
 
 def test_a_config_is_refused_only_when_no_host_can_honour_it() -> None:
     hosts = {"box-a": host(cpus=2, room=3), "box-b": host(cpus=8, room=4)}
-    verdict = decide(asked(replicas=9, config=ScaleConfig(vcpus=4)), fleet(hosts=hosts))
+    verdict = decide(admission_request(replicas=9, config=ScaleConfig(vcpus=4)), fleet(hosts=hosts))
     assert verdict.response.target_replicas == 4  # box-b alone
-    refused = decide(asked(config=ScaleConfig(vcpus=9)), fleet(hosts=hosts))
+    refused = decide(admission_request(config=ScaleConfig(vcpus=9)), fleet(hosts=hosts))
     assert not refused.response.accepted
 
 
 def test_the_extra_slot_of_a_rollout_stays_until_the_target_changes() -> None:
     record = ServiceRecord(target=2, slots=[0, 1, 2], rollout=Rollout(config="x"))
     state = fleet(services={"web": record})
-    same = decide(asked(replicas=2, request_id="r"), state).record
+    same = decide(admission_request(replicas=2, request_id="r"), state).record
     assert same is not None
     assert same.slots == [0, 1, 2]
-    more = decide(asked(replicas=3), state).record
+    more = decide(admission_request(replicas=3), state).record
     assert more is not None
     assert more.slots == [0, 1, 2]
-    fewer = decide(asked(replicas=1), state).record
+    fewer = decide(admission_request(replicas=1), state).record
     assert fewer is not None
     assert len(fewer.slots) == 1
 
@@ -486,8 +505,8 @@ def test_a_repeated_request_for_a_config_restarts_its_stopped_rollout() -> None:
     record = ServiceRecord(target=1, slots=[0], config=config)
     stopped = Rollout(config=record.config_id, failures=3, stopped="why")
     state = fleet(services={"web": replace(record, rollout=stopped)})
-    assert decide(asked(replicas=1), state).record is None
-    anew = decide(asked(replicas=1, config=config), state).record
+    assert decide(admission_request(replicas=1), state).record is None
+    anew = decide(admission_request(replicas=1, config=config), state).record
     assert anew is not None
     assert anew.rollout is None
 
@@ -495,11 +514,13 @@ def test_a_repeated_request_for_a_config_restarts_its_stopped_rollout() -> None:
 def test_the_record_itself_remembers_the_last_requests_in_short() -> None:
     state = fleet(hosts={"box-a": host("web", room=3)})
     for number in range(REQUESTS + 2):
-        request = replace(asked(replicas=number % 2, request_id=f"r{number}"), traceparent="00-1")
+        request = replace(
+            admission_request(replicas=number % 2, request_id=f"r{number}"), traceparent="00-1"
+        )
         record = decide(request, state).record
         assert record is not None
         state = replace(state, services={"web": record})
-    capped = decide(asked(replicas=9, config=ScaleConfig(env={"A": "1"})), state).record
+    capped = decide(admission_request(replicas=9, config=ScaleConfig(env={"A": "1"})), state).record
     assert capped is not None
     first, *_, before, last = capped.requests
     assert len(capped.requests) == REQUESTS
@@ -519,7 +540,7 @@ def test_the_record_itself_remembers_the_last_requests_in_short() -> None:
 # ── all together ─────────────────────────────────────────────────────────────────────────
 
 requests = st.builds(
-    asked,
+    admission_request,
     st.sampled_from([*SERVICES, "nope", "a.b"]),
     st.integers(0, 12),
     request_id=st.sampled_from(["", "r1", "r2"]),
@@ -590,7 +611,7 @@ def test_a_decision_is_the_same_each_time(state: FleetState, request: Any) -> No
 
 @given(fleets(), st.integers(0, 12))
 def test_a_request_with_an_id_has_one_effect(state: FleetState, replicas: int) -> None:
-    request = asked("web", replicas, request_id="once")
+    request = admission_request("web", replicas, request_id="once")
     first = decide(request, state)
     if first.record is None:
         return  # refused: nothing was kept

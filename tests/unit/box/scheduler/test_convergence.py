@@ -37,7 +37,7 @@ from bridge.box.state.records import (
     SlotRecord,
 )
 from bridge.protocol import InstanceState, ScaleConfig
-from tests.unit.fleets import AT, SERVICES, asked, fleet, host, slot
+from tests.unit.fleets import AT, SERVICES, admission_request, fleet, host, slot
 
 S = InstanceState
 NAMES = ("box-a", "box-b", "box-c", "box-d")
@@ -229,7 +229,10 @@ def troubled(draw: st.DrawFn) -> Rounds:
 
 requests = st.lists(
     st.builds(
-        asked, st.sampled_from(SERVICES), st.integers(0, 8), config=st.sampled_from([None, NEW])
+        admission_request,
+        st.sampled_from(SERVICES),
+        st.integers(0, 8),
+        config=st.sampled_from([None, NEW]),
     ),
     max_size=4,
 )

@@ -17,7 +17,7 @@ from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import Decision, HostIdentity, HostRecord, ServiceRecord, config_id
 from bridge.protocol import ScaleConfig
 from bridge.reply_codes import ReplyCode
-from tests.unit.fleets import AT, asked, fleet, host, planned, slot
+from tests.unit.fleets import AT, admission_request, fleet, host, planned, slot
 
 NGINX = "docker.io/library/nginx:1.27"
 ANY_NGINX = "docker.io/library/nginx:*"
@@ -57,7 +57,7 @@ def made(target: int = 2, *, image: str = NGINX, days: float = 0) -> ServiceReco
 
 
 def test_an_admitted_image_makes_a_service_that_no_host_lists() -> None:
-    verdict = decide(asked(replicas=2, config=of_image("nginx:1.27")), two_hosts())
+    verdict = decide(admission_request(replicas=2, config=of_image("nginx:1.27")), two_hosts())
     assert verdict.record is not None
     assert (verdict.record.on_request, verdict.record.slots) == (True, [0, 1])
     assert verdict.record.config.image == NGINX  # so that each engine reads it alike
@@ -75,40 +75,40 @@ def test_an_admitted_image_makes_a_service_that_no_host_lists() -> None:
     ],
 )
 def test_an_image_that_no_live_host_admits_is_refused_by_name(image: str, error: str) -> None:
-    verdict = decide(asked(config=of_image(image)), two_hosts())
+    verdict = decide(admission_request(config=of_image(image)), two_hosts())
     assert verdict.record is None
     assert error in (verdict.response.error or "")
 
 
 def test_by_default_no_image_makes_a_service() -> None:
     state = fleet(hosts={"box-a": host("jobs", runtime="oci")})
-    verdict = decide(asked(config=of_image()), state)
+    verdict = decide(admission_request(config=of_image()), state)
     assert verdict.record is None
     assert "no live Box lists it, and none admits image" in (verdict.response.error or "")
 
 
 def test_an_unknown_service_without_an_image_is_unknown() -> None:
-    error = decide(asked(), two_hosts()).response.error or ""
+    error = decide(admission_request(), two_hosts()).response.error or ""
     assert error == "unknown service 'web': no live Box lists it; known: jobs"
 
 
 def test_a_name_that_cannot_be_a_subject_token_is_refused() -> None:
     for name in ("a.b", "Web", "*", "web-", ""):
-        verdict = decide(asked(name, config=of_image()), two_hosts())
+        verdict = decide(admission_request(name, config=of_image()), two_hosts())
         assert verdict.record is None
         assert "is not a name" in (verdict.response.error or "")
 
 
 def test_a_config_that_an_admitting_host_cannot_honour_is_refused_with_the_reason() -> None:
     config = ScaleConfig(image=NGINX, vcpus=9)
-    error = decide(asked(config=config), two_hosts()).response.error or ""
+    error = decide(admission_request(config=config), two_hosts()).response.error or ""
     assert error.startswith("config: vcpus must be 1 to 4")
 
 
 def test_a_service_of_the_boxes_own_configuration_is_never_taken_over() -> None:
     # its only host is away, and a request would like to have its name
     state = replace(two_hosts(), services={"web": ServiceRecord(version=3)})
-    verdict = decide(asked(config=of_image()), state)
+    verdict = decide(admission_request(config=of_image()), state)
     assert verdict.record is None
     assert "unknown service 'web'" in (verdict.response.error or "")
 
@@ -117,12 +117,14 @@ def test_a_listed_service_takes_an_image_only_from_its_configuration_or_an_admit
     own = host("web", runtime="oci")
     offer = replace(own.services["web"], image="ghcr.io/team/web:1")
     state = fleet(hosts={"box-a": replace(own, services={"web": offer})})
-    assert decide(asked(config=of_image("ghcr.io/team/web:1")), state).response.accepted
-    refused = decide(asked(config=of_image("ghcr.io/team/web:2")), state)
+    assert decide(admission_request(config=of_image("ghcr.io/team/web:1")), state).response.accepted
+    refused = decide(admission_request(config=of_image("ghcr.io/team/web:2")), state)
     assert refused.record is None
     assert "not admitted by its [box] allow_images" in (refused.response.error or "")
     admits = replace(own, services={"web": offer}, images=("ghcr.io/team/*:*",))
-    taken = decide(asked(config=of_image("ghcr.io/team/web:2")), fleet(hosts={"box-a": admits}))
+    taken = decide(
+        admission_request(config=of_image("ghcr.io/team/web:2")), fleet(hosts={"box-a": admits})
+    )
     assert taken.record is not None
     assert not taken.record.on_request
 
@@ -130,13 +132,18 @@ def test_a_listed_service_takes_an_image_only_from_its_configuration_or_an_admit
 def test_a_fleet_remembers_a_bounded_number_of_them() -> None:
     many = {f"s{number}": made(0) for number in range(MAX_ON_REQUEST)}
     state = replace(two_hosts(), services=many)
-    refused = decide(asked(config=of_image()), state)
+    refused = decide(admission_request(config=of_image()), state)
     assert refused.record is None
     assert refused.code == ReplyCode.CAPACITY_EXCEEDED
     assert f"requests have made {MAX_ON_REQUEST} services" in (refused.response.error or "")
-    assert decide(asked("s0", config=of_image()), state).record is not None  # no new name
+    assert (
+        decide(admission_request("s0", config=of_image()), state).record is not None
+    )  # no new name
     forgotten = {**many, "s1": made(0, days=REMEMBERED.days)}
-    assert decide(asked(config=of_image()), replace(state, services=forgotten)).record is not None
+    assert (
+        decide(admission_request(config=of_image()), replace(state, services=forgotten)).record
+        is not None
+    )
 
 
 # ── where it runs ────────────────────────────────────────────────────────────────────────
@@ -144,7 +151,7 @@ def test_a_fleet_remembers_a_bounded_number_of_them() -> None:
 
 def test_only_hosts_that_admit_the_image_count_and_are_planned_on() -> None:
     state = two_hosts()
-    verdict = decide(asked(replicas=9, config=of_image()), state)
+    verdict = decide(admission_request(replicas=9, config=of_image()), state)
     assert verdict.record is not None
     assert verdict.record.target == 4
     assert "max 4 total" in (verdict.response.error or "")
@@ -152,25 +159,25 @@ def test_only_hosts_that_admit_the_image_count_and_are_planned_on() -> None:
     for name, claims in (("box-a", []), ("box-b", [Claim(slot=n) for n in range(4)])):
         me = HostIdentity(host=name, host_id="id")
         assert plan("web", state, me, {}, now=0.0, at=AT) == claims
-    told = {item.name: item for item in planned(asked(replicas=4), state).hosts}
+    told = {item.name: item for item in planned(admission_request(replicas=4), state).hosts}
     assert told["box-a"].why_not == "it does not offer the service"
     assert told["box-b"].why_not == ""
 
 
 def test_a_listed_service_and_one_made_by_a_request_share_the_room() -> None:
     state = fleet(hosts={"box-b": admitting(room=4)})
-    state = after(state, decide(asked(replicas=3, config=of_image()), state))
-    verdict = decide(asked("jobs", 4), state)
+    state = after(state, decide(admission_request(replicas=3, config=of_image()), state))
+    verdict = decide(admission_request("jobs", 4), state)
     assert verdict.response.target_replicas == 1
     assert "3 used by other services" in (verdict.response.error or "")
     state = after(state, verdict, "jobs")
-    more = decide(asked(replicas=9), state).response
+    more = decide(admission_request(replicas=9), state).response
     assert more.target_replicas == 3
 
 
 def test_a_host_that_closes_takes_no_part() -> None:
     state = fleet(hosts={"box-b": admitting(closing=True)})
-    assert decide(asked(config=of_image()), state).record is None
+    assert decide(admission_request(config=of_image()), state).record is None
 
 
 @given(
@@ -186,7 +193,7 @@ def test_no_slot_is_placed_on_a_host_that_does_not_admit_the_image(
         for number, own in enumerate(patterns)
     }
     state = fleet(hosts=hosts)
-    verdict = decide(asked(replicas=replicas, config=of_image(image)), state)
+    verdict = decide(admission_request(replicas=replicas, config=of_image(image)), state)
     record = verdict.record
     if record is None:
         assert verdict.response.error
@@ -203,7 +210,7 @@ def test_no_slot_is_placed_on_a_host_that_does_not_admit_the_image(
 
 def test_a_service_on_request_is_scaled_again_without_naming_its_image() -> None:
     state = replace(two_hosts(), services={"web": made(2)})
-    verdict = decide(asked(replicas=3), state)
+    verdict = decide(admission_request(replicas=3), state)
     assert verdict.record is not None
     assert (verdict.record.target, verdict.record.config.image) == (3, NGINX)
     assert verdict.record.on_request
@@ -211,8 +218,10 @@ def test_a_service_on_request_is_scaled_again_without_naming_its_image() -> None
 
 def test_another_spelling_of_the_image_replaces_no_instance() -> None:
     state = replace(two_hosts(), services={"web": made(2)})
-    assert decide(asked(replicas=2, config=of_image("nginx:1.27")), state).record is None
-    changed = decide(asked(replicas=2, config=of_image("nginx:1.28")), state).record
+    assert (
+        decide(admission_request(replicas=2, config=of_image("nginx:1.27")), state).record is None
+    )
+    changed = decide(admission_request(replicas=2, config=of_image("nginx:1.28")), state).record
     assert changed is not None
     assert changed.config_id != config_id(of_image())
 
@@ -220,19 +229,19 @@ def test_another_spelling_of_the_image_replaces_no_instance() -> None:
 def test_at_0_its_config_stays_for_a_week_and_its_version_for_good() -> None:
     for days, remembered in ((REMEMBERED.days - 1, True), (REMEMBERED.days, False)):
         state = replace(two_hosts(), services={"web": made(0, days=days)})
-        verdict = decide(asked(replicas=1), state)
+        verdict = decide(admission_request(replicas=1), state)
         assert (verdict.record is not None) is remembered
-        again = decide(asked(replicas=1, config=of_image("nginx:2")), state).record
+        again = decide(admission_request(replicas=1, config=of_image("nginx:2")), state).record
         assert again is not None
         assert (again.version, again.on_request) == (8, True)
 
 
 def test_at_0_a_host_that_lists_it_makes_it_its_own() -> None:
     hosts = {"box-b": admitting(), "box-c": host("web")}
-    verdict = decide(asked(), fleet(hosts=hosts, services={"web": made(0)}))
+    verdict = decide(admission_request(), fleet(hosts=hosts, services={"web": made(0)}))
     assert verdict.record is not None
     assert (verdict.record.on_request, verdict.record.config) == (False, ScaleConfig())
-    running = decide(asked(replicas=1), fleet(hosts=hosts, services={"web": made(2)}))
+    running = decide(admission_request(replicas=1), fleet(hosts=hosts, services={"web": made(2)}))
     assert running.record is not None
     assert running.record.on_request
 
@@ -241,10 +250,13 @@ def test_a_service_can_be_scaled_down_after_no_host_admits_its_image() -> None:
     claims = {"web": {0: slot("web", 0, on="box-a"), 1: slot("web", 1, on="box-a")}}
     state = fleet(hosts={"box-a": host("jobs")}, services={"web": made(2)}, slots=claims)
     for replicas in (0, 1):
-        verdict = decide(asked(replicas=replicas), state)
+        verdict = decide(admission_request(replicas=replicas), state)
         assert verdict.record is not None
         assert verdict.record.target == replicas
-    for question in (asked(replicas=3), asked(replicas=1, config=of_image("evil"))):
+    for question in (
+        admission_request(replicas=3),
+        admission_request(replicas=1, config=of_image("evil")),
+    ):
         refused = decide(question, state)
         assert refused.record is None
         assert "none admits image" in (refused.response.error or "")
@@ -257,5 +269,7 @@ def test_a_service_on_request_without_an_image_cannot_run() -> None:
     assert config is not None
     assert config.image == NGINX
     state = replace(two_hosts(), services={"web": made(2)})
-    refused = decide(asked(replicas=2, config=ScaleConfig(vcpus=1), replaces=True), state)
+    refused = decide(
+        admission_request(replicas=2, config=ScaleConfig(vcpus=1), replaces=True), state
+    )
     assert refused.record is None

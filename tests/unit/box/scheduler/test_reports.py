@@ -20,7 +20,7 @@ from bridge.box.state.records import (
 )
 from bridge.protocol import InstanceState, ScaleConfig
 from tests.support import calls
-from tests.unit.fleets import AT, asked, fleet, host, planned, slot
+from tests.unit.fleets import AT, admission_request, fleet, host, planned, slot
 
 
 def state() -> FleetState:
@@ -197,20 +197,20 @@ def test_a_plan_has_the_fate_of_each_slot() -> None:
     record = ServiceRecord(target=3, slots=[0, 1, 2])
     full = {"box-a": host("web", room=3), "box-b": host("web", room=1)}
     there = fleet(hosts=full, services={"web": record}, slots={"web": claims})
-    up = planned(asked(replicas=4), there)
+    up = planned(admission_request(replicas=4), there)
     assert [(item.slot, item.fate, item.host) for item in up.slots] == [
         (3, Fate.COMES, "box-b"),
         (0, Fate.STAYS, "box-a"),
         (1, Fate.STAYS, "box-a"),
         (2, Fate.STAYS, "box-a"),
     ]
-    down = planned(asked(replicas=2), there)
+    down = planned(admission_request(replicas=2), there)
     assert [(item.slot, item.fate) for item in down.slots][:1] == [(0, Fate.GOES)]  # the youngest
     lost = replace(there, hosts={"box-a": full["box-a"]}, slots={"web": {0: claims[0]}})
-    waits = planned(asked(replicas=3), replace(lost, used={"box-a": 3}))
+    waits = planned(admission_request(replicas=3), replace(lost, used={"box-a": 3}))
     assert [item.fate for item in waits.slots] == [Fate.WAITS, Fate.WAITS, Fate.STAYS]
     drained = replace(there, orders={"box-a": HostOrder(draining=True)})
-    moving = planned(asked(replicas=3), drained)
+    moving = planned(admission_request(replicas=3), drained)
     assert {item.fate for item in moving.slots} == {Fate.MOVES}
 
 
@@ -223,7 +223,7 @@ def test_a_plan_shows_slots_without_a_living_instance_and_dead_hosts_with_slots(
     }
     record = ServiceRecord(target=4, slots=[0, 1, 2, 3])
     there = replace(fleet(services={"web": record}, slots={"web": claims}), dead={"box-c"})
-    plan = planned(asked(replicas=4), there)
+    plan = planned(admission_request(replicas=4), there)
     assert [(item.slot, item.fate, item.host, item.instance_id) for item in plan.slots] == [
         (3, Fate.COMES, "box-a", ""),
         (1, Fate.FAILS, "box-a", ""),
@@ -235,7 +235,7 @@ def test_a_plan_shows_slots_without_a_living_instance_and_dead_hosts_with_slots(
         "box-b": "dead, and still holds 1 of it",
         "box-c": "dead, and still holds 1 of it",
     }
-    newer = planned(asked(replicas=4), replace(there, unreadable_hosts={"box-b"}))
+    newer = planned(admission_request(replicas=4), replace(there, unreadable_hosts={"box-b"}))
     assert newer.hosts[1].why_not.startswith("its record cannot be read")
 
 
@@ -243,20 +243,20 @@ def test_a_plan_has_the_reason_why_no_outdated_instance_is_replaced() -> None:
     record = ServiceRecord(target=2, slots=[0, 1])
     outdated = {0: slot("web", 0, config="old"), 1: slot("web", 1, config="old")}
     there = fleet(services={"web": record}, slots={"web": outdated})
-    moving = planned(asked(replicas=2), there)
+    moving = planned(admission_request(replicas=2), there)
     assert ({item.fate for item in moving.slots}, moving.stuck) == ({Fate.MOVES}, "")
     stopped = replace(record, rollout=Rollout(config=record.config_id, stopped="stopped: why"))
     held = replace(there, services={"web": stopped})
-    assert planned(asked(replicas=2), held).stuck == "stopped: why"
+    assert planned(admission_request(replicas=2), held).stuck == "stopped: why"
     cordoned = replace(there, orders={"box-a": HostOrder()})
-    stuck = planned(asked(replicas=2), cordoned)
+    stuck = planned(admission_request(replicas=2), cordoned)
     assert {item.fate for item in stuck.slots} == {Fate.MOVES}
     assert stuck.stuck.startswith("no host has room for a replacement")
     coming = {"web": {**outdated, 2: slot("web", 2, InstanceState.BOOTING)}}
     under_way = replace(cordoned, services={"web": replace(record, slots=[0, 1, 2])}, slots=coming)
-    assert planned(asked(replicas=2), under_way).stuck == ""
+    assert planned(admission_request(replicas=2), under_way).stuck == ""
     homeless = replace(under_way, slots={"web": outdated})
-    assert planned(asked(replicas=2), homeless).stuck.startswith("no host has room")
+    assert planned(admission_request(replicas=2), homeless).stuck.startswith("no host has room")
 
 
 def test_a_plan_has_for_each_host_the_reason_why_it_takes_no_instance() -> None:
@@ -283,7 +283,7 @@ def test_a_plan_has_for_each_host_the_reason_why_it_takes_no_instance() -> None:
             "box-drained": HostOrder(draining=True),
         },
     )
-    plan = planned(asked(replicas=3), there)
+    plan = planned(admission_request(replicas=3), there)
     assert {item.name: (item.room, item.why_not) for item in plan.hosts} == {
         "box-free": (2, ""),
         "box-kept": (2, "kept off it until 2026-11-21T08:10:00Z, as they failed there: slots 0"),
@@ -299,14 +299,14 @@ def test_a_plan_has_for_each_host_the_reason_why_it_takes_no_instance() -> None:
 
 
 def test_the_plan_of_a_refused_request_has_the_reason_and_changes_nothing() -> None:
-    refused = planned(asked("jobs", 3), state())
+    refused = planned(admission_request("jobs", 3), state())
     assert not refused.accepted
     assert (refused.before, refused.target, refused.slots) == (0, 0, [])
     assert str(refused.error).startswith("unknown service 'jobs'")
 
 
 def test_a_plan_that_is_too_large_is_cut_after_the_hosts_and_counts_the_rest() -> None:
-    plan = planned(asked(replicas=6), state())
+    plan = planned(admission_request(replicas=6), state())
     lines = len(plan.hosts) + len(plan.slots)
     assert [item.name for item in plan.hosts] == ["box-a", "box-b", "box-dead"]
     short = _shortened(plan, 4)

@@ -16,11 +16,11 @@ from bridge.box.state.ranks import rank_of, ranked
 from bridge.box.state.records import ServiceRecord, check_service
 from bridge.protocol import ScaleConfig
 from bridge.reply_codes import ReplyCode
-from tests.unit.fleets import AT, asked, fleet, host, slot
+from tests.unit.fleets import AT, admission_request, fleet, host, slot
 
 
 def scale(state: FleetState, *, headers: dict[str, Any] | None = None, **body: Any) -> Admission:
-    return decide(replace(asked(**body), **(headers or {})), state)
+    return decide(replace(admission_request(**body), **(headers or {})), state)
 
 
 def stored(state: FleetState, admission: Admission) -> FleetState:

@@ -38,7 +38,9 @@ def claim(service: str, slot: int, name: str) -> SlotRecord:
     return SlotRecord(host=name, host_id="id", config="", seq=1, info=info)
 
 
-def asked(service: str, replicas: int, config: ScaleConfig | None = None) -> AdmissionRequest:
+def admission_request(
+    service: str, replicas: int, config: ScaleConfig | None = None
+) -> AdmissionRequest:
     request = ScaleRequest(service=service, replicas=replicas, config=config or ScaleConfig())
     return AdmissionRequest(request=request, host="box-a", at=AT)
 
@@ -84,7 +86,7 @@ def test_a_decision_with_the_cache_equals_one_without(seed: int) -> None:
         for _ in range(2):  # the second time it is known
             image = chance.choice([None, "busybox:1", "evil/busybox:1"])
             config = ScaleConfig(port_map=chance.choice([[], [], ["80:80"]]), image=image)
-            question = asked(chance.choice(SERVICES), chance.randrange(8), config)
+            question = admission_request(chance.choice(SERVICES), chance.randrange(8), config)
             quick, plain = verdicts(fleet, question)
             assert quick == plain
             differed.add(plain.response.error)
@@ -113,13 +115,13 @@ def test_requests_do_not_look_at_each_host() -> None:
     offers = fleet.state.slot_index.offers
     offers["web"] = hosts = Counted(offers["web"])
     for _ in range(100):
-        assert decide(asked("web", 2), fleet.state).record is None
+        assert decide(admission_request("web", 2), fleet.state).record is None
     assert hosts.looks == 1
     fleet.set_service("api", ServiceRecord(target=1, slots=[0]))
-    assert decide(asked("web", 2), fleet.state).record is None
+    assert decide(admission_request("web", 2), fleet.state).record is None
     assert hosts.looks == 1
     fleet.set_host("box-7", host("web", room=1))
-    assert decide(asked("web", 2), fleet.state).record is None
+    assert decide(admission_request("web", 2), fleet.state).record is None
     assert hosts.looks == 2
 
 
