@@ -294,6 +294,7 @@ class PlanResponse(Struct, frozen=True, kw_only=True):
     - `slots`: those whose fate changes come first; `omitted` slots and hosts did not fit into the
       reply.
     - `stuck`: why no outdated instance is being replaced.
+    - `code`: the `Box-Code` of the request, if it would not be carried out as it is.
     """
 
     service: str
@@ -306,6 +307,7 @@ class PlanResponse(Struct, frozen=True, kw_only=True):
     error: str | None = None
     omitted: U32 = 0
     stuck: str = ""
+    code: str = ""
 
 
 Answer = HostsResponse | ServicesResponse | AdminResponse | HistoryResponse | PlanResponse

@@ -67,6 +67,12 @@ class Metrics:
         )
         self.ready = gauge("box_bridge_ready", "1 while this Box answers scale requests, else 0.")
 
+        self.reload_failed = Gauge(
+            "box_bridge_reload_failed",
+            "1 after a reload of the configuration that failed and changed nothing, else 0.",
+            registry=self.registry,
+        )
+
     def refuse(self, where: str, reason: str) -> None:
         """Count one refused message."""
         self.refused.labels(where, printable(reason)).inc()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from msgspec import Struct
@@ -97,9 +97,14 @@ class Components(Struct, frozen=True, kw_only=True):
     responder: Responder
 
     @classmethod
-    def build(cls, resources: Resources) -> Components:
-        """Connect everything; nothing works before `daemon` starts it. Raises ConfigError."""
-        fleet = _fleet(resources)
+    def build(
+        cls, resources: Resources, checks: Sequence[Callable[[], str | None]] = ()
+    ) -> Components:
+        """Connect everything; nothing works before `daemon` starts it. Raises ConfigError.
+
+        Each of `checks` returns a problem that this host alerts people to, or None.
+        """
+        fleet = _fleet(resources, checks)
         return cls(
             resources=resources,
             fleet=fleet,
@@ -108,7 +113,7 @@ class Components(Struct, frozen=True, kw_only=True):
         )
 
 
-def _fleet(resources: Resources) -> FleetComponents:
+def _fleet(resources: Resources, checks: Sequence[Callable[[], str | None]]) -> FleetComponents:
     config, connection, clock = resources.config, resources.connection, resources.clock
     timing, host = config.timing, resources.me.host
     streams = Streams(connection, config)
@@ -127,7 +132,7 @@ def _fleet(resources: Resources) -> FleetComponents:
         connection.metrics,
         clock,
         readiness.trouble,
-        [registrations.problem],
+        [registrations.problem, *checks],
     )
     lease = _lease(resources, view, term, readiness, alerts)
     view.subscribe(lease)
@@ -241,7 +246,7 @@ def _runner(resources: Resources, fleet: FleetComponents) -> RunnerComponents:
             registrations=fleet.registrations,
         ),
         InstanceSpecs(
-            services=config.services,
+            services=dict(config.services),
             images=config.box.allow_images,
             context=context,
             instances_dir=instances_dir(config.data_dir),

@@ -22,6 +22,7 @@ from bridge.box.fleet.host_record import offers
 from bridge.box.host_directory import own_directory
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.store import CUT_OFF, FLEET, JOURNAL
+from bridge.box.reload import Changes, Reloader
 from bridge.box.runner.probes import Prober
 from bridge.box.runner.recovery import rebuild_entries
 from bridge.box.runner.withdrawals import Withdrawals
@@ -33,6 +34,7 @@ from bridge.bus.jetstream.api import is_final
 from bridge.descriptors import raise_limit
 from bridge.errors import (
     BusError,
+    ConfigError,
     ConnectFailed,
     NotPermitted,
     StoreUnsuitable,
@@ -69,8 +71,10 @@ class Box:
         *,
         metrics: Metrics | None = None,
         clock: Callable[[], datetime] = now,
+        source: Callable[[], Config] | None = None,
     ) -> None:
-        self.config = config
+        self._reloader = Reloader(config)
+        self._source = source or (lambda: config)
         self.metrics = metrics or Metrics()
         self._clock = clock
         offers(config)  # raises ConfigError for what the runtime cannot honour on any host
@@ -81,10 +85,14 @@ class Box:
     @classmethod
     @contextlib.asynccontextmanager
     async def running(
-        cls, config: Config, *, clock: Callable[[], datetime] = now
+        cls,
+        config: Config,
+        *,
+        clock: Callable[[], datetime] = now,
+        source: Callable[[], Config] | None = None,
     ) -> AsyncIterator[Box]:
         """A Box that is ready inside the block, and has stopped after it."""
-        box = cls(config, clock=clock)
+        box = cls(config, clock=clock, source=source)
         async with task_scope() as tasks:
             work = tasks.create_task(box.run(), name="box")
             await box.wait_ready()
@@ -93,6 +101,24 @@ class Box:
             finally:
                 box.stop()
                 await asyncio.wait([work])
+
+    @property
+    def config(self) -> Config:
+        """The configuration in effect, as of the last reload."""
+        return self._reloader.config
+
+    async def reload(self) -> Changes:
+        """Load the configuration again from `source`, and apply its services. Nothing else changes.
+
+        Raises ConfigError, and changes nothing, if it is wrong, or if the Box is not ready yet.
+        """
+        try:
+            changes = await self._reloader.reload(self._source)
+        except ConfigError:
+            self.metrics.reload_failed.set(1)
+            raise
+        self.metrics.reload_failed.set(0)
+        return changes
 
     async def wait_ready(self) -> None:
         """Return when the Box answers requests."""
@@ -142,7 +168,8 @@ class Box:
                     journal=journal,
                     runtime=runtime,
                     prober=prober,
-                )
+                ),
+                checks=[self._reloader.blocker],
             )
             if self.drains:
                 stack.push_async_callback(self._end_instances, runtime)
@@ -152,6 +179,8 @@ class Box:
             if not await self._start(lifecycle, tasks):
                 _log.warning(_STOPPED_EARLY, config.box.name)
                 return
+            tasks.create_task(run_always(self._reloader.run(), "reload"), name="reload")
+            self._reloader.attach(components)
             self._ready.set()
             _log.info("Box %s is ready: %s", config.box.name, ", ".join(config.services))
             await self._stop.wait()

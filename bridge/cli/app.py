@@ -48,6 +48,7 @@ SECTIONS: Final = {
     },
     "Operate": {
         "rebalance": "Even out the hosts with the fewest moves.",
+        "reload": "Apply changed services to a running Box.",
         "scale": "Set the number of instances of a service.",
         "start": "Start stopped services with the count that they had.",
         "stop": "Scale services to 0, and remember their counts.",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Coroutine
+import signal
+from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from bridge.box.daemon import Box
+from bridge.cli.reloading import ReloadTask
 from bridge.cli.sd_notify import Notifier
 from bridge.cli.signals import wait_until_signal
 from bridge.config import load_notify
@@ -17,27 +19,33 @@ from bridge.errors import BridgeError
 from bridge.settings import Config
 from bridge.tasks import task_scope
 
-_log = logging.getLogger(__name__)
-
 _DRAINING: Final = "Draining; once more to end everything at once."
+_RELOADING: Final = (signal.SIGUSR1, signal.SIGHUP)
 _LEAVING: Final = "Stopping, the instances keep running; once more to end at once."
 
 
 async def run_box(
     config: Config,
     *,
+    source: Callable[[], Config],
+    file: Path | None,
     on_exit: str,
     is_daemon: bool,
     server: Coroutine[Any, Any, object] | None = None,
 ) -> int:
     """Run a Box; the first signal stops it in order, the second ends it at once.
 
-    `on_exit` applies unless it is configured. A daemon goes on after SIGHUP; other Boxes have a
+    `on_exit` applies unless it is configured. SIGUSR1 reloads the configuration from `source`,
+    whose `file` is shown by `box-bridge reload`. So does SIGHUP for a daemon; other Boxes have a
     terminal, which was closed then. `server` watches a server that nothing restarts: its error
     stops the Box at once, and is raised. Returns DONE, or INTERRUPTED after a second signal.
     """
-    settings = replace(config.box, on_exit=config.box.on_exit or on_exit)
-    box = Box(replace(config, box=settings))
+
+    def with_default(config: Config) -> Config:
+        return replace(config, box=replace(config.box, on_exit=config.box.on_exit or on_exit))
+
+    box = Box(with_default(config), source=lambda: with_default(source()))
+    reloads = ReloadTask(box, file)
     notifier = Notifier(load_notify(), box)
 
     def stop() -> bool:
@@ -54,16 +62,15 @@ async def run_box(
             box.stop()  # so that the end of its tasks ends the instances, too
             raise
 
+    handlers = dict.fromkeys(_RELOADING if is_daemon else _RELOADING[:1], reloads.request)
     async with task_scope() as tasks:
+        reloading = tasks.create_task(reloads.run(), name="reloads")
         tasks.create_task(notifier.run(), name="notifier")
         if server is not None:
             tasks.create_task(stop_without(server), name="nats-server")
-        return await wait_until_signal(
-            tasks.create_task(box.run(), name="box"),
-            stop,
-            hang_up=_report_hang_up if is_daemon else None,
-        )
-
-
-def _report_hang_up() -> None:
-    _log.warning("SIGHUP changes nothing: restart this Box to apply a changed configuration")
+        try:
+            return await wait_until_signal(
+                tasks.create_task(box.run(), name="box"), stop, others=handlers
+            )
+        finally:
+            reloading.cancel()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from bridge.cli.exit_codes import DONE, INTERRUPTED
@@ -20,13 +20,13 @@ async def wait_until_signal(
     work: asyncio.Task[Any],
     stop: Callable[[], bool],
     *,
-    hang_up: Callable[[], None] | None = None,
+    others: Mapping[signal.Signals, Callable[[], None]] | None = None,
 ) -> int:
     """Wait for the end of `work` and return the exit code. Its errors are left to its owner.
 
     The first signal calls `stop`, which returns whether `work` then ends by itself. If it does not,
-    and at the second signal, `work` is cancelled. SIGHUP counts as such a signal, unless it has a
-    meaning of its own, `hang_up`. It stays ignored under nohup.
+    and at the second signal, `work` is cancelled. SIGHUP counts as such a signal, unless `others`
+    have a handler for it. It stays ignored under nohup.
     """
     loop = asyncio.get_running_loop()
     signals = 0
@@ -39,7 +39,8 @@ async def wait_until_signal(
 
     handlers = dict.fromkeys(_ENDING, on_signal)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        handlers[signal.SIGHUP] = hang_up or on_signal
+        handlers[signal.SIGHUP] = on_signal
+        handlers |= others or {}
     for number, handler in handlers.items():
         loop.add_signal_handler(number, handler)
     try:

@@ -39,6 +39,7 @@ BOX_VARIABLES: Final = {
     )
 }
 _OTHER_VARIABLES: Final = ("BOX_BRIDGE_CONFIG", "BOX_BRIDGE_LOG", "BOX_BRIDGE_LOG_FORMAT")
+_MORE: Final = "conf.d/*.toml"
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -48,12 +49,13 @@ def load(
     flags: Flags | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Config:
-    """The configuration from the file at `path`, `environ` and `flags`; the later one wins.
+    """The configuration from the file at `path`, `environ` and `flags`; the later one wins. Files
+    in ``conf.d`` beside it add services.
 
     Raises ConfigError, naming the place and the fix.
     """
     file = Path(expanded(os.fspath(path), environ, str(path))) if path else None
-    tables = _read(file) if file else {}
+    tables, places = _read_all(file) if file else ({}, {})
     with mapped_errors("the working directory"):
         directory = file.resolve().parent if file else Path.cwd()
     given = given_flags(flags or {})
@@ -76,7 +78,7 @@ def load(
         timing=timing,
         services={
             name: _service_at_home(service, box.runtime, environ, f"[services.{name}]")
-            for name, service in _services(tables, file).items()
+            for name, service in _services(tables, places).items()
         },
         directory=directory,
         environ=_inherited(environ),
@@ -111,6 +113,28 @@ def _read(file: Path) -> dict[str, Any]:
     return tables
 
 
+def _read_all(file: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The tables of `file`, with the services of ``conf.d/*.toml`` beside it; and the file of each
+    service.
+    """
+    tables = _read(file)
+    places = dict.fromkeys(tables.get("services", {}), file)
+    with mapped_errors(str(file.parent / _MORE)):
+        more = sorted(file.parent.glob(_MORE))
+    for added in more:
+        services = _read(added)
+        if others := services.keys() - {"services"}:
+            raise ConfigError(
+                str(added), f"[{min(others)}] belongs into {file}: here are only [services.<name>]"
+            )
+        for name, table in services.get("services", {}).items():
+            if name in places:
+                raise ConfigError(str(added), f"[services.{name}] is in {places[name]}, too")
+            places[name] = added
+            tables.setdefault("services", {})[name] = table
+    return tables, places
+
+
 def _refuse_nul(value: object, place: str) -> None:
     """Raise ConfigError for a NUL character: no path, argument or variable can have one."""
     if isinstance(value, str) and "\0" in value:
@@ -124,10 +148,10 @@ def _refuse_nul(value: object, place: str) -> None:
             _refuse_nul(item, place)
 
 
-def _services(tables: Mapping[str, Any], file: Path | None) -> dict[str, ServiceConfig]:
+def _services(tables: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, ServiceConfig]:
     services: dict[str, ServiceConfig] = {}
     for name, table in tables.get("services", {}).items():
-        place = place_of(file, f"services.{name}")
+        place = place_of(files.get(name), f"services.{name}")
         if not is_name(name):
             raise ConfigError(place, "a service name has 1 to 63 of a-z, 0-9 and '-'")
         services[name] = checked_struct(ServiceConfig, table, place)

@@ -17,7 +17,7 @@ _INTRODUCTION: Final = """\
 Every verb takes `--help`, and every verb that prints results takes `--json`.
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no answer or a timeout, 4 done in part.
-`scale` ends with 4 if the fleet has room for fewer instances than the request.
+`scale` and `plan` end with 4 if the fleet has room for fewer instances than the request.
 
 A verb that is to wait for NATS or for a Box prints the reason once, and again when it changes.
 These verbs wait: `box`, `register`, `relay`, `events` and each `--watch`. The others name the

@@ -65,7 +65,7 @@ async def test_hosts_are_listed_cordoned_drained_rebalanced_and_explained(tmp_pa
         assert "live cordoned" in cordoned
         assert "box-a: noisy fan" in cordoned
 
-        planned = await output("plan", "web", 7, code=1)
+        planned = await output("plan", "web", 7, code=4)
         assert "web: 4 → 6 (2 to come, 4 to stay)" in planned
         assert "Capped to 6 instances (max 6 total" in planned
         assert "cordoned since" in planned

@@ -101,12 +101,27 @@ async def test_a_closed_terminal_drains_what_up_runs(home: Path) -> None:
         assert terminal.process.returncode == 0
 
 
-async def test_sighup_leaves_a_box_at_work(home: Path, server: EmbeddedServer) -> None:
+async def test_sighup_and_reload_apply_changed_services(home: Path, server: EmbeddedServer) -> None:
     async with running("box", "-s", server.url, cwd=home) as box:
         await box.wait_for("Box box-a is ready")
+        more = home / "conf.d" / "api.toml"
+        more.parent.mkdir()
+        more.write_text(service_table("api"))
+        shown = await run("reload", "--dry-run", cwd=home)
+        assert (shown.code, shown.out) == (0, "box-a: api: would be added\n")
         box.process.send_signal(signal.SIGHUP)
-        await box.wait_for("SIGHUP changes nothing: restart this Box")
-        assert (await run("ps", "-s", server.url, cwd=home)).code == 0
+        await box.wait_for("configuration reloaded: api added")
+        more.write_text(service_table("api", env={"LEVEL": "1"}))
+        done = await run("reload", cwd=home)
+        assert done.code == 0
+        assert "box-a: api: changed (env); its instances are replaced" in done.out
+        more.write_text("[services.api]\nnope = 1")
+        wrong = await run("reload", "--data-dir", home / "data", cwd=home)
+        assert wrong.code == 1
+        assert "nothing was reloaded" in wrong.err
+        assert "unknown key `nope`" in wrong.err
+        more.unlink()
+        assert "api: removed" in (await run("reload", cwd=home)).out
         box.process.send_signal(signal.SIGTERM)
         assert await box.wait() == 0
 

@@ -18,7 +18,7 @@ from bridge.box.scheduler.placement import demand, room, run_blocker
 from bridge.box.scheduler.planner import with_avoidance
 from bridge.box.state import lifecycle
 from bridge.box.state.fleet_state import FleetState
-from bridge.box.state.records import Decision, HostIdentity, ServiceRecord, SlotRecord
+from bridge.box.state.records import NO_OFFER, Decision, HostIdentity, ServiceRecord, SlotRecord
 from bridge.bus.jetstream.kv_view import Record
 from bridge.bus.registrations import Registrations
 from bridge.ids import new_id
@@ -132,6 +132,9 @@ class Claims:
             host=self._me.host,
             host_id=self._me.host_id,
             config=record.config_id,
+            settings=self._fleet.state.hosts[self._me.host]
+            .services.get(service, NO_OFFER)
+            .settings,
             seq=0,
             info=self.new_life(service).info,
             demand=demand(record.config, self._fleet.state.hosts[self._me.host], service),

@@ -15,14 +15,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from msgspec.structs import replace
 
 from bridge.box.fleet.fence import Fence
 from bridge.box.fleet.view import FleetListener
-from bridge.box.state.records import HostRecord
+from bridge.box.state.records import HostRecord, Offer
 from bridge.bus.jetstream.kv_view import KeyValueView, Record
 from bridge.errors import BusError, CutOff, HostTaken, ProtocolError
 from bridge.log_limit import LimitedLog, cause_of
@@ -206,6 +206,13 @@ class HostLease(FleetListener):
 
     async def renew_now(self) -> None:
         """Renew at once, as after a reconnect. Raises BusError."""
+        await self._renew()
+
+    async def offer(self, services: Mapping[str, Offer]) -> None:
+        """Publish that this host offers exactly these services. Raises BusError: the next renewal
+        publishes it then.
+        """
+        self._record = replace(self._record, services=dict(services))
         await self._renew()
 
     async def close(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from bridge.box.fleet import fence
 from bridge.box.state.records import Demand, HostRecord, Offer
 from bridge.box.state.runtime_limits import NO_LACKS, config_blocker, fixed_port
+from bridge.box.state.settings_id import settings_id
 from bridge.errors import ConfigError
 from bridge.protocol import ScaleConfig
 from bridge.settings import BoxConfig, Config, ServiceConfig
@@ -70,6 +71,7 @@ def offers(config: Config, lacks: Mapping[str, str] = NO_LACKS) -> dict[str, Off
             max_surge=service.max_surge,
             image=service.image,
             request_env=tuple(service.request_env),
+            settings=settings_id(service),
         )
     return by_service
 

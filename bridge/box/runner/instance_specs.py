@@ -19,7 +19,7 @@ from bridge.settings import ServiceConfig, Timing
 class InstanceSpecs(Struct, frozen=True, kw_only=True):
     """See the module. `images` are patterns of the images that requests may name."""
 
-    services: Mapping[str, ServiceConfig]
+    services: dict[str, ServiceConfig]
     images: Collection[str]
     context: InstanceContext
     instances_dir: Path
@@ -27,12 +27,17 @@ class InstanceSpecs(Struct, frozen=True, kw_only=True):
     fence: Path
     timing: Timing
 
+    def offer(self, services: Mapping[str, ServiceConfig]) -> None:
+        """Create instances of these services from now on, and of no others."""
+        self.services.clear()
+        self.services.update(services)
+
     def config_of(self, service: str, record: ServiceRecord) -> ServiceConfig | None:
         """How this host creates an instance of the service; None if it does not."""
         return self.services.get(service) or on_request.made_from(record)
 
     def may_stay(self, entry: JournalEntry, record: ServiceRecord | None) -> bool:
-        """Whether an instance that was adopted may stay.
+        """Whether an instance may stay, after a start or a reload of the configuration.
 
         A missing service record is no reason to end it.
         """

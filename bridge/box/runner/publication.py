@@ -29,6 +29,7 @@ from bridge.box.journal.outbox import Outbox
 from bridge.box.runtimes.process_identity import ProcessIdentity
 from bridge.box.state.lifecycle import ENDED, MAX_MESSAGE, Life
 from bridge.box.state.records import HostIdentity, SlotRecord
+from bridge.box.state.settings_id import settings_id
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream.kv_view import KeyValueView, Record
 from bridge.bus.registrations import Registrations
@@ -276,6 +277,7 @@ class InstancePublication:
             host=me.host,
             host_id=me.host_id,
             config=entry.config,
+            settings=settings_id(entry.service),
             seq=self.life.seq,
             info=self.life.info,
             demand=entry.demand,

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -42,6 +42,7 @@ from bridge.bus.jetstream.kv_view import Record
 from bridge.errors import BusError, Conflict, ProtocolError
 from bridge.log_limit import LimitedLog, cause_of
 from bridge.protocol import InstanceState
+from bridge.settings import ServiceConfig
 from bridge.subjects import slot_key, valid_trace
 from bridge.tasks import task_scope
 
@@ -117,8 +118,21 @@ class Supervisor(FleetListener):
                 )
             slot = self._slots.put(self._instance(entry, None, handle), entry)
             self._adopted.append(slot)
-            if not self._specs.may_stay(entry, self._fleet.state.services.get(info.service)):
-                slot.instance.leave("its service is no longer offered on this host")
+            self._end_unoffered(slot)
+
+    def offer(self, services: Mapping[str, ServiceConfig]) -> None:
+        """Create instances of these services from now on; those of others drain."""
+        self._specs.offer(services)
+        for instance in list(self.instances()):
+            if slot := self._slots.at(instance.life.info.service, instance.publication.entry.slot):
+                self._end_unoffered(slot)
+        self.plan_needed(None)
+
+    def _end_unoffered(self, slot: LocalSlot) -> None:
+        entry = slot.instance.publication.entry
+        record = self._fleet.state.services.get(entry.life.info.service)
+        if not self._specs.may_stay(entry, record):
+            slot.instance.leave("its service is no longer offered on this host")
 
     def plan_needed(self, services: Iterable[str] | None) -> None:
         """Plan these services again; None means all of them."""

@@ -92,7 +92,7 @@ def decide(request: AdmissionRequest, fleet: FleetState) -> Admission:
     config = merged(record.config, scale.config, replaces=request.replaces_config)
     wanted = replace(record, config=config)
     hosts = capacity_for(scale.service, fleet, wanted)
-    if not hosts.able and not _only_lowers(request, record, hosts):
+    if not hosts.able and not _only_lowers(request, record):
         return refuse(scale, fleet, _no_host(scale.service, fleet, wanted, hosts.blockers))
     if wanted.on_request and (why := on_request.limit_blocker(scale.service, fleet, request.at)):
         return refuse(scale, fleet, Refusal(ReplyCode.CAPACITY_EXCEEDED, why))
@@ -143,14 +143,14 @@ def _refusal_unread(request: AdmissionRequest, fleet: FleetState) -> Refusal | N
     return None
 
 
-def _only_lowers(request: AdmissionRequest, record: ServiceRecord, hosts: Capacity) -> bool:
-    """Whether the request only lowers the target of a service that hosts list or a request has
-    made. That is allowed whatever the hosts admit by now.
+def _only_lowers(request: AdmissionRequest, record: ServiceRecord) -> bool:
+    """Whether the request only lowers the target, or leaves it. That is allowed for each service
+    that has a record, whatever the hosts offer by now.
     """
     scale = request.request
     plain = is_empty(scale.config) and not request.replaces_config
-    known = record.on_request or bool(hosts.blockers)
-    return known and plain and scale.replicas < record.target
+    lowers = scale.replicas < record.target or (scale.replicas == record.target == 0)
+    return bool(record.version) and plain and lowers
 
 
 def _no_host(
@@ -162,6 +162,12 @@ def _no_host(
         blockers = {
             name: why for name, why in blockers.items() if admits(fleet.hosts[name].images, image)
         }
+    if not blockers and wanted.version and not wanted.on_request:
+        why = (
+            f"no live Box offers {service!r} any more; its target is {wanted.target}: add it to "
+            "the configuration of a host, or ask for fewer"
+        )
+        return Refusal(ReplyCode.CAPACITY_EXCEEDED, why)
     if blockers:
         return Refusal(ReplyCode.UNSUPPORTED_CONFIG, f"config: {blockers[max(blockers)]}")
     return _unknown(service, fleet, wanted)

@@ -244,7 +244,7 @@ def _unwanted(
             if not (mine.ended or mine.leaving):
                 actions.append(Drain(slot=slot, reason=f"slot taken by {claim.host}"))
         elif slot not in slots.wanted and not (mine.ended or mine.leaving):
-            actions.append(Drain(slot=slot, reason=_drain_reason(record, fleet, claim, me)))
+            actions.append(Drain(slot=slot, reason=_drain_reason(record, fleet, slot, claim, me)))
     for slot in sorted(slots.outside & slots.by_holder.get((me.host, me.host_id), set())):
         there = local.get(slot)
         if there is None or (there.ended and there.settled):
@@ -256,11 +256,17 @@ def _unwanted(
 
 
 def _drain_reason(
-    record: ServiceRecord, fleet: FleetState, claim: SlotRecord | None, me: HostIdentity
+    record: ServiceRecord,
+    fleet: FleetState,
+    slot: int,
+    claim: SlotRecord | None,
+    me: HostIdentity,
 ) -> str:
     """Why the instance of a slot outside the set drains, for its events."""
     if claim is not None and claim.config != record.config_id:
         return "replaced: its config has changed"
+    if claim is not None and slot in fleet.service_slots(claim.info.service).stale:
+        return "replaced: the configuration of its host has changed"
     order = fleet.orders.get(me.host)
     if order is not None and order.draining:
         return "moved: its host is being drained"

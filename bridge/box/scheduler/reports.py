@@ -289,6 +289,7 @@ def plan(request: AdmissionRequest, admission: Admission, fleet: FleetState) -> 
         slots=_slots(service, fleet, after, moving, at),
         hosts=_candidates(service, fleet, after, sorted(names), at),
         stuck=_stuck_reason(service, planned, moving, request) if moving else "",
+        code=admission.code or "",
     )
 
 

@@ -179,8 +179,9 @@ NOTHING: Final = Demand()
 class SlotRecord(Struct, frozen=True, kw_only=True):
     """The claim of a slot by a host, and the instance in it: `box_slots`, key ``<service>.<slot>``.
 
-    `config` is the config_id that the instance was made with, `demand` its share of the host, `seq`
-    the Box-Seq of its last event. Of a failed instance `failure` is the reason, and `retry_at` when
+    `config` is the config_id that the instance was made with, `settings` the settings_id of its
+    host's configuration then ("" from an older Box), `demand` its share of the host, `seq` the
+    Box-Seq of its last event. Of a failed instance `failure` is the reason, and `retry_at` when
     its host makes the next one.
     """
 
@@ -189,6 +190,7 @@ class SlotRecord(Struct, frozen=True, kw_only=True):
     config: Text
     seq: Number
     info: InstanceInfo
+    settings: Text = ""
     demand: Demand = NOTHING
     failure: Text = ""
     retry_at: Time | None = None
@@ -264,6 +266,7 @@ class Offer(Struct, frozen=True, kw_only=True):
     how many extra instances there may be while instances are being replaced. `image` is the one
     that an instance is made from, "" without one. `request_env` are the variables that requests may
     set; None if an older Box offers it, which lets requests set any.
+    `settings` is the settings_id of the service.
     """
 
     fixed_port: Port = 0
@@ -272,6 +275,7 @@ class Offer(Struct, frozen=True, kw_only=True):
     max_surge: U32 = 1
     image: Text = ""
     request_env: Names | None = None
+    settings: Text = ""
 
 
 NO_OFFER: Final = Offer()

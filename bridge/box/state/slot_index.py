@@ -31,6 +31,7 @@ class ServiceSlots:
     - `by_holder`: the claimed slots of each holder; `hosts` counts them by host.
     - `by_config`: the slots with a living instance, by the config it was made with.
     - `config`: the name of the record's config.
+    - `stale`: the slots whose living instance was made from other settings than its host has now.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,7 @@ class ServiceSlots:
         self.by_config: defaultdict[str, set[int]] = defaultdict(set)
         self.hosts: Counter[str] = Counter()
         self.config = ""
+        self.stale: set[int] = set()
 
     @classmethod
     def of(cls, record: ServiceRecord | None, claims: Mapping[int, SlotRecord]) -> ServiceSlots:
@@ -75,9 +77,11 @@ class ServiceSlots:
         self._sort(slot, after)
 
     def outdated_config(self) -> set[int]:
-        """The slots whose living instance was made with another config than the record's."""
+        """The slots whose living instance was made with another config than the record's, or from
+        other settings than those of its host.
+        """
         others = (slots for name, slots in self.by_config.items() if name != self.config)
-        return set[int]().union(*others)
+        return self.stale.union(*others)
 
     def on(self, host: str) -> set[int]:
         """The claimed slots of `host`, and of dead hosts with its name."""
@@ -89,7 +93,9 @@ class ServiceSlots:
     @property
     def settled(self) -> bool:
         """Whether all slots of the set, and no others, are claimed, and all are of one config."""
-        return not (self.free or self.outside or self.by_config.keys() - {self.config})
+        return not (
+            self.free or self.outside or self.stale or self.by_config.keys() - {self.config}
+        )
 
     def _sort(self, slot: int, claim: SlotRecord | None) -> None:
         wanted = slot in self.wanted
@@ -162,6 +168,8 @@ class SlotIndex:
         index = copy.copy(self)
         index._services = services  # noqa: SLF001
         slots = ServiceSlots.of(services.get(changed), self._slots.get(changed, {}))
+        if (current := self.services.get(changed)) is not None:
+            slots.stale = set(current.stale)
         index.services = defaultdict(ServiceSlots, {**self.services, changed: slots})
         return index
 
@@ -176,6 +184,7 @@ class SlotIndex:
     ) -> None:
         """The claim of a slot has come, changed or gone."""
         self.services[service].set_claim(slot, before, after)
+        self._mark_stale(service, slot, after)
         self.age_order.slot_changed(service, slot, before, after)
         for claim, times in ((before, -1), (after, 1)):
             if claim is not None:
@@ -193,6 +202,8 @@ class SlotIndex:
         if after is not None and not after.closing:
             for service in after.services:
                 self.offers.setdefault(service, {})[name] = after
+        for service in _with_other_settings(before, after):
+            self._mark_all_stale(service, name)
         self.deaths_changed([name])
 
     def deaths_changed(self, hosts: Iterable[str]) -> None:
@@ -207,6 +218,16 @@ class SlotIndex:
         """
         leaving = {*draining, *(host for host, _ in self.dead_holders)}
         return self.unsettled.union(*(self.slot_counts.get(host, ()) for host in leaving))
+
+    def _mark_all_stale(self, service: str, host: str) -> None:
+        if service in self.services:
+            for slot in self.services[service].on(host):
+                self._mark_stale(service, slot, self._slots[service].get(slot))
+            self._mark_settled(service)
+
+    def _mark_stale(self, service: str, slot: int, claim: SlotRecord | None) -> None:
+        stale = claim is not None and _is_stale(service, claim, self._hosts.get(claim.host))
+        mark(self.services[service].stale, slot, stale)
 
     def _mark_dead(self, host: str, host_id: str) -> None:
         holds = host_id in self._host_ids.get(host, ())
@@ -230,6 +251,23 @@ def is_gone(
     if (live := hosts.get(host)) is not None:
         return live.host_id != host_id
     return host in dead
+
+
+def _with_other_settings(before: HostRecord | None, after: HostRecord | None) -> set[str]:
+    """The services whose settings on a host differ between two records of it."""
+    old, new = (
+        {name: offer.settings for name, offer in record.services.items()} if record else {}
+        for record in (before, after)
+    )
+    return {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+
+
+def _is_stale(service: str, claim: SlotRecord, host: HostRecord | None) -> bool:
+    """Whether the living instance of `claim` was made from other settings than its `host` has."""
+    if host is None or host.host_id != claim.host_id or claim.info.state in ENDED:
+        return False
+    now = host.services[service].settings if service in host.services else ""
+    return "" not in (now, claim.settings) and now != claim.settings
 
 
 def mark(members: set[K], key: K, belongs: bool) -> None:

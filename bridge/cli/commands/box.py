@@ -35,16 +35,22 @@ async def box(
     The first signal stops the Box in order, a second one at once. Either way
     the instances keep running, and the Box takes them back when it starts
     again. With --on-exit drain the first signal drains them, and a second one
-    ends them at once. SIGHUP changes nothing: restart the Box to apply a changed
-    configuration.
+    ends them at once. SIGHUP applies changed services, as `box-bridge reload` does.
 
     Instances are processes, or with [box] runtime = "oci" containers or
     MicroVMs: see `box-bridge up --help`.
     """
     from bridge.cli.box_config import load_config, require_services
     from bridge.cli.box_process import run_box
+    from bridge.config import find_file
+    from bridge.settings import Config
 
     flags, nats = (host or HostFlags()).flags(), (link or Link()).flags()
-    settings = require_services(load_config(config, flags, nats))
+    file = find_file(config)
+
+    def source() -> Config:
+        return load_config(config, flags, nats)
+
+    settings = require_services(source())
     configure_logs(logging, json=json)
-    return await run_box(settings, on_exit="leave", is_daemon=True)
+    return await run_box(settings, source=source, file=file, on_exit="leave", is_daemon=True)

@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.admin_protocol import Candidate, Fate, PlannedSlot, PlanResponse
-from bridge.cli.exit_codes import DONE, FAILED
+from bridge.cli.exit_codes import DONE, FAILED, PARTLY
 from bridge.cli.flags import Json, Link, ServiceName
 from bridge.cli.output import DataOutput, Style
 from bridge.console import err, out, plain_table
 from bridge.protocol import U32_MAX
+from bridge.reply_codes import ReplyCode
 from bridge.subjects import check_name
 
 _COLOURS: Final = {
@@ -52,7 +53,7 @@ async def plan(
 
     It lists the instances that would come and go, their hosts, and the reason of
     each host that cannot take one. The exit code is 1 if the request would be
-    refused or capped. For example:
+    refused, and 4 if it would be capped. For example:
 
         box-bridge plan web 12
     """
@@ -68,7 +69,9 @@ async def plan(
             await check_services(connection, [service])
     if not style.print_data(response):
         _print(response)
-    return DONE if response.accepted else FAILED
+    if response.accepted:
+        return DONE
+    return PARTLY if response.code == ReplyCode.CAPPED else FAILED
 
 
 def _print(response: PlanResponse) -> None:

@@ -84,11 +84,13 @@ async def up(
     from bridge.bus.embedded_server import EmbeddedServer
     from bridge.cli.box_config import load_config, require_services
     from bridge.cli.box_process import run_box
+    from bridge.config import find_file
     from bridge.console import err
-    from bridge.settings import DEFAULT_URL, NatsConfig
+    from bridge.settings import DEFAULT_URL, Config, NatsConfig
 
     flags = (host or HostFlags()).flags()
     settings = require_services(load_config(config, flags, {"prefix": prefix, "url": DEFAULT_URL}))
+
     configure_logs(logging, json=json)
     server = EmbeddedServer(settings.data_dir / "nats", port=port)
     async with _explained(server) as server:
@@ -103,6 +105,16 @@ async def up(
             err.print(f"NATS server: {server.url}   store and logs: {settings.data_dir}")
             err.print(f"Services:    {', '.join(settings.services) or 'images on request'}")
             err.print(f"Try:         box-bridge scale {first} 2 --wait -s {server.url}\n")
+
+        def source() -> Config:
+            loaded = load_config(config, flags, {"prefix": prefix, "url": DEFAULT_URL})
+            return replace(loaded, nats=nats)
+
         return await run_box(
-            replace(settings, nats=nats), on_exit="drain", is_daemon=False, server=server.watch()
+            replace(settings, nats=nats),
+            source=source,
+            file=find_file(config),
+            on_exit="drain",
+            is_daemon=False,
+            server=server.watch(),
         )

@@ -343,3 +343,39 @@ def test_variables_with_any_content_are_a_config_error() -> None:
     for metadata in ("\udcff", "[" * 100_000, "{", "[]"):
         with pytest.raises(ConfigError, match="must be a JSON object of strings"):
             load_instance(environ={"BOX_METADATA": metadata})
+
+
+# ── conf.d ───────────────────────────────────────────────────────────────────────────────
+
+API = '[services.api]\ncommand = ["api"]\n'
+
+
+def write_more(tmp_path: Path, name: str, text: str) -> Path:
+    file = tmp_path / "conf.d" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def test_files_in_conf_d_add_services(tmp_path: Path) -> None:
+    file = write(tmp_path, '[services.web]\ncommand = ["web"]\n')
+    write_more(tmp_path, "api.toml", API)
+    write_more(tmp_path, "notes.txt", "no TOML")
+    assert list(load(file, environ={}).services) == ["web", "api"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{API}[box]\n", "[box] belongs into"),
+        ('[services.web]\ncommand = ["w"]\n', "[services.web] is in"),
+        ("[services.api]\ncomand = []\n", "[services.api]"),
+    ],
+)
+def test_a_mistake_in_conf_d_names_the_file(tmp_path: Path, text: str, expected: str) -> None:
+    file = write(tmp_path, '[services.web]\ncommand = ["web"]\n')
+    added = write_more(tmp_path, "api.toml", text)
+    with pytest.raises(ConfigError) as caught:
+        load(file, environ={})
+    assert str(caught.value).startswith(str(added))
+    assert expected in str(caught.value)

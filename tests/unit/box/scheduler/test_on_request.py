@@ -110,7 +110,7 @@ def test_a_service_of_the_boxes_own_configuration_is_never_taken_over() -> None:
     state = replace(two_hosts(), services={"web": ServiceRecord(version=3)})
     verdict = decide(admission_request(config=of_image()), state)
     assert verdict.record is None
-    assert "unknown service 'web'" in (verdict.response.error or "")
+    assert "no live Box offers 'web' any more" in (verdict.response.error or "")
 
 
 def test_a_listed_service_takes_an_image_only_from_its_configuration_or_an_admitting_host() -> None:
