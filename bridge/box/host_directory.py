@@ -34,12 +34,10 @@ def own_directory(directory: Path) -> Iterator[str]:
 
     Raises HostTaken if another Box has locked it, BoxError if it cannot be used.
     """
-    try:
+    with _mapped_errors(directory):
         make_private_directory(directory)
         make_private(directory / "lock")
         lock = (directory / "lock").open("a+")
-    except OSError as exc:
-        raise BoxError(f"data_dir {directory} cannot be used: {exc.strerror}") from exc
     with lock:
         deadline = time.monotonic() + _LOCK_TIMEOUT
         while not _try_lock(lock):
@@ -49,11 +47,26 @@ def own_directory(directory: Path) -> Iterator[str]:
                     "data_dir"
                 )
             time.sleep(_RETRY)
-        _tighten_all(directory)
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield _host_id(directory / "host-id")
+        with _mapped_errors(directory):
+            _tighten_all(directory)
+            _write_owner(directory / "lock")
+            host_id = _host_id(directory / "host-id")
+        yield host_id
+
+
+@contextlib.contextmanager
+def _mapped_errors(directory: Path) -> Iterator[None]:
+    """Raise BoxError for an OSError of the block: `directory` cannot be used."""
+    try:
+        yield
+    except OSError as exc:
+        raise BoxError(f"data_dir {directory} cannot be used: {exc.strerror}") from exc
+
+
+def _write_owner(file: Path) -> None:
+    """Write this process into the lock file, for messages. A full disk has no room for that."""
+    with contextlib.suppress(OSError):
+        file.write_text(str(os.getpid()))
 
 
 def place_of(directory: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -69,6 +70,23 @@ def test_an_unusable_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BoxError, match="cannot be used"), own_directory(tmp_path / "file" / "x"):
         raise AssertionError("there is no such directory")
+
+
+def test_a_directory_on_a_full_disk_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(BoxError, match="cannot be used: No space left"), own_directory(tmp_path):
+        raise AssertionError("there is no host id")
+    monkeypatch.undo()
+    with own_directory(tmp_path) as first:
+        pass
+    monkeypatch.setattr(Path, "write_text", fail)
+    with own_directory(tmp_path) as again:
+        assert again == first
 
 
 async def test_a_box_does_not_start_under_a_name_that_is_live_under_another_id(

@@ -121,12 +121,13 @@ class RouteState:
         instance.time_ns = time_ns
         self._leases.renew(instance.key, now - age)
         self.held_over.discard(key)
-        if news or not instance.is_registered_as(route):
-            state = instance.state
+        if not instance.is_registered_as(route):
             if instance.route is not None:
                 self._quota.remove(instance.route)
                 self._quota.add(route)
-            instance.route = route if route.state is state else replace(route, state=state)
+            instance.route, news = route, True
+        if news:
+            self._update_state(instance)
             self._settle(instance, now)
         return True
 

@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,10 +50,24 @@ FILES: Final = "files"
 
 
 def _compiled(module: ModuleType) -> str:
-    """The file to run a module from: its bytecode, which starts faster, where that exists."""
+    """The file to run a module from: its bytecode, which starts faster, where that is current."""
     assert module.__file__ is not None
     cached = module.__cached__
-    return cached if cached and Path(cached).exists() else module.__file__
+    return cached if cached and is_current(Path(cached), Path(module.__file__)) else module.__file__
+
+
+def is_current(bytecode: Path, source: Path) -> bool:
+    """Whether `bytecode` was compiled from `source` as it is now.
+
+    An import checks that, but running the file does not. Where Python may not write bytecode, old
+    files stay there after an upgrade.
+    """
+    try:
+        head, stat = bytecode.read_bytes()[:16], source.stat()
+    except OSError:
+        return False
+    compiled_from = struct.pack("<LL", int(stat.st_mtime) & 0xFFFFFFFF, stat.st_size & 0xFFFFFFFF)
+    return head == importlib.util.MAGIC_NUMBER + bytes(4) + compiled_from
 
 
 _SHELL: Final = ("/bin/sh",)
