@@ -172,8 +172,8 @@ class Registrations:
             headers[BOX_SEQ] = str(seq)
         started = time.monotonic()
         stored = await self._store(instance_id, subject, encode(registration), headers)
-        if stored:
-            self._stored.add(instance_id)
+        if stored and (instance_id in self._active or instance_id in self._retired):
+            self._stored.add(instance_id)  # else it has ended meanwhile, and is forgotten
         # The instance may have been withdrawn or updated meanwhile.
         if self._active.get(instance_id) is registration:
             self._due[instance_id] = (

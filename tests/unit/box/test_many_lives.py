@@ -6,13 +6,14 @@ compares the heap and the files after a tenth of the lives with those after all 
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from msgspec.structs import replace
@@ -20,12 +21,15 @@ from msgspec.structs import replace
 from bridge.box.fleet.view import FleetView
 from bridge.box.journal.entry import JournalEntry
 from bridge.box.journal.journal import Journal
+from bridge.box.runner.local_slots import LocalSlots
 from bridge.box.runner.self_reports import SelfReports
 from bridge.box.runtimes.process_identity import ProcessIdentity
 from bridge.box.state import lifecycle
-from bridge.box.state.records import HostRecord, Offer, SlotRecord
+from bridge.box.state.fleet_state import FleetState
+from bridge.box.state.records import HostIdentity, HostRecord, Offer, SlotRecord
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
+from bridge.bus.registrations import Registrations
 from bridge.gateway.events.filter import EventFilter
 from bridge.gateway.events.hub import EventHub
 from bridge.gateway.routes.feed import RouteFeed
@@ -42,7 +46,7 @@ from bridge.protocol import (
     encode,
     now,
 )
-from bridge.settings import NatsConfig, ServiceConfig
+from bridge.settings import NatsConfig, ServiceConfig, Timing
 from bridge.subjects import slot_key
 
 pytestmark = pytest.mark.slow
@@ -266,3 +270,115 @@ async def test_a_gateway_keeps_nothing_of_instances_that_have_gone() -> None:
     check_flat(live, settle, slack=LIVES // 4)  # it shares some thousands of recent values
     assert len(state.routes) == 0
     assert not state._rest
+
+
+class StoringConnection(Connection):
+    """A connection to a server that stores everything at once. `door` holds up its answers."""
+
+    def __init__(self) -> None:
+        super().__init__(NatsConfig(), "test", Metrics())
+        self.door: asyncio.Event | None = None
+
+    async def request(self, subject: str, *args: object, **kwargs: object) -> Message:
+        if self.door is not None:
+            await self.door.wait()
+        return Message(subject, "", b'{"stream":"BOX_REGISTRY","seq":1}', b"")
+
+
+def _registration(number: int) -> tuple[InstanceRegistration, InstanceDeregistration]:
+    name, service = f"i-{number}", f"svc-{number % 7}"
+    return (
+        InstanceRegistration(
+            instance_id=name, service=service, endpoint="10.0.0.1:80", started_at=AT
+        ),
+        InstanceDeregistration(instance_id=name, service=service),
+    )
+
+
+async def _nothing() -> None:
+    """Restore nothing."""
+
+
+async def test_registrations_keep_nothing_of_instances_that_have_ended() -> None:
+    registrations = Registrations(StoringConnection(), "box-a", Timing(), _nothing)
+    blocks: list[int] = []
+    for number in range(LIVES):
+        registration, withdrawal = _registration(number)
+        await registrations.register(registration, seq=3)
+        if number % 4 == 0:
+            registrations.update(registration)
+        await registrations.deregister(withdrawal)
+        registrations.after_withdrawal(registration.instance_id, lambda: None)
+        registrations.forget(registration.instance_id)
+        if number + 1 in (_WARM, LIVES):
+            gc.collect()
+            blocks.append(sys.getallocatedblocks())
+    assert blocks[1] - blocks[0] < _SLACK
+
+
+async def test_an_instance_that_ends_while_it_is_registered_leaves_nothing() -> None:
+    connection = StoringConnection()
+    registrations = Registrations(connection, "box-a", Timing(), _nothing)
+    registration, withdrawal = _registration(1)
+    connection.door = asyncio.Event()
+    late = asyncio.ensure_future(registrations.register(registration))
+    await asyncio.sleep(0)
+    registrations.withdraw(withdrawal)
+    registrations.forget(registration.instance_id)
+    connection.door.set()
+    await late
+    assert not registrations.is_stored(registration.instance_id)
+
+
+class _Ended:
+    """An instance that has ended, as its slot sees it."""
+
+    def __init__(self, entry: JournalEntry) -> None:
+        self.id, self.entry, self.life = entry.life.info.id, entry, entry.life
+        self.state = entry.life.info.state
+        self.leaving = False
+
+    @property
+    def publication(self) -> _Ended:
+        return self
+
+    def seconds_serving(self) -> float:
+        return 0.0
+
+    def record_failure(self, failures: int, retry_at: object) -> None:
+        self.entry = replace(self.entry, failures=failures)
+
+    def supersede(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def forget(self) -> None: ...
+
+
+@pytest.mark.parametrize("end", [S.STOPPED, S.FAILED])
+async def test_slots_keep_nothing_of_instances_that_have_ended(end: InstanceState) -> None:
+    slots = LocalSlots(HostIdentity(host="box-a", host_id="id"))
+    state = FleetState()
+    timing = Timing()
+
+    def live(number: int) -> None:
+        entry = _entry(number)
+        life = replace(entry.life, info=replace(entry.life.info, state=end))
+        instance: Any = _Ended(replace(entry, life=life))
+        slot = slots.put(instance, instance.entry)
+        if end is S.FAILED:
+            slot.count_failure(timing, AT)
+        slot.ended = True
+        slots.settle(slot)
+        service = entry.life.info.service
+        assert slots.find(instance.id) is None
+        slots.to_plan(service)
+        slots.retries(since=0.0)
+        slots.vacant(state)
+        if number % 3:
+            slots.prune(service, state)  # the slot went to another host
+
+    check_flat(live, lambda: None)
+    for service in slots.services:
+        slots.prune(service, state)
+    assert not slots
