@@ -15,6 +15,7 @@ from bridge import Delivery, DurableEvents, EventHub, EventStream, Reset
 from bridge.bus.core.connection import Connection
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream import topology
+from bridge.bus.jetstream.api import jetstream
 from bridge.gateway.events.hub import HubEvents
 from tests.stored_events import tell
 from tests.support import connect, eventually
@@ -77,6 +78,26 @@ async def test_a_lost_store_is_reported_to_every_reader(
                 if isinstance(reader, DurableEvents):  # it looks every two seconds how far it is
                     told = replace(told, expected=3)
                 assert told == recreated
+        await readers.see("anew", "goes on")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0.0, 3.0], ids=["at once", "after a while"])
+async def test_a_deleted_stream_that_is_made_again_is_reported_to_every_reader(
+    connection: Connection, server: EmbeddedServer, pause: float
+) -> None:
+    async with Readers.running(server.url) as readers:
+        await tell(connection, "a", "b")
+        await readers.see("a", "b")
+        await jetstream(connection).delete_stream("BOX_EVENTS")
+        await asyncio.sleep(pause)  # beyond the silence that a reader takes for a loss
+        await topology.ensure(connection)
+        await tell(connection, "anew", "goes on")
+        async with asyncio.timeout(20):
+            for reader in readers.all:
+                reset = await readers.next(reader)
+                assert isinstance(reset, Reset)
+                assert (reset.reason, reset.next) == ("recreated", 1)
         await readers.see("anew", "goes on")
 
 
