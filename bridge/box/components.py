@@ -233,13 +233,29 @@ def _runner(resources: Resources, fleet: FleetComponents) -> RunnerComponents:
         clock=resources.clock,
         on_change=view.index.set_own_instance,
     )
+    supervisor = _supervisor(resources, fleet, context)
+    sampler = Sampler(
+        connection, resources.me.host, view, supervisor, context, config.data_dir, timing.sample
+    )
+    return RunnerComponents(
+        self_reports=self_reports,
+        supervisor=supervisor,
+        sampler=sampler,
+        log_rotation=LogRotation(supervisor, instances_dir(config.data_dir)),
+    )
+
+
+def _supervisor(
+    resources: Resources, fleet: FleetComponents, context: InstanceContext
+) -> Supervisor:
+    config, view = resources.config, fleet.view
     supervisor = Supervisor(
         resources.me,
         view,
         fleet.decisions,
         PublicationContext(
             me=resources.me,
-            connection=connection,
+            connection=resources.connection,
             journal=resources.journal,
             outbox=fleet.outbox,
             slots=view.slots,
@@ -252,21 +268,13 @@ def _runner(resources: Resources, fleet: FleetComponents) -> RunnerComponents:
             instances_dir=instances_dir(config.data_dir),
             cwd=config.directory,
             fence=fleet.fence.path,
-            timing=timing,
+            timing=config.timing,
         ),
         fleet.readiness.may_plan,
         fleet.readiness.may_make,
     )
     view.subscribe(supervisor)
-    sampler = Sampler(
-        connection, resources.me.host, view, supervisor, context, config.data_dir, timing.sample
-    )
-    return RunnerComponents(
-        self_reports=self_reports,
-        supervisor=supervisor,
-        sampler=sampler,
-        log_rotation=LogRotation(supervisor, instances_dir(config.data_dir)),
-    )
+    return supervisor
 
 
 def _responder(resources: Resources, fleet: FleetComponents) -> Responder:

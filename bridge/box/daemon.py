@@ -141,38 +141,17 @@ class Box:
             self.metrics.serve(config.box.metrics)
         async with contextlib.AsyncExitStack() as stack:
             callbacks = stack.enter_context(CallbackWatch.installed())
-            host_id = stack.enter_context(own_directory(config.data_dir))
-            journal = await stack.enter_async_context(Journal.open(config.data_dir / JOURNAL))
-            journal.set_fact(FLEET, " ".join([config.nats.prefix, *config.nats.urls]))
-            prober = await stack.enter_async_context(Prober.open(config.box.address))
-            name = f"box-bridge {config.box.name}"
             try:
-                connection = await stack.enter_async_context(self._connect(name))
-                intake = await stack.enter_async_context(self._connect(f"{name} requests"))
+                resources = await self._open_resources(stack)
             except ConnectFailed:
                 if not self.stopping:
                     raise
                 _log.warning(_STOPPED_EARLY, config.box.name)
                 return
-            if context := config.nats.context:
-                _log.info("NATS is %s, of the context %s", ", ".join(config.nats.urls), context)
-            self._warn_of_address(connection)
-            runtime = await open_runtime(config, host_id)
-            components = self._components = Components.build(
-                Resources(
-                    config=config,
-                    me=HostIdentity(host=config.box.name, host_id=host_id),
-                    clock=self._clock,
-                    connection=connection,
-                    intake=intake,
-                    journal=journal,
-                    runtime=runtime,
-                    prober=prober,
-                ),
-                checks=[self._reloader.blocker],
-            )
+            components = Components.build(resources, checks=[self._reloader.blocker])
+            self._components = components
             if self.drains:
-                stack.push_async_callback(self._end_instances, runtime)
+                stack.push_async_callback(self._end_instances, resources.runtime)
             tasks = await stack.enter_async_context(task_scope())
             tasks.create_task(run_always(callbacks.run(), "callbacks"), name="callbacks")
             lifecycle = _Lifecycle(components)
@@ -190,6 +169,32 @@ class Box:
                 "drain" if self.drains else "keep running",
             )
             await lifecycle.stop(drain=self.drains)
+
+    async def _open_resources(self, stack: contextlib.AsyncExitStack) -> Resources:
+        """Open what every component needs until `stack` closes it. Raises ConnectFailed, too, if
+        `stop` comes before there is a connection.
+        """
+        config = self.config
+        host_id = stack.enter_context(own_directory(config.data_dir))
+        journal = await stack.enter_async_context(Journal.open(config.data_dir / JOURNAL))
+        journal.set_fact(FLEET, " ".join([config.nats.prefix, *config.nats.urls]))
+        prober = await stack.enter_async_context(Prober.open(config.box.address))
+        name = f"box-bridge {config.box.name}"
+        connection = await stack.enter_async_context(self._connect(name))
+        intake = await stack.enter_async_context(self._connect(f"{name} requests"))
+        if context := config.nats.context:
+            _log.info("NATS is %s, of the context %s", ", ".join(config.nats.urls), context)
+        self._warn_of_address(connection)
+        return Resources(
+            config=config,
+            me=HostIdentity(host=config.box.name, host_id=host_id),
+            clock=self._clock,
+            connection=connection,
+            intake=intake,
+            journal=journal,
+            runtime=await open_runtime(config, host_id),
+            prober=prober,
+        )
 
     @property
     def drains(self) -> bool:

@@ -10,31 +10,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from typing import Final
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from bridge.bus.core.connection import Connection
-from bridge.bus.core.message import Message
 from bridge.bus.jetstream.start_position import Begin, Start
 from bridge.config import load_nats
 from bridge.gateway.errors import RequestTimeout, ScaleCapped, ScaleError, ScaleRefused, WaitTimeout
 from bridge.gateway.events.filter import Services
 from bridge.gateway.events.stream import EventStream
+from bridge.gateway.goal import Goal, GoalWait, serving, settled
 from bridge.gateway.requests import RetriedRequest, new_request_id, outages_ignored
 from bridge.gateway.routes.watch import RouteWatch
 from bridge.protocol import (
-    InstanceEvent,
     InstancesRequest,
     InstancesResponse,
-    InstanceState,
     ScaleConfig,
     ScaleRequest,
     ScaleResponse,
-    decode,
     encode,
     format_time,
     now,
@@ -55,8 +50,6 @@ _PAGE: Final = 10_000  # instances in one answer; a Box lists as many as `max_pa
 _FIRST_QUERY: Final = 0.02  # seconds after an event: the records follow the events closely
 _MAX_PAUSE: Final = 1.0  # seconds between queries while no event comes
 _QUERY_TIMEOUT: Final = 5.0  # seconds for one query of the instances
-_NAMED: Final = 3  # instances, or hosts, that an error names
-_SERVING: Final = (InstanceState.READY, InstanceState.BUSY)
 
 Progress = Callable[[InstancesResponse], None]
 """Called with the instances after each query of a wait."""
@@ -134,7 +127,7 @@ class ScaleClient:
             error = ScaleCapped if capped else ScaleRefused
             raise error(response, request.code)
         if wait and not dry_run:
-            goal = _settled(
+            goal = settled(
                 response,
                 all_replaced=replace_config or config is not None,
                 version=request.reply_headers.get(RECORD_VERSION, ""),
@@ -194,11 +187,9 @@ class ScaleClient:
         deadline = asyncio.get_running_loop().time() + timeout
 
         def enough(seen: InstancesResponse) -> bool:
-            return len(_serving(seen)) >= n
+            return len(serving(seen)) >= n
 
-        return await self._wait(
-            service, _Goal(count=n, reached=enough), timeout, deadline, progress
-        )
+        return await self._wait(service, Goal(count=n, reached=enough), timeout, deadline, progress)
 
     # ── requests ───────────────────────────────────────────────────────────────────────────
 
@@ -218,91 +209,36 @@ class ScaleClient:
     async def _wait(
         self,
         service: str,
-        goal: _Goal,
+        goal: Goal,
         limit: float,
         deadline: float,
         progress: Progress | None,
     ) -> InstancesResponse:
         """Query the instances, and again after each event, until the goal is reached."""
-        changed = asyncio.Event()
-        last_failure = lacks = ""
-
-        def on_event(message: Message) -> None:
-            nonlocal last_failure
-            event = decode(InstanceEvent, message.data)
-            if event.to_state is InstanceState.FAILED:
-                last_failure = event.message
-            changed.set()
-
-        listener = await self.connection.listen(self._subjects.events(service), on_event)
-        routes = RouteWatch(self.connection, service, changed.set)
-        loop = asyncio.get_running_loop()
-        pause, ready, known = _FIRST_QUERY, 0, set(goal.known)
+        wait = GoalWait(service, goal)
+        listener = await self.connection.listen(self._subjects.events(service), wait.take_event)
+        routes = RouteWatch(self.connection, service, wait.changed.set)
+        loop, pause = asyncio.get_running_loop(), _FIRST_QUERY
         try:
             async with task_scope() as tasks:
                 tasks.create_task(routes.run(), name="routes")
                 while (left := deadline - loop.time()) > 0:
-                    pause = _FIRST_QUERY if changed.is_set() else min(pause * 2, _MAX_PAUSE)
-                    changed.clear()
+                    pause = _FIRST_QUERY if wait.changed.is_set() else min(pause * 2, _MAX_PAUSE)
+                    wait.changed.clear()
                     with (
                         outages_ignored() if goal.accepted else contextlib.suppress(RequestTimeout)
                     ):
                         seen = await self._query(service, min(_QUERY_TIMEOUT, left), goal.version)
-                        known |= {info.id for info in seen.instances}
                         if progress is not None:
                             progress(seen)
-                        stopped = seen.stopped.get(service)
-                        lacks = _routing_gap(goal, seen, known, routes)
-                        missed = stopped and goal.all_replaced
-                        if not lacks and not missed and goal.reached(seen):
+                        if wait.is_over(seen, routes):
                             return seen
-                        if stopped:
-                            raise ScaleError(f"{service}: {stopped}")
-                        ready = len(_serving(seen))
-                        lacks = seen.notices.get(service, "") or lacks
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout_at(min(deadline, loop.time() + pause)):
-                            await changed.wait()
-            raise WaitTimeout(service, ready, goal.count, limit, last_failure, lacks)
+                            await wait.changed.wait()
+            raise WaitTimeout(service, wait.ready, goal.count, limit, wait.last_failure, wait.lacks)
         finally:
             await listener.close()
-
-
-class _Goal(Struct, frozen=True, kw_only=True):
-    """The goal of a wait; `count` instances shall be Ready, for the error.
-
-    - `settled`: exactly these instances shall take traffic; without it at least `count` shall.
-    - `known`: ids of instances from before, which gateways may still route to.
-    - `accepted`: a Box has accepted the change, so the wait outlasts times without an answer.
-    - `all_replaced`: a rollout that stops misses the goal, however many instances serve.
-    - `version`: only a Box that has seen this version of the service's record may answer.
-    """
-
-    count: int
-    reached: Callable[[InstancesResponse], bool]
-    settled: bool = False
-    known: AbstractSet[str] = frozenset()
-    accepted: bool = False
-    all_replaced: bool = False
-    version: str = ""
-
-
-def _settled(response: ScaleResponse, *, all_replaced: bool, version: str) -> _Goal:
-    """The goal of exactly the target's instances, all of them serving, without a rollout."""
-    target = response.target_replicas
-
-    def reached(seen: InstancesResponse) -> bool:
-        return seen.total == target == len(_serving(seen)) and not seen.rolling
-
-    return _Goal(
-        count=target,
-        reached=reached,
-        settled=True,
-        known={info.id for info in response.instances},
-        accepted=True,
-        all_replaced=all_replaced,
-        version=version,
-    )
 
 
 def _more(page: InstancesResponse, count: int) -> bool:
@@ -310,35 +246,3 @@ def _more(page: InstancesResponse, count: int) -> bool:
     say.
     """
     return count < page.total if page.next is None else bool(page.next)
-
-
-def _serving(seen: InstancesResponse) -> set[str]:
-    return {info.id for info in seen.instances if info.state in _SERVING}
-
-
-def _routing_gap(
-    goal: _Goal, seen: InstancesResponse, known: AbstractSet[str], routes: RouteWatch
-) -> str:
-    """How the routes of gateways differ from the goal, and the alerts of the hosts; "" if they do
-    not.
-    """
-    serving = _serving(seen)
-    unrouted = routes.unrouted(serving)
-    if not goal.settled and len(serving) - len(unrouted) >= goal.count:
-        return ""
-    left = (
-        routes.not_withdrawn(known - {info.id for info in seen.instances}) if goal.settled else ()
-    )
-    blocked = {f"{each} ({why})" if (why := routes.blocker(each)) else each for each in unrouted}
-    gaps = [
-        f"{text}: {', '.join(sorted(ids)[:_NAMED])}{', …' if len(ids) > _NAMED else ''}"
-        for text, ids in (
-            ("Ready, but gateways do not route to them", blocked),
-            ("ended, but gateways still route to them", left),
-        )
-        if ids
-    ]
-    if not gaps:
-        return ""
-    hosts = [f"{of}: {text}" for of, text in seen.notices.items() if of.startswith("host ")]
-    return "; ".join([*gaps, *hosts[:_NAMED]])

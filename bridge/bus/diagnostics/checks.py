@@ -142,16 +142,13 @@ async def streams(connection: Connection, timing: Timing | None, role: Role = Ro
     replicas = connection.settings.replicas
     lifetimes = None if timing is None else topology.Lifetimes.of(timing)
     inspected = grants(role, ANY, connection.subjects, inbox="").publish
-    wanted = [
-        config
-        for config in topology.streams(
-            connection.subjects,
-            replicas=replicas,
-            lifetimes=lifetimes,
-            events_max_bytes=connection.settings.events_max_bytes,
-        )
-        if f"{API}STREAM.INFO.{config.name}" in inspected
-    ]
+    every = topology.streams(
+        connection.subjects,
+        replicas=replicas,
+        lifetimes=lifetimes,
+        events_max_bytes=connection.settings.events_max_bytes,
+    )
+    wanted = [config for config in every if f"{API}STREAM.INFO.{config.name}" in inspected]
     there: list[StreamInfo] = []
     broken, tight, missing = [], [], []
     for config in wanted:
@@ -160,15 +157,12 @@ async def streams(connection: Connection, timing: Timing | None, role: Role = Ro
             missing.append(name)
             continue
         there.append(found)
-        broken += [
-            f"{name}: {line}" for line in topology.differences(config, found.config, lifetimes)
-        ]
-        tight += [f"{name}: {line}" for line in topology.tightened(config, found.config, lifetimes)]
+        pair = config, found.config, lifetimes
+        broken += [f"{name}: {line}" for line in topology.differences(*pair)]
+        tight += [f"{name}: {line}" for line in topology.tightened(*pair)]
     if broken:
-        return fail(
-            "; ".join(broken),
-            "fix them with `nats stream edit NAME`, or choose another [nats] prefix",
-        )
+        fix = "fix them with `nats stream edit NAME`, or choose another [nats] prefix"
+        return fail("; ".join(broken), fix)
     if len(missing) == len(wanted):
         return _replicated(connection) or warn(
             f"none of the {len(wanted)} streams and buckets exists yet",

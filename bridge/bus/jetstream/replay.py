@@ -48,32 +48,40 @@ async def read(
         connection, stream, count_and_take, start=start, subjects=[subject], once=True
     )
 
-    async def watch() -> None:
-        loop = asyncio.get_running_loop()
-        pause = _REPORT if idle is None else min(_REPORT, idle / 4)
-        before, moved_at = count, loop.time()
-        reported_at = moved_at
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await follower.live.wait()
-                return
-            at = loop.time()
-            if count != before:
-                before, moved_at = count, at
-            elif idle is not None and at - moved_at >= idle:
-                raise NoReply(stream, idle)
-            if progress is not None and at - reported_at >= _REPORT:
-                reported_at = at
-                progress(count)
-
     try:
         async with asyncio.timeout(timeout), task_scope() as tasks:
             tasks.create_task(follower.run(), name=f"replay-{stream}")
-            await watch()
+            await _watch(follower.live, stream, lambda: count, idle, progress)
     except TimeoutError as exc:
         assert timeout is not None
         raise NoReply(stream, timeout) from exc
+
+
+async def _watch(
+    live: asyncio.Event,
+    stream: str,
+    count: Callable[[], int],
+    idle: float | None,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Return when everything was read. Raises NoReply if `count` stays the same for `idle` s."""
+    loop = asyncio.get_running_loop()
+    pause = _REPORT if idle is None else min(_REPORT, idle / 4)
+    before, moved_at = count(), loop.time()
+    reported_at = moved_at
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await live.wait()
+            return
+        at = loop.time()
+        if count() != before:
+            before, moved_at = count(), at
+        elif idle is not None and at - moved_at >= idle:
+            raise NoReply(stream, idle)
+        if progress is not None and at - reported_at >= _REPORT:
+            reported_at = at
+            progress(count())
 
 
 async def holds(connection: Connection, stream: str, subject: str) -> bool:

@@ -10,7 +10,7 @@ refuses what is too much (`discard: new`): the Box waits, and `tightened` names 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import nats.errors
@@ -124,16 +124,6 @@ def streams(
     Each stream is bounded, and the server reserves its size: no stream takes the room of another.
     """
     times = lifetimes or Lifetimes()
-    common: dict[str, Any] = {
-        "retention": RetentionPolicy.LIMITS,
-        "discard": DiscardPolicy.NEW,  # `old` would delete acknowledged messages
-        "max_msgs": -1,
-        "num_replicas": replicas,
-        "allow_direct": True,
-        "allow_rollup_hdrs": False,  # a roll-up lets a writer of one subject wipe the stream
-        "deny_delete": True,
-        "deny_purge": True,
-    }
     events = StreamConfig(
         name=subjects.events_stream,
         description="box-bridge: the events of instances",
@@ -145,7 +135,7 @@ def streams(
         max_bytes=events_max_bytes,
         duplicate_window=min(times.duplicates, times.events),
         allow_atomic=atomic or None,
-        **common,
+        **_common(replicas),
     )
     registry = StreamConfig(
         name=subjects.registry_stream,
@@ -157,8 +147,13 @@ def streams(
         max_msg_size=64 * 1024,
         max_msgs_per_subject=1,
         allow_msg_ttl=True,
-        **common,
+        **_common(replicas),
     )
+    return [events, registry, *_buckets(subjects, replicas, times)]
+
+
+def _buckets(subjects: Subjects, replicas: int, times: Lifetimes) -> Iterator[StreamConfig]:
+    """The streams of the key-value buckets."""
     buckets = {
         # The history of a service is its log of decisions.
         subjects.services_bucket: (64, 0.0, 256, "the desired state of services, and decisions"),
@@ -166,24 +161,32 @@ def streams(
         subjects.hosts_bucket: (1, times.lease, 64, "the leases of hosts, and what they can run"),
         subjects.admin_bucket: (1, 0.0, 16, "the orders of operators for hosts"),
     }
-    return [
-        events,
-        registry,
-        *(
-            StreamConfig(
-                name=f"KV_{bucket}",
-                description=f"box-bridge: {purpose}",
-                subjects=[f"$KV.{bucket}.>"],
-                storage=StorageType.FILE,
-                max_age=age,
-                max_bytes=mebibytes * 2**20,
-                max_msg_size=1024 * 1024,
-                max_msgs_per_subject=history,
-                **common,
-            )
-            for bucket, (history, age, mebibytes, purpose) in buckets.items()
-        ),
-    ]
+    for bucket, (history, age, mebibytes, purpose) in buckets.items():
+        yield StreamConfig(
+            name=f"KV_{bucket}",
+            description=f"box-bridge: {purpose}",
+            subjects=[f"$KV.{bucket}.>"],
+            storage=StorageType.FILE,
+            max_age=age,
+            max_bytes=mebibytes * 2**20,
+            max_msg_size=1024 * 1024,
+            max_msgs_per_subject=history,
+            **_common(replicas),
+        )
+
+
+def _common(replicas: int) -> dict[str, Any]:
+    """The settings that all streams share."""
+    return {
+        "retention": RetentionPolicy.LIMITS,
+        "discard": DiscardPolicy.NEW,  # `old` would delete acknowledged messages
+        "max_msgs": -1,
+        "num_replicas": replicas,
+        "allow_direct": True,
+        "allow_rollup_hdrs": False,  # a roll-up lets a writer of one subject wipe the stream
+        "deny_delete": True,
+        "deny_purge": True,
+    }
 
 
 def differences(
