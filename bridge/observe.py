@@ -20,6 +20,7 @@ from bridge.metrics_port import serve_registry
 from bridge.printable import indented, printable
 from bridge.protocol import encode, format_time
 
+_LOOPBACK: Final = "127.0.0.1"
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -90,14 +91,15 @@ class Metrics:
             if sample.name.endswith("_total")
         }
 
-    def serve(self, address: str) -> None:
-        """Serve ``/metrics`` on `address` (``host:port``) from a daemon thread.
+    def serve(self, address: str, *, token: str = "") -> None:
+        """Serve ``/metrics`` on `address` (``host:port``, or ``:port`` on 127.0.0.1) from a daemon
+        thread, to scrapes with the bearer `token` alone if there is one.
 
         Raises ConfigError if it cannot be bound.
         """
         host, _, port = address.rpartition(":")
         try:
-            serve_registry(self.registry, host.strip("[]"), int(port))
+            serve_registry(self.registry, host.strip("[]") or _LOOPBACK, int(port), token)
         except (OSError, ValueError, OverflowError) as exc:  # a port, or a name, that is malformed
             raise ConfigError("[box] metrics", f"cannot listen on {address}: {exc}") from exc
 

@@ -19,7 +19,7 @@ import stamina
 from bridge.box.callback_watch import CallbackWatch
 from bridge.box.components import Components, Resources
 from bridge.box.fleet.host_record import offers
-from bridge.box.host_directory import own_directory
+from bridge.box.host_directory import metrics_token, own_directory
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.store import CUT_OFF, FLEET, JOURNAL
 from bridge.box.reload import Changes, Reloader
@@ -137,8 +137,6 @@ class Box:
         config = self.config
         raise_limit()
         forbid_dumps()
-        if config.box.metrics:
-            self.metrics.serve(config.box.metrics)
         async with contextlib.AsyncExitStack() as stack:
             callbacks = stack.enter_context(CallbackWatch.installed())
             try:
@@ -176,6 +174,8 @@ class Box:
         """
         config = self.config
         host_id = stack.enter_context(own_directory(config.data_dir))
+        if config.box.metrics:
+            self.metrics.serve(config.box.metrics, token=metrics_token(config.data_dir))
         journal = await stack.enter_async_context(Journal.open(config.data_dir / JOURNAL))
         journal.set_fact(FLEET, " ".join([config.nats.prefix, *config.nats.urls]))
         prober = await stack.enter_async_context(Prober.open(config.box.address))

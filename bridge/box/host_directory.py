@@ -69,6 +69,20 @@ def _write_owner(file: Path) -> None:
         file.write_text(str(os.getpid()))
 
 
+def metrics_token(directory: Path) -> str:
+    """The token for scrapes of this host's metrics: of its file, or a new one. Raises BoxError."""
+    file = directory / "metrics-token"
+    try:
+        make_private(file)
+        if token := file.read_text().strip():
+            return token
+        token = secrets.token_urlsafe(32)
+        file.write_text(token + "\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise BoxError(f"{file} cannot be used: {exc}") from exc
+    return token
+
+
 def place_of(directory: Path) -> str:
     """The place of a Box that has locked `directory`: the boot of the machine and the lock file."""
     file = (directory / "lock").stat()

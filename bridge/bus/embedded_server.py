@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Self
@@ -28,7 +28,7 @@ from msgspec import Struct
 
 from bridge.bus.server_binary import find_binary
 from bridge.errors import BusError, ServerNotStarted
-from bridge.private_files import make_private_directory
+from bridge.private_files import make_private, make_private_directory
 
 _POLL: Final = 0.01  # seconds between checks of the ports file
 _STOP_GRACE: Final = 10.0  # seconds from SIGTERM to SIGKILL
@@ -55,8 +55,9 @@ class _Ports(Struct):
 class EmbeddedServer:
     """A nats-server in a directory of its own; `async with` starts and stops it.
 
-    `port` 0 selects a free one. The store in `directory` is durable: a server that is started there
-    again has everything that was acknowledged. `kill`, `pause` and `resume` are for fault tests.
+    `port` 0 selects a free one. With `keys`, the public nkeys of users, it takes no other users.
+    The store in `directory` is durable: a server that is started there again has everything that
+    was acknowledged. `kill`, `pause` and `resume` are for fault tests.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class EmbeddedServer:
         host: str = "127.0.0.1",
         port: int = 0,
         config: Path | None = None,
+        keys: Sequence[str] = (),
         patience: float = 10.0,
     ) -> None:
         self.directory = Path(directory)
@@ -73,6 +75,7 @@ class EmbeddedServer:
         self._host = host
         self._port = port
         self._config = config
+        self._keys = keys
         self._patience = patience
         self._process: subprocess.Popen[bytes] | None = None
         self._url = ""
@@ -107,7 +110,8 @@ class EmbeddedServer:
             ports = Path(tempfile.mkdtemp(prefix="ports-", dir=self.directory))
             try:
                 with importlib.resources.as_file(resource) as default:
-                    self._spawn(binary, self._config or default, ports, lock.fileno())
+                    config = self._config or self._with_users(default)
+                    self._spawn(binary, config, ports, lock.fileno())
                     await self._ready(ports)
                     _write_owner(lock, self._url)
             except BaseException:
@@ -162,6 +166,7 @@ class EmbeddedServer:
         """
         try:
             make_private_directory(self.directory)
+            make_private(self.directory / "lock")
             lock = (self.directory / "lock").open("a+b")
         except OSError as exc:
             raise ServerNotStarted(f"{self.directory} cannot be used: {exc.strerror}") from exc
@@ -176,6 +181,16 @@ class EmbeddedServer:
                     )
                 await asyncio.sleep(_POLL)
             yield lock
+
+    def _with_users(self, default: Path) -> Path:
+        """The configuration `default`, for the users of `keys` alone if there are any."""
+        if not self._keys:
+            return default
+        users = ", ".join(f"{{ nkey: {key} }}" for key in self._keys)
+        config = self.directory / "nats-server.conf"
+        make_private(config, empty=True)
+        config.write_text(f"{default.read_text()}\nauthorization {{ users: [{users}] }}\n")
+        return config
 
     def _spawn(self, binary: Path, config: Path, ports: Path, lock: int) -> None:
         command = [str(binary), "-c", str(config), "-a", self._host, "-p", str(self._port or -1)]

@@ -16,6 +16,8 @@ from typing import Any, Final
 import msgspec
 
 from bridge.errors import ConfigError
+from bridge.private_files import make_private, make_private_directory
+from bridge.subjects import is_name
 
 SECRET_FILES: Final = ("creds", "nkey", "ca", "cert", "key")
 """The settings that are paths, of a context and of ``[nats]``."""
@@ -48,6 +50,7 @@ _REFUSED: Final = {
     "windows_ca_certs_match": _WINDOWS,
 }
 _DOMAIN: Final = re.compile(r"\$JS\.([^\s.*>]+)\.API")
+_OURS: Final = "the server of `box-bridge up`"  # the description of a context that `up` made
 _BOM: Final = b"\xef\xbb\xbf"  # some editors put it at the start of a file
 _SCHEME: Final = re.compile(r"([a-z]+):(//)?", re.IGNORECASE)
 
@@ -94,6 +97,38 @@ def selected_context(environ: Mapping[str, str]) -> str:
         except (OSError, UnicodeDecodeError):
             continue
     return ""
+
+
+def check_context(name: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """The file in which `write_context` writes. Raises ConfigError if somebody else has made it, or
+    for an invalid name.
+    """
+    if not is_name(name):
+        raise ConfigError("--context", f"{name!r} is not a name of a-z, 0-9 and '-'")
+    file = _file(name, environ)
+    try:
+        found = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+    except FileNotFoundError:
+        return file
+    except (OSError, msgspec.MsgspecError) as exc:
+        raise ConfigError("--context", f"{file} cannot be replaced: {exc}") from exc
+    if found.get("description") != _OURS:
+        raise ConfigError("--context", f"{file} exists: choose another name, or delete the file")
+    return file
+
+
+def write_context(name: str, url: str, key: Path, environ: Mapping[str, str] = os.environ) -> None:
+    """Write the context `name` of the nats CLI for `url` and the seed in the file `key`. Raises
+    ConfigError.
+    """
+    file = check_context(name, environ)
+    context = {"description": _OURS, "url": url, "nkey": str(key)}
+    try:
+        make_private_directory(file.parent)
+        make_private(file, empty=True)
+        file.write_bytes(msgspec.json.format(msgspec.json.encode(context)) + b"\n")
+    except OSError as exc:
+        raise ConfigError("--context", f"{file} cannot be written: {exc.strerror}") from exc
 
 
 def expand_home(path: str, environ: Mapping[str, str]) -> str:

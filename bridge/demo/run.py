@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from bridge.bus.embedded_server import EmbeddedServer
+from bridge.bus.local_server import local_server
 from bridge.demo.fleet import FleetDemo
 from bridge.demo.host import HostDemo
 from bridge.demo.narration import Narration, Step, StepFailed
@@ -35,7 +35,7 @@ async def _run(narration: Narration, directory: Path, draw: Draw) -> bool:
     started = time.monotonic()
     narration.print("[bold]box-bridge demo[/bold]: a NATS server, a Box, two services\n")
     try:
-        async with EmbeddedServer(directory / "nats") as server:
+        async with local_server(directory / "nats") as (server, _):
             async with narration.step("A NATS server with JetStream is up") as details:
                 details.append(server.url)
             await HostDemo(narration, server.url, directory).run()

@@ -61,7 +61,10 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `HOME`, `USER`, `LOGNAME`, `SHELL`, `LANG`, `LANGUAGE`, `LC_…`, `TZ` and `TMPDIR`.
     """
     metrics: str = ""
-    """`host:port` at which the Box serves `/metrics` for Prometheus. Off by default."""
+    """`host:port` at which the Box serves `/metrics` for Prometheus. `:port` is on 127.0.0.1. Off
+    by default. A scrape needs the bearer token in the file `metrics-token` of `data_dir`, which the
+    Box makes if it is missing.
+    """
     on_exit: str = ""
     """What the Box does with the instances when it is stopped: `leave` them running, or `drain`
     them. A Box that ends because of an error leaves them running. The default is `leave` for
@@ -91,7 +94,7 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.allow_images and self.runtime == "process":
             raise ValueError('allow_images needs a runtime that runs images: runtime = "oci"')
         _range("request_ports", self.request_ports or self.ports)
-        match = re.fullmatch(r".+:([0-9]{1,5})", self.metrics)
+        match = re.fullmatch(r".*:([0-9]{1,5})", self.metrics)
         if self.metrics and (match is None or int(match[1]) > 65535):
             raise ValueError(f'metrics = {self.metrics!r} must be "host:port"')
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -361,17 +362,26 @@ async def test_a_loopback_address_with_a_remote_nats_is_warned_about(
     assert "instances register at 127.0.0.1, which only this host can reach" in caplog.text
 
 
-async def test_metrics_can_be_scraped(
+async def test_metrics_can_be_scraped_with_the_token_of_the_data_directory(
     server: EmbeddedServer, tmp_path: Path, unused_port: int
 ) -> None:
-    more = f'metrics = "127.0.0.1:{unused_port}"'
+    more = f'metrics = ":{unused_port}"'
     async with boxed(server, tmp_path, more=more) as (gateway, _):
         await ask(gateway, "web", 1)
         await serving(gateway, "web", 1)
         await ask(gateway, "nope", 1)
 
+        file = tmp_path / "data-box-a" / "metrics-token"
+        assert file.stat().st_mode & 0o077 == 0
+        url, token = f"http://127.0.0.1:{unused_port}/metrics", file.read_text().strip()
+        for wrong in ("", "Bearer", f"Bearer {token}x"):
+            request = urllib.request.Request(url, headers={"Authorization": wrong})
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                await asyncio.to_thread(urllib.request.urlopen, request)
+
         def scrape() -> str:
-            with urllib.request.urlopen(f"http://127.0.0.1:{unused_port}/metrics") as page:
+            request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+            with urllib.request.urlopen(request) as page:  # noqa: S310, it is the Box
                 text: str = page.read().decode()
                 return text
 

@@ -14,12 +14,14 @@ from typing import Any, Final
 
 from nats.aio.client import RawCredentials
 
+from bridge.config.local_key import find_local_key
 from bridge.errors import ConfigError
 from bridge.nats_url import ServerUrl, parse_urls
 from bridge.settings import NatsConfig
 
 _JWT: Final = re.compile(r"BEGIN NATS USER JWT-+\n[\w.-]+\n")
 _IS_SEED: Final = re.compile(r"S[A-Z2-7]{57}")  # an nkey seed
+_IDENTITIES: Final = ("user", "token", "user_credentials", "nkeys_seed_str")
 _TEXT: Final = ("creds", "nkey")  # the others may be binary
 _SEED: Final = re.compile(r"BEGIN USER NKEY SEED-+\n(\w+)\n")
 
@@ -38,6 +40,8 @@ def credentials(settings: NatsConfig) -> dict[str, Any]:
         given["user_credentials"] = _creds("creds", _read("creds", settings.creds))
     if settings.nkey:
         given["nkeys_seed_str"] = _seed("nkey", _read("nkey", settings.nkey).strip())
+    if not any(given.get(name) for name in _IDENTITIES) and (seed := find_local_key(settings.urls)):
+        given["nkeys_seed_str"] = _seed("nkey", seed)
     if settings.ca or settings.cert or settings.tls_first:
         given["tls"] = _tls(settings)
     return {key: value for key, value in given.items() if value}

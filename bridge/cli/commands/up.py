@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -27,13 +28,16 @@ if TYPE_CHECKING:
 
 
 @contextlib.asynccontextmanager
-async def _explained(server: EmbeddedServer) -> AsyncIterator[EmbeddedServer]:
-    """The started server. Raises HostTaken for a directory or a port that is taken."""
+async def _explained(directory: Path, port: int) -> AsyncIterator[tuple[EmbeddedServer, Path]]:
+    """The started server, and its key's file. Raises HostTaken for a directory or a port that is
+    taken.
+    """
+    from bridge.bus.local_server import local_server
     from bridge.errors import HostTaken, ServerNotStarted
 
     async with contextlib.AsyncExitStack() as stack:
         try:
-            await stack.enter_async_context(server)
+            started = await stack.enter_async_context(local_server(directory, port=port))
         except ServerNotStarted as exc:
             if exc.owner:
                 raise HostTaken(f"`up` already runs here ({exc.owner})") from exc
@@ -43,7 +47,7 @@ async def _explained(server: EmbeddedServer) -> AsyncIterator[EmbeddedServer]:
                     f"`box-bridge box -s nats://127.0.0.1:{exc.port_taken}`"
                 ) from exc
             raise
-        yield server
+        yield started
 
 
 async def up(
@@ -54,6 +58,9 @@ async def up(
         Parameter(validator=Number(gte=0, lte=65535), help="Where NATS listens; 0: any free port."),
     ] = 4222,
     host: Host | None = None,
+    context: Annotated[
+        str, Parameter(help="Write a context of this name, for the nats CLI and other programs.")
+    ] = "",
     prefix: Annotated[str | None, Parameter(group=CONNECTION, help="See `box-bridge box`.")] = None,
     logging: Logging | None = None,
     json: Json = False,
@@ -65,8 +72,12 @@ async def up(
     instances keep running, and the next `up` takes them back. The data directory
     keeps the server's store: the next `up` continues from it.
 
+    The server takes programs of your user alone: `box-bridge` and its library
+    find the key by themselves. With --context the nats CLI connects, too.
+
         box-bridge up -c box.toml
         box-bridge up --port 0 --on-exit leave
+        box-bridge up --context local
 
     Instances are processes. With [box] runtime = "oci" they are containers of
     podman, docker or nerdctl, or MicroVMs of a3s-box. In box.toml:
@@ -81,22 +92,25 @@ async def up(
     """
     from msgspec.structs import replace
 
-    from bridge.bus.embedded_server import EmbeddedServer
     from bridge.cli.box_config import load_config, require_services
     from bridge.cli.box_process import run_box
     from bridge.config import find_file
+    from bridge.config.nats_context import check_context, write_context
     from bridge.console import err
     from bridge.settings import DEFAULT_URL, Config, NatsConfig
 
     flags = (host or HostFlags()).flags()
     settings = require_services(load_config(config, flags, {"prefix": prefix, "url": DEFAULT_URL}))
-
     configure_logs(logging, json=json)
-    server = EmbeddedServer(settings.data_dir / "nats", port=port)
-    async with _explained(server) as server:
-        # Credentials, TLS and a domain are for other servers; this server has none of them.
+    if context:
+        check_context(context)
+    async with _explained(settings.data_dir / "nats", port) as (server, key):
+        if context:
+            write_context(context, server.url, key)
+        # Credentials, TLS and a domain are for other servers; this server takes one key.
         nats = NatsConfig(
             url=server.url,
+            nkey=str(key),
             prefix=settings.nats.prefix,
             reply_prefixes=settings.nats.reply_prefixes,
         )
