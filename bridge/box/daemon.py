@@ -23,9 +23,9 @@ from bridge.box.host_directory import metrics_token, own_directory
 from bridge.box.journal.journal import Journal
 from bridge.box.journal.store import CUT_OFF, FLEET, JOURNAL
 from bridge.box.reload import Changes, Reloader
+from bridge.box.runner.foreign_withdrawals import ForeignWithdrawals
 from bridge.box.runner.probes import Prober
 from bridge.box.runner.recovery import rebuild_entries
-from bridge.box.runner.withdrawals import Withdrawals
 from bridge.box.runtimes.base import Runtime
 from bridge.box.runtimes.factory import open_runtime
 from bridge.box.state.records import HostIdentity
@@ -308,7 +308,7 @@ class _Lifecycle:
             "stream checks": fleet.streams.run_checks(fleet.resync.request),
             "lease": fleet.lease.run(),
             "outbox": fleet.outbox.run(),
-            "withdrawals": Withdrawals(resources.connection, runner.supervisor.find).run(),
+            "withdrawals": ForeignWithdrawals(resources.connection, runner.supervisor.find).run(),
             "registrations": fleet.registrations.run(),
             "resync": fleet.resync.run(self._resume),
             "ticks": self._tick(),

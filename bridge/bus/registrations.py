@@ -3,8 +3,8 @@
 A Box publishes those of its instances; an instance that registers itself publishes its own.
 
 A registration is renewed every `registration_renew` seconds, and at once after a reconnect, with a
-time to live. A withdrawal ends the renewals at once; its deregistration is sent at once and retried
-until it is stored. An id that was withdrawn is never registered again.
+time to live. A withdrawal ends the renewals at once, and `withdrawals` sends it. An id that was
+withdrawn is never registered again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 from bridge.bus.core.connection import Connection
 from bridge.bus.jetstream.publish import store
+from bridge.bus.withdrawals import Withdrawals
 from bridge.errors import BusError, CutOff, NoResponders, NotPermitted
 from bridge.log_limit import LimitedLog, cause_of
 from bridge.protocol import InstanceDeregistration, InstanceRegistration, encode
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _RETRY: Final = 1.0  # seconds between attempts to store
 _TIMEOUT: Final = 2.0  # seconds for one registration
-_AT_ONCE: Final = 64  # registrations and withdrawals that are stored concurrently
+_AT_ONCE: Final = 64  # registrations that are stored concurrently
 
 T = TypeVar("T")
 
@@ -56,15 +57,10 @@ class Registrations:
         self._active: dict[str, InstanceRegistration] = {}
         self._sequences: dict[str, int] = {}
         self._due: dict[str, float] = {}
-        self._withdrawals: dict[str, InstanceDeregistration] = {}
-        self._in_flight: set[str] = set()
+        self._withdrawals = Withdrawals(connection, self._store_withdrawal)
         self._retired: set[str] = set()
         self._stored: set[str] = set()
-        self._after: dict[str, list[Callable[[], None]]] = {}  # what waits for a withdrawal
         self._renewal_due = asyncio.Event()
-        self._withdrawal_due = asyncio.Event()
-        self._all_stored = asyncio.Event()
-        self._all_stored.set()
         self._failures = _Failures()
         self.denied: NotPermitted | None = None
 
@@ -87,11 +83,8 @@ class Registrations:
         """Withdraw for good: no renewal is sent from now on, and `run` sends the deregistration at
         once and until it is stored.
         """
-        instance_id = deregistration.instance_id
-        self.retire(instance_id)
-        self._withdrawals[instance_id] = deregistration
-        self._all_stored.clear()
-        self._withdrawal_due.set()
+        self.retire(deregistration.instance_id)
+        self._withdrawals.add(deregistration)
 
     def is_stored(self, instance_id: str) -> bool:
         """Whether a registration of the instance was stored, so that gateways can know it."""
@@ -100,14 +93,11 @@ class Registrations:
     async def deregister(self, deregistration: InstanceDeregistration) -> None:
         """Withdraw for good; returns after the first attempt. If that fails, `run` retries it."""
         self.withdraw(deregistration)
-        await self._withdraw(deregistration)
+        await self._withdrawals.send(deregistration)
 
     def after_withdrawal(self, instance_id: str, act: Callable[[], None]) -> None:
         """Call `act` when no withdrawal of the instance waits to be stored: now, or then."""
-        if instance_id in self._withdrawals:
-            self._after.setdefault(instance_id, []).append(act)
-        else:
-            act()
+        self._withdrawals.after(instance_id, act)
 
     def update(self, registration: InstanceRegistration) -> None:
         """Replace the registration of a registered instance; `run` publishes it at once."""
@@ -130,21 +120,13 @@ class Registrations:
 
     async def wait_stored(self) -> None:
         """Return when every withdrawal is stored."""
-        await self._all_stored.wait()
+        await self._withdrawals.wait_stored()
 
     async def run(self) -> None:
         """Renew registrations and retry withdrawals until cancelled."""
         async with task_scope() as tasks:
             tasks.create_task(self._run_renewals(), name="renewals")
-            # Withdrawals do not wait for each other, nor for a round of renewals.
-            while True:
-                await self._connection.wait_connected()
-                self._withdrawal_due.clear()
-                room = _AT_ONCE - len(self._in_flight)
-                waiting = [x for x in self._withdrawals.values() if not self._is_in_flight(x)]
-                for deregistration in waiting[: max(0, room)]:
-                    tasks.create_task(self._withdraw(deregistration))
-                await _wait(self._withdrawal_due, _RETRY if self._withdrawals else None)
+            await self._withdrawals.run()  # they do not wait for a round of renewals
 
     async def _run_renewals(self) -> None:
         pause = min(_RETRY, self._timing.registration_renew / 2)
@@ -152,7 +134,9 @@ class Registrations:
             await self._connection.wait_connected()
             now = time.monotonic()
             await _each(self._renew, [name for name, at in self._due.items() if at <= now])
-            await _wait(self._renewal_due, pause)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._renewal_due.wait()
             self._renewal_due.clear()
 
     def renew_all(self) -> None:
@@ -180,29 +164,8 @@ class Registrations:
                 started + self._timing.registration_renew if stored else started
             )
 
-    def _is_in_flight(self, deregistration: InstanceDeregistration) -> bool:
-        return deregistration.instance_id in self._in_flight
-
-    async def _withdraw(self, deregistration: InstanceDeregistration) -> None:
-        instance_id = deregistration.instance_id
-        if instance_id in self._in_flight:
-            return
-        subject = self._connection.subjects.deregister(deregistration.service, instance_id)
-        self._in_flight.add(instance_id)
-        try:
-            if await self._store(instance_id, subject, encode(deregistration), self._headers):
-                self._note_withdrawn(instance_id)
-        finally:
-            self._in_flight.discard(instance_id)
-
-    def _note_withdrawn(self, instance_id: str) -> None:
-        self._withdrawals.pop(instance_id, None)
-        if len(self._withdrawals) >= _AT_ONCE:
-            self._withdrawal_due.set()  # others wait for room
-        elif not self._withdrawals:
-            self._all_stored.set()
-        for act in self._after.pop(instance_id, ()):
-            act()
+    async def _store_withdrawal(self, instance_id: str, subject: str, data: bytes) -> bool:
+        return await self._store(instance_id, subject, data, self._headers)
 
     async def _store(
         self, instance_id: str, subject: str, data: bytes, headers: dict[str, str]
@@ -256,13 +219,6 @@ class _Failures:
         count = len(self._causes)
         noun = "registration is" if count == 1 else "registrations are"
         return f"{count} {noun} not stored: {self._examples[cause]}"
-
-
-async def _wait(event: asyncio.Event, timeout: float | None) -> None:
-    """Return when `event` is set, or after `timeout` seconds."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout):
-            await event.wait()
 
 
 async def _each(act: Callable[[T], Coroutine[Any, Any, None]], items: Sequence[T]) -> None:

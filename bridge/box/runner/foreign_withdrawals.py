@@ -19,7 +19,7 @@ from bridge.validation import read_withdrawal
 _WHERE: Final = "deregister"
 
 
-class Withdrawals:
+class ForeignWithdrawals:
     """Makes each instance leave that was deregistered, as far back as the stream goes.
 
     `find` gives an instance of this host by its id. Messages that break the contract are counted.
