@@ -269,6 +269,7 @@ def _supervisor(
             cwd=config.directory,
             fence=fleet.fence.path,
             timing=config.timing,
+            credentials=config.credentials,
         ),
         fleet.readiness.may_plan,
         fleet.readiness.may_make,

@@ -14,14 +14,14 @@ import msgspec
 from msgspec.structs import fields
 
 from bridge.errors import ConfigError
-from bridge.settings import Probe
+from bridge.settings import Probe, Secret
 
 _UNKNOWN: Final = re.compile(r"^Object contains unknown field `([^`]+)`")
 _MISSING: Final = re.compile(r"^Object missing required field `([^`]+)`")
 _AT: Final = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
-_TYPE: Final = re.compile(r"^Expected `(\w+)(?: \| null)?`, got `(\w+)`$")
+_TYPE: Final = re.compile(r"^Expected `(\w+)(?: \| (?:null|object))?`, got `(\w+)`$")
 _WORDS: Final = {
     "int": "a whole number",
     "float": "a number",
@@ -40,7 +40,7 @@ def explain(cls: Any, text: str, place: str, table: Any) -> ConfigError:
     problem = text[: at.start()] if at else text
     where = f"{place} {path}".strip()
     if unknown := _UNKNOWN.match(problem):
-        known = [item.name for item in fields(Probe if path == "probe" else cls)]
+        known = [item.name for item in fields(_struct_at(path, cls))]
         return ConfigError(where, f"unknown key `{unknown[1]}`{nearest(unknown[1], known)}")
     if missing := _MISSING.match(problem):
         return ConfigError(where, f"`{missing[1]}` is missing")
@@ -48,6 +48,11 @@ def explain(cls: Any, text: str, place: str, table: Any) -> ConfigError:
     if wrong and path and isinstance(table, Mapping):
         return ConfigError(place, _explain_type(path, wrong[1], wrong[2], table))
     return ConfigError(where, problem[:1].lower() + problem[1:])
+
+
+def _struct_at(path: str, cls: Any) -> Any:
+    """The Struct whose table is at `path` of a `cls`."""
+    return Probe if path == "probe" else Secret if path.startswith("env[") else cls
 
 
 def _explain_type(path: str, wanted: str, found: str, table: Mapping[str, Any]) -> str:
@@ -59,7 +64,7 @@ def _explain_type(path: str, wanted: str, found: str, table: Mapping[str, Any]) 
     if wanted == "array" and isinstance(value, str):
         words = ", ".join(msgspec.json.encode(word).decode() for word in value.split())
         return f"`{key}` is a list: `{key} = [{words}]`"
-    name, value = _first_wrong(key, value) if rest else (key, value)
+    name, value = _first_wrong(key, value, found) if rest else (key, value)
     last = name.rpartition(".")[2]
     of_list = bool(rest) and name == key
     must = f"{'each item of ' if of_list else ''}`{name}` must be {_WORDS.get(wanted, wanted)}"
@@ -71,13 +76,14 @@ def _explain_type(path: str, wanted: str, found: str, table: Mapping[str, Any]) 
     return f"{must}, not {_WORDS.get(found, found)}"
 
 
-def _first_wrong(key: str, value: Any) -> tuple[str, Any]:
-    """The first member of the table or list `value` that is not text."""
+def _first_wrong(key: str, value: Any, found_type: str) -> tuple[str, Any]:
+    """The first member of the table or list `value` that is not text, nor a secret."""
+    right = (str,) if found_type == "object" else (str, Mapping)
     if isinstance(value, Mapping):
         found = ((f"{key}.{name}", item) for name, item in value.items())
     else:
         found = ((key, item) for item in value or ())
-    return next((pair for pair in found if not isinstance(pair[1], str)), (key, value))
+    return next((pair for pair in found if not isinstance(pair[1], right)), (key, value))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

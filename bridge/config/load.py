@@ -26,7 +26,7 @@ from bridge.config.layers import (
 )
 from bridge.config.nats import NATS_VARIABLES, load_nats
 from bridge.errors import ConfigError
-from bridge.settings import BoxConfig, Config, NatsConfig, ServiceConfig, Timing
+from bridge.settings import BoxConfig, Config, NatsConfig, Secret, ServiceConfig, Timing
 from bridge.subjects import is_name
 
 _DEFAULT_FILE: Final = Path("box.toml")
@@ -77,11 +77,17 @@ def load(
         nats=nats,
         timing=timing,
         services={
-            name: _service_at_home(service, box.runtime, environ, f"[services.{name}]")
+            name: _service_at_home(
+                _anchored_secrets(service, directory, environ, f"[services.{name}]"),
+                box.runtime,
+                environ,
+                f"[services.{name}]",
+            )
             for name, service in _services(tables, places).items()
         },
         directory=directory,
         environ=_inherited(environ),
+        credentials=environ.get("CREDENTIALS_DIRECTORY", ""),
     )
 
 
@@ -170,6 +176,19 @@ def _service_at_home(
         command=[*command, *service.command[1:]],
         cwd=expanded(service.cwd, environ, f"{place} cwd"),
     )
+
+
+def _anchored_secrets(
+    service: ServiceConfig, directory: Path, environ: Mapping[str, str], place: str
+) -> ServiceConfig:
+    """The service with absolute paths of its secrets: they start at the file."""
+    env = {
+        name: Secret(file=str(directory / expanded(value.file, environ, f"{place} env.{name}")))
+        if isinstance(value, Secret) and value.file
+        else value
+        for name, value in service.env.items()
+    }
+    return msgspec.structs.replace(service, env=env)
 
 
 def _anchored(table: dict[str, Any], directory: Path, environ: Mapping[str, str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from bridge.settings.process import Config as Config
 from bridge.settings.process import InstanceConfig as InstanceConfig
 from bridge.settings.process import LogConfig as LogConfig
 from bridge.settings.process import NotifyConfig as NotifyConfig
+from bridge.settings.secret import Secret as Secret
 from bridge.settings.service import STOP_SIGNALS as STOP_SIGNALS
 from bridge.settings.service import Probe as Probe
 from bridge.settings.service import ServiceConfig as ServiceConfig

@@ -15,7 +15,8 @@ class Config(Struct, frozen=True, kw_only=True):
     """The whole configuration of a Box.
 
     Relative paths of services start at `directory`. Instances inherit `environ`: the environment
-    without the credentials of this program.
+    without the credentials of this program. `credentials` is the directory in which systemd put
+    those of the services, "" without one.
     """
 
     box: BoxConfig = field(default_factory=BoxConfig)
@@ -24,6 +25,7 @@ class Config(Struct, frozen=True, kw_only=True):
     services: dict[str, ServiceConfig] = field(default_factory=dict)
     directory: Path = field(default_factory=Path.cwd)
     environ: dict[str, str] = field(default_factory=dict)
+    credentials: str = ""
 
     @property
     def data_dir(self) -> Path:

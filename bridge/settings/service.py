@@ -10,6 +10,7 @@ from msgspec import Meta, Struct, field
 from bridge.errors import ProtocolError
 from bridge.http_exchange import HEADER_NAME
 from bridge.protocol import U8, U32
+from bridge.settings.secret import Secret
 from bridge.settings.units import Count, Interval, Seconds, VariableNames
 from bridge.validation import check_metadata
 
@@ -100,9 +101,11 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
     cwd: str = ""
     """The working directory; the file's directory by default. The `oci` runtime refuses it."""
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str | Secret] = field(default_factory=dict)
     """Environment variables of the instance. The `process` runtime adds them to those that it takes
-    from the Box's own environment: see `inherit_env` of `[box]`.
+    from the Box's own environment: see `inherit_env` of `[box]`. A value is a text, or a secret:
+    `{ file = "/etc/box-bridge/token" }`, or `{ credential = "token" }` of systemd. The Box reads a
+    secret at each start of an instance, and keeps it nowhere.
     """
     request_env: VariableNames = field(default_factory=list)
     """Names of the environment variables that requests may set, as `["LOG_LEVEL"]`. By default a

@@ -62,8 +62,8 @@ async def test_a_sweep_spares_an_instance_that_is_being_spawned(
     spawned, swept = threading.Event(), threading.Event()
     spawn = runtime._spawn
 
-    def wait_for_sweep(process: Process) -> subprocess.Popen[bytes]:
-        popen = spawn(process)
+    def wait_for_sweep(process: Process, env: dict[str, str]) -> subprocess.Popen[bytes]:
+        popen = spawn(process, env)
         spawned.set()
         assert swept.wait(10)
         return popen

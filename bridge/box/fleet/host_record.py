@@ -53,7 +53,9 @@ def offers(config: Config, lacks: Mapping[str, str] = NO_LACKS) -> dict[str, Off
             image=service.image or None,
             vcpus=service.vcpus,
             memory_mib=service.memory_mib,
-            env=service.env,
+            env={
+                key: value if isinstance(value, str) else "" for key, value in service.env.items()
+            },
             port_map=service.port_map,
         )
         runtime = config.box.runtime

@@ -26,6 +26,7 @@ class InstanceSpecs(Struct, frozen=True, kw_only=True):
     cwd: Path
     fence: Path
     timing: Timing
+    credentials: str = ""
 
     def offer(self, services: Mapping[str, ServiceConfig]) -> None:
         """Create instances of these services from now on, and of no others."""
@@ -58,4 +59,5 @@ class InstanceSpecs(Struct, frozen=True, kw_only=True):
             directory=self.instances_dir / info.id,
             cwd=self.cwd,
             fence=self.fence,
+            credentials=self.credentials,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -13,17 +14,19 @@ from msgspec import Struct, field
 
 from bridge.box.runtimes.environment import service_environment
 from bridge.box.runtimes.process_identity import ProcessIdentity
+from bridge.box.runtimes.secret_files import read_secrets
 from bridge.box.state.runtime_limits import fixed_port
 from bridge.exit_text import describe_exit
 from bridge.protocol import ScaleConfig
-from bridge.settings import ServiceConfig
+from bridge.settings import Secret, ServiceConfig
 
 
 class Spec(Struct, frozen=True, kw_only=True):
     """Everything that defines one instance: its service's configuration with a request's overrides.
 
     `port` is the first host port that `port_map` fixes; 0 means any port. `directory` belongs to
-    this instance alone. `fence` is the file that holds the time until which the instance may live
+    this instance alone. `env` and `secrets` are its variables; `credentials` is where systemd put
+    credentials. `fence` is the file that holds the time until which the instance may live
     (see bridge.box.fleet.fence); None means no limit.
     """
 
@@ -34,6 +37,8 @@ class Spec(Struct, frozen=True, kw_only=True):
     entrypoint: list[str] = field(default_factory=list)
     cwd: str
     env: dict[str, str]
+    secrets: dict[str, Secret] = field(default_factory=dict)
+    credentials: str = ""
     vcpus: int | None
     memory_mib: int | None
     image: str | None
@@ -57,9 +62,11 @@ class Spec(Struct, frozen=True, kw_only=True):
         directory: Path,
         cwd: Path,
         fence: Path | None = None,
+        credentials: str = "",
     ) -> Spec:
         """The spec of one instance. A relative `cwd` of the service starts at `cwd`."""
         port_map = overrides.port_map or config.port_map
+        values = config.env | overrides.env
         return cls(
             instance_id=instance_id,
             service=service,
@@ -68,7 +75,10 @@ class Spec(Struct, frozen=True, kw_only=True):
             entrypoint=config.entrypoint,
             # Path.expanduser raises for a user that does not exist; the start then names the path.
             cwd=str(cwd / os.path.expanduser(config.cwd)),  # noqa: PTH111
-            env=config.env | overrides.env | service_environment(config),
+            env={name: value for name, value in values.items() if isinstance(value, str)}
+            | service_environment(config),
+            secrets={name: value for name, value in values.items() if isinstance(value, Secret)},
+            credentials=credentials,
             vcpus=config.vcpus if overrides.vcpus is None else overrides.vcpus,
             memory_mib=(
                 config.memory_mib if overrides.memory_mib is None else overrides.memory_mib
@@ -82,6 +92,12 @@ class Spec(Struct, frozen=True, kw_only=True):
             stop_scope=config.stop_scope,
             user=config.user,
         )
+
+    async def environment(self) -> dict[str, str]:
+        """Its variables, with the secrets as they are now. Raises InstanceError."""
+        if not self.secrets:
+            return self.env
+        return self.env | await asyncio.to_thread(read_secrets, self.secrets, self.credentials)
 
 
 _NOT_SEEN: Final = "ended with an unknown exit code while its Box was not running"

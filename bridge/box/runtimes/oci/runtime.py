@@ -246,7 +246,7 @@ class OciRuntime:
         file = self._secrets / spec.instance_id
         environ = {
             **self._environ,
-            **spec.env,
+            **await self._variables(spec),
             "PORT": str(container.guest),
             "BOX_INSTANCE_ID": spec.instance_id,
             "BOX_SERVICE": spec.service,
@@ -264,6 +264,14 @@ class OciRuntime:
             with mapped_errors("the environment file cannot be deleted"):
                 file.unlink(missing_ok=True)
         container.exists = True
+
+    async def _variables(self, spec: Spec) -> dict[str, str]:
+        """The variables of an instance. Raises InstanceError for a secret that no file can hold."""
+        env = await spec.environment()
+        for name in spec.secrets:
+            if "\n" in env[name] or "\r" in env[name]:
+                raise InstanceError(f"env {name}: a secret of a container has one line")
+        return env
 
     def _container_spec(self, container: Container, env_file: Path) -> commands.ContainerSpec:
         spec = container.spec

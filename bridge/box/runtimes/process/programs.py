@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from bridge.box.runtimes.secret_files import path_of
 from bridge.box.state.runtime_limits import is_never_requested
 from bridge.settings import Config, ServiceConfig
 
@@ -40,6 +41,10 @@ def launch_problems(config: Config) -> Iterator[tuple[str, str]]:
             for unknown in _PLACEHOLDER.findall(word):
                 if unknown not in ("port", *_FOREIGN):
                     yield place, f"unknown placeholder `{{{unknown}}}` in {word!r}; use `{{port}}`"
+        for name, value in service.env.items():
+            path = None if isinstance(value, str) else path_of(value, config.credentials)
+            if path is not None and not os.path.exists(path):  # noqa: PTH110, it never raises
+                yield place, f"env.{name}: {path} is not there, or not readable"
         if config.box.runtime == "process" and not _directory(config, service).is_dir():
             yield place, f"cwd {_directory(config, service)} is not a directory"
     if config.box.runtime == "process" and (missing := missing_programs(config)):

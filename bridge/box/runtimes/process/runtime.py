@@ -83,13 +83,14 @@ class ProcessRuntime:
         self, handle: Handle, record: Callable[[ProcessIdentity, int], Awaitable[None]]
     ) -> None:
         process = self._process(handle)
+        env = await process.spec.environment()
         process.port = self._take_port(process)
         process.popen, process.identity, process.grace_ends = None, None, 0.0
         process.ended, process.killed = asyncio.get_running_loop().create_future(), False
         process.command_started = False
         with mapped_errors(f"cannot start {' '.join(process.spec.command[:1])}"):
             try:
-                process.popen = await asyncio.to_thread(self._spawn, process)
+                process.popen = await asyncio.to_thread(self._spawn, process, env)
                 process.identity = identify(process.popen.pid)
                 self._limit(process)
                 self._watch(process)
@@ -238,7 +239,7 @@ class ProcessRuntime:
         first, last = self._ports[0], self._ports[-1]
         raise InstanceError(f"no free port in {first}-{last}: widen [box] ports")
 
-    def _spawn(self, process: Process) -> subprocess.Popen[bytes]:
+    def _spawn(self, process: Process, given: Mapping[str, str]) -> subprocess.Popen[bytes]:
         spec = process.spec
         if not Path(spec.cwd).is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "its cwd is not a directory", spec.cwd)
@@ -248,7 +249,7 @@ class ProcessRuntime:
         env = {
             **self._environ,
             **(user.environment() if user else {}),
-            **spec.env,
+            **given,
             "PORT": port,
             "BOX_INSTANCE_ID": spec.instance_id,
             "BOX_SERVICE": spec.service,
