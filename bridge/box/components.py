@@ -28,6 +28,7 @@ from bridge.box.runner.context import InstanceContext
 from bridge.box.runner.inflight import InflightCounter
 from bridge.box.runner.instance_specs import InstanceSpecs
 from bridge.box.runner.log_rotation import LogRotation
+from bridge.box.runner.orphans import Orphans
 from bridge.box.runner.probes import Prober
 from bridge.box.runner.publication import PublicationContext
 from bridge.box.runner.sampler import Sampler
@@ -86,6 +87,7 @@ class RunnerComponents(Struct, frozen=True, kw_only=True):
     supervisor: Supervisor
     sampler: Sampler
     log_rotation: LogRotation
+    orphans: Orphans
 
 
 class Components(Struct, frozen=True, kw_only=True):
@@ -242,6 +244,7 @@ def _runner(resources: Resources, fleet: FleetComponents) -> RunnerComponents:
         supervisor=supervisor,
         sampler=sampler,
         log_rotation=LogRotation(supervisor, instances_dir(config.data_dir)),
+        orphans=Orphans(supervisor.processes),
     )
 
 

@@ -315,6 +315,7 @@ class _Lifecycle:
             "supervisor": runner.supervisor.run(),
             "sampler": runner.sampler.run(),
             "logs": runner.log_rotation.run(),
+            "orphans": runner.orphans.run(),
             "responder": self._components.responder.run(),
         }
 

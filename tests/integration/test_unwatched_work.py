@@ -23,7 +23,7 @@ from tests.support import ask, box_config, connect, eventually
 
 WORK = (
     *("journal", "runtime", "streams", "stream checks", "lease", "outbox", "withdrawals"),
-    *("registrations", "resync", "ticks", "supervisor", "sampler", "logs", "responder"),
+    *("registrations", "resync", "ticks", "supervisor", "sampler", "logs", "orphans", "responder"),
 )
 
 

@@ -106,6 +106,11 @@ class Supervisor(FleetListener):
         """The instance of this id, None if it has ended or is not on this host."""
         return self._slots.find(instance_id)
 
+    def processes(self) -> set[int]:
+        """The process ids of the instances on this host that have not ended."""
+        entries = [instance.publication.entry for instance in self.instances()]
+        return {entry.identity.pid for entry in entries if entry.identity is not None}
+
     async def adopt(self, entries: Iterable[JournalEntry]) -> None:
         """Adopt the instances of an earlier process of this Box; call it before `run`."""
         for entry in sorted(entries, key=lambda entry: entry.life.info.created_at):
