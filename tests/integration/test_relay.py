@@ -288,6 +288,26 @@ async def test_what_fails_too_often_is_a_dead_letter(bus: Connection) -> None:
         assert letter.headers["Box-Dead-Attempts"] == "3"
 
 
+async def test_a_dead_letter_that_can_never_be_stored_holds_up_no_other(bus: Connection) -> None:
+    small = dead_stream(Subjects()).evolve(max_msg_size=700)
+    async with (
+        receiving(lambda request: 400) as receiver,
+        relaying(bus, receiver, durable="alerts") as running,
+    ):
+        await jetstream(bus).update_stream(small)
+        await tell(bus, "web-1", 1, headers={"traceparent": TRACE, "X-Long": "x" * 700})
+        await tell(bus, "web-1", 2)
+        large, plain = await eventually(
+            lambda: said if len(said := running.reports_of("dead_letter")) == 2 else None
+        )
+        assert "stored without the payload: " in large
+        assert "without the payload" not in plain
+        first, second = await letters(bus)
+        assert (first.data or b"", bool(second.data)) == (b"", True)
+        assert first.headers is not None
+        assert first.headers["Box-Dead-Id"] == "web-1.1"
+
+
 async def test_an_event_leaves_only_when_its_dead_letter_is_stored(bus: Connection) -> None:
     small = dead_stream(Subjects()).evolve(max_bytes=10_000)
     async with receiving(lambda request: 400) as receiver:

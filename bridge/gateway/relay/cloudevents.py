@@ -73,19 +73,20 @@ def dead_headers(
     in ``Box-Dead-Id``; ``Nats-Msg-Id`` is unique for this `durable`.
     """
     kept = {
-        name: _one_line(value)
+        name: one_line(value)
         for name, value in original.items()
         if not name.lower().startswith("nats-") and name.isprintable()
     }
-    message_id = _one_line(original.get("Nats-Msg-Id", "")) or f"seq.{seq}"
+    message_id = one_line(original.get("Nats-Msg-Id", "")) or f"seq.{seq}"
     return kept | {
         "Nats-Msg-Id": f"{durable}.{message_id}",
         "Box-Dead-Id": message_id,
-        "Box-Dead-Reason": _one_line(reason)[:500],
+        "Box-Dead-Reason": one_line(reason)[:500],
         "Box-Dead-Attempts": str(attempts),
         "Box-Dead-Seq": str(seq),
     }
 
 
-def _one_line(value: str) -> str:
+def one_line(value: str) -> str:
+    """`value` in one line of printable characters."""
     return " ".join(printable(value).split())

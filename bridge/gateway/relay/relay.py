@@ -28,11 +28,11 @@ from bridge.bus.jetstream.pull_consumer import outstanding
 from bridge.bus.jetstream.start_position import Begin, Reset, Start
 from bridge.errors import BusError
 from bridge.gateway.events.durable import Delivery, DurableEvents
-from bridge.gateway.relay.cloudevents import ce_headers, dead_headers
+from bridge.gateway.relay.cloudevents import ce_headers, dead_headers, one_line
 from bridge.gateway.relay.delivery_queue import Backoff, DeliveryQueue, QueuedEvent
 from bridge.gateway.relay.webhook import Outcome, Webhook, WebhookResponse, shown
 from bridge.protocol import InstanceState, now
-from bridge.subjects import TRACEPARENT
+from bridge.subjects import MSG_ID, TRACEPARENT
 from bridge.tasks import task_scope
 
 _log = logging.getLogger(__name__)
@@ -273,27 +273,46 @@ class Relay:
             )
 
     async def _store_dead_letter(self, held: QueuedEvent[Delivery], reason: str) -> None:
-        """Return when the event is stored as a dead letter, however long that takes."""
+        """Return when the event is stored as a dead letter, however long that takes.
+
+        A letter that can never be stored, as one that is too large, would hold the next ones up. It
+        is stored without its payload and the event's headers; the event stays in its stream.
+        """
         delivery = held.item
-        headers = dead_headers(
-            delivery.headers,
-            reason=reason,
-            attempts=held.failures + 1,
-            seq=delivery.seq,
-            durable=self._config.durable,
-        )
-        letter = OutgoingMessage(
-            subject=self._dead,
-            data=delivery.data,
-            headers=headers,
-            key=delivery.event.instance_id,
-            at=now(),
-        )
-        await self._letters.publish([letter])
+        letter = self._dead_letter(held, reason, delivery.headers, delivery.data)
+        if refusal := await self._store_letter(letter):
+            reason = f"{reason}; stored without the payload: {refusal}"
+            known = {MSG_ID: delivery.headers.get(MSG_ID, "")}
+            letter = self._dead_letter(held, reason, known, b"")
+            if refusal := await self._store_letter(letter):
+                reason = f"{reason}; not stored: {refusal}"
         self.counts.dead += 1
         event = delivery.event
         name = f"{event.instance_id} {event.to_state} (stream sequence {delivery.seq})"
-        self._notify("dead_letter", f"{name}, to {self._dead}: {headers['Box-Dead-Reason']}")
+        self._notify("dead_letter", f"{name}, to {self._dead}: {one_line(reason)[:500]}")
+
+    def _dead_letter(
+        self, held: QueuedEvent[Delivery], reason: str, headers: Mapping[str, str], data: bytes
+    ) -> OutgoingMessage:
+        return OutgoingMessage(
+            subject=self._dead,
+            data=data,
+            headers=dead_headers(
+                headers,
+                reason=reason,
+                attempts=held.failures + 1,
+                seq=held.item.seq,
+                durable=self._config.durable,
+            ),
+            key=held.item.event.instance_id,
+            at=now(),
+        )
+
+    async def _store_letter(self, letter: OutgoingMessage) -> BusError | None:
+        """Return when the letter is stored, or why it can never be."""
+        refusals: list[BusError] = []
+        await self._letters.publish([letter], on_refusal=lambda message, exc: refusals.append(exc))
+        return refusals[0] if refusals else None
 
     def _notify(self, what: str, text: str) -> None:
         if self._on_notice is None:
