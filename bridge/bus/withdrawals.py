@@ -78,6 +78,8 @@ class Withdrawals:
         try:
             if await self._store(instance_id, subject, encode(deregistration)):
                 self._note_stored(instance_id)
+            elif instance_id in self._waiting:  # the others come first next time
+                self._waiting[instance_id] = self._waiting.pop(instance_id)
         finally:
             self._in_flight.discard(instance_id)
 

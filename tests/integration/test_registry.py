@@ -15,9 +15,10 @@ from bridge.bus.jetstream import topology
 from bridge.bus.jetstream.api import jetstream
 from bridge.bus.registrations import Registrations
 from bridge.errors import NoReply
-from bridge.protocol import InstanceRegistration, now
+from bridge.protocol import InstanceDeregistration, InstanceRegistration, now
 from bridge.settings import Config
 from bridge.tasks import task_scope
+from tests.integration.test_passing_refusals import ChangingServer, _with_permissions
 from tests.support import box_config, connect, eventually
 
 
@@ -62,6 +63,25 @@ async def test_renewals_do_not_wait_for_one_another(
                 return await kept(connection) >= 20
 
             await eventually(renewed)
+
+
+@pytest.mark.slow
+async def test_withdrawals_that_are_refused_do_not_hold_up_the_others(tmp_path: Path) -> None:
+    denied = 'publish: { allow: [">"], deny: ["box.deregister.api.>"] }, subscribe: [">"]'
+    async with ChangingServer.running(tmp_path, _with_permissions(denied)) as server:
+        config = box_config(tmp_path, server.url("box:b"))
+        async with connect(server.url("box:b")) as connection:
+            await topology.ensure(connection)
+            registry = Registrations(connection, "box-a", config.timing, lambda: asyncio.sleep(0))
+            for number in range(70):  # more than are stored at a time
+                registry.withdraw(InstanceDeregistration(instance_id=f"a-{number}", service="api"))
+            registry.withdraw(InstanceDeregistration(instance_id="web-1", service="web"))
+            stored = asyncio.Event()
+            registry.after_withdrawal("web-1", stored.set)
+            async with asyncio.timeout(20), task_scope() as tasks:
+                tasks.create_task(registry.run())
+                await stored.wait()
+            assert "70 registrations are not stored" in (registry.problem() or "")
 
 
 async def test_a_stream_that_cannot_be_restored_yet_is_tried_again(
