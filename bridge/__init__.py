@@ -103,100 +103,49 @@ if TYPE_CHECKING:
     from bridge.settings import Timing as Timing
     from bridge.subjects import Subjects as Subjects
 
-_MODULE_OF: Final = {
-    "AdminResponse": "bridge.admin_protocol",
-    "Backoff": "bridge.gateway.relay.delivery_queue",
-    "Begin": "bridge.bus.jetstream.start_position",
-    "BridgeError": "bridge.errors",
-    "BusError": "bridge.errors",
-    "Candidate": "bridge.admin_protocol",
-    "Change": "bridge.gateway.routes.index",
-    "Changes": "bridge.gateway.routes.table",
-    "Checkpoint": "bridge.bus.jetstream.start_position",
-    "ConfigError": "bridge.errors",
-    "Conflict": "bridge.errors",
-    "ConnectFailed": "bridge.errors",
-    "Connection": "bridge.bus.core.connection",
-    "Counts": "bridge.gateway.relay.relay",
-    "CutOff": "bridge.errors",
-    "Delete": "bridge.gateway.routes.index",
-    "Delivery": "bridge.gateway.events.durable",
-    "DrainStuck": "bridge.gateway.errors",
-    "DrainTimeout": "bridge.gateway.errors",
-    "DurableEvents": "bridge.gateway.events.durable",
-    "DurableMismatch": "bridge.errors",
-    "Entry": "bridge.admin_protocol",
-    "EventHub": "bridge.gateway.events.hub",
-    "EventStream": "bridge.gateway.events.stream",
-    "FailedSlot": "bridge.admin_protocol",
-    "Fate": "bridge.admin_protocol",
-    "Gap": "bridge.gateway.events.stream",
-    "Handler": "bridge.bus.core.message",
-    "HistoryResponse": "bridge.admin_protocol",
-    "Host": "bridge.admin_protocol",
-    "HostsResponse": "bridge.admin_protocol",
-    "HubEvents": "bridge.gateway.events.hub",
-    "InstanceDeregistration": "bridge.protocol",
-    "InstanceEvent": "bridge.protocol",
-    "InstanceHealth": "bridge.protocol",
-    "InstanceInfo": "bridge.protocol",
-    "InstanceRegistration": "bridge.protocol",
-    "InstanceState": "bridge.protocol",
-    "InstancesResponse": "bridge.protocol",
-    "InvalidMessage": "bridge.errors",
-    "Listener": "bridge.bus.core.listener",
-    "Message": "bridge.bus.core.message",
-    "Metrics": "bridge.observe",
-    "Move": "bridge.admin_protocol",
-    "NameRefused": "bridge.errors",
-    "NatsConfig": "bridge.settings",
-    "NoBoxError": "bridge.gateway.errors",
-    "NoReply": "bridge.errors",
-    "NoResponders": "bridge.errors",
-    "NoRoute": "bridge.gateway.errors",
-    "NotPermitted": "bridge.errors",
-    "Notice": "bridge.gateway.relay.relay",
-    "Operator": "bridge.gateway.operator",
-    "Order": "bridge.admin_protocol",
-    "OrderRefused": "bridge.gateway.errors",
-    "PendingRequest": "bridge.bus.core.pending_request",
-    "PlanResponse": "bridge.admin_protocol",
-    "PlannedSlot": "bridge.admin_protocol",
-    "ProtocolError": "bridge.errors",
-    "Put": "bridge.gateway.routes.index",
-    "Registration": "bridge.instance.registration",
-    "Relay": "bridge.gateway.relay.relay",
-    "RelayConfig": "bridge.gateway.relay.relay",
-    "RequestTimeout": "bridge.gateway.errors",
-    "Reset": "bridge.bus.jetstream.start_position",
-    "Resync": "bridge.gateway.routes.index",
-    "Route": "bridge.gateway.routes.index",
-    "RouteTable": "bridge.gateway.routes.table",
-    "ScaleCapped": "bridge.gateway.errors",
-    "ScaleClient": "bridge.gateway.client",
-    "ScaleConfig": "bridge.protocol",
-    "ScaleError": "bridge.gateway.errors",
-    "ScaleRefused": "bridge.gateway.errors",
-    "ScaleRequest": "bridge.protocol",
-    "ScaleResponse": "bridge.protocol",
-    "ServerNotStarted": "bridge.errors",
-    "ServerTooOld": "bridge.errors",
-    "Service": "bridge.admin_protocol",
-    "ServicesResponse": "bridge.admin_protocol",
-    "Start": "bridge.bus.jetstream.start_position",
-    "StoreRefused": "bridge.errors",
-    "StoreUnsuitable": "bridge.errors",
-    "Subjects": "bridge.subjects",
-    "Timing": "bridge.settings",
-    "TooLarge": "bridge.errors",
-    "TopologyMismatch": "bridge.errors",
-    "WaitTimeout": "bridge.gateway.errors",
-    "Watcher": "bridge.bus.core.connection",
-    "decode": "bridge.protocol",
-    "encode": "bridge.protocol",
-    "register": "bridge.instance.registration",
+_NAMES_OF: Final = {
+    "bridge.admin_protocol": (
+        "AdminResponse Candidate Entry FailedSlot Fate HistoryResponse Host HostsResponse "
+        "Move Order PlanResponse PlannedSlot Service ServicesResponse"
+    ),
+    "bridge.bus.core.connection": "Connection Watcher",
+    "bridge.bus.core.listener": "Listener",
+    "bridge.bus.core.message": "Handler Message",
+    "bridge.bus.core.pending_request": "PendingRequest",
+    "bridge.bus.jetstream.start_position": "Begin Checkpoint Reset Start",
+    "bridge.errors": (
+        "BridgeError BusError ConfigError Conflict ConnectFailed CutOff DurableMismatch "
+        "InvalidMessage NameRefused NoReply NoResponders NotPermitted ProtocolError "
+        "ServerNotStarted ServerTooOld StoreRefused StoreUnsuitable TooLarge TopologyMismatch"
+    ),
+    "bridge.gateway.client": "ScaleClient",
+    "bridge.gateway.errors": (
+        "DrainStuck DrainTimeout NoBoxError NoRoute OrderRefused RequestTimeout ScaleCapped "
+        "ScaleError ScaleRefused WaitTimeout"
+    ),
+    "bridge.gateway.events.durable": "Delivery DurableEvents",
+    "bridge.gateway.events.hub": "EventHub HubEvents",
+    "bridge.gateway.events.stream": "EventStream Gap",
+    "bridge.gateway.operator": "Operator",
+    "bridge.gateway.relay.delivery_queue": "Backoff",
+    "bridge.gateway.relay.relay": "Counts Notice Relay RelayConfig",
+    "bridge.gateway.routes.index": "Change Delete Put Resync Route",
+    "bridge.gateway.routes.table": "Changes RouteTable",
+    "bridge.instance.registration": "Registration register",
+    "bridge.observe": "Metrics",
+    "bridge.protocol": (
+        "InstanceDeregistration InstanceEvent InstanceHealth InstanceInfo "
+        "InstanceRegistration InstanceState InstancesResponse ScaleConfig ScaleRequest "
+        "ScaleResponse decode encode"
+    ),
+    "bridge.settings": "NatsConfig Timing",
+    "bridge.subjects": "Subjects",
 }
-"""The module that defines each public name: the one list of them."""
+"""The public names by the module that defines them: the one list of them."""
+
+_MODULE_OF: Final = dict(
+    sorted((name, module) for module, names in _NAMES_OF.items() for name in names.split())
+)
 
 __all__ = [*_MODULE_OF]  # noqa: PLE0604
 

@@ -21,11 +21,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StorageType
 
+from bridge.bench import child
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.credentials import credentials
 from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.publish import OutgoingMessage
-from bridge.errors import ServerNotStarted
 from bridge.settings import NatsConfig
 
 IN_FLIGHT: Final = 256  # publishes that await their acknowledgement at once
@@ -146,23 +146,9 @@ class Echo(Struct, frozen=True, kw_only=True):
 @contextlib.asynccontextmanager
 async def echoing(echo: Echo) -> AsyncIterator[None]:
     """Run an echo in a process of its own, ready when the block begins. Raises ServerNotStarted."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bridge.bench.baseline"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # a Ctrl-C is for the owner
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        process.stdin.write(msgspec.json.encode(echo) + b"\n")
-        async with asyncio.timeout(_PATIENCE):
-            if not await process.stdout.readline():
-                raise ServerNotStarted("the echo that is measured against ended by itself")
+    task, what = msgspec.json.encode(echo), "the echo that is measured against"
+    async with child.running("bridge.bench.baseline", task, what=what, patience=_PATIENCE):
         yield
-    finally:
-        process.stdin.close()
-        await process.wait()
 
 
 async def remove_bucket(connection: Connection, bucket: str) -> None:
@@ -175,9 +161,7 @@ async def _serve(echo: Echo) -> None:
         handle = await _handler(client, echo)
         await client.subscribe(echo.subject, cb=handle)
         await client.flush()
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
-        await asyncio.to_thread(sys.stdin.read)
+        await child.serve_owner()
 
 
 async def _handler(client: Client, echo: Echo) -> Any:

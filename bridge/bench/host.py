@@ -1,7 +1,6 @@
 """A Box in a process of its own, for rows that need one: ``python -m bridge.bench.host``.
 
-It reads its configuration as one line of JSON and prints a line when it is ready. When its stdin
-ends, however its owner ends, it drains its instances and ends.
+Its task is its configuration. It drains its instances when it ends.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from typing import Final
 
 import msgspec
 
+from bridge.bench import child
 from bridge.bench.row import Site
-from bridge.bus.core.connection import Connection
-from bridge.errors import ServerNotStarted
 from bridge.gateway.client import ScaleClient
 from bridge.observe import configure_logging
 from bridge.settings import BoxConfig, Config, Probe, ServiceConfig
 
 _PATIENCE: Final = 60.0  # seconds until a Box is ready
+_FIRST_PORT: Final = 27000
 
 # Listens, and hangs up on whoever calls: what starts faster than this is no service.
 _SERVICE: Final = (
@@ -69,32 +68,12 @@ async def fleet(
         directory=site.directory,
         environ={"PATH": "/usr/bin:/bin"},
     )
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bridge.bench.host"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # a Ctrl-C is for the owner
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        process.stdin.write(msgspec.json.encode(config, enc_hook=str) + b"\n")
-        async with asyncio.timeout(_PATIENCE):
-            if not await process.stdout.readline():
-                raise ServerNotStarted("the Box that is measured ended by itself")
-        started(process.pid)
+    task = msgspec.json.encode(config, enc_hook=str)
+    what = "the Box that is measured"
+    async with child.running("bridge.bench.host", task, what=what, patience=_PATIENCE) as pid:
+        started(pid)
         async with site.connect() as connection:
-            yield _client(connection)
-    finally:
-        process.stdin.close()
-        await process.wait()
-
-
-_FIRST_PORT: Final = 27000
-
-
-def _client(connection: Connection) -> ScaleClient:
-    return ScaleClient(connection)
+            yield ScaleClient(connection)
 
 
 async def _serve(config: Config) -> None:
@@ -102,9 +81,7 @@ async def _serve(config: Config) -> None:
 
     configure_logging("error")
     async with Box.running(config):
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
-        await asyncio.to_thread(sys.stdin.read)
+        await child.serve_owner()
 
 
 if __name__ == "__main__":

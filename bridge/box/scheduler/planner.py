@@ -38,41 +38,34 @@ class LocalInstance(Struct, frozen=True, kw_only=True):
     retry_at: float = 0.0
 
 
-class Claim(Struct, frozen=True, kw_only=True):
+class _SlotAction(Struct, frozen=True, kw_only=True):
+    slot: int
+
+
+class Claim(_SlotAction, frozen=True, kw_only=True):
     """Claim the `slot`, which is free or a dead host's, then make an instance in it."""
 
-    slot: int
 
-
-class Discard(Struct, frozen=True, kw_only=True):
+class Discard(_SlotAction, frozen=True, kw_only=True):
     """Withdraw the instance of a dead host and delete its claim of `slot`, which is in no set."""
 
-    slot: int
 
-
-class GiveUp(Struct, frozen=True, kw_only=True):
+class GiveUp(_SlotAction, frozen=True, kw_only=True):
     """Let another host try `slot`, in which instances keep failing here."""
 
-    slot: int
 
-
-class Make(Struct, frozen=True, kw_only=True):
+class Make(_SlotAction, frozen=True, kw_only=True):
     """Make an instance in `slot`, which this host holds and in which none lives."""
 
-    slot: int
 
-
-class Drain(Struct, frozen=True, kw_only=True):
+class Drain(_SlotAction, frozen=True, kw_only=True):
     """Drain the instance in `slot`, then let the slot go."""
 
-    slot: int
     reason: str
 
 
-class Release(Struct, frozen=True, kw_only=True):
+class Release(_SlotAction, frozen=True, kw_only=True):
     """Delete the claim of `slot`: nothing runs in it, and it is in no set, or for another host."""
-
-    slot: int
 
 
 Action = Claim | Discard | GiveUp | Make | Drain | Release
