@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +47,7 @@ async def gateway(
     logging: Logging | None = None,
     json: Json = False,
 ) -> int:
-    """Serve the fleet over HTTP, for the gateways that you already run.
+    """Serve the fleet over HTTP, for the gateways that you run.
 
     An a3s-gateway scales services through it (executor_endpoint). Prometheus and
     Traefik discover instances from it, other programs read routes and events. It
@@ -59,6 +58,8 @@ async def gateway(
         curl http://127.0.0.1:9090/v1/scale/web
         box-bridge gateway --listen 0.0.0.0:9090 --tokens-file tokens
     """
+    import asyncio
+
     from bridge.cli.connect import connect, explained_wait
     from bridge.cli.signals import wait_until_signal
     from bridge.gateway.http.server import GatewayConfig, serve
