@@ -1,8 +1,9 @@
 """The accounts of a fleet, their users, and the imports that join them. Pure.
 
-FLEET has JetStream and the hosts. All other users are in EDGE accounts without JetStream: one for
-each role whose users have the same permissions, and one for each user of the other roles. Service
-imports join an EDGE account to FLEET, for the subjects that its users may publish alone.
+FLEET has JetStream and the Boxes that decide. All other users are in EDGE accounts without
+JetStream: one for each role whose users have the same permissions, and one for each user of the
+other roles. Service imports join an EDGE account to FLEET, for the subjects that its users may
+publish alone.
 
 The reason is the reply subject, which a caller chooses freely and the server uses past the caller's
 permissions. A reply to a request from an EDGE account stays in that account. Only an import carries
@@ -26,7 +27,6 @@ from bridge.auth.roles import (
     ANY,
     API,
     DISCOVERY,
-    HOSTS,
     NAMED,
     PROGRAMS,
     Grants,
@@ -72,7 +72,7 @@ class Member(Struct, frozen=True, kw_only=True):
     @property
     def domain(self) -> str:
         """The JetStream domain of this user's calls; empty in the account of the streams."""
-        return "" if self.role in HOSTS else FLEET_DOMAIN
+        return "" if self.role is Role.BOX else FLEET_DOMAIN
 
 
 class User(Struct, frozen=True):
@@ -162,7 +162,7 @@ def on_leaf(made: Iterable[Account]) -> list[Account]:
 
 def free_account(role: Role, members: Iterable[Member]) -> str:
     """The account for another user of `role`: the role's, or the first that no user has."""
-    if role in (*HOSTS, Role.LEAF):
+    if role in (Role.BOX, Role.LEAF):
         return FLEET
     if role not in NAMED:
         return f"EDGE_{role.upper()}"
@@ -172,7 +172,7 @@ def free_account(role: Role, members: Iterable[Member]) -> str:
 
 def inbox(role: Role, name: str) -> str:
     """The inbox prefix of the user `name` of `role`."""
-    tree = _FLEET_INBOX if role in HOSTS else _EDGE_INBOX
+    tree = _FLEET_INBOX if role is Role.BOX else _EDGE_INBOX
     return f"{tree}.{name.replace('.', '_')}"
 
 
@@ -215,7 +215,7 @@ def _exports(subjects: Subjects) -> list[Export]:
     services: dict[str, None] = {}
     streams: dict[str, None] = {}
     for role in PROGRAMS:
-        if role not in HOSTS:
+        if role is not Role.BOX:
             rights = grants(role, ANY, subjects, inbox=f"{_EDGE_INBOX}.{ANY}")
             services |= dict.fromkeys(rights.publish)
             streams |= dict.fromkeys(rights.subscribe)

@@ -52,10 +52,7 @@ MEANINGS: Final = {
 }
 """What a user of each role does, for the reference."""
 
-HOSTS: Final = (Role.BOX, Role.RUNNER)
-"""The roles in the account of the streams."""
-
-NAMED: Final = (*HOSTS, Role.DURABLE, Role.RELAY, Role.INSTANCE)
+NAMED: Final = (Role.BOX, Role.RUNNER, Role.DURABLE, Role.RELAY, Role.INSTANCE)
 """The roles whose permissions depend on the name of the user."""
 
 
@@ -163,7 +160,7 @@ def _runner(subjects: Subjects, host: str) -> _Lists:
         f"$KV.{hosts}.{host}",
         f"{API}INFO",
         *(f"{API}STREAM.INFO.{stream}" for stream in readable),
-        *(f"{API}STREAM.MSG.GET.{stream}" for stream in kept),
+        *(f"{API}STREAM.MSG.GET.{stream}" for stream in (events, *kept)),
         *(f"{API}CONSUMER.CREATE.{stream}.*" for stream in kept),
         f"{API}CONSUMER.CREATE.KV_{services}.*.$KV.{services}.*",
         f"{API}CONSUMER.CREATE.{registry}.*.{subjects.all_registrations[1]}",

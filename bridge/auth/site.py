@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct, field
 
-from bridge.auth.roles import HOSTS, Role, check_member
+from bridge.auth.roles import Role, check_member
 from bridge.errors import ConfigError
 from bridge.nats_url import parse_urls
 from bridge.subjects import check_name
@@ -59,7 +59,7 @@ class Site(Struct, frozen=True, kw_only=True):
         for role, name in wanted:
             check_member(role, name)
             if name in taken:
-                what = "a host" if role in HOSTS else f"a {role}"
+                what = "a host" if role in (Role.BOX, Role.RUNNER) else f"a {role}"
                 why = f"cannot be {what}'s name: another user or file has it"
                 raise ConfigError(name, why)
             taken.add(name)

@@ -121,7 +121,13 @@ def _fleet(resources: Resources, checks: Sequence[Callable[[], str | None]]) -> 
     streams = Streams(connection, config)
     view = FleetView(connection, timing.lease)
     resync = Resync(connection, streams, view, resources.journal, clock)
-    restorer = Restorer(view, resources.journal, timing.heartbeat, resync.request)
+    restorer = Restorer(
+        view,
+        resources.journal,
+        timing.heartbeat,
+        resync.request,
+        decides=config.box.decides,
+    )
     view.subscribe(restorer)
     fence = Fence(config.data_dir / "fence")
     term = LeaseTerm(timing.lease, fence)
@@ -146,10 +152,20 @@ def _fleet(resources: Resources, checks: Sequence[Callable[[], str | None]]) -> 
         readiness=readiness,
         fence=fence,
         lease=lease,
-        decisions=Decisions(view, timing.decide_timeout, clock, readiness.decide_blocker),
+        decisions=Decisions(
+            view,
+            timing.decide_timeout,
+            clock,
+            readiness.decide_blocker if config.box.decides else _decides_nothing,
+        ),
         outbox=outbox,
         registrations=registrations,
     )
+
+
+def _decides_nothing() -> str:
+    """The blocker of each decision on a runner."""
+    return "this Box is a runner, which decides nothing"
 
 
 def _checks(resources: Resources, view: FleetView, resync: Resync, term: LeaseTerm) -> list[Check]:

@@ -297,11 +297,12 @@ class _Lifecycle:
         await self._insist(fleet.lease.take)
         for name, work in self._work().items():
             tasks.create_task(run_always(work, name), name=name)
-        await self._insist(self._components.responder.listening)
+        if self._resources.config.box.decides:
+            await self._insist(self._components.responder.listening)
 
     def _work(self) -> dict[str, Coroutine[Any, Any, None]]:
         resources, fleet, runner = self._resources, self._fleet, self._runner
-        return {
+        work = {
             "journal": resources.journal.watch(),
             "runtime": resources.runtime.run(),
             "streams": fleet.streams.watch(),
@@ -316,8 +317,10 @@ class _Lifecycle:
             "sampler": runner.sampler.run(),
             "logs": runner.log_rotation.run(),
             "orphans": runner.orphans.run(),
-            "responder": self._components.responder.run(),
         }
+        if resources.config.box.decides:
+            work["responder"] = self._components.responder.run()
+        return work
 
     async def stop(self, *, drain: bool) -> None:
         """Answer the requests already taken, drain, and publish what is left.

@@ -76,7 +76,7 @@ async def examine(
     with _silent_log():
         config, findings = _check_config(None if role else find_file(file), flags)
         if role is None:
-            role, name = (Role.BOX, config.box.name) if config else (Role.GATEWAY, "")
+            role, name = (Role(config.box.role), config.box.name) if config else (Role.GATEWAY, "")
         try:
             settings = config.nats if config else load_nats(flags=flags)
         except ConfigError as exc:

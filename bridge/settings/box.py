@@ -65,6 +65,11 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     by default. A scrape needs the bearer token in the file `metrics-token` of `data_dir`, which the
     Box makes if it is missing.
     """
+    role: str = "box"
+    """`box` answers requests, decides for the fleet and runs instances. `runner` runs instances
+    and decides nothing: its NATS user needs no right to write desired states and orders. A fleet
+    needs a Box that decides; the others may be runners.
+    """
     on_exit: str = ""
     """What the Box does with the instances when it is stopped: `leave` them running, or `drain`
     them. A Box that ends because of an error leaves them running. The default is `leave` for
@@ -72,8 +77,9 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     def __post_init__(self) -> None:
-        if self.on_exit not in ("", "leave", "drain"):
-            raise ValueError(f'on_exit = {self.on_exit!r} must be "leave" or "drain"')
+        _check_choice("role", self.role, ("box", "runner"))
+        if self.on_exit:
+            _check_choice("on_exit", self.on_exit, ("leave", "drain"))
         if self.runtime not in ("process", "oci"):
             raise ValueError(f'runtime = {self.runtime!r} is not known: use "process" or "oci"')
         if self.engine not in ENGINES and "/" not in self.engine:
@@ -99,6 +105,11 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(f'metrics = {self.metrics!r} must be "host:port"')
 
     @property
+    def decides(self) -> bool:
+        """Whether this Box answers requests and decides for the fleet."""
+        return self.role == "box"
+
+    @property
     def port_range(self) -> range:
         """The ports of `ports`; raises ValueError if it is not ``first-last``."""
         return _range("ports", self.ports)
@@ -115,3 +126,10 @@ def _range(key: str, text: str) -> range:
     if not 1 <= first <= last <= 65535:
         raise ValueError(f'{key} = {text!r} must be "first-last" within 1 to 65535')
     return range(first, last + 1)
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError if `value` is none of `choices`."""
+    if value not in choices:
+        listed = " or ".join(f'"{choice}"' for choice in choices)
+        raise ValueError(f"{key} = {value!r} must be {listed}")

@@ -16,8 +16,8 @@ _INTRODUCTION: Final = """\
 [NATS permissions](permissions.md) explains how.
 
 `NAME` is the name of the user, and `box` the prefix of the fleet. `INBOX` is the inbox prefix of
-the user. Only a `box` and a `runner` send their JetStream calls as listed. Every other user sends
-them to the domain of the fleet's account: `$JS.fleet.API.…` instead of `$JS.API.…`.
+the user. Only a `box` sends its JetStream calls as listed. Every other user sends them to the
+domain of the fleet's account: `$JS.fleet.API.…` instead of `$JS.API.…`.
 
 A user that may create consumers on the stream of events may not create one with the name of a
 `durable` or a `relay`: with that call it could change them, or end them.

@@ -17,7 +17,7 @@ import pytest
 from nats.js.api import ConsumerConfig
 
 from bridge.auth.directory import AuthDirectory
-from bridge.auth.roles import API, HOSTS, PROGRAMS, Role, allowed, requests, streams
+from bridge.auth.roles import API, PROGRAMS, Role, allowed, requests, streams
 from bridge.auth.site import SERVER_CONFIG, plan_site
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
@@ -42,7 +42,8 @@ MEMBERS: Final = {
     Role.OPERATOR: "operator",
     Role.INSTANCE: "web",
 }
-EDGE: Final = [role for role in PROGRAMS if role not in HOSTS]
+EDGE: Final = [role for role in PROGRAMS if role is not Role.BOX]
+CLIENTS: Final = [role for role in EDGE if role is not Role.RUNNER]
 EVENT: Final = b'{"instance_id":"web-1"}'
 
 
@@ -102,6 +103,13 @@ async def site(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[
                     "BOX_EVENTS", ConsumerConfig(durable_name=name)
                 )
         yield made
+
+
+WRITTEN: Final = {
+    Role.INSTANCE: ("BOX_REGISTRY",),
+    Role.RUNNER: ("BOX_REGISTRY", "BOX_EVENTS", "KV_box_slots", "KV_box_hosts"),
+}
+"""The streams that a role may write to."""
 
 
 async def stored(box: Connection) -> dict[str, tuple[int, int]]:
@@ -168,7 +176,7 @@ FORBIDDEN: Final = [
 """What no user outside the account of the streams may publish, whatever the table of roles says."""
 
 
-@pytest.mark.parametrize("role", EDGE)
+@pytest.mark.parametrize("role", CLIENTS)
 async def test_no_user_of_the_edge_may_publish_what_is_a_box_s_or_another_user_s(
     site: Site, role: Role
 ) -> None:
@@ -251,14 +259,14 @@ async def test_a_reply_to_a_record_a_stream_or_a_box_changes_nothing(
             await connection.flush()
         assert sent > 20
         after = await stored(box)
-        if role is Role.INSTANCE:
-            del before["BOX_REGISTRY"], after["BOX_REGISTRY"]
+        for stream in WRITTEN.get(role, ()):
+            del before[stream], after[stream]
         assert after == before
         beyond = {subject for subject in received if not allowed(may, subject)}
         assert not beyond, "a reply came to a Box as a request"
         # Every message of the registry came on a subject that the user may publish.
         registry = (await jetstream(box).stream_info("BOX_REGISTRY")).state.messages
-        assert registry == (2 if role is Role.INSTANCE else 0)
+        assert registry == (2 if "BOX_REGISTRY" in WRITTEN.get(role, ()) else 0)
     for durable in ("mailer", "relay"):
         async with site.connect(durable) as reader:
             info = await jetstream(reader).consumer_info("BOX_EVENTS", durable)
@@ -292,6 +300,52 @@ def push_to(target: str, subject: str) -> bytes:
     config = {"name": name, "deliver_subject": target, "ack_policy": "none"}
     config |= {"filter_subject": ".".join(wanted)} if wanted else {}
     return json.dumps({"stream_name": stream, "config": config}).encode()
+
+
+# ── a rogue runner ───────────────────────────────────────────────────────────────────────
+
+DECISIONS: Final = [
+    "$KV.box_services.web",
+    "$KV.box_services.evil",
+    "$KV.box_admin.cordon.box-a",
+    "$KV.box_admin.cordon.runner-a",
+    "$KV.box_hosts.box-a",
+    "$KV.box_hosts.box-b",
+    "box.stats.box-a",
+    "_INBOX.x.1",
+    "_R_.x.1",
+    "_FLEET.box-a.x.1",
+    "box.scale",
+    "box.admin",
+    "box.dead.relay",
+    "$JS.ACK.BOX_EVENTS.relay.1.1.1.1.1",
+    *(
+        f"{API}{call}"
+        for call in (
+            "STREAM.CREATE.KV_box_services",
+            "STREAM.UPDATE.KV_box_services",
+            "STREAM.DELETE.BOX_EVENTS",
+            "STREAM.PURGE.KV_box_admin",
+            "STREAM.MSG.DELETE.BOX_EVENTS",
+            "CONSUMER.CREATE.BOX_EVENTS.relay",
+            "CONSUMER.CREATE.BOX_EVENTS.relay.box.events.*",
+            "CONSUMER.DELETE.BOX_EVENTS.relay",
+        )
+    ),
+]
+
+
+async def test_a_rogue_runner_raises_no_target_drains_no_host_and_ends_no_box(site: Site) -> None:
+    async with site.connect("runner-a") as runner:
+        tried = [Right(allow=subject, subject=subject) for subject in DECISIONS]
+        listened = ["box.scale", "box.admin", "$SRV.*", "_FLEET.box-a.>", "_R_.>"]
+        rights = permissions.Rights(
+            publish=tried, subscribe=[Right(allow=item, subject=item) for item in listened]
+        )
+        assert await permissions.lacking(runner, rights) == [
+            *(f"publish {subject.replace(API, '$JS.fleet.API.')}" for subject in DECISIONS),
+            *(f"subscribe {subject}" for subject in listened),
+        ]
 
 
 # ── durable readers ──────────────────────────────────────────────────────────────────────

@@ -286,9 +286,10 @@ async def test_what_a_killed_process_had_sent_is_stored_once(
     server: EmbeddedServer, number: int
 ) -> None:
     async with bench(server) as at:
-        await at.publisher.publish(lives(number))
+        messages = lives(number)
+        await at.publisher.publish(messages)
         after = Bench(at.connection, DAY)
-        await after.publisher.publish(lives(number), doubtful=True)
+        await after.publisher.publish(messages, doubtful=True)
         assert len(await at.stored()) == 5 * number
 
 
@@ -335,3 +336,23 @@ async def test_what_is_from_the_future_is_looked_up_for_the_clock_may_have_been_
         await until_forgotten(at.connection)
         await at.publisher.publish(messages, doubtful=True)
         assert len(await at.stored()) == 10
+
+
+# ── ids that another program has taken ───────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("count", [1, 4], ids=["singly", "in a batch"])
+async def test_an_event_is_stored_although_another_program_has_taken_its_id(
+    server: EmbeddedServer, count: int
+) -> None:
+    async with bench(server) as made:
+        events = lives(count)
+        for event in events[1:3]:
+            await store(made.connection, event.subject, b"{}", headers=event.headers)
+        await made.publisher.publish(events)
+        await made.publisher.publish(events)
+        stream = await jetstream(made.connection).stream_info("BOX_EVENTS")
+        assert stream.state.messages == len(events) + 2
+        js = jetstream(made.connection)
+        stored = [await js.get_msg("BOX_EVENTS", seq) for seq in range(3, len(events) + 3)]
+        assert sorted(item.data or b"" for item in stored) == sorted(item.data for item in events)

@@ -101,26 +101,31 @@ class Claims:
 
     async def give_up(self, service: str, slot: int) -> None:
         """Let another host try a slot in which instances keep failing here."""
-        me = self._me.host
+        if await self.avoid(service, slot, self._me.host):
+            _log.warning(
+                "%s keeps failing here: given up for another host", slot_key(service, slot)
+            )
+            await self.release(service, slot)
+
+    async def avoid(self, service: str, slot: int, host: str) -> bool:
+        """Keep `slot` off `host`, on which its instances keep failing; whether that is stored."""
 
         def avoid_host(fleet: FleetState) -> ServiceRecord | None:
             record = fleet.services.get(service)
             if record is None or slot not in record.slots:
                 return None
             at = self._clock()
-            note = f"slot {slot} keeps failing on {me}: another host tries"
+            note = f"slot {slot} keeps failing on {host}: another host tries"
             return replace(
                 record,
                 version=record.version + 1,
-                avoid=with_avoidance(record, slot, me, at),
-                decision=Decision(at=at, host=me, replicas=record.target, error=note, step=True),
+                avoid=with_avoidance(record, slot, host, at),
+                decision=Decision(
+                    at=at, host=self._me.host, replicas=record.target, error=note, step=True
+                ),
             )
 
-        if await self._decisions.amend(service, avoid_host):
-            _log.warning(
-                "%s keeps failing here: given up for another host", slot_key(service, slot)
-            )
-            await self.release(service, slot)
+        return await self._decisions.amend(service, avoid_host)
 
     def new_life(self, service: str) -> lifecycle.Life:
         """The lifecycle of a new instance, with an id that no other instance has had."""

@@ -39,6 +39,7 @@ def host_record(
         place=place,
         request_env=tuple(box.request_env),
         request_ports=(box.request_range[0], box.request_range[-1]),
+        decides=box.decides,
     )
 
 

@@ -18,7 +18,7 @@ from bridge.box.fleet.view import FleetListener, FleetView
 from bridge.box.journal.journal import Journal
 from bridge.box.state.records import HostOrder, ServiceRecord
 from bridge.bus.jetstream.kv_view import KeyValueView
-from bridge.errors import Conflict
+from bridge.errors import BusError, Conflict
 from bridge.subjects import cordon_key
 
 _log = logging.getLogger(__name__)
@@ -34,16 +34,24 @@ def is_lost(journaled: V, stored: V | None) -> bool:
 class Restorer(FleetListener):
     """See the module. Calls `on_loss` at each change that shows a loss.
 
-    Other Boxes have `settle` seconds to write their records back.
+    Other Boxes have `settle` seconds to write their records back. A Box that does not `decide`
+    writes nothing, and waits until the others have written.
     """
 
     def __init__(
-        self, fleet: FleetView, journal: Journal, settle: float, on_loss: Callable[[], None]
+        self,
+        fleet: FleetView,
+        journal: Journal,
+        settle: float,
+        on_loss: Callable[[], None],
+        *,
+        decides: bool = True,
     ) -> None:
         self._fleet = fleet
         self._journal = journal
         self._settle = settle
         self._on_loss = on_loss
+        self._decides = decides
 
     def service_changed(self, service: str, record: ServiceRecord | None) -> None:
         self._changed(self._services(), service, record)
@@ -52,7 +60,14 @@ class Restorer(FleetListener):
         self._changed(self._orders(), host, order)
 
     async def restore(self) -> None:
-        """Write back what the store has lost. The views must be live. Raises BusError."""
+        """Write back what the store has lost. The views must be live. Raises BusError, also on a
+        Box that does not decide while the store lacks something.
+        """
+        if not self._decides:
+            if lost := [*_lost(self._services()), *_lost(self._orders())]:
+                what = ", ".join(lost)
+                raise BusError(f"the store has lost {what}: a Box that decides must write it back")
+            return
         if lost := await self.write_back():
             _log.warning("the store had lost %s: written back from the journal", ", ".join(lost))
             await asyncio.sleep(self._settle)
@@ -90,6 +105,18 @@ class _Bucket(Struct, Generic[V], frozen=True):
     key: Callable[[str], str]
     journaled: Mapping[str, V]
     write_journal: Callable[[str, V], None]
+
+
+def _lost(bucket: _Bucket[V]) -> list[str]:
+    """The names whose journaled record the store has lost. A newer Box may write unreadable ones,
+    which are not lost.
+    """
+    return [
+        name
+        for name, journaled in bucket.journaled.items()
+        if (key := bucket.key(name)) not in bucket.records.unreadable
+        and is_lost(journaled, found.value if (found := bucket.records.get(key)) else None)
+    ]
 
 
 async def _write_back(bucket: _Bucket[V], name: str) -> bool:

@@ -283,6 +283,7 @@ class InstancePublication:
             demand=entry.demand,
             failure=entry.failure,
             retry_at=entry.retry_at,
+            failures=entry.failures,
         )
 
     def _event_stored(self, seq: int) -> None:

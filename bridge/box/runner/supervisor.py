@@ -27,6 +27,7 @@ from bridge.box.runner.publication import PublicationContext
 from bridge.box.runtimes.base import Handle
 from bridge.box.scheduler.planner import (
     Action,
+    Avoid,
     Claim,
     Discard,
     Drain,
@@ -293,6 +294,8 @@ class Supervisor(FleetListener):
                 await self._claims.release(service, slot)
             case Discard(slot=slot):
                 await self._claims.discard(service, slot)
+            case Avoid(slot=slot, host=host):
+                await self._claims.avoid(service, slot, host)
             case GiveUp(slot=slot):
                 await self._claims.give_up(service, slot)
             case Claim(slot=slot):

@@ -146,10 +146,10 @@ def room(name: str, host: HostRecord, fleet: FleetState) -> int:
 
 
 def first_at_work(hosts: Mapping[str, HostRecord]) -> str:
-    """The host that does the work that only one host should do: the first that is ready, by name;
-    "" if no host is.
+    """The host that does the work that only one host should do: the first by name that is ready and
+    decides; "" if no host is.
     """
-    return min((name for name, host in hosts.items() if host.ready), default="")
+    return min((name for name, host in hosts.items() if host.ready and host.decides), default="")
 
 
 def capacity(name: str, host: HostRecord, fleet: FleetState) -> int:

@@ -54,6 +54,12 @@ class GiveUp(_SlotAction, frozen=True, kw_only=True):
     """Let another host try `slot`, in which instances keep failing here."""
 
 
+class Avoid(_SlotAction, frozen=True, kw_only=True):
+    """Keep `slot` off `host`, a runner on which instances keep failing in it."""
+
+    host: str
+
+
 class Make(_SlotAction, frozen=True, kw_only=True):
     """Make an instance in `slot`, which this host holds and in which none lives."""
 
@@ -68,7 +74,7 @@ class Release(_SlotAction, frozen=True, kw_only=True):
     """Delete the claim of `slot`: nothing runs in it, and it is in no set, or for another host."""
 
 
-Action = Claim | Discard | GiveUp | Make | Drain | Release
+Action = Avoid | Claim | Discard | GiveUp | Make | Drain | Release
 
 
 def plan(
@@ -96,6 +102,7 @@ def plan(
             action := _next_in_slot(service, fleet, record, slot, me, mine, now, at)
         ):
             actions.append(action)
+    actions += _to_avoid(service, fleet, record, me, at)
     return actions + _to_take(service, fleet, record, me, local, at)
 
 
@@ -126,7 +133,9 @@ def _next_in_slot(
     if order is not None and drained and order.forced:
         return Release(slot=slot)
     moves = drained or (due and _keeps_failing(mine))
-    if moves and _has_alternative(service, fleet, record, slot, me, at):
+    if not drained and due and not _decides(fleet, me.host):
+        return Release(slot=slot) if _is_avoided(record, slot, me.host, at) else Make(slot=slot)
+    if moves and _has_alternative(service, fleet, record, slot, me.host, at):
         return Release(slot=slot) if drained else GiveUp(slot=slot)
     return Make(slot=slot) if due else None
 
@@ -197,12 +206,39 @@ def _has_alternative(
     fleet: FleetState,
     record: ServiceRecord,
     slot: int,
-    me: HostIdentity,
+    holder: str,
     at: datetime,
 ) -> bool:
-    """Whether another host would take the slot if this one gave it up."""
-    without = replace(record, avoid=with_avoidance(record, slot, me.host, at))
+    """Whether another host would take the slot if its `holder` gave it up."""
+    without = replace(record, avoid=with_avoidance(record, slot, holder, at))
     return slot in place(service, fleet, without, [slot], at=at)
+
+
+def _to_avoid(
+    service: str, fleet: FleetState, record: ServiceRecord, me: HostIdentity, at: datetime
+) -> list[Action]:
+    """What this host decides for runners, on which instances keep failing."""
+    runners = [name for name, host in fleet.hosts.items() if not host.decides]
+    if not runners or first_at_work(fleet.hosts) != me.host:
+        return []
+    slots, claims = fleet.service_slots(service), fleet.slots_of(service)
+    return [
+        Avoid(slot=slot, host=runner)
+        for runner in runners
+        for slot in sorted(slots.on(runner) & slots.wanted)
+        if claims[slot].failures >= MAX_FAILURES
+        and not _is_avoided(record, slot, runner, at)
+        and _has_alternative(service, fleet, record, slot, runner, at)
+    ]
+
+
+def _decides(fleet: FleetState, name: str) -> bool:
+    host = fleet.hosts.get(name)
+    return host is None or host.decides
+
+
+def _is_avoided(record: ServiceRecord, slot: int, host: str, at: datetime) -> bool:
+    return any((item.slot, item.host) == (slot, host) and item.until > at for item in record.avoid)
 
 
 def with_avoidance(record: ServiceRecord, slot: int, host: str, at: datetime) -> list[Avoidance]:

@@ -182,7 +182,7 @@ class SlotRecord(Struct, frozen=True, kw_only=True):
     `config` is the config_id that the instance was made with, `settings` the settings_id of its
     host's configuration then ("" from an older Box), `demand` its share of the host, `seq` the
     Box-Seq of its last event. Of a failed instance `failure` is the reason, and `retry_at` when
-    its host makes the next one.
+    its host makes the next one; `failures` counts the consecutive ones.
     """
 
     host: Text
@@ -194,6 +194,7 @@ class SlotRecord(Struct, frozen=True, kw_only=True):
     demand: Demand = NOTHING
     failure: Text = ""
     retry_at: Time | None = None
+    failures: U32 = 0
 
 
 class HostIdentity(Struct, frozen=True, kw_only=True):
@@ -287,7 +288,8 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     `memory_mib` is the memory of the host, 0 if unknown. `images` are the patterns of images that
     requests may name (see bridge.images). `lacks` has, by field of a request's config, the reason
     why its runtime cannot honour the field. `notices` are sentences about problems that need a
-    person's attention. A host that is not `ready` keeps its instances and gets no further slots.
+    person's attention. A host that `decides` writes desired states and orders; a runner does not.
+    A host that is not `ready` keeps its instances and gets no further slots.
     `request_env` are the variables that requests may set for services that requests make, and
     `request_ports` the first and the last host port that requests may fix; None of an older Box.
     `place` tells the Box from a clone of its host, `since` is the sequence of the bucket when it
@@ -311,6 +313,7 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     since: Number = 0
     request_env: Names | None = None
     request_ports: tuple[Port, Port] | None = None
+    decides: bool = True
 
 
 class HostOrder(Struct, frozen=True, kw_only=True):

@@ -80,14 +80,21 @@ async def store(
     return Acknowledgement(ack.seq, ack.duplicate)
 
 
+class Outcomes(Struct, frozen=True):
+    """The messages that failed, with what `store` raises; and those whose id the stream had
+    already, with the sequence of that message.
+    """
+
+    failures: list[tuple[OutgoingMessage, BusError]]
+    duplicates: list[tuple[OutgoingMessage, int]]
+
+
 async def store_each(
     connection: Connection, messages: Iterable[OutgoingMessage], *, timeout: float = 5.0
-) -> list[tuple[OutgoingMessage, BusError]]:
-    """Store a few messages concurrently, each on its own.
-
-    Returns those that failed, with what `store` raises, when the outcome of each is known.
-    """
+) -> Outcomes:
+    """Store a few messages concurrently, each on its own; returns when each outcome is known."""
     failures: list[tuple[OutgoingMessage, BusError]] = []
+    duplicates: list[tuple[OutgoingMessage, int]] = []
     requests: list[tuple[OutgoingMessage, PendingRequest]] = []
     for message in messages:
         try:
@@ -101,13 +108,16 @@ async def store_each(
     try:
         for message, request in requests:
             try:
-                _decoded(connection, await request.answer(), message.subject, timeout)
+                ack = _decoded(connection, await request.answer(), message.subject, timeout)
             except BusError as exc:
                 failures.append((message, exc))
+            else:
+                if ack.duplicate:
+                    duplicates.append((message, ack.seq))
     finally:
         for _, request in requests:
             request.drop()
-    return failures
+    return Outcomes(failures, duplicates)
 
 
 def is_permanent(exc: BusError) -> bool:

@@ -8,7 +8,9 @@ of that window, is looked up in the stream before it is sent again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
@@ -18,10 +20,12 @@ import stamina
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.jetstream import replay
+from bridge.bus.jetstream.api import jetstream, jetstream_errors
 from bridge.bus.jetstream.publish import (
     OutgoingMessage,
     is_about_subject,
     is_permanent,
+    store,
     store_batch,
     store_each,
 )
@@ -74,6 +78,7 @@ class Publisher:
         self._clock = clock
         self._restore = restore
         self._log = LimitedLog(_log)
+        self._secret = secrets.token_bytes(16)
         self.problem = ""
 
     async def publish(
@@ -169,7 +174,9 @@ class Publisher:
                     else:
                         part.append(message)
                 passing: list[BusError] = []
-                for message, exc in await store_each(self._connection, part, timeout=_TIMEOUT):
+                outcomes = await store_each(self._connection, part, timeout=_TIMEOUT)
+                await self._keep(outcomes.duplicates)
+                for message, exc in outcomes.failures:
                     if on_refusal is not None and is_permanent(exc):
                         on_refusal(message, exc)
                     elif on_hold is not None and is_about_subject(exc):
@@ -179,6 +186,42 @@ class Publisher:
                         passing.append(exc)
                 if passing:
                     raise passing[0]
+
+    async def _keep(self, duplicates: Iterable[tuple[OutgoingMessage, int]]) -> None:
+        """Store those messages whose id another message has at the sequence beside it."""
+        for message, seq in duplicates:
+            if not await self._is_stored(message, seq):
+                await self._store_under_other_id(message)
+
+    async def _is_stored(self, message: OutgoingMessage, seq: int) -> bool:
+        """Whether the stream has `message` at `seq`, where its id is. It counts as stored if that
+        cannot be read, as where the user lacks the right.
+        """
+        try:
+            with jetstream_errors(self._stream):
+                found = await jetstream(self._connection).get_msg(self._stream, seq)
+        except (NotPermitted, StoreRefused):
+            return True
+        return (found.subject, found.data or b"") == (message.subject, message.data)
+
+    async def _store_under_other_id(self, message: OutgoingMessage) -> None:
+        """Store `message`, whose id another message has, which this process did not send. A retry
+        has the same other id.
+        """
+        name = message.headers[MSG_ID]
+        tag = hashlib.blake2s(name.encode(), key=self._secret, digest_size=8).hexdigest()
+        headers = {**message.headers, MSG_ID: f"{name}.{tag}"}
+        await store(
+            self._connection, message.subject, message.data, headers=headers, timeout=_TIMEOUT
+        )
+        self._connection.metrics.refuse("store", "message id taken")
+        self._log.report(
+            "id taken",
+            "another program has stored a message with the id %s: check who may publish on %s",
+            name,
+            message.subject,
+            level=logging.ERROR,
+        )
 
     async def _unstored(self, messages: Sequence[OutgoingMessage]) -> Sequence[OutgoingMessage]:
         """`messages` without those that the stream holds and whose id it may have forgotten.
@@ -192,7 +235,7 @@ class Publisher:
         elif (seconds := info.config.duplicate_window) is not None:
             window = min(window, timedelta(seconds=seconds))  # an operator may have shortened it
         old = {
-            message.headers[MSG_ID]: message.subject
+            message.data: message
             for message in messages
             if not now - window / 2 < message.at <= now
         }
@@ -201,10 +244,11 @@ class Publisher:
         stored: set[str] = set()
 
         def take(message: Message) -> None:
-            if (name := message.headers.get(MSG_ID, "")) in old:
-                stored.add(name)
+            # Its id proves nothing: each user that may publish there can choose it.
+            if (found := old.get(message.data)) is not None:
+                stored.add(found.headers[MSG_ID])
 
-        for subject in set(old.values()):
+        for subject in {message.subject for message in old.values()}:
             await replay.read(self._connection, self._stream, subject, take)
         if stored:
             _log.info("%d events had been stored before the outage", len(stored))
