@@ -24,6 +24,12 @@ _PRIVATE: Final = (
     *("lock", "host-id", "fence", "journal.db*", "secrets", "instances/*"),
     *(f"instances/*/{name}" for name in (f"{STDOUT}*", f"{STDERR}*", "exit", ENGINE)),
 )
+OWNED: Final = (
+    *("lock", "host-id", "host-id.part", "fence*", "journal.db*", "secrets", "instances"),
+    *("nats", "loaded.json", "loaded.part", "metrics-token*"),
+)
+"""What a Box, `up` and the command line make in a data directory, as patterns."""
+
 _RETRY: Final = 0.1  # seconds between attempts to lock the directory
 _LOCK_TIMEOUT: Final = 1.0  # seconds; a child that a killed Box was just forking holds its lock
 
@@ -81,6 +87,16 @@ def metrics_token(directory: Path) -> str:
     except (OSError, UnicodeDecodeError) as exc:
         raise BoxError(f"{file} cannot be used: {exc}") from exc
     return token
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a Box uses `directory` now."""
+    try:
+        lock = (directory / "lock").open("r+")  # it must not make one
+    except OSError:
+        return False
+    with lock:
+        return not _try_lock(lock)
 
 
 def place_of(directory: Path) -> str:

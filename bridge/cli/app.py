@@ -69,6 +69,7 @@ SECTIONS: Final = {
         "config check": "Check a configuration file and print the effective settings.",
         "doctor": "Check all that a Box or a gateway needs, with cures.",
         "init": "Write a configuration file to begin with.",
+        "uninstall": "Delete what box-bridge has made here and on NATS.",
     },
 }
 """The verbs by the section of the overview, each with the first line of its help."""

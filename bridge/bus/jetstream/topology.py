@@ -274,11 +274,14 @@ async def remove(connection: Connection) -> None:
     """Delete the streams and buckets of this connection's fleet with everything in them: for a
     temporary fleet. Raises BusError.
     """
-    js = jetstream(connection)
     for config in streams(connection.subjects):
-        name = str(config.name)
-        with jetstream_errors(name), contextlib.suppress(nats.js.errors.NotFoundError):
-            await js.delete_stream(name)
+        await delete_stream(connection, str(config.name))
+
+
+async def delete_stream(connection: Connection, name: str) -> None:
+    """Delete a stream with everything in it, if it exists. Raises BusError."""
+    with jetstream_errors(name), contextlib.suppress(nats.js.errors.NotFoundError):
+        await jetstream(connection).delete_stream(name)
 
 
 async def api_level(connection: Connection) -> int:
