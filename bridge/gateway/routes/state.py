@@ -29,6 +29,7 @@ from bridge.bus.leases import Leases
 from bridge.gateway.routes.index import Change, Delete, Key, Put, Route, RouteIndex
 from bridge.gateway.routes.instance_state import RouteCandidate
 from bridge.gateway.routes.quota import Quota
+from bridge.gateway.routes.service_names import ServiceNames
 from bridge.protocol import (
     InstanceEvent,
     InstanceHealth,
@@ -42,8 +43,6 @@ FLAPS: Final = 5  # changes of health …
 FLAP_SPAN: Final = 60.0  # … within so many seconds …
 FLAP_PAUSE: Final = 60.0  # … remove the route for so many more
 MASS: Final = 3  # leases that expire at once are too many: so many at least, and half of all
-
-_SHARED: Final = 2_000  # names of services whose tuples are shared
 
 _LEAVING: Final = (
     InstanceState.DRAINING,
@@ -79,12 +78,11 @@ class RouteState:
         self._leases: Leases[Key] = Leases(lease)
         self._leased: dict[Key, RouteCandidate] = {}
         self._rest: OrderedDict[Key, tuple[float, RouteCandidate]] = OrderedDict()
-        self._services: dict[str, tuple[str, ...]] = {}
+        self._names = ServiceNames()
         self._reporting: dict[Key, RouteCandidate] = {}
         self._damped: dict[Key, RouteCandidate] = {}
         self._sick: set[str] = set()
         self._starting: set[str] = set()
-        self._single: dict[str, tuple[str, ...]] = {}
         self.changes: list[Change] = []
         self.record_changes = True
 
@@ -138,7 +136,7 @@ class RouteState:
         Instances of which nothing else is known take a quarter of the time of `register`: most
         checks are unnecessary, and no dict grows step by step.
         """
-        oldest, known = server_ns - int(self._lease * 1e9), self._services
+        oldest, names = server_ns - int(self._lease * 1e9), self._names
         for key in [key for key, each in snapshot.items() if each.time_ns < oldest]:
             del snapshot[key]
         known_before = self._take_known(snapshot)
@@ -149,10 +147,7 @@ class RouteState:
                 deadlines[key] -= (server_ns - time_ns) / 1e9
             if time_ns > self.newest_ns:
                 self.newest_ns = time_ns
-            if instance_id in known:  # under another service in the same snapshot
-                known[instance_id] = (*known[instance_id], service)
-            else:
-                known[instance_id] = self._single.get(service) or self._only(service)
+            names.add(service, instance_id)  # maybe under another service in the same snapshot
             fresh.healthy = True
             self._set_route(fresh, fresh.route)
         self._leases.take_over(deadlines)
@@ -173,7 +168,7 @@ class RouteState:
         """Take out of `snapshot` the instances that only `register` can judge; count the others. It
         takes all of them if a bound may be exceeded.
         """
-        known, total = self._services, len(self._leased) + len(snapshot)
+        known, total = self._names, len(self._leased) + len(snapshot)
         routes = (each.route for each in snapshot.values() if each.route)
         if total > self._limit or not self._quota.add_all(routes):
             taken = list(snapshot.values())
@@ -257,7 +252,7 @@ class RouteState:
 
     def _of_host(self, instance_id: str, host: str) -> Iterator[RouteCandidate]:
         """The registered instances of this id, except those that another host registered."""
-        for service in self._services.get(instance_id, ()):
+        for service in self._names.of(instance_id):
             instance = self._leased.get((service, instance_id))
             if instance is not None and instance.route and instance.route.host in ("", host):
                 yield instance
@@ -379,19 +374,8 @@ class RouteState:
         """The state of an instance without a lease; the caller must store it."""
         if (found := self._rest.get(key)) is not None:
             return found[1]
-        service, instance_id = key
-        others = self._services.get(instance_id)
-        if others is None:
-            self._services[instance_id] = self._only(service)
-        elif service not in others:
-            self._services[instance_id] = (*others, service)
+        self._names.add(*key)
         return RouteCandidate(key)
-
-    def _only(self, service: str) -> tuple[str, ...]:
-        """A tuple of this service alone; the same object for all of its instances."""
-        if len(self._single) >= _SHARED:  # services may come under ever new names
-            self._single.clear()
-        return self._single.setdefault(service, (service,))
 
     def _remember(self, instance: RouteCandidate, now: float) -> None:
         """Store an instance without a lease; beyond the limit forget the oldest one."""
@@ -406,12 +390,7 @@ class RouteState:
         self._reporting.pop(key, None)
         self._sick.discard(key[1])
         self._starting.discard(key[1])
-        service, instance_id = key
-        others = tuple(name for name in self._services[instance_id] if name != service)
-        if others:
-            self._services[instance_id] = others
-        else:
-            del self._services[instance_id]
+        self._names.remove(*key)
 
     def _settle(self, instance: RouteCandidate, now: float) -> None:
         """Update the route of an instance from its state."""

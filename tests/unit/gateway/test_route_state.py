@@ -157,8 +157,9 @@ def test_a_snapshot_is_taken_over_as_if_each_had_registered(
             age = max(0.0, float(-at))
             refused += not books[0].register(route, time_ns, now, age=age, seq=seq)
     assert books[1].take_over(taken, taken_at, now) == refused
-    for name in ("_leased", "_services", "newest_ns", "seq"):
+    for name in ("_leased", "newest_ns", "seq"):
         assert getattr(books[0], name) == getattr(books[1], name), name
+    assert books[0]._names._by_id == books[1]._names._by_id
     news = [[replace(each, seq=0) for each in made.changes] for made in books]
     assert sorted(news[0], key=repr) == sorted(news[1], key=repr), "in whatever order"
     assert books[0]._leases._deadlines == books[1]._leases._deadlines
@@ -462,7 +463,7 @@ def test_no_more_are_held_nor_remembered_than_the_limit() -> None:
     for number in range(5, 100):
         made.withdraw(("web", f"web-{number}"), "deregistered", 1)
     assert len(made._rest) == 3
-    assert len(made._services) == 6
+    assert len(made._names._by_id) == 6
     assert names(made) == ["web-1", "web-2", "web-3"]
 
 
