@@ -12,12 +12,14 @@ SOAK := kills sim
 BENCH_ARGS :=
 BENCH_READY := .bench-venv/.ready
 DOCS_READY := $(VENV)/.docs
+TOOLS_READY := .venv-tools/.ready
+LOCK_ARGS :=
 SIM_ARGS := --seeds 9990 --full 10
 
 # Without it each program that a test starts compiles its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-all lint check soak bench docs clean
+.PHONY: help demo test test-all lint check soak bench docs audit sbom lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -49,6 +51,17 @@ bench: $(READY) $(BENCH_READY) ## how fast it is, beside its peers; writes bench
 docs: $(DOCS_READY) ## the site, strict, with its links checked: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file .mkdocs.yml
 
+audit: $(TOOLS_READY) ## known vulnerabilities of the dependencies, where the advisories can be had
+	@.venv-tools/bin/python .ci/audit.py requirements.lock
+
+sbom: $(TOOLS_READY) ## what the package depends on, as CycloneDX JSON: build/sbom.cdx.json
+	@mkdir -p build
+	@.venv-tools/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml \
+		--output-reproducible --output-file build/sbom.cdx.json
+
+lock: $(TOOLS_READY) ## pin the dependencies again, with hashes; LOCK_ARGS=--upgrade takes newer versions
+	@.ci/lock $(LOCK_ARGS)
+
 clean: ## remove the environments and everything that was built or measured
 	rm -rf .venv .venv-* .bench-venv bench-results build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf tests/interop/js/node_modules
@@ -60,12 +73,12 @@ $(READY): pyproject.toml requirements.lock
 	@echo "Setting up $(VENV) ..."
 	@rm -f $(READY)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
 $(DOCS_READY): docs/requirements.txt $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
 	@touch $@
 
 # The peers are installed apart from what is measured.
@@ -73,5 +86,13 @@ $(BENCH_READY): tests/bench/peers/requirements.txt
 	@echo "Setting up .bench-venv ..."
 	@rm -f $(BENCH_READY)
 	@test -x .bench-venv/bin/python || $(PYTHON) -m venv .bench-venv
-	@.bench-venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@.bench-venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
 	@touch $(BENCH_READY)
+
+# What locks, lists and audits the dependencies is installed apart from them.
+$(TOOLS_READY): .ci/requirements.txt
+	@echo "Setting up .venv-tools ..."
+	@rm -f $(TOOLS_READY)
+	@test -x .venv-tools/bin/python || $(PYTHON) -m venv .venv-tools
+	@.venv-tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
+	@touch $(TOOLS_READY)
