@@ -119,7 +119,7 @@ def _fleet(resources: Resources, checks: Sequence[Callable[[], str | None]]) -> 
     config, connection, clock = resources.config, resources.connection, resources.clock
     timing, host = config.timing, resources.me.host
     streams = Streams(connection, config)
-    view = FleetView(connection, timing.lease)
+    view = FleetView(connection, timing.lease, host=host, journal=resources.journal)
     resync = Resync(connection, streams, view, resources.journal, clock)
     restorer = Restorer(
         view,

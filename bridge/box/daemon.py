@@ -312,6 +312,7 @@ class _Lifecycle:
             "withdrawals": ForeignWithdrawals(resources.connection, runner.supervisor.find).run(),
             "registrations": fleet.registrations.run(),
             "resync": fleet.resync.run(self._resume),
+            "restorer": fleet.restorer.run(),
             "ticks": self._tick(),
             "supervisor": runner.supervisor.run(),
             "sampler": runner.sampler.run(),

@@ -9,7 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from bridge.box.daemon import Box
-from bridge.box.fleet.view import FleetListener, FleetView
+from bridge.box.fleet.listener import FleetListener
+from bridge.box.fleet.view import FleetView
 from bridge.box.journal import alerts
 from bridge.box.journal.store import JOURNAL
 from bridge.box.state.records import HostRecord

@@ -15,7 +15,8 @@ from msgspec.structs import replace
 
 from bridge.box.fleet.claims import Claims
 from bridge.box.fleet.decisions import Decisions
-from bridge.box.fleet.view import FleetListener, FleetView
+from bridge.box.fleet.listener import FleetListener
+from bridge.box.fleet.view import FleetView
 from bridge.box.runner.publication import is_as_written, slot_facts
 from bridge.box.state import lifecycle
 from bridge.box.state.records import HostIdentity, HostRecord, Offer, ServiceRecord, SlotRecord

@@ -22,7 +22,10 @@ from tests.boxes import boxed, instances, serving
 from tests.fleet import Fleet
 from tests.support import ask, box_config, connect, eventually, service_table
 
-NEWER = b'{"version":7,"target":"2 of class gold","slots":[0,1]}'
+NEWER = (
+    b'{"type":"service","key":"web","writer":"box-z",'
+    b'"version":7,"target":"2 of class gold","slots":[0,1]}'
+)
 SERVICES = (service_table("web"), service_table("api"))
 
 
@@ -72,7 +75,10 @@ async def test_unreadable_records_are_known_from_the_first_view(
 async def test_an_unreadable_order_counts_as_a_cordon_and_is_not_overwritten(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    newer = b'{"draining":true,"reason":{"text":"disk","ticket":7},"version":9}'
+    newer = (
+        b'{"type":"order","key":"cordon.box-b","writer":"box-z",'
+        b'"draining":true,"reason":{"text":"disk","ticket":7},"version":9}'
+    )
     key = "$KV.box_admin.cordon.box-b"
     async with Fleet.of(server, tmp_path) as fleet:
         boxes = [await fleet.join(name) for name in ("box-a", "box-b")]

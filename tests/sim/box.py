@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from bridge.box.api.replies import refusal_of
-from bridge.box.fleet.view import FleetListener
+from bridge.box.fleet.listener import FleetListener
 from bridge.box.scheduler import rollout
 from bridge.box.scheduler.admission import Admission, AdmissionRequest, refuse
 from bridge.box.scheduler.planner import (

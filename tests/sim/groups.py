@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from bridge.box.fleet.view import FleetListener
+from bridge.box.fleet.listener import FleetListener
 from bridge.box.runner.publication import is_as_written
 from bridge.box.scheduler import rollout
 from bridge.box.scheduler.placement import place

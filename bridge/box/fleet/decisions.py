@@ -92,6 +92,9 @@ class Decisions:
         """The admission as of now. Raises Refusal if the view is not current any more."""
         if blocker := self._blocker():
             raise Refusal(ReplyCode.NOT_READY, blocker)
+        if (service := request.request.service) in self._fleet.held:
+            why = f"the store has lost the record of {service}, and a Box writes it back"
+            raise Refusal(ReplyCode.NOT_READY, why)
         return decide(request, self._fleet.state)
 
     async def amend(self, service: str, change: Amend) -> bool:

@@ -21,7 +21,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from bridge.box.fleet.fence import Fence
-from bridge.box.fleet.view import FleetListener
+from bridge.box.fleet.listener import FleetListener
 from bridge.box.state.records import HostRecord, Offer
 from bridge.bus.jetstream.kv_view import KeyValueView, Record
 from bridge.errors import BusError, CutOff, HostTaken, ProtocolError

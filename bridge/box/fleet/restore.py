@@ -8,34 +8,48 @@ back. Every Box does so by compare-and-set, so the highest version among the liv
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from msgspec import Struct
 
-from bridge.box.fleet.view import FleetListener, FleetView
+from bridge.box.fleet.listener import FleetListener
+from bridge.box.fleet.view import FleetView
 from bridge.box.journal.journal import Journal
-from bridge.box.state.records import HostOrder, ServiceRecord
+from bridge.box.state.records import HostOrder, ServiceRecord, follows
 from bridge.bus.jetstream.kv_view import KeyValueView
-from bridge.errors import BusError, Conflict
+from bridge.errors import BusError, Conflict, CutOff
+from bridge.log_limit import LimitedLog, cause_of
 from bridge.subjects import cordon_key
 
 _log = logging.getLogger(__name__)
+
+_RETRY: Final = 0.5  # seconds between attempts
+_LOOK: Final = 0.5  # seconds between looks at the services that are held
 
 V = TypeVar("V", ServiceRecord, HostOrder)
 
 
 def is_lost(journaled: V, stored: V | None) -> bool:
-    """Whether the store has lost `journaled`: it has an older version, or None."""
-    return stored is None or stored.version < journaled.version
+    """Whether the store has lost `journaled`: it has an older version, or None.
+
+    A journaled version out of the reach of the stored one was never decided: it is no loss.
+    """
+    if stored is None:
+        return True
+    return stored.version < journaled.version and follows(journaled.version, stored.version)
 
 
 class Restorer(FleetListener):
-    """See the module. Calls `on_loss` at each change that shows a loss.
+    """See the module. Other Boxes have `settle` seconds to write their records back.
 
-    Other Boxes have `settle` seconds to write their records back. A Box that does not `decide`
-    writes nothing, and waits until the others have written.
+    The loss of one record, while the view is live, concerns its service or host alone: `run` writes
+    it back, and until then nothing is decided for that service. Losses that a view shows when it
+    becomes complete are those of a whole bucket: each calls `on_loss`, and `restore` writes all of
+    them back. A Box that does not `decide` writes nothing, and waits until the others have written.
     """
 
     def __init__(
@@ -52,12 +66,67 @@ class Restorer(FleetListener):
         self._settle = settle
         self._on_loss = on_loss
         self._decides = decides
+        self._lost_orders: set[str] = set()
+        self._written: dict[str, float] = {}  # held services, and the loop's time of their writing
+        self._wake = asyncio.Event()
+        self._log = LimitedLog(_log)
 
     def service_changed(self, service: str, record: ServiceRecord | None) -> None:
-        self._changed(self._services(), service, record)
+        if self._changed(self._services(), service, record):
+            self._written.pop(service, None)
+            self._fleet.hold(service)
+            self._wake.set()
 
     def order_changed(self, host: str, order: HostOrder | None) -> None:
-        self._changed(self._orders(), host, order)
+        if self._changed(self._orders(), host, order):
+            self._lost_orders.add(host)
+            self._fleet.keep_order(host, self._journal.orders[host])
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Write single lost records back until cancelled; retry while the bus is out."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK if self._fleet.held else None):
+                    await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._write_lost()
+            except CutOff:
+                await asyncio.sleep(_RETRY)  # the connection has logged it
+                self._wake.set()
+            except BusError as exc:
+                self._log.report(cause_of(exc), "a lost record is not written back yet: %s", exc)
+                await asyncio.sleep(_RETRY)
+                self._wake.set()
+
+    async def _write_lost(self) -> None:
+        """Write lost records back, and release the services for which other Boxes had the time."""
+        services, orders = self._services(), self._orders()
+        for host in tuple(self._lost_orders):
+            self._lost_orders.discard(host)
+            try:
+                written = self._decides and await _write_back(orders, host)
+            except BusError:
+                self._lost_orders.add(host)
+                raise
+            if written:
+                self._log.report(host, "the store had lost the order for %s: written back", host)
+        for service in self._fleet.held - self._written.keys():
+            self._written[service] = time.monotonic()
+            try:
+                written = self._decides and await _write_back(services, service)
+            except BusError:
+                self._written.pop(service, None)
+                raise
+            if written:
+                text = "the store had lost the record of %s: written back"
+                self._log.report(service, text, service)
+        due, lost = time.monotonic() - self._settle, {*_lost(services)}
+        for service in [name for name, at in self._written.items() if at <= due]:
+            del self._written[service]
+            if service not in lost:
+                self._fleet.release(service)
 
     async def restore(self) -> None:
         """Write back what the store has lost. The views must be live. Raises BusError, also on a
@@ -82,12 +151,16 @@ class Restorer(FleetListener):
             if await _write_back(orders, host)
         ]
 
-    def _changed(self, bucket: _Bucket[V], name: str, stored: V | None) -> None:
+    def _changed(self, bucket: _Bucket[V], name: str, stored: V | None) -> bool:
+        """Whether this alone was lost, and the rest of its bucket was not."""
         journaled = bucket.journaled.get(name)
         if journaled is not None and is_lost(journaled, stored):
+            if bucket.records.live:
+                return True
             self._on_loss()
         elif stored is not None:
             bucket.write_journal(name, stored)
+        return False
 
     def _services(self) -> _Bucket[ServiceRecord]:
         journal = self._journal

@@ -14,17 +14,16 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from bridge.box.fleet.listener import FleetListener
+from bridge.box.fleet.record_codec import HOST, ORDER, SERVICE, SLOT, RecordCodec, newest
 from bridge.box.fleet.stats_report import MAX_REPORT, Part, PartialReport
+from bridge.box.journal.journal import Journal
 from bridge.box.state.fleet_index import FleetIndex
 from bridge.box.state.records import (
     HostOrder,
     HostRecord,
     ServiceRecord,
     SlotRecord,
-    check_claim,
-    check_host,
-    check_order,
-    check_service,
 )
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
@@ -46,35 +45,21 @@ _UNREADABLE_ORDER: Final = HostOrder(
 )
 
 
-class FleetListener:
-    """Base of classes that follow the fleet's changes; override what is needed. Must not block."""
-
-    def service_changed(self, service: str, record: ServiceRecord | None) -> None:
-        """The service's record was written; None if the store no longer has one."""
-
-    def order_changed(self, host: str, order: HostOrder | None) -> None:
-        """The order for `host` was written; None if the store no longer has one."""
-
-    def host_changed(self, host: str) -> None:
-        """The record of `host` was changed, not only renewed, or deleted."""
-
-    def slot_owner_changed(
-        self, service: str, slot: int, before: SlotRecord | None, claim: SlotRecord | None
-    ) -> None:
-        """Another host claims the slot, or its claim appeared or disappeared."""
-
-    def plan_needed(self, services: Iterable[str] | None) -> None:
-        """The plans of these services may have changed; None means of all services."""
-
-
 class FleetView:
-    """See the module. `lease` is the hosts' lease in seconds, `monotonic` the clock it runs by."""
+    """See the module. `lease` is the hosts' lease in seconds, `monotonic` the clock it runs by.
+
+    This Box writes as `host`. `held` are the services whose record the store has lost: nothing is
+    decided or planned for them.
+    """
 
     def __init__(
         self,
         connection: Connection,
         lease: float,
         monotonic: Callable[[], float] = time.monotonic,
+        *,
+        host: str = "box",
+        journal: Journal | None = None,
     ) -> None:
         subjects = connection.subjects
         self._connection = connection
@@ -89,11 +74,13 @@ class FleetView:
         self._swept: tuple[float, int] | None = None  # when, and the hosts' sequence then
         self.index = FleetIndex()
         self.state = self.index.state
+        self.held: set[str] = set()
+        services, orders = (journal.services, journal.orders) if journal else ({}, {})
         self.services = KeyValueView(
             connection,
             subjects.services_bucket,
             ServiceRecord,
-            check=check_service,
+            codec=RecordCodec(SERVICE, host, newest(lambda key: self.services.get(key), services)),  # noqa: PLW0108 (not made yet)
             on_change=self._service_changed,
             on_live=self._services_live,
         )
@@ -101,7 +88,7 @@ class FleetView:
             connection,
             subjects.slots_bucket,
             SlotRecord,
-            check=check_claim,
+            codec=RecordCodec(SLOT, host),
             on_change=self._slot_changed,
             on_live=self._slots_live,
         )
@@ -109,7 +96,7 @@ class FleetView:
             connection,
             subjects.hosts_bucket,
             HostRecord,
-            check=check_host,
+            codec=RecordCodec(HOST, host),
             on_change=self._host_changed,
             on_live=self._hosts_live,
         )
@@ -117,7 +104,7 @@ class FleetView:
             connection,
             subjects.admin_bucket,
             HostOrder,
-            check=check_order,
+            codec=RecordCodec(ORDER, host, newest(lambda key: self.orders.get(key), orders)),  # noqa: PLW0108
             on_change=self._order_changed,
         )
 
@@ -276,11 +263,31 @@ class FleetView:
             self._connection.metrics.refuse("services", "bad key")
             return
         unreadable = new is None and key in self.services.unreadable
-        self.index.set_service(key, new, unreadable=unreadable)
+        held = key in self.held
+        self.index.set_service(key, None if held else new, unreadable=unreadable or held)
         if not unreadable:  # an unreadable record is not lost: a newer Box wrote it
             for listener in self._listeners:
                 listener.service_changed(key, new)
         self._plan_needed([key])
+
+    def hold(self, service: str) -> None:
+        """Decide and plan nothing for `service` until `release`: the store has lost its record."""
+        self.held.add(service)
+        self.index.set_service(service, None, unreadable=True)
+        self._plan_needed([service])
+
+    def release(self, service: str) -> None:
+        """The store has a record of `service` again."""
+        self.held.discard(service)
+        stored = self.services.get(service)
+        unreadable = service in self.services.unreadable
+        self.index.set_service(service, stored.value if stored else None, unreadable=unreadable)
+        self._plan_needed([service])
+
+    def keep_order(self, host: str, order: HostOrder) -> None:
+        """Follow `order`, which the store has lost, until it is stored again."""
+        self.index.set_order(host, None if order.lifted else order)
+        self._plan_needed(None)
 
     def _slot_changed(self, key: str, old: SlotRecord | None, new: SlotRecord | None) -> None:
         try:
@@ -372,7 +379,7 @@ class FleetView:
 
     def _services_live(self, live: bool) -> None:
         if live:
-            self.index.set_unreadable_services(self.services.unreadable)
+            self.index.set_unreadable_services({*self.services.unreadable, *self.held})
 
     def _slots_live(self, live: bool) -> None:
         if live:

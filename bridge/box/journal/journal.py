@@ -37,7 +37,7 @@ from bridge.box.journal.store import (
     JournalStore,
     open_store,
 )
-from bridge.box.state.records import HostOrder, ServiceRecord
+from bridge.box.state.records import HostOrder, ServiceRecord, follows
 from bridge.errors import JournalError
 from bridge.protocol import InstanceEvent, encode
 from bridge.version import VERSION
@@ -174,7 +174,7 @@ class Journal:
     def keep_service(self, name: str, record: ServiceRecord) -> None:
         """Write the newest known record of a service; an older version is ignored."""
         known = self.services.get(name)
-        if known is not None and known.version >= record.version:
+        if known is not None and _is_newer(known.version, record.version):
             return
         self.services[name] = record
         values = (name, record.version, encode(record))
@@ -183,7 +183,7 @@ class Journal:
     def keep_order(self, host: str, order: HostOrder) -> None:
         """Write the newest known order for a host; an older version is ignored."""
         known = self.orders.get(host)
-        if known is not None and known.version >= order.version:
+        if known is not None and _is_newer(known.version, order.version):
             return
         self.orders[host] = order
         self._accept(("orders", (host,), (host, encode(order))))
@@ -367,3 +367,8 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
         else:
             runs.append((number, number))
     return runs
+
+
+def _is_newer(known: int, version: int) -> bool:
+    """Whether the `known` version replaces `version`: one that no decision reached does not."""
+    return known >= version and follows(known, version)

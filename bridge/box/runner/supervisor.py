@@ -17,8 +17,9 @@ from typing import Final
 
 from bridge.box.fleet.claims import Claims
 from bridge.box.fleet.decisions import Decisions
+from bridge.box.fleet.listener import FleetListener
 from bridge.box.fleet.rollout_driver import RolloutDriver
-from bridge.box.fleet.view import FleetListener, FleetView
+from bridge.box.fleet.view import FleetView
 from bridge.box.journal.entry import JournalEntry
 from bridge.box.runner.instance import Instance
 from bridge.box.runner.instance_specs import InstanceSpecs

@@ -38,6 +38,10 @@ MAX_TEXT: Final = 4096  # characters of a sentence
 Number = Annotated[int, Meta(ge=0, le=2**53)]
 """A version or a sequence: SQLite and every JSON reader can store it, also with 1 added."""
 
+_INT64: Final = 2**63 - 1
+_FIRST_VERSION: Final = 2**52  # the highest that is accepted where none is known
+_MAX_STEP: Final = 2**32  # more decisions than a fleet takes while one of its Boxes is away
+
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Names = Annotated[tuple[Text, ...], Meta(max_length=1000)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -208,6 +212,15 @@ class HostIdentity(Struct, frozen=True, kw_only=True):
         return record.host == self.host and record.host_id == self.host_id
 
 
+def follows(version: int, known: int) -> bool:
+    """Whether a record can have this version after the `known` one, 0 if none is known.
+
+    Each decision adds 1. So a version out of reach was not reached by decisions, and must not win
+    against every later one.
+    """
+    return version <= (known + _MAX_STEP if known else _FIRST_VERSION)
+
+
 def check_service(key: str, record: ServiceRecord) -> None:
     """Raise ProtocolError if `record` breaks a rule of its fields: plans rely on each of them."""
     slots = record.slots
@@ -236,6 +249,8 @@ def check_claim(key: str, claim: SlotRecord) -> None:
         raise ProtocolError("SlotRecord", "info.service", problem)
     if len(claim.info.endpoint or "") > MAX_TEXT:
         raise ProtocolError("SlotRecord", "info.endpoint", f"longer than {MAX_TEXT} letters")
+    if (claim.info.health.memory_bytes or 0) > _INT64:
+        raise ProtocolError("SlotRecord", "info.health.memory_bytes", "more than 2^63 - 1")
     ready_at = claim.info.ready_at
     _check_times("SlotRecord", [claim.info.created_at, *([ready_at] if ready_at else [])])
 

@@ -3,7 +3,8 @@
 The view is complete while `live` is True; during a resync it keeps the records that it had. Writes
 go to the store and come back through the view; an acknowledged write is in the view at once. A
 record that cannot be decoded is counted, left out of the view and listed as unreadable, so that its
-key does not count as free; each put of it is reported to `on_change`.
+key does not count as free; each put of it is reported to `on_change`. A value that is no record at
+all counts as a deletion.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import nats.js.errors
 from msgspec import Struct
@@ -42,6 +43,38 @@ Also called for a put that repeats the value (a renewed lease). Must not block.
 """
 
 
+class NotARecord(Exception):
+    """A value that is no record of its key, and counts as if nothing were there. It stays inside:
+    callers of a view get ProtocolError.
+    """
+
+
+class Codec(Protocol[T]):
+    """How the values of a bucket are written and read."""
+
+    def encode(self, key: str, value: T) -> bytes:
+        """The bytes of `value` under `key`."""
+
+    def decode(self, key: str, data: bytes) -> T:
+        """The value under `key`. Raises NotARecord, or ProtocolError for an unreadable record."""
+
+
+class PlainCodec(Generic[T]):
+    """Values as JSON. `check` raises ProtocolError for a value that is invalid under its key."""
+
+    def __init__(self, cls: type[T], check: Callable[[str, T], None]) -> None:
+        self._class = cls
+        self._check = check
+
+    def encode(self, key: str, value: T) -> bytes:
+        return encode(value)
+
+    def decode(self, key: str, data: bytes) -> T:
+        value = decode(self._class, data)
+        self._check(key, value)
+        return value
+
+
 class Record(Struct, Generic[T], frozen=True):
     """A value and its revision, the stream sequence of the message that holds it."""
 
@@ -52,8 +85,8 @@ class Record(Struct, Generic[T], frozen=True):
 class KeyValueView(Generic[T]):
     """The view of one bucket; `run` keeps it current. See the module.
 
-    `check` raises ProtocolError for a value that is invalid under its key. `on_live` is called when
-    the view becomes complete, and when it no longer is.
+    Without a `codec` its values are plain JSON, and `check` is that of PlainCodec. `on_live` is
+    called when the view becomes complete, and when it no longer is.
     """
 
     def __init__(
@@ -63,13 +96,13 @@ class KeyValueView(Generic[T]):
         cls: type[T],
         *,
         check: Callable[[str, T], None] = lambda key, value: None,
+        codec: Codec[T] | None = None,
         on_change: OnChange[T] | None = None,
         on_live: Callable[[bool], None] | None = None,
     ) -> None:
         self.bucket = bucket
         self._connection = connection
-        self._class = cls
-        self._check = check
+        self._codec = codec or PlainCodec(cls, check)
         self._on_change = on_change
         self._on_live = on_live
         self._view: _View[T] = _View()
@@ -149,7 +182,12 @@ class KeyValueView(Generic[T]):
             except nats.js.errors.NotFoundError:
                 return None
         deleted = (raw.headers or {}).get(_OPERATION) in _DELETED
-        return None if deleted else Record(self._decode(key, raw.data or b""), raw.seq or 0)
+        if deleted:
+            return None
+        try:
+            return Record(self._codec.decode(key, raw.data or b""), raw.seq or 0)
+        except NotARecord as exc:
+            raise ProtocolError(self.bucket, key, str(exc)) from exc
 
     def drop(self, key: str) -> None:
         """Remove a record that has expired, as `read` found: the stream does not report expiry."""
@@ -175,13 +213,15 @@ class KeyValueView(Generic[T]):
 
     async def update(self, key: str, value: T, revision: int) -> int:
         """Replace `key`, which must still have `revision`; returns the new revision."""
-        seq = await self._write(key, encode(value), {EXPECTED_SUBJECT_SEQ: str(revision)})
+        seq = await self._write(
+            key, self._codec.encode(key, value), {EXPECTED_SUBJECT_SEQ: str(revision)}
+        )
         self._apply(key, value, seq)
         return seq
 
     async def put(self, key: str, value: T, *, timeout: float = _TIMEOUT) -> int:
         """Write `key` unconditionally; in a bucket with a ttl this renews the lease."""
-        seq = await self._write(key, encode(value), {}, timeout)
+        seq = await self._write(key, self._codec.encode(key, value), {}, timeout)
         self._apply(key, value, seq)
         return seq
 
@@ -195,7 +235,7 @@ class KeyValueView(Generic[T]):
 
         `seq` is the value of `self.seq` at the decision. Returns the new sequence.
         """
-        new = await self._write(key, encode(value), {EXPECTED_SEQ: str(seq)})
+        new = await self._write(key, self._codec.encode(key, value), {EXPECTED_SEQ: str(seq)})
         self._apply(key, value, new)
         if self._view.seq == seq:
             self._advance(new)  # no message lies between
@@ -231,10 +271,11 @@ class KeyValueView(Generic[T]):
         readable = True
         if not deleted:
             try:
-                value = self._decode(key, message.data)
-            except ProtocolError as exc:
-                readable = False
-                self._connection.metrics.refuse(self.bucket, "unreadable record")
+                value = self._codec.decode(key, message.data)
+            except (ProtocolError, NotARecord) as exc:
+                readable = isinstance(exc, NotARecord)
+                reason = "not a record" if readable else "unreadable record"
+                self._connection.metrics.refuse(self.bucket, reason)
                 if key not in self._view.unreadable:  # a lease is renewed again and again
                     self._log.report(
                         key,
@@ -278,11 +319,6 @@ class KeyValueView(Generic[T]):
             self._live.clear()
             if self._on_live:
                 self._on_live(False)
-
-    def _decode(self, key: str, data: bytes) -> T:
-        value = decode(self._class, data)
-        self._check(key, value)
-        return value
 
     def _advance(self, seq: int) -> None:
         self._view.seq = max(self._view.seq, seq)

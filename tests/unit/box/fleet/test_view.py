@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import pytest
 from msgspec.structs import replace
 
-from bridge.box.fleet.view import FleetListener, FleetView
+from bridge.box.fleet.listener import FleetListener
+from bridge.box.fleet.view import FleetView
 from bridge.box.state.capacity_cache import Competition
 from bridge.box.state.records import HostRecord, Offer, ServiceRecord
 from bridge.bus.core.connection import Connection
