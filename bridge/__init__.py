@@ -86,6 +86,11 @@ if TYPE_CHECKING:
     from bridge.gateway.routes.table import RouteTable as RouteTable
     from bridge.instance.registration import Registration as Registration
     from bridge.instance.registration import register as register
+    from bridge.log_protocol import LogChunk as LogChunk
+    from bridge.log_protocol import LoggedInstance as LoggedInstance
+    from bridge.log_protocol import LogRead as LogRead
+    from bridge.log_protocol import LogsRequest as LogsRequest
+    from bridge.log_protocol import LogsResponse as LogsResponse
     from bridge.observe import Metrics as Metrics
     from bridge.protocol import InstanceDeregistration as InstanceDeregistration
     from bridge.protocol import InstanceEvent as InstanceEvent
@@ -132,6 +137,7 @@ _NAMES_OF: Final = {
     "bridge.gateway.routes.index": "Change Delete Put Resync Route",
     "bridge.gateway.routes.table": "Changes RouteTable",
     "bridge.instance.registration": "Registration register",
+    "bridge.log_protocol": "LogChunk LogRead LoggedInstance LogsRequest LogsResponse",
     "bridge.observe": "Metrics",
     "bridge.protocol": (
         "InstanceDeregistration InstanceEvent InstanceHealth InstanceInfo "

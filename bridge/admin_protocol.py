@@ -12,6 +12,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct, field
 
+from bridge.log_protocol import LogsResponse
 from bridge.protocol import U32, Time
 
 MAX_WORDS: Final = 500  # characters
@@ -310,4 +311,6 @@ class PlanResponse(Struct, frozen=True, kw_only=True):
     code: str = ""
 
 
-Answer = HostsResponse | ServicesResponse | AdminResponse | HistoryResponse | PlanResponse
+Answer = (
+    HostsResponse | ServicesResponse | AdminResponse | HistoryResponse | PlanResponse | LogsResponse
+)

@@ -109,6 +109,13 @@ class Subjects(Struct, frozen=True, kw_only=True):
         return f"{self.prefix}.plan"
 
     @property
+    def all_logs(self) -> str:
+        return f"{self.prefix}.logs.*"
+
+    def logs(self, host: str) -> str:
+        return f"{self.prefix}.logs.{check_name('host', host)}"
+
+    @property
     def queue(self) -> str:
         """The queue group in which every Box answers requests."""
         return self.prefix

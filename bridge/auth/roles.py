@@ -181,6 +181,7 @@ def _box(subjects: Subjects, host: str) -> _Lists:
     ]
     subscribe += [
         *requests(subjects),
+        f"{subjects.prefix}.logs.{host}",
         *("$SRV.*", f"$SRV.*.{subjects.prefix}", f"$SRV.*.{subjects.prefix}.*"),
     ]
     return publish, subscribe
@@ -234,7 +235,7 @@ def _operator(subjects: Subjects, name: str) -> _Lists:
     discovery = [
         f"{verb}{rest}" for verb in DISCOVERY for rest in ("", f".{prefix}", f".{prefix}.*")
     ]
-    return [*requests(subjects), *discovery, *publish], subscribe
+    return [*requests(subjects), subjects.all_logs, *discovery, *publish], subscribe
 
 
 def _instance(subjects: Subjects, name: str) -> _Lists:

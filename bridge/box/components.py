@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from bridge.box.api.admin import AdminApi
 from bridge.box.api.context import ApiContext
+from bridge.box.api.logs import LogsApi
 from bridge.box.api.scale import ScaleApi
 from bridge.box.fleet.decisions import Decisions
 from bridge.box.fleet.fence import Fence
@@ -107,11 +108,12 @@ class Components(Struct, frozen=True, kw_only=True):
         Each of `checks` returns a problem that this host alerts people to, or None.
         """
         fleet = _fleet(resources, checks)
+        runner = _runner(resources, fleet)
         return cls(
             resources=resources,
             fleet=fleet,
-            runner=_runner(resources, fleet),
-            responder=_responder(resources, fleet),
+            runner=runner,
+            responder=_responder(resources, fleet, runner),
         )
 
 
@@ -253,7 +255,14 @@ def _runner(resources: Resources, fleet: FleetComponents) -> RunnerComponents:
     )
     supervisor = _supervisor(resources, fleet, context)
     sampler = Sampler(
-        connection, resources.me.host, view, supervisor, context, config.data_dir, timing.sample
+        connection,
+        resources.me.host,
+        view,
+        supervisor,
+        context,
+        config.data_dir,
+        config.box.kept,
+        timing.sample,
     )
     return RunnerComponents(
         self_reports=self_reports,
@@ -297,7 +306,7 @@ def _supervisor(
     return supervisor
 
 
-def _responder(resources: Resources, fleet: FleetComponents) -> Responder:
+def _responder(resources: Resources, fleet: FleetComponents, runner: RunnerComponents) -> Responder:
     connection, host, clock = resources.connection, resources.me.host, resources.clock
     api = ApiContext(
         connection=connection,
@@ -307,7 +316,16 @@ def _responder(resources: Resources, fleet: FleetComponents) -> Responder:
         clock=clock,
         blocker=fleet.readiness.blocker,
     )
-    endpoints = [*ScaleApi(api).endpoints(), *AdminApi(api).endpoints()]
+    root = instances_dir(resources.config.data_dir)
+    logs = LogsApi(
+        connection,
+        host,
+        resources.runtime,
+        runner.supervisor.find,
+        runner.supervisor.instances,
+        root,
+    )
+    endpoints = [*ScaleApi(api).endpoints(), *AdminApi(api).endpoints(), *logs.endpoints()]
     description = Description(
         name=resources.config.nats.prefix,
         id=f"{host}-{resources.me.host_id}",

@@ -38,7 +38,7 @@ SECTIONS: Final = {
         "events": "Show the events of instances, stored and live.",
         "history": "Show the requests for a service and the decisions on them.",
         "hosts": "List the hosts: their load, their room and their orders.",
-        "logs": "Show the stdout and stderr of an instance of this host.",
+        "logs": "Show what instances have written to stdout and stderr.",
         "plan": "Explain what a scale request would do; change nothing.",
         "ps": "List the instances with their state, host and load.",
         "routes": "List the endpoints that take traffic, or watch them.",

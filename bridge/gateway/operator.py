@@ -34,6 +34,7 @@ from bridge.bus.core.connection import Connection
 from bridge.gateway.client import ScaleClient
 from bridge.gateway.errors import DrainStuck, DrainTimeout, OrderRefused, ScaleError, WaitTimeout
 from bridge.gateway.requests import RetriedRequest, new_request_id, outages_ignored
+from bridge.log_protocol import LogsRequest, LogsResponse
 from bridge.protocol import encode, format_time, now
 from bridge.settings import NatsConfig
 from bridge.subjects import EXPIRES_AT, check_name
@@ -44,7 +45,15 @@ _QUERY_TIMEOUT: Final = 5.0  # seconds for one query while waiting
 _POLL: Final = 0.5  # seconds between queries
 _STUCK_QUERIES: Final = 4  # consecutive ones: the view of the Box that answers may be behind
 
-T = TypeVar("T", HostsResponse, ServicesResponse, AdminResponse, HistoryResponse, PlanResponse)
+T = TypeVar(
+    "T",
+    HostsResponse,
+    ServicesResponse,
+    AdminResponse,
+    HistoryResponse,
+    PlanResponse,
+    LogsResponse,
+)
 
 DrainProgress = Callable[[int, int, Host], None]
 """Called after each query with the instances that have left a host, all of them, and the host."""
@@ -221,6 +230,12 @@ class Operator:
         if response.error is not None and not response.service:
             raise OrderRefused(response, query.code)
         return response
+
+    async def logs(
+        self, host: str, request: LogsRequest, *, timeout: float = _QUERY_TIMEOUT
+    ) -> LogsResponse:
+        """A page of the logs of the instances on `host`. Raises OrderRefused with the reason."""
+        return await self._ask(self._subjects.logs(host), request, LogsResponse, timeout)
 
     # ── requests ───────────────────────────────────────────────────────────────────────────
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bridge.settings.box import ENGINES as ENGINES
 from bridge.settings.box import BoxConfig as BoxConfig
+from bridge.settings.box import KeepEnded as KeepEnded
 from bridge.settings.nats import DEFAULT_URL as DEFAULT_URL
 from bridge.settings.nats import EVENTS_MAX_BYTES as EVENTS_MAX_BYTES
 from bridge.settings.nats import NatsConfig as NatsConfig

@@ -13,6 +13,26 @@ from bridge.validation import address_blocker
 
 ENGINES: Final = ("podman", "docker", "nerdctl", "a3s-box")
 
+_AGE: Final = re.compile(r"[1-9][0-9]{0,5}[smhd]")
+
+
+class KeepEnded(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long the directories of ended instances are kept, with their logs."""
+
+    count: Annotated[int, Meta(ge=0, le=10_000)] = 10
+    """The most ended instances of each service."""
+    age: str = "7d"
+    """The longest time: a number with `s`, `m`, `h` or `d`."""
+
+    def __post_init__(self) -> None:
+        if _AGE.fullmatch(self.age) is None:
+            raise ValueError(f'age = {self.age!r} must be like "12h" or "7d"')
+
+    @property
+    def seconds(self) -> int:
+        """`age` in seconds."""
+        return int(self.age[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[self.age[-1]]
+
 
 class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[box]``: this host."""
@@ -31,6 +51,10 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data_dir: str = "data"
     """The directory for the journal, the logs, the lock and the id of the host. A copy of it, or a
     clone of the machine, is refused while the original lives.
+    """
+    keep_ended: Annotated[int, Meta(ge=0, le=10_000)] | KeepEnded = 10
+    """How many ended instances of each service keep their logs, or a table with `count` (10) and
+    `age` (`"7d"`): `{ count = 20, age = "36h" }`.
     """
     ports: str = "20000-21999"
     """The port range for process instances. The Box takes the next free port after the last one."""
@@ -108,6 +132,12 @@ class BoxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def decides(self) -> bool:
         """Whether this Box answers requests and decides for the fleet."""
         return self.role == "box"
+
+    @property
+    def kept(self) -> KeepEnded:
+        """`keep_ended` as a table."""
+        keep = self.keep_ended
+        return keep if isinstance(keep, KeepEnded) else KeepEnded(count=keep)
 
     @property
     def port_range(self) -> range:

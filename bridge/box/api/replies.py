@@ -22,6 +22,7 @@ from bridge.box.api import instance_pages
 from bridge.box.scheduler.admission import Admission
 from bridge.bus.service.endpoint import Reply
 from bridge.errors import BusError, CutOff, NotPermitted, ProtocolError, TooLarge
+from bridge.log_protocol import LogsResponse
 from bridge.protocol import InstancesResponse, ScaleResponse, encode
 from bridge.reply_codes import Refusal, ReplyCode
 from bridge.subjects import INSTANCES_TOTAL, REPLY_CODE, REVISION
@@ -149,6 +150,11 @@ def refused_plan(refusal: Refusal) -> Reply:
         error=str(refusal),
     )
     return _refused(response, refusal)
+
+
+def refused_logs(refusal: Refusal) -> Reply:
+    """The refusal of a request to `box.logs.<host>`."""
+    return _refused(LogsResponse(error=str(refusal)), refusal)
 
 
 def _refused(response: Response, refusal: Refusal) -> Reply:

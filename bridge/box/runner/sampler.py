@@ -18,6 +18,7 @@ from bridge.bus.core.connection import Connection
 from bridge.errors import BusError, InstanceError
 from bridge.log_limit import LimitedLog, cause_of
 from bridge.protocol import HostStats, InstanceState
+from bridge.settings import KeepEnded
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Sampler:
         supervisor: Supervisor,
         context: InstanceContext,
         data_dir: Path,
+        keep: KeepEnded,
         interval: float,
     ) -> None:
         self._connection = connection
@@ -43,6 +45,7 @@ class Sampler:
         self._supervisor = supervisor
         self._context = context
         self._data_dir = data_dir
+        self._keep = keep
         self._interval = interval
         self._limited = LimitedLog(_log)
 
@@ -62,7 +65,7 @@ class Sampler:
                 self._limited.report(cause_of(exc), "the load of instances is unknown: %s", exc)
             if count % _PRUNE_EVERY == 0:
                 living = [instance.id for instance in self._supervisor.instances()]
-                await asyncio.to_thread(prune, self._data_dir, living)
+                await asyncio.to_thread(prune, self._data_dir, living, self._keep)
 
     async def _sample(self) -> None:
         measured = [item for item in self._supervisor.instances() if item.handle is not None]

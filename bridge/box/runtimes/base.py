@@ -17,6 +17,7 @@ from bridge.box.runtimes.process_identity import ProcessIdentity
 from bridge.box.runtimes.secret_files import read_secrets
 from bridge.box.state.runtime_limits import fixed_port
 from bridge.exit_text import describe_exit
+from bridge.log_protocol import LogRead
 from bridge.protocol import ScaleConfig
 from bridge.settings import Secret, ServiceConfig
 
@@ -137,6 +138,13 @@ class Usage(Struct, frozen=True, kw_only=True):
     memory_bytes: int
 
 
+class EngineLog(Struct, frozen=True):
+    """What an engine printed of one log; `timed`: each row begins with its time."""
+
+    output: bytes
+    timed: bool
+
+
 class LivingInstance(Struct, frozen=True):
     """An instance that lives on this host: its process, and its port; 0 if that is unknown."""
 
@@ -237,6 +245,12 @@ class Runtime(Protocol):
 
     async def last_line(self, handle: Handle) -> str:
         """The last log line of the instance, for the message of its failure; may be empty."""
+
+    async def engine_log(self, instance_id: str, read: LogRead) -> EngineLog | None:
+        """The log of a living instance, if an engine has it; None if it is in files.
+
+        It begins where `read` begins, or earlier, and has at most the last MiB.
+        """
 
     async def explain(self, handle: Handle) -> str:
         """What about this runtime may have made the instance fail; "" if nothing points to it."""

@@ -38,7 +38,7 @@ AtOnce = Callable[[Message], Reply | Deferred]
 class Endpoint(Struct, frozen=True, kw_only=True):
     """One subject and its handlers. While no request waits, `at_once` is called first: an answer
     that takes no waiting then takes no queue and no switch of tasks either (a tenth of its time).
-    What it defers waits in the queue like any request.
+    What it defers waits in the queue like any request. A service works without an `optional` one.
     """
 
     name: str
@@ -47,3 +47,4 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     handle: Handle
     refuse: Refuse
     at_once: AtOnce | None = None
+    optional: bool = False

@@ -97,11 +97,11 @@ class Responder:
     async def listening(self) -> None:
         """Return when the server has every subscription. Raises NotPermitted if it refused one.
 
-        A refused subscription for discovery is only logged.
+        A refused subscription for discovery, or for an optional endpoint, is only logged.
         """
         await self._open.wait()
         await self._connection.flush()
-        wanted = {endpoint.subject for endpoint in self._endpoints}
+        wanted = {endpoint.subject for endpoint in self._endpoints if not endpoint.optional}
         for listener in self._listeners:
             if listener.denied and listener.subject in wanted:
                 raise NotPermitted(listener.subject, "listen on")

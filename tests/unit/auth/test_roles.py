@@ -55,6 +55,14 @@ def test_only_a_box_writes_records_and_events(role: Role) -> None:
     assert not allowed(granted.publish, "box.events.web")
 
 
+def test_operators_alone_read_logs_and_a_box_has_those_of_its_own_host() -> None:
+    for role in PROGRAMS:
+        granted = grants(role, "box-a", SUBJECTS, inbox="_X")
+        assert allowed(granted.publish, "box.logs.box-a") is (role is Role.OPERATOR)
+        assert allowed(granted.subscribe, "box.logs.box-a") is (role is Role.BOX)
+        assert not allowed(granted.subscribe, "box.logs.box-b")
+
+
 def test_every_role_is_in_the_table_of_everything() -> None:
     every = everything(SUBJECTS)
     for role in PROGRAMS:

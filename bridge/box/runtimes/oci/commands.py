@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 from msgspec import Struct
@@ -109,14 +110,21 @@ def stats(kind: EngineKind) -> list[str]:
     return ["stats", "--no-stream", *kind.sampling]
 
 
-def logs(name: str) -> list[str]:
-    """Print a container's whole log: podman 4.3 drops an unterminated last line with ``--tail``."""
-    return ["logs", name]
+def logs(kind: EngineKind, name: str, since: int = 0) -> list[str]:
+    """Print a container's log; where the engine knows times with them, and from about `since` on, a
+    time in nanoseconds. podman 4.3 drops an unterminated last line with ``--tail``.
+    """
+    if not kind.timed_logs:
+        return ["logs", name]
+    at = datetime.fromtimestamp(max(0, since // 10**9 - 1), UTC)
+    after = ["--since", f"{at:%Y-%m-%dT%H:%M:%SZ}"] if since else []
+    return ["logs", "--timestamps", *after, name]
 
 
-def tail(name: str) -> list[str]:
+def tail(kind: EngineKind, name: str) -> list[str]:
     """Print the end of a container's log, where the whole log would take too long."""
-    return ["logs", "--tail", str(_TAIL), name]
+    times = ["--timestamps"] if kind.timed_logs else []
+    return ["logs", *times, "--tail", str(_TAIL), name]
 
 
 def pull(image: str) -> list[str]:

@@ -40,6 +40,7 @@ class EngineKind(Struct, frozen=True, kw_only=True):
     - `swap`: whether it can limit swap.
     - `dashes`: whether the container's command follows ``--``.
     - `isolation`: the values of ``[box] isolation`` that it knows.
+    - `timed_logs`: whether ``logs`` takes ``--timestamps`` and ``--since``.
     - `trims`: whether it drops the blanks around a value in an environment file.
     """
 
@@ -56,6 +57,7 @@ class EngineKind(Struct, frozen=True, kw_only=True):
     swap: bool = True
     dashes: bool = False
     isolation: tuple[str, ...] = ("",)
+    timed_logs: bool = True
     trims: bool = False
 
 
@@ -93,6 +95,7 @@ KINDS: Final[dict[str, EngineKind]] = {
             swap=False,
             dashes=True,
             isolation=("", "sandbox"),
+            timed_logs=False,
             trims=True,
         ),
     )

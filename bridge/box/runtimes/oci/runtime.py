@@ -13,14 +13,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Final
 
-from bridge.box.runtimes.base import Exit, Handle, LivingInstance, Spec, Usage
+from bridge.box.runtimes.base import EngineLog, Exit, Handle, LivingInstance, Spec, Usage
 from bridge.box.runtimes.foreign_errors import call_in_thread, mapped_errors
+from bridge.box.runtimes.log_pages import nanoseconds, timed_rows
+from bridge.box.runtimes.log_times import LogTimes
 from bridge.box.runtimes.logs import ENGINE, STDERR, STDOUT, last_log_line
 from bridge.box.runtimes.oci import commands, container_kernel, parsing
 from bridge.box.runtimes.oci.container import Container, unknown_process
@@ -31,6 +34,7 @@ from bridge.box.runtimes.process_identity import ProcessIdentity, boot_id
 from bridge.box.runtimes.sockets import holder, is_free
 from bridge.box.state.runtime_limits import port_pair
 from bridge.errors import EngineSilent, InstanceError, PortTaken
+from bridge.log_protocol import LogRead
 from bridge.private_files import make_private, make_private_directory
 
 _log = logging.getLogger(__name__)
@@ -203,6 +207,21 @@ class OciRuntime:
         directory = self._container(handle).spec.directory
         return await call_in_thread("its log cannot be read", last_log_line, directory)
 
+    async def engine_log(self, instance_id: str, read: LogRead) -> EngineLog | None:
+        container = self._containers.get(instance_id)
+        if container is None or not container.is_started:
+            return None
+        since = read.position or (0 if read.since is None else nanoseconds(read.since))
+        result = await self._calls.call_in_turn(
+            commands.logs(self._kind, container.name, since if self._kind.timed_logs else 0),
+            timeout=self._slow,
+            last=_KEEP_LOG,
+        )
+        if not result.ok:  # it has just ended, and its log is in the files, or will be
+            return None
+        output = result.out if read.stream == "stdout" else result.raw_err
+        return EngineLog(output, self._kind.timed_logs)
+
     async def explain(self, handle: Handle) -> str:
         return ""
 
@@ -346,10 +365,13 @@ class OciRuntime:
             result = await self._read_logs(container.name)
             with mapped_errors("cannot be written"):
                 make_private_directory(directory)
-                for name in (STDOUT, STDERR):
-                    make_private(directory / name)
-                (directory / STDOUT).write_bytes(result.out)
-                (directory / STDERR).write_text(result.err)
+                now = time.time_ns()
+                for name, output in ((STDERR, result.raw_err), (STDOUT, result.out)):
+                    make_private(directory / name, empty=True)
+                    if self._kind.timed_logs:
+                        output, marks = timed_rows(output, now)
+                        LogTimes(directory / name).write(marks)
+                    (directory / name).write_bytes(output)
         except InstanceError as exc:
             _log.warning("the logs of %s are lost: %s", container.name, exc)
 
@@ -357,11 +379,11 @@ class OciRuntime:
         timeout = self._calls.timeout
         try:
             return await self._calls.call_in_turn(
-                commands.logs(name), timeout=timeout, last=_KEEP_LOG
+                commands.logs(self._kind, name), timeout=timeout, last=_KEEP_LOG
             )
         except EngineSilent:  # a long log takes too long
             return await self._calls.call_in_turn(
-                commands.tail(name), timeout=timeout, last=_KEEP_LOG
+                commands.tail(self._kind, name), timeout=timeout, last=_KEEP_LOG
             )
 
 

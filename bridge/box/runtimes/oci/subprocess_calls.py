@@ -33,6 +33,7 @@ class CallResult(Struct, frozen=True, kw_only=True):
     code: int
     out: bytes
     err: str
+    raw_err: bytes = b""
 
     @property
     def ok(self) -> bool:
@@ -114,7 +115,12 @@ class EngineCalls:
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
             _close(process)
-        return CallResult(code=code, out=bytes(out.data), err=err.data.decode(errors="replace"))
+        return CallResult(
+            code=code,
+            out=bytes(out.data),
+            err=err.data.decode(errors="replace"),
+            raw_err=bytes(err.data),
+        )
 
 
 class _PipeBuffer:

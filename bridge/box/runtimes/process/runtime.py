@@ -25,7 +25,7 @@ from typing import Final
 
 import psutil
 
-from bridge.box.runtimes.base import Exit, Handle, LivingInstance, Spec, Usage
+from bridge.box.runtimes.base import EngineLog, Exit, Handle, LivingInstance, Spec, Usage
 from bridge.box.runtimes.foreign_errors import FOREIGN, call_in_thread, mapped_errors
 from bridge.box.runtimes.logs import last_log_line
 from bridge.box.runtimes.process import shim
@@ -39,6 +39,7 @@ from bridge.box.runtimes.process_identity import ProcessIdentity, identify, is_a
 from bridge.box.runtimes.sockets import holder, is_free, serves
 from bridge.descriptors import is_exhausted
 from bridge.errors import InstanceError, PortTaken
+from bridge.log_protocol import LogRead
 from bridge.process_rights import CHANGE_USER, RestrictedThreads
 
 _log = logging.getLogger(__name__)
@@ -182,6 +183,9 @@ class ProcessRuntime:
     async def last_line(self, handle: Handle) -> str:
         directory = self._process(handle).spec.directory
         return await call_in_thread("its log cannot be read", last_log_line, directory)
+
+    async def engine_log(self, instance_id: str, read: LogRead) -> EngineLog | None:
+        return None
 
     async def explain(self, handle: Handle) -> str:
         process = self._process(handle)

@@ -1,4 +1,4 @@
-"""Logs are bounded, and `logs` reads them through a rotation."""
+"""Logs are bounded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from bridge.box.runtimes.logs import last_log_line, rotate
-from bridge.cli.commands.logs import _Tail
 from tests.failing_call import FailingCall
 
 
@@ -60,28 +59,3 @@ def test_the_last_line_is_found_after_a_rotation(tmp_path: Path) -> None:
     write(tmp_path / "stdout.log", "x" * 100 + "\nthe last words\n")
     rotate(tmp_path / "stdout.log", 50, 2)
     assert last_log_line(tmp_path) == "the last words"
-
-
-def test_logs_are_followed_through_rotations(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "stdout.log"
-    write(file, "one\n")
-    rotate(file, 4, 3)
-    write(file, "two\n")
-    with file.open("rb") as log:
-        tail = _Tail(log, file)
-        tail.print_new(False, last=False)
-        write(file, "three\n")
-        rotate(file, 10, 3)
-        write(file, "four\n")
-        tail.print_new(False, last=False)
-        write(file, "five\n")
-        rotate(file, 10, 3)
-        write(file, "six is longer than the file was before\n")
-        for _ in range(2):
-            tail.print_new(False, last=False)
-    assert capsys.readouterr().out.splitlines() == [
-        *("one", "two", "three", "four", "five"),
-        "six is longer than the file was before",
-    ]
