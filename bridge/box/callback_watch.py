@@ -72,9 +72,13 @@ def _ends_work(context: dict[str, Any]) -> bool:
 
 
 def _is_own(traceback: TracebackType | None) -> bool:
-    """Whether code of this package was running when the exception was raised."""
+    """Whether the callback itself is code of this package: the first frame that is not the loop's.
+
+    Other code may call this package and not handle its errors.
+    """
     while traceback is not None:
-        if traceback.tb_frame.f_globals.get("__name__", "").startswith(_PACKAGE):
-            return True
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        if not module.startswith("asyncio."):
+            return str(module).startswith(_PACKAGE)
         traceback = traceback.tb_next
     return False

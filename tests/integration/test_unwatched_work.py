@@ -15,8 +15,9 @@ from bridge.box.journal.store import Change, JournalStore
 from bridge.bus.core.nats_client import GuardedClient
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.kv_view import KeyValueView
-from bridge.errors import JournalError
+from bridge.errors import JournalError, NameRefused
 from bridge.protocol import ScaleRequest, encode
+from bridge.subjects import check_name
 from bridge.tasks import task_scope
 from tests.boxes import alive, gone, labelled, serving
 from tests.support import ask, box_config, connect, eventually
@@ -174,7 +175,7 @@ async def test_a_failure_in_a_callback_of_another_program_ends_no_box(
 ) -> None:
     def fail() -> None:
         failed.set()
-        raise InjectedFault("of the program that runs the Box")
+        check_name("service", "of the program that runs the Box")  # raises NameRefused
 
     failed, seen = asyncio.Event(), list[object]()
     loop = asyncio.get_running_loop()
@@ -185,7 +186,7 @@ async def test_a_failure_in_a_callback_of_another_program_ends_no_box(
         assert (await ask(gateway, "web", 0)).accepted
     loop.call_soon(fail)  # the program's own handler is back
     await eventually(lambda: len(seen) == 2)
-    assert all(isinstance(each, InjectedFault) for each in seen)
+    assert all(isinstance(each, NameRefused) for each in seen)
 
 
 async def test_a_failure_in_the_report_of_the_journal_ends_the_box(
