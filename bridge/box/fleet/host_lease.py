@@ -32,14 +32,18 @@ _log = logging.getLogger(__name__)
 
 _CHECK: Final = 0.1  # seconds between checks whether another host's lease has ended
 _MIN_TIMEOUT: Final = 1.0  # seconds for one renewal, or a heartbeat where that is longer
-_RENEWALS: Final = 2  # of another Box, within a lease: it surely works under this name
+_RENEWALS: Final = 2  # consecutive ones of another Box: it surely works under this name
 
 
 class _Rival:
-    """The other writer of this host's record, and how often it has renewed within a lease."""
+    """The other writer of this host's record, and how often it has renewed.
 
-    def __init__(self, lease: float) -> None:
-        self._lease = lease
+    Only renewals that follow each other within `pause` seconds count: a Box renews at each
+    heartbeat.
+    """
+
+    def __init__(self, pause: float) -> None:
+        self._pause = pause
         self._writer = ("", "")
         self._revision = 0
         self._renewals = 0
@@ -48,7 +52,7 @@ class _Rival:
     def count(self, stored: Record[HostRecord], now: float) -> int:
         """Take its record as it is stored now; returns its renewals so far."""
         writer = stored.value.host_id, stored.value.place
-        if writer != self._writer or now - self._seen_at > self._lease:
+        if writer != self._writer or now - self._seen_at > self._pause:
             self._renewals = 0
         elif stored.revision != self._revision:
             self._renewals += 1
@@ -111,7 +115,7 @@ class HostLease(FleetListener):
         self._log = LimitedLog(_log)
         self._changed = asyncio.Event()
         self._released = False
-        self._rival = _Rival(timing.lease)
+        self._rival = _Rival(2 * timing.heartbeat)
 
     def host_changed(self, host: str) -> None:
         if host == self._name:
