@@ -46,10 +46,16 @@ def version(number: int) -> bytes:
 @pytest.mark.parametrize(
     "value",
     [
-        *(b"{}", b"", b"nonsense", b'{"stream":"KV_box_services","seq":9}'),
-        *(version(2**63), version(2**53), version(2**50), version(-5)),
-        b'{"type":"service","key":"web","writer":"box-z",' + version(2**53)[1:],
-        b'{"type":"service","key":"api","writer":"box-a",' + version(9)[1:],
+        b"{}",
+        *(
+            pytest.param(value, marks=pytest.mark.slow)
+            for value in (
+                *(b"", b"nonsense", b'{"stream":"KV_box_services","seq":9}'),
+                *(version(2**63), version(2**53), version(2**50), version(-5)),
+                b'{"type":"service","key":"web","writer":"box-z",' + version(2**53)[1:],
+                b'{"type":"service","key":"api","writer":"box-a",' + version(9)[1:],
+            )
+        ),
     ],
     ids=lambda value: value[-40:].decode(),
 )
@@ -72,6 +78,7 @@ async def test_what_is_no_record_is_replaced_by_the_one_that_the_boxes_know(
         assert before.id in [info.id for info in found]
 
 
+@pytest.mark.slow
 async def test_a_record_that_flips_stops_no_other_decision(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -118,6 +125,7 @@ async def test_an_order_that_is_lost_stays_in_force_and_comes_back(
         assert host.order.reason == "disk"
 
 
+@pytest.mark.slow
 async def test_a_box_starts_on_the_records_of_one_without_marks(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
