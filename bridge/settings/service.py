@@ -141,8 +141,9 @@ class ServiceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The publisher of the registrations: `box` (the Box) or `self` (the instance)."""
     log_size: str = "4MiB"
     """The bound of each log of an instance, stdout and stderr: a number with `KiB`, `MiB` or `GiB`.
-    The Box copies the end of a longer log to `stdout.log.1`, and empties the log. The `oci` runtime
-    leaves the logs of running containers to its engine.
+    The Box copies the end of a longer log to `stdout.log.1`, and empties the log. While a
+    container runs, podman keeps its log within `log_size`, and other engines follow their own
+    configuration.
     """
     log_files: Annotated[int, Meta(ge=1, le=100)] = 2
     """How many files each log has, the current one included; 1 keeps no older lines."""

@@ -28,7 +28,8 @@ class Spec(Struct, frozen=True, kw_only=True):
     `port` is the first host port that `port_map` fixes; 0 means any port. `directory` belongs to
     this instance alone. `env` and `secrets` are its variables; `credentials` is where systemd put
     credentials. `fence` is the file that holds the time until which the instance may live
-    (see bridge.box.fleet.fence); None means no limit.
+    (see bridge.box.fleet.fence); None means no limit. `log_bytes` bounds each of its logs; 0 means
+    no bound.
     """
 
     instance_id: str
@@ -50,6 +51,7 @@ class Spec(Struct, frozen=True, kw_only=True):
     stop_signal: str = ""
     stop_scope: str = ""
     user: str = ""
+    log_bytes: int = 0
 
     @classmethod
     def of(
@@ -92,6 +94,7 @@ class Spec(Struct, frozen=True, kw_only=True):
             stop_signal=config.stop_signal,
             stop_scope=config.stop_scope,
             user=config.user,
+            log_bytes=config.log_bytes,
         )
 
     async def environment(self) -> dict[str, str]:

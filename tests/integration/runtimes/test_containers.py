@@ -124,6 +124,45 @@ async def test_a_request_for_another_image_replaces_the_instances(
         assert podman.inspect(other.id)["ImageName"] == OTHER_IMAGE
 
 
+async def test_a_container_gets_its_variables_byte_for_byte(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    env = {
+        "SIGNS": "a=b=c # no comment; $HOME `id` \\n",
+        "QUOTED": "\"a\" 'b'",
+        "BLANKS": "  between  \t",
+        "EMPTY": "",
+        "ACCENTS": "é 終わり 😀",
+        "LARGE": "x" * 30_000,
+    }
+    table = web(env={"OF_SERVICE": "'=\""}, request_env=list(env))
+    async with boxed(server, tmp_path, table, **containers(podman)) as (gateway, _):
+        assert (await ask(gateway, "web", 1, config=ScaleConfig(env=env))).accepted
+        [info] = await serving(gateway, "web", 1)
+        raw = podman("exec", info.id, "cat", "/proc/1/environ")
+        got = dict(item.split("=", 1) for item in raw.split("\0") if item)
+        assert {name: got.get(name) for name in env} == env
+        assert got["OF_SERVICE"] == "'=\""
+
+
+async def test_the_log_of_a_running_container_is_bounded(
+    server: EmbeddedServer, tmp_path: Path, podman: Podman
+) -> None:
+    lines = f"seq 40000 | while read n; do echo $n-{'x' * 100}; done"
+    table = web(*script(f"{lines}; exec sleep 1000"), log_size="512KiB", start_timeout=100.0)
+    async with boxed(server, tmp_path, table, **containers(podman)) as (gateway, _):
+        await ask(gateway, "web", 1)
+        [info] = await eventually(lambda: instances(gateway, "web"))
+        await eventually(lambda: info.id in podman.names(), what="the container is created")
+        file = Path(podman.inspect(info.id)["HostConfig"]["LogConfig"]["Path"])
+        await eventually(
+            lambda: file.exists() and "40000-" in file.read_text(),
+            within=60,
+            what="it has written all",
+        )
+        assert file.stat().st_size < 1 << 20
+
+
 async def test_what_a_container_cannot_honour_is_refused_in_the_reply(
     server: EmbeddedServer, tmp_path: Path, podman: Podman
 ) -> None:

@@ -7,6 +7,7 @@ environment from a file.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
@@ -25,7 +26,9 @@ _TAIL: Final = 1000  # lines of a container's log
 
 
 class ContainerSpec(Struct, frozen=True, kw_only=True):
-    """A container to create. `address` is where its ports are published; "" means everywhere."""
+    """A container to create. `address` is where its ports are published; "" means everywhere.
+    `log_bytes` bounds its log where the engine can do that; 0 leaves it to the engine.
+    """
 
     name: str
     image: str
@@ -39,6 +42,7 @@ class ContainerSpec(Struct, frozen=True, kw_only=True):
     address: str = ""
     isolation: str = ""
     stop_signal: str = ""
+    log_bytes: int = 0
 
 
 def labels(host_id: str, instance_id: str, service: str, slot: int) -> dict[str, str]:
@@ -59,12 +63,7 @@ def create(kind: EngineKind, spec: ContainerSpec) -> list[str]:
         arguments += ["--label", f"{key}={value}"]
     for entry in spec.ports or [f"0:{guest_port([])}"]:
         arguments += ["-p", _publish(kind, entry, spec.address)]
-    if spec.vcpus is not None:
-        arguments += ["--cpus", str(spec.vcpus)]
-    if spec.memory_mib is not None:
-        arguments += ["--memory", f"{spec.memory_mib}m"]
-        if kind.swap:
-            arguments += ["--memory-swap", f"{spec.memory_mib}m"]  # the default adds as much swap
+    arguments += _limits(kind, spec)
     if spec.isolation:
         arguments += ["--isolation", spec.isolation]
     if spec.stop_signal:
@@ -78,6 +77,20 @@ def create(kind: EngineKind, spec: ContainerSpec) -> list[str]:
         arguments.append("--")
     port = str(guest_port(spec.ports))
     return arguments + [word.replace("{port}", port) for word in rest]
+
+
+def _limits(kind: EngineKind, spec: ContainerSpec) -> list[str]:
+    """The options that bound what the container uses."""
+    arguments: list[str] = []
+    if spec.vcpus is not None:
+        arguments += ["--cpus", str(spec.vcpus)]
+    if spec.memory_mib is not None:
+        arguments += ["--memory", f"{spec.memory_mib}m"]
+        if kind.swap:
+            arguments += ["--memory-swap", f"{spec.memory_mib}m"]  # the default adds as much swap
+    if spec.log_bytes and kind.bounds_logs:
+        arguments += ["--log-opt", f"max-size={spec.log_bytes}b"]
+    return arguments
 
 
 def start(name: str) -> list[str]:
@@ -139,7 +152,7 @@ def inspect_image(kind: EngineKind, image: str) -> list[str]:
 
 def env_file(env: Mapping[str, str]) -> bytes:
     """The environment file of an instance; `runtime_limits` refuses what it cannot hold."""
-    return "".join(f"{key}={value}\n" for key, value in env.items()).encode()
+    return b"".join(os.fsencode(f"{key}={value}\n") for key, value in env.items())
 
 
 def _publish(kind: EngineKind, entry: str, address: str) -> str:

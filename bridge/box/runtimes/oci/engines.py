@@ -42,6 +42,8 @@ class EngineKind(Struct, frozen=True, kw_only=True):
     - `isolation`: the values of ``[box] isolation`` that it knows.
     - `timed_logs`: whether ``logs`` takes ``--timestamps`` and ``--since``.
     - `trims`: whether it drops the blanks around a value in an environment file.
+    - `bounds_logs`: whether it takes a bound for a container's log whatever its log driver is.
+      docker refuses the option where the driver of its configuration has none.
     """
 
     name: str
@@ -59,6 +61,7 @@ class EngineKind(Struct, frozen=True, kw_only=True):
     isolation: tuple[str, ...] = ("",)
     timed_logs: bool = True
     trims: bool = False
+    bounds_logs: bool = False
 
 
 KINDS: Final[dict[str, EngineKind]] = {
@@ -71,6 +74,7 @@ KINDS: Final[dict[str, EngineKind]] = {
             listing=("--format", "json"),
             sampling=("--format", "json"),
             remove=("rm", "-f", "-t", "0"),
+            bounds_logs=True,
         ),
         EngineKind(
             name="docker",

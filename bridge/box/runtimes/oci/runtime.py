@@ -308,6 +308,7 @@ class OciRuntime:
             address=self._address,
             isolation=self._isolation,
             stop_signal=spec.stop_signal,
+            log_bytes=spec.log_bytes,
         )
 
     async def _start(self, container: Container) -> None:

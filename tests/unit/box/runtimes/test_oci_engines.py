@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,21 @@ def test_the_grace_is_rounded_up_to_whole_seconds() -> None:
 
 def test_an_environment_file_has_a_line_a_variable() -> None:
     assert commands.env_file({"A": " b=c ", "D": ""}) == b"A= b=c \nD=\n"
+
+
+def test_an_environment_file_has_every_value_byte_for_byte() -> None:
+    values = [b"a=b=c", b"\" '$X\\n`# ", b"\xff\xfe", "é".encode(), b"\t", b"x" * 32_000]
+    env = {f"V{number}": os.fsdecode(value) for number, value in enumerate(values)}
+    wanted = b"".join(b"V%d=%s\n" % pair for pair in enumerate(values))
+    assert commands.env_file(env) == wanted
+
+
+def test_podman_bounds_the_log_of_a_container_and_others_keep_their_configuration() -> None:
+    bounded = replace(ORDER, log_bytes=1 << 20)
+    podman = commands.create(KINDS["podman"], bounded)
+    assert podman[podman.index("--log-opt") + 1] == "max-size=1048576b"
+    for kind in ("docker", "nerdctl", "a3s-box"):
+        assert "--log-opt" not in commands.create(KINDS[kind], bounded)
 
 
 # ── output ───────────────────────────────────────────────────────────────────────────────
