@@ -54,6 +54,7 @@ class Order(Struct, frozen=True, kw_only=True):
     forced: bool = False
     reason: str = ""
     at: Time | None = None
+    requester: str = ""
 
 
 class Host(Struct, frozen=True, kw_only=True):
@@ -223,6 +224,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     - `note`: why the target was capped, or which step of a rollout it was, and its cause.
     - `added` and `removed`: slots, if the store still has both records.
     - `reconfigured`: whether the overrides changed.
+    - `requester`: the NATS user that sent the request, if the server names it.
     """
 
     version: int
@@ -236,6 +238,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     added: list[U32] = field(default_factory=list)
     removed: list[U32] = field(default_factory=list)
     reconfigured: bool = False
+    requester: str = ""
 
 
 class HistoryResponse(Struct, frozen=True, kw_only=True):

@@ -31,6 +31,7 @@ BOX_SEQ: Final = "Box-Seq"
 BOX_HOST: Final = "Box-Host"
 TRACEPARENT: Final = "traceparent"
 # Headers of requests and replies.
+REQUEST_INFO: Final = "Nats-Request-Info"
 EXPIRES_AT: Final = "Box-Expires-At"
 DRY_RUN: Final = "Box-Dry-Run"
 CONFIG_MODE: Final = "Box-Config"

@@ -176,7 +176,9 @@ class AuthDirectory:
             "inbox_prefix": member.inbox,
             "jetstream_domain": member.domain,
         }
-        given = {key: value for key, value in context.items() if value}
+        given: dict[str, str | bool] = {key: value for key, value in context.items() if value}
+        if member.role is Role.BOX:
+            given["request_info"] = True  # no client shares its account
         self._write(self.context_file(member.name).name, json.dumps(given, indent=2) + "\n")
 
     def _write_leaf(self, known: Users, name: str, seed: str) -> None:

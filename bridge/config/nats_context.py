@@ -35,6 +35,7 @@ _HONOURED: Final = {
     "tls_first": "tls_first",
     "inbox_prefix": "inbox_prefix",
     "jetstream_domain": "domain",
+    "request_info": "request_info",
 }
 _DISPLAY: Final = ("name", "description", "color_scheme", "jetstream_event_prefix")
 _API_PREFIX: Final = "jetstream_api_prefix"

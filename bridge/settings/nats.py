@@ -59,6 +59,11 @@ class NatsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     full stream takes no more events until old ones expire: the Boxes keep them and publish them
     later. A server with less room gets a smaller stream.
     """
+    request_info: bool = False
+    """Record the user that the header `Nats-Request-Info` names as the sender of a request. The
+    contexts of `auth init` set it. Set it only where no client shares the account of the Boxes: a
+    client in their account could write any name into the header.
+    """
     reply_prefixes: list[str] = field(default_factory=list)
     """Subject prefixes beside `_INBOX.` and `_R_.` to which this Box may reply."""
 

@@ -87,8 +87,19 @@ async def test_every_verb_works_with_the_rights_of_its_role_and_the_server_denie
     assert (await fleet.run("operator", "hosts")).count("live") == 2
     assert "web" in await fleet.run("operator", "services")
     assert "box-" in await fleet.run("operator", "history", "web")
+    users = json.loads((fleet.directory / "auth" / "users.json").read_text())["users"]
+    keys = {user["name"]: user["key"] for user in users}
+    told = json.loads(await fleet.run("operator", "history", "web", "--json"))
+    named = {entry["requester"] for entry in told["entries"] if entry["replicas"] is not None}
+    assert named <= {keys["operator"], keys["gateway"]}
+    assert keys["operator"] in named
+    assert keys["operator"][:10] in await fleet.run("operator", "history", "web")
     assert "WOULD TAKE" in await fleet.run("operator", "plan", "web", 4)
     assert "cordoned" in await fleet.run("operator", "cordon", "box-b")
+    told = json.loads(await fleet.run("operator", "hosts", "--json"))
+    assert [host["order"]["requester"] for host in told["hosts"] if host["order"]] == [
+        keys["operator"]
+    ]
     assert "again" in await fleet.run("operator", "uncordon", "box-b")
     assert "is empty" in await fleet.run("operator", "drain", "box-b", "--timeout", 60)
     await fleet.run("operator", "uncordon", "box-b")
@@ -152,6 +163,7 @@ async def test_the_doctor_finds_each_user_fit_for_its_role_and_for_no_other(flee
     assert re.search(
         r"^warn permissions .*beyond that this user may publish box.hosts, ", told, re.MULTILINE
     )
+    assert re.search(r'publish: \{ deny: \["box.hosts", ', told)
     told = await fleet.run("gateway", "doctor", "--role", "operator", code=1)
     assert re.search(r"^fail permissions .* may not publish box.hosts, ", told, re.MULTILINE)
     told = await fleet.run("mailer", "doctor", "--role", "durable", "--name", "other", code=1)

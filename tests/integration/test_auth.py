@@ -19,6 +19,7 @@ from nats.js.api import ConsumerConfig
 from bridge.auth.directory import AuthDirectory
 from bridge.auth.roles import API, PROGRAMS, Role, allowed, requests, streams
 from bridge.auth.site import SERVER_CONFIG, plan_site
+from bridge.box.api.request_headers import requester
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
 from bridge.bus.diagnostics import permissions
@@ -30,6 +31,7 @@ from bridge.bus.jetstream.dead_letters import ensure_dead_stream
 from bridge.bus.jetstream.publish import store
 from bridge.config import load_nats
 from bridge.errors import ConnectFailed, NotPermitted
+from bridge.subjects import REQUEST_INFO
 from tests.support import eventually
 
 MEMBERS: Final = {
@@ -405,6 +407,29 @@ async def test_an_operator_finds_the_boxes_with_nats_micro(site: Site) -> None:
         await operator.listen(inbox, lambda message: found.append(message.data))
         operator.publish("$SRV.PING", reply=inbox)
         await eventually(lambda: sorted(found) == [b"box-a", b"box-b"])
+
+
+@pytest.mark.parametrize("name", ["operator", "gateway"])
+async def test_a_box_learns_the_user_of_a_request_from_the_server_and_no_forged_name(
+    site: Site, name: str
+) -> None:
+    found: list[str] = []
+
+    async with site.connect("box-a") as box, site.connect(name) as user:
+        assert box.settings.request_info
+        assert not user.settings.request_info
+
+        def answer(message: Message) -> None:
+            found.append(requester(message))
+            box.publish(message.reply, b"{}")
+
+        await box.listen("box.scale", answer, queue="box")
+        await box.flush()
+        for forged in ({}, {REQUEST_INFO: '{"user":"root"}'}):
+            await user.request("box.scale", b"{}", headers=forged)
+    known = site.users.read()
+    [member] = [member for member in known.users if member.name == name]
+    assert found == [name if known.operator else member.key] * 2
 
 
 def _answer_with(box: Connection, name: str, message: Message) -> None:

@@ -164,4 +164,13 @@ async def test_a_denial_is_reported_beside_all_other_checks(tmp_path: Path) -> N
         assert told.status is FAIL
         assert told.message == "as Box box-a this user may not publish box.events.*"
         assert "docs/reference/permissions.md" in told.fix
+        assert told.fix.endswith(': publish: { allow: ["box.events.*"] }')
         assert statuses(report, "nats", "jetstream", "journal") == [OK, OK, OK]
+
+
+def test_what_is_named_becomes_a_line_of_the_server_s_configuration() -> None:
+    named = ["publish a.*", "publish b", "subscribe c"]
+    line = permissions.config_line(named)
+    assert line == 'publish: { allow: ["a.*", "b"] }, subscribe: { allow: ["c"] }'
+    line = permissions.config_line(named[2:], deny=True)
+    assert line == 'subscribe: { deny: ["c"] }'

@@ -9,6 +9,7 @@ reply: the client retries, and an order that exists already counts as carried ou
 from __future__ import annotations
 
 import asyncio
+import logging
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -42,6 +43,8 @@ from bridge.errors import BusError, NoReply, ProtocolError
 from bridge.protocol import ScaleRequest, decode, encode
 from bridge.reply_codes import Refusal, ReplyCode
 from bridge.subjects import REPLY_CODE, check_name
+
+_log = logging.getLogger(__name__)
 
 _PAGE: Final = 1000  # hosts, or services, in one reply at most
 _READERS: Final = 4  # histories read at once: each makes a consumer
@@ -122,7 +125,13 @@ class AdminApi:
         return self._reply(first, len(services))
 
     async def _admin(self, message: Message) -> Reply:
-        return Reply(data=encode(await self._orders.carry_out(decode(AdminRequest, message.data))))
+        request = decode(AdminRequest, message.data)
+        requester = self._api.requester(message)
+        response = await self._orders.carry_out(request, requester)
+        if requester and not request.dry_run:
+            about = request.host or request.service or "all services"
+            _log.info("%s of %s is carried out for %s", request.verb.value, about, requester)
+        return Reply(data=encode(response))
 
     async def _history(self, message: Message) -> Reply:
         service = decode(HistoryRequest, message.data).service

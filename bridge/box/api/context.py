@@ -7,9 +7,11 @@ from datetime import datetime
 
 from msgspec import Struct
 
+from bridge.box.api.request_headers import requester
 from bridge.box.fleet.decisions import Decisions
 from bridge.box.fleet.view import FleetView
 from bridge.bus.core.connection import Connection
+from bridge.bus.core.message import Message
 from bridge.reply_codes import Refusal, ReplyCode
 
 
@@ -24,6 +26,10 @@ class ApiContext(Struct, frozen=True, kw_only=True):
     host: str
     clock: Callable[[], datetime]
     blocker: Callable[[], str | None]
+
+    def requester(self, message: Message) -> str:
+        """The user that sent `message`; "" if it is unknown, or if the header proves nothing."""
+        return requester(message) if self.connection.settings.request_info else ""
 
     def check_ready(self) -> None:
         """Raise Refusal if this Box must not answer now."""

@@ -6,18 +6,23 @@ import re
 from datetime import datetime
 from typing import Final
 
+from msgspec import Struct
+
 from bridge.bus.core.message import Message
 from bridge.errors import ProtocolError
-from bridge.protocol import parse_time
+from bridge.protocol import decode, parse_time
 from bridge.subjects import (
     EXPECTED_REVISION,
     EXPIRES_AT,
     RECORD_VERSION,
     REQUEST_DIGEST,
+    REQUEST_INFO,
     TRACEPARENT,
     valid_trace,
 )
 
+_MAX_REQUESTER: Final = 128  # characters that are kept of a user's name
+_MAX_INFO: Final = 4096  # characters
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 
 _DIGEST: Final = re.compile(r"[0-9A-Za-z]{0,128}")
@@ -36,6 +41,25 @@ def expiry(message: Message) -> datetime | None:
         return parse_time(expires)
     except ProtocolError as exc:
         raise ProtocolError("header", EXPIRES_AT, exc.problem) from exc
+
+
+class _RequestInfo(Struct):
+    user: str = ""
+    name_tag: str = ""
+
+
+def requester(message: Message) -> str:
+    """The NATS user that sent the request, as the server names it: the name in its JWT, or else its
+    public key or user name. "" if the server does not say.
+    """
+    text = message.headers.get(REQUEST_INFO, "")
+    if not text or len(text) > _MAX_INFO:
+        return ""
+    try:
+        info = decode(_RequestInfo, text.encode())
+    except ProtocolError:
+        return ""
+    return (info.name_tag or info.user)[:_MAX_REQUESTER]
 
 
 def known_version(message: Message) -> int:

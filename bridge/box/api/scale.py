@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any, Final
 
 from msgspec import Struct
@@ -36,6 +37,8 @@ from bridge.subjects import (
     REVISION,
     VICTIMS,
 )
+
+_log = logging.getLogger(__name__)
 
 _EXAMPLE: Final = '{"service":"web","replicas":3}'
 _UNREAD: Final = ScaleRequest(service="", replicas=0)
@@ -97,6 +100,15 @@ class ScaleApi:
         except (BusError, Refusal) as exc:
             refusal = refusal_of(exc, store="the fleet's store refused the decision")
             return self._refused(request.request, refusal)
+        if request.requester and admission.record is not None:
+            scale, target = request.request, admission.response.target_replicas
+            _log.info(
+                "%s: %s requested %d instances; the target is %d",
+                scale.service,
+                request.requester,
+                scale.replicas,
+                target,
+            )
         return self._reply(request, admission)
 
     def _read(self, message: Message) -> AdmissionRequest | Reply:
@@ -120,6 +132,7 @@ class ScaleApi:
                 highest_rank_first=flag(message, VICTIMS, HIGHEST_RANK),
                 digest=digest(message),
                 traceparent=traceparent(message),
+                requester=self._api.requester(message),
             )
         except ProtocolError as exc:
             return self._refused(request, refusal_of(exc))

@@ -45,14 +45,14 @@ class HostOrders:
         self._clock = clock
         self._turn = asyncio.Lock()
 
-    async def carry_out(self, request: AdminRequest) -> AdminResponse:
-        """Write the records that an order needs.
+    async def carry_out(self, request: AdminRequest, requester: str = "") -> AdminResponse:
+        """Write the records that an order of the NATS user `requester` needs.
 
         Raises Refusal, NameRefused, NoReply if it is unknown whether the order was stored, and
         other BusErrors.
         """
         if request.verb is Verb.REBALANCE:
-            return await self._rebalance(request)
+            return await self._rebalance(request, requester)
         check_name("host", request.host)
         state = self._fleet.state
         in_advance = request.verb is Verb.CORDON and request.force
@@ -64,14 +64,19 @@ class HostOrders:
             )
             raise Refusal(ReplyCode.UNKNOWN_HOST, why)
         if request.verb is Verb.UNCORDON:
-            return await self._uncordon(request.host)
-        return await self._order(request)
+            return await self._uncordon(request.host, requester)
+        return await self._order(request, requester)
 
-    async def _order(self, request: AdminRequest) -> AdminResponse:
+    async def _order(self, request: AdminRequest, requester: str) -> AdminResponse:
         """Cordon or drain."""
         at, host, drain = self._clock(), request.host, request.verb is Verb.DRAIN
         affected = self._fleet.state.used.get(host, 0)
-        await self._put(host, lambda fleet: _next_order(request, fleet, at))
+
+        def decide(fleet: FleetState) -> HostOrder | None:
+            order = _next_order(request, fleet, at)
+            return order and replace(order, requester=requester)
+
+        await self._put(host, decide)
         if drain and not await self._resume_rollouts(host):
             why = f"{host} is being drained, but a stopped rollout could not be resumed"
             raise Refusal(ReplyCode.BUSY, why)
@@ -99,11 +104,11 @@ class HostOrders:
                     return
         raise Refusal(ReplyCode.BUSY, "other orders kept coming first; ask again")
 
-    async def _uncordon(self, host: str) -> AdminResponse:
+    async def _uncordon(self, host: str, requester: str) -> AdminResponse:
         orders, key = self._fleet.orders, cordon_key(host)
         self._check_readable(host)
         if host in self._fleet.state.orders:
-            lifted = HostOrder(lifted=True, at=self._clock())
+            lifted = HostOrder(lifted=True, at=self._clock(), requester=requester)
             try:
                 await orders.update(key, self._with_version(key, lifted), orders.revision(key))
             except Conflict as exc:
@@ -144,7 +149,7 @@ class HostOrders:
                 await self._decisions.amend(service, resume(service))
         return not any(resume(service)(state) for service in services)
 
-    async def _rebalance(self, request: AdminRequest) -> AdminResponse:
+    async def _rebalance(self, request: AdminRequest, requester: str) -> AdminResponse:
         state = self._fleet.state
         if request.service and request.service not in state.services:
             check_name("service", request.service)
@@ -154,13 +159,19 @@ class HostOrders:
         response = AdminResponse(done=True, moves=plan.moves, waiting=plan.waiting, more=plan.more)
         if request.dry_run:
             return response
-        failed = await self._write_moves(plan.moves, request.request_id)
+        decision = Decision(
+            at=self._clock(),
+            host=self._host,
+            replicas=0,
+            request_id=request.request_id,
+            requester=requester,
+        )
+        failed = await self._write_moves(plan.moves, decision)
         moves = [move for move in plan.moves if move.service not in failed]
         return replace(response, moves=moves, waiting={**plan.waiting, **failed})
 
-    async def _write_moves(self, moves: list[Move], request_id: str) -> Mapping[str, str]:
+    async def _write_moves(self, moves: list[Move], decision: Decision) -> Mapping[str, str]:
         """Write the moves into the service records; the reason for each service that failed."""
-        decision = Decision(at=self._clock(), host=self._host, replicas=0, request_id=request_id)
         failed = {}
         for service, own in _by_service(moves).items():
             if not await self._decisions.amend(service, _move_change(service, own, decision)):

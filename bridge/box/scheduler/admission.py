@@ -65,6 +65,7 @@ class AdmissionRequest(Struct, frozen=True, kw_only=True):
     highest_rank_first: bool = False
     digest: str = ""
     traceparent: str = ""
+    requester: str = ""
 
 
 class Admission(Struct, frozen=True, kw_only=True):
@@ -303,6 +304,7 @@ def _with_decision(
         request_id=scale.request_id,
         error=response.error,
         traceparent=request.traceparent,
+        requester=request.requester,
     )
     changed = (after.target, after.config) != (before.target, before.config)
     revision = before.revision + changed

@@ -133,6 +133,7 @@ def _order(order: HostOrder) -> Order:
         forced=order.forced,
         reason=order.reason[:_NOTE_LENGTH],
         at=order.at,
+        requester=order.requester,
     )
 
 
@@ -263,6 +264,7 @@ def _with_decision(entry: Entry, decision: Decision) -> Entry:
         request_id=decision.request_id,
         replicas=None if decision.step else decision.replicas,
         note=(decision.error or "")[:_NOTE_LENGTH],
+        requester=decision.requester,
     )
 
 

@@ -69,7 +69,8 @@ class Receipt(Struct, frozen=True, kw_only=True):
 
 
 class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A decision, its request and the host that made it: the decision log of a service.
+    """A decision, its request and the host that made it: the decision log of a service. The server
+    named the `requester`, the NATS user that sent the request.
 
     A `step` of a rollout has no request: its `replicas` are the target, which stays the same.
     """
@@ -81,6 +82,7 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: Text | None = None
     traceparent: Traceparent = ""
     step: bool = False
+    requester: Text = ""
 
 
 class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -347,6 +349,7 @@ class HostOrder(Struct, frozen=True, kw_only=True):
     at: Time | None = None
     version: Number = 0
     lifted: bool = False
+    requester: Text = ""
 
 
 def config_id(config: ScaleConfig) -> str:

@@ -32,8 +32,8 @@ _SKEW: Final = 1.0  # seconds
 _MAX_SKEW: Final = 5.0  # seconds; a request expires 10 s after its creation by default
 
 _TAKE_AWAY: Final = (
-    "remove these from the permissions of this NATS user; `box-bridge auth init` makes users that "
-    "have no more than they need"
+    "`box-bridge auth init` makes users that have no more than they need; or add to the "
+    "permissions of this NATS user"
 )
 _SETTING: Final = {
     "file storage": "max_file of the account, or of the server's jetstream block",
@@ -45,7 +45,9 @@ _SETTING: Final = {
 }
 """The settings that raise each limit of an account."""
 
-_GRANT: Final = "grant that to this NATS user: docs/reference/permissions.md lists what is needed"
+_GRANT: Final = (
+    "docs/reference/permissions.md lists what is needed; add to the permissions of this NATS user"
+)
 
 
 async def server(connection: Connection) -> Finding:
@@ -113,7 +115,8 @@ async def rights(connection: Connection, role: Role, name: str) -> Finding:
     missing = await permissions.lacking(connection, wanted)
     who = _title(role, name)
     if missing:
-        return fail(f"as {who} this user may not {', '.join(missing)}", _GRANT)
+        cure = f"{_GRANT}: {permissions.config_line(missing)}"
+        return fail(f"as {who} this user may not {', '.join(missing)}", cure)
     tried = len(wanted.publish) + len(wanted.subscribe)
     message = f"all that {who} needs is allowed ({tried} subjects tried)"
     beyond = permissions.surplus(settings, role, name)
@@ -122,7 +125,8 @@ async def rights(connection: Connection, role: Role, name: str) -> Finding:
         how = "docs/how-to/set-up-authentication.md"
         return ok(f"{message}; this user may do everything: see {how}")
     if surplus:
-        return warn(f"{message}, and beyond that this user may {', '.join(surplus)}", _TAKE_AWAY)
+        cure = f"{_TAKE_AWAY}: {permissions.config_line(surplus, deny=True)}"
+        return warn(f"{message}, and beyond that this user may {', '.join(surplus)}", cure)
     return ok(f"{message}, and no more")
 
 

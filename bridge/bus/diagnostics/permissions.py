@@ -12,6 +12,7 @@ A server reports a denial only by an `-ERR` on the connection. Therefore each su
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -107,6 +108,19 @@ async def excess(connection: Connection, rights: Rights) -> list[str]:
         [right for right in rights.publish if right not in denied.publish],
         [right for right in rights.subscribe if right not in denied.subscribe],
     )
+
+
+def config_line(named: Iterable[str], *, deny: bool = False) -> str:
+    """The permissions that `lacking` or `excess` named, as a line of a user's `permissions` in the
+    server's configuration.
+    """
+    acts: dict[str, list[str]] = {}
+    for line in named:
+        act, _, subject = line.partition(" ")
+        acts.setdefault(act, []).append(subject)
+    kind = "deny" if deny else "allow"
+    lists = [f"{act}: {{ {kind}: {json.dumps(subjects)} }}" for act, subjects in acts.items()]
+    return ", ".join(lists)
 
 
 async def _denials(connection: Connection, rights: Rights) -> Rights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final
 
 from cyclopts import Parameter
@@ -17,6 +18,7 @@ from bridge.cli.output import DataOutput, Style
 from bridge.console import err, local_time, out, plain_table
 from bridge.subjects import check_name
 
+_IS_KEY: Final = re.compile(r"U[A-Z2-7]{55}")
 _FEW: Final = 8  # slots that are listed one by one
 
 
@@ -36,7 +38,8 @@ async def history(
 
     A line has the time, the requested and the decided number, and the reason if
     they differ. The last 64 decisions are shown, rollout steps included, and
-    before them the last 24 older requests. For example:
+    before them the last 24 older requests. With the accounts of `auth init` it
+    names the NATS user of each request. For example:
 
         box-bridge history web
         box-bridge history web --json | jq '.entries[-1]'
@@ -64,6 +67,9 @@ async def history(
 
 def _table(response: HistoryResponse) -> Table:
     table = plain_table("WHEN", "REQUEST", "ASKED", "TARGET", "DECIDED BY", "SLOTS")
+    named = any(entry.requester for entry in response.entries)
+    if named:
+        table.add_column("REQUESTED BY")
     table.add_column("WHY", overflow="fold")
     for entry in response.entries:
         at = f"{local_time(entry.at):%Y-%m-%d %H:%M:%S}" if entry.at else "?"
@@ -74,9 +80,15 @@ def _table(response: HistoryResponse) -> Table:
             f"{'?' if entry.before is None else entry.before} → {entry.after}",
             Text(entry.host or "?"),
             _slots(entry),
+            *([Text(_short(entry.requester))] if named else []),
             Text(_note(entry)),
         )
     return table
+
+
+def _short(requester: str) -> str:
+    """`requester`, or the start of it if it is a public key."""
+    return f"{requester[:10]}…" if _IS_KEY.fullmatch(requester) else requester or "–"
 
 
 def _slots(entry: Entry) -> Text:
