@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,13 +32,15 @@ async def run_box(
     on_exit: str,
     is_daemon: bool,
     server: Coroutine[Any, Any, object] | None = None,
+    on_ready: Callable[[], Awaitable[None]] | None = None,
 ) -> int:
     """Run a Box; the first signal stops it in order, the second ends it at once.
 
     `on_exit` applies unless it is configured. SIGUSR1 reloads the configuration from `source`,
     whose `file` is shown by `box-bridge reload`. So does SIGHUP for a daemon; other Boxes have a
     terminal, which was closed then. `server` watches a server that nothing restarts: its error
-    stops the Box at once, and is raised. Returns DONE, or INTERRUPTED after a second signal.
+    stops the Box at once, and is raised. `on_ready` is called when the Box is ready. Returns DONE,
+    or INTERRUPTED after a second signal.
     """
 
     def with_default(config: Config) -> Config:
@@ -62,9 +64,15 @@ async def run_box(
             box.stop()  # so that the end of its tasks ends the instances, too
             raise
 
+    async def announce(ready: Callable[[], Awaitable[None]]) -> None:
+        await box.wait_ready()
+        await ready()
+
     handlers = dict.fromkeys(_RELOADING if is_daemon else _RELOADING[:1], reloads.request)
     async with task_scope() as tasks:
-        reloading = tasks.create_task(reloads.run(), name="reloads")
+        beside = [tasks.create_task(reloads.run(), name="reloads")]
+        if on_ready is not None:
+            beside.append(tasks.create_task(announce(on_ready), name="announcement"))
         tasks.create_task(notifier.run(), name="notifier")
         if server is not None:
             tasks.create_task(stop_without(server), name="nats-server")
@@ -73,4 +81,5 @@ async def run_box(
                 tasks.create_task(box.run(), name="box"), stop, others=handlers
             )
         finally:
-            reloading.cancel()
+            for task in beside:
+                task.cancel()

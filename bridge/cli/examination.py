@@ -97,6 +97,11 @@ async def examine(
     return Report(ok=all(line.status is not Status.FAIL for line in lines), checks=lines)
 
 
+async def examine_host(config: Config) -> dict[str, Finding]:
+    """The findings on this host, for the Box that is at work on it."""
+    return await _run_all(_host_checks(config))
+
+
 @contextlib.contextmanager
 def _silent_log() -> Iterator[None]:
     """Keep the log silent, because the findings contain what it would report."""

@@ -88,7 +88,7 @@ async def test_watch_counts_the_rows_beyond_the_screen(home: Path, server: Embed
 
 async def test_a_closed_terminal_drains_what_up_runs(home: Path) -> None:
     async with on_terminal("up", "--port", 0, cwd=home) as terminal:
-        await terminal.wait_for("Box box-a is ready")
+        await terminal.wait_for("Next: ")
         line = next(line for line in terminal.lines if line.startswith("NATS server:"))
         url = line.split()[2]
         await run("scale", "web", 1, "--wait", "-s", url, cwd=home)

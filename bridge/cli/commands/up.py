@@ -25,6 +25,7 @@ from bridge.cli.flags import (
 
 if TYPE_CHECKING:
     from bridge.bus.embedded_server import EmbeddedServer
+    from bridge.settings import Config
 
 
 @contextlib.asynccontextmanager
@@ -48,6 +49,30 @@ async def _explained(directory: Path, port: int) -> AsyncIterator[tuple[Embedded
                 ) from exc
             raise
         yield started
+
+
+async def _print_summary(settings: Config, url: str) -> None:
+    """Print where everything is, what the Box has found wrong on this host, and what to type."""
+    from bridge.cli.examination import examine_host
+    from bridge.console import err
+    from bridge.diagnostics import Status
+    from bridge.settings import DEFAULT_URL
+
+    findings = (await examine_host(settings)).values()
+    problems = [item for item in findings if item.status in (Status.WARN, Status.FAIL)]
+    first = min(settings.services, default="web --image …")
+    flag = "" if url == DEFAULT_URL else f" -s {url}"
+    rows = [
+        ("NATS server", url),
+        ("Data", str(settings.data_dir)),
+        ("Services", ", ".join(settings.services) or "images on request"),
+        *(("Problem", f"{item.message}: {item.fix}") for item in problems),
+        ("Next", f"box-bridge scale {first} 2 --wait{flag}"),
+        ("", f"box-bridge events{flag}"),
+        ("", f"box-bridge routes{flag}"),
+    ]
+    for name, value in rows:
+        err.print(f"{f'{name}:' if name else '':<13}{value}", markup=False)
 
 
 async def up(
@@ -96,8 +121,7 @@ async def up(
     from bridge.cli.box_process import run_box
     from bridge.config import find_file
     from bridge.config.nats_context import check_context, write_context
-    from bridge.console import err
-    from bridge.settings import DEFAULT_URL, Config, NatsConfig
+    from bridge.settings import DEFAULT_URL, NatsConfig
 
     flags = (host or HostFlags()).flags()
     settings = require_services(load_config(config, flags, {"prefix": prefix, "url": DEFAULT_URL}))
@@ -114,11 +138,10 @@ async def up(
             prefix=settings.nats.prefix,
             reply_prefixes=settings.nats.reply_prefixes,
         )
-        if not json:
-            first = min(settings.services, default="web --image …")
-            err.print(f"NATS server: {server.url}   store and logs: {settings.data_dir}")
-            err.print(f"Services:    {', '.join(settings.services) or 'images on request'}")
-            err.print(f"Try:         box-bridge scale {first} 2 --wait -s {server.url}\n")
+
+        async def print_summary() -> None:
+            if not json:
+                await _print_summary(settings, server.url)
 
         def source() -> Config:
             loaded = load_config(config, flags, {"prefix": prefix, "url": DEFAULT_URL})
@@ -131,4 +154,5 @@ async def up(
             on_exit="drain",
             is_daemon=False,
             server=server.watch(),
+            on_ready=print_summary,
         )
