@@ -7,12 +7,14 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from bridge import descriptors
 from bridge.box import diagnostics
 from bridge.box.daemon import Box
 from bridge.box.host_directory import own_directory
@@ -97,6 +99,33 @@ def test_the_journal_check_shows_whether_a_box_uses_it(tmp_path: Path) -> None:
         assert diagnostics.journal(tmp_path).message == "there is no journal yet; a Box uses it"
     with own_directory(tmp_path):
         pass  # the check has not kept the lock
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("more", "status"), [(1, FAIL), (0, OK)])
+def test_too_few_descriptors_for_the_instances_fail_with_the_settings(
+    tmp_path: Path, more: int, status: Status
+) -> None:
+    fitting = 8
+    limit = descriptors.needed(fitting)
+    config = box_config(tmp_path, "nats://127.0.0.1:4222", max_instances=fitting + more)
+    # Another process has the limit: this one could not raise it again.
+    code = (
+        "import resource, sys; from pathlib import Path; from bridge.box import diagnostics; "
+        "from bridge.config import load; n = int(sys.argv[2]); "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (min(n, 64), n)); "
+        "found = diagnostics.files(load(Path(sys.argv[1]))); print(found.status, found.message); "
+        "print(found.fix)"
+    )
+    arguments = [str(tmp_path / "box-a.toml"), str(limit)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    message, fix = done.stdout.splitlines()
+    needed = descriptors.needed(config.box.max_instances)
+    count = config.box.max_instances
+    assert message == f"{status} {limit} files may be open, and {count} instances need {needed}"
+    assert ("LimitNOFILE" in fix and "max_instances" in fix) is (status is FAIL)
 
 
 # ── the runtime and the ports ────────────────────────────────────────────────────────────

@@ -413,7 +413,12 @@ def _clear(directory: Path) -> None:
 
 
 def _write_secret(file: Path, data: bytes) -> None:
+    """Write a new file; a part of it does not stay. Raises OSError."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-        out.write(data)
+    try:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+            out.write(data)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise

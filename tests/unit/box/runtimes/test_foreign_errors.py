@@ -35,6 +35,7 @@ from bridge.errors import BoxError, EngineSilent, EngineUnsuitable, InstanceErro
 from bridge.settings import Config
 from tests.boxes import labelled
 from tests.failing_call import OS_ERRORS, FailingCall
+from tests.integration.test_host_checks import tiny_disk
 from tests.support import FIRST_PORT, eventually
 
 OTHERS: Final = [
@@ -283,6 +284,19 @@ async def test_the_calls_of_the_oci_runtime_raise_instance_errors(
             failing = FailingCall(fault)
             patch.setattr(module, name, failing)
             await maps(call(), failing)
+
+
+async def test_a_full_disk_fails_the_start_of_a_container_and_keeps_no_part_of_its_secrets(
+    tmp_path: Path,
+) -> None:
+    with tiny_disk(tmp_path / "small") as disk:
+        runtime = oci(disk, "echo []")
+        (disk / "filler").write_bytes(b"\0" * 200 * 1024)
+        await runtime.create(spec(tmp_path), print)
+        order = spec(tmp_path, env={"SECRET": "s3cret" * 20_000})
+        with pytest.raises(InstanceError, match=r"environment file.*No space left"):
+            await runtime.create(order, print)
+        assert list((disk / "secrets").iterdir()) == []
 
 
 def test_connections_inside_a_container_that_cannot_be_read_are_an_instance_error(
