@@ -27,6 +27,7 @@ class Verb(enum.Enum):
     DRAIN = "drain"
     UNCORDON = "uncordon"
     REBALANCE = "rebalance"
+    RESTART = "restart"
 
 
 # ── box.hosts ────────────────────────────────────────────────────────────────────────────
@@ -162,7 +163,8 @@ class ServicesResponse(Struct, frozen=True, kw_only=True):
 
 
 class AdminRequest(Struct, frozen=True, kw_only=True):
-    """An order. `host` is for all verbs except rebalance, which takes a `service` (empty: all).
+    """An order. `host` is for the verbs about a host. A rebalance takes a `service` (empty: all), a
+    restart a `service` and an `instance_id` (empty: all of them).
 
     `force` is for a drain, and for a cordon of a host that no Box has seen; `dry_run` is for a
     rebalance. `reason` is stored and shown.
@@ -171,6 +173,7 @@ class AdminRequest(Struct, frozen=True, kw_only=True):
     verb: Verb
     host: Name = ""
     service: Name = ""
+    instance_id: Name = ""
     force: bool = False
     dry_run: bool = False
     reason: Words = ""
@@ -192,7 +195,8 @@ class Move(Struct, frozen=True, kw_only=True):
 class AdminResponse(Struct, frozen=True, kw_only=True):
     """Whether the order is in force, as it may have been before; else `error` says what to do.
 
-    - `affected`: how many slots a host had when its drain was ordered.
+    - `affected`: how many slots a host had when its drain was ordered, or how many instances a
+      restart replaces.
     - `moves`: those of a rebalance; `more`: whether further moves remain after these.
     - `waiting`: by service, the reason why its instances stay where they are.
     """

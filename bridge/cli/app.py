@@ -48,8 +48,10 @@ SECTIONS: Final = {
         "version": "Show the versions of box-bridge and its dependencies.",
     },
     "Operate": {
+        "exec": "Run a command in an instance of this host.",
         "rebalance": "Even out the hosts with the fewest moves.",
         "reload": "Apply changed services to a running Box.",
+        "restart": "Replace the instances of a service, or one instance.",
         "scale": "Set the number of instances of a service.",
         "start": "Start stopped services with the count that they had.",
         "stop": "Scale services to 0, and remember their counts.",

@@ -197,6 +197,37 @@ class Operator:
             await self.moved(response.moves, timeout=timeout, progress=progress)
         return response
 
+    async def restart(
+        self,
+        service: str,
+        instance_id: str = "",
+        *,
+        wait: bool = False,
+        timeout: float = 600.0,
+        progress: MoveProgress | None = None,
+    ) -> int:
+        """Replace the living instances of `service`, or one of them, by others of the same config;
+        returns how many. Each replacement is Ready before its instance drains, unless there is no
+        room for both. With `wait` the call returns when that is done, as `moved` does.
+        """
+        check_name("service", service)
+        seen = await ScaleClient(self.connection).observe(service)
+        order = AdminRequest(
+            verb=Verb.RESTART,
+            service=service,
+            instance_id=check_name("instance id", instance_id) if instance_id else "",
+            request_id=new_request_id(),
+        )
+        response = await self._order(order)
+        if wait:
+            old = [
+                Move(service=service, slot=0, instance_id=info.id, source="", target="")
+                for info in seen.instances
+                if instance_id in ("", info.id)
+            ]
+            await self.moved(old, timeout=timeout, progress=progress)
+        return response.affected
+
     async def moved(
         self,
         moves: list[Move],

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bridge.bus.embedded_server import EmbeddedServer
-from tests.boxes import boxed
-from tests.e2e.program import run
+from tests.boxes import boxed, instances, serving
+from tests.e2e.program import run, run_process
 from tests.e2e.pseudo_terminal import on_terminal
 from tests.support import eventually, service_table
 
@@ -79,9 +79,66 @@ async def test_ps_all_and_status_give_the_reason_the_exit_code_and_the_next_try(
         assert "web: 0 wanted, 0 serving" in fleet.out
 
 
+async def test_restart_replaces_every_instance_or_one_before_it_drains(
+    home: Path, server: EmbeddedServer
+) -> None:
+    link = ("-s", server.url)
+    async with boxed(server, home, max_instances=3) as (gateway, recorder):
+        assert (await run("scale", "web", 2, "--wait", *link, cwd=home)).code == 0
+        before = [info.id for info in await instances(gateway, "web")]
+        done = await run("restart", "web", "--wait", *link, cwd=home)
+        assert (done.code, done.out) == (0, "2 instances of web replaced\n"), done.err
+        after = [info.id for info in await serving(gateway, "web", 2)]
+        assert not {*before} & {*after}
+        one = await run("restart", after[0], "--wait", "--json", *link, cwd=home)
+        assert one.json["affected"] == 1
+        last = [info.id for info in await serving(gateway, "web", 2)]
+        assert after[1] in last
+        assert after[0] not in last
+        states = [(event.instance_id, event.to_state.value) for _, event in recorder.events]
+        [new] = {*last} - {after[1]}
+        assert states.index((new, "Ready")) < states.index((after[0], "Draining"))
+        history = await run("history", "web", *link, cwd=home)
+        assert f"restart of {after[0]}" in history.out
+        for name in ("webb", "web-zzz"):
+            wrong = await run("restart", name, *link, cwd=home)
+            assert (wrong.code, "known: " in wrong.err) == (1, True)
+        assert (await run("stop", "web", "--wait", *link, cwd=home)).code == 0
+        none = await run("restart", "web", *link, cwd=home)
+        assert (none.code, "does not live" in none.err) == (1, True)
+
+
+async def test_restart_works_on_a_host_that_is_full(home: Path, server: EmbeddedServer) -> None:
+    link = ("-s", server.url)
+    async with boxed(server, home, max_instances=1) as (gateway, _):
+        assert (await run("scale", "web", 1, "--wait", *link, cwd=home)).code == 0
+        [old] = await instances(gateway, "web")
+        assert (await run("restart", old.id, "--wait", *link, cwd=home)).code == 0
+        [new] = await serving(gateway, "web", 1)
+        assert new.id != old.id
+
+
+async def test_exec_runs_a_command_with_the_directory_and_the_environment_of_an_instance(
+    home: Path, server: EmbeddedServer
+) -> None:
+    link = ("-s", server.url)
+    async with boxed(server, home, service_table("web", env={"GREETING": "hello"})) as (gateway, _):
+        assert (await run("scale", "web", 1, "--wait", *link, cwd=home)).code == 0
+        [info] = await instances(gateway, "web")
+        where = ("--data-dir", next(path.parent for path in home.rglob("journal.db")))
+        script = "echo $GREETING from $BOX_INSTANCE_ID; pwd; exit 7"
+        done = await run_process("exec", info.id, *where, "--", "sh", "-c", script, cwd=home)
+        assert (done.code, done.out.splitlines()) == (7, [f"hello from {info.id}", str(home)])
+        missing = await run("exec", info.id, *where, "--", "no-such-program", cwd=home)
+        assert (missing.code, "no-such-program cannot be run" in missing.err) == (1, True)
+        elsewhere = await run("exec", info.id, *link, "--", "sh", cwd=home)
+        assert (elsewhere.code, "it runs on host box-a" in elsewhere.err) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
+        (["exec", "web-a"], "no command is given"),
         (["ps", "--all", "--local"], "leave --all out"),
         (["ps", "--since", "1h"], "give --all, too"),
         (["stop"], "SERVICE is missing"),

@@ -232,7 +232,7 @@ class Checks:
             raise Violation(f"{key}: slots {sorted(removed)} go at once")
         for slot in removed:
             claim = seen.claims.get(slot)
-            if claim is None or stopped or trimmed or slot in old.moves:
+            if claim is None or stopped or trimmed or slot in old.moves + old.restarts:
                 continue
             if claim.config == new.config_id and claim.host not in seen.ordered:
                 raise Violation(f"{key}: slot {slot} goes, and nothing is wrong with it")

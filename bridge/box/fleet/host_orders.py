@@ -1,4 +1,4 @@
-"""Storing the orders of operators: cordon, drain, uncordon, rebalance.
+"""Storing the orders of operators: cordon, drain, uncordon, rebalance, restart.
 
 An order that is in force already is accepted again; a refusal changes nothing. The planner and the
 rollout of every Box act on orders, from the records alone.
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from msgspec.structs import replace
@@ -21,6 +22,7 @@ from bridge.box.scheduler import rollout
 from bridge.box.scheduler.drain_forecast import room_lacking
 from bridge.box.scheduler.rebalance import balance, with_moves
 from bridge.box.scheduler.reports import names
+from bridge.box.scheduler.restart import is_repeated, restarted_slots, with_restart
 from bridge.box.state.fleet_state import FleetState
 from bridge.box.state.records import Decision, HostOrder, ServiceRecord
 from bridge.errors import Conflict
@@ -53,6 +55,8 @@ class HostOrders:
         """
         if request.verb is Verb.REBALANCE:
             return await self._rebalance(request, requester)
+        if request.verb is Verb.RESTART:
+            return await self._restart(request, requester)
         check_name("host", request.host)
         state = self._fleet.state
         in_advance = request.verb is Verb.CORDON and request.force
@@ -148,6 +152,34 @@ class HostOrders:
             if resume(service)(state) is not None:
                 await self._decisions.amend(service, resume(service))
         return not any(resume(service)(state) for service in services)
+
+    async def _restart(self, request: AdminRequest, requester: str) -> AdminResponse:
+        service = check_name("service", request.service)
+        record = self._fleet.state.services.get(service)
+        if record is None:
+            why = f"{service!r} was never scaled: see `box-bridge ps`"
+            raise Refusal(ReplyCode.UNKNOWN_SERVICE, why)
+        if is_repeated(record, request.request_id):
+            return AdminResponse(done=True, affected=len(record.restarts))
+        slots = restarted_slots(service, self._fleet.state, request.instance_id)
+        if not slots:
+            what = request.instance_id or f"an instance of {service}"
+            why = f"{what} does not live: its host makes a new one by itself"
+            raise Refusal(ReplyCode.INVALID_REQUEST, why)
+        decision = Decision(
+            at=self._clock(),
+            host=self._host,
+            replicas=0,
+            request_id=request.request_id,
+            requester=requester,
+        )
+        restarting = partial(
+            with_restart, service, instance_id=request.instance_id, decision=decision
+        )
+        if not await self._decisions.amend(service, restarting):
+            why = f"the record of {service} changed in between, or could not be stored: ask again"
+            raise Refusal(ReplyCode.BUSY, why)
+        return AdminResponse(done=True, affected=len(slots))
 
     async def _rebalance(self, request: AdminRequest, requester: str) -> AdminResponse:
         state = self._fleet.state

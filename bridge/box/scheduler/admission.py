@@ -313,6 +313,7 @@ def _with_decision(
         version=before.version + 1,
         revision=revision,
         moves=[slot for slot in before.moves if slot in after.slots],
+        restarts=[slot for slot in before.restarts if slot in after.slots],
         receipts=_receipts(request, before, response, revision),
         decision=decision,
     )

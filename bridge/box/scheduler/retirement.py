@@ -29,6 +29,7 @@ def retired(service: str, fleet: FleetState, *, at: datetime, host: str) -> Serv
         slots=[],
         ranks=[],
         moves=[],
+        restarts=[],
         rollout=None,
         decision=Decision(at=at, host=host, replicas=0, error=note),
     )

@@ -1,5 +1,5 @@
 """The next step of replacing outdated instances: those with another config, those on a host that is
-being drained, and those that are to be moved. Pure.
+being drained, and those that are to be moved or restarted. Pure.
 
 A rollout changes the service's slot set, one compare-and-set a step. It adds up to `max_surge`
 slots beyond the target, which get the new config. For each of these that is Ready it removes an
@@ -38,7 +38,8 @@ _NAMED_HOSTS: Final = 3  # in a note
 def outdated(service: str, fleet: FleetState) -> list[int]:
     """The slots of the set whose living instance is to be replaced."""
     record, slots = fleet.services[service], fleet.service_slots(service)
-    old = slots.outdated_config().union(record.moves, *map(slots.on, fleet.draining()))
+    named = {*record.moves, *record.restarts}
+    old = slots.outdated_config().union(named, *map(slots.on, fleet.draining()))
     claims = fleet.slots_of(service)
     return sorted(slot for slot in old & slots.wanted if _living(claims.get(slot)))
 
@@ -96,7 +97,8 @@ def _finished(service: str, fleet: FleetState, at: datetime, host: str) -> Servi
     """The record without its rollout; None if it has none, and no extra slot is left over."""
     record = fleet.services[service]
     slots = _without_surplus(service, fleet, record)
-    done = record.rollout is not None or record.moves or slots != record.slots
+    replaced = record.rollout is not None or record.moves or record.restarts
+    done = replaced or slots != record.slots
     return _with_step(record, slots, None, at, host, "rollout done") if done else None
 
 
@@ -157,6 +159,7 @@ def _with_step(
         ranks=rerank(record, slots, record.target),
         rollout=rollout,
         moves=[slot for slot in record.moves if slot in slots and rollout is not None],
+        restarts=[slot for slot in record.restarts if slot in slots and rollout is not None],
         decision=Decision(at=at, host=host, replicas=record.target, error=note, step=True),
     )
 
@@ -171,6 +174,7 @@ def _cause(service: str, fleet: FleetState, slots: Iterable[int]) -> str:
     causes = (
         (named, f"the drain of {named}"),
         (not chosen.isdisjoint(fleet.services[service].moves), "a rebalance"),
+        (not chosen.isdisjoint(fleet.services[service].restarts), "a restart"),
         (not chosen.isdisjoint(sorted_slots.outdated_config()), "a new config"),
     )
     return " and ".join(words for holds, words in causes if holds)

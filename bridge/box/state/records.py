@@ -125,7 +125,8 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
     if these are the first slots in order. `moves` are the slots whose instances are to be replaced
     on other hosts. `avoid` has the hosts on which slots must not be placed. `on_request`: a request
     alone has made the service, by an image, and each host that admits the image can run it.
-    `before_stop` is the target before the service was scaled to 0; 0 while it is not.
+    `before_stop` is the target before the service was scaled to 0; 0 while it is not. `restarts`
+    are the slots whose instances are to be replaced by others of the same config.
     """
 
     version: Number = 0
@@ -138,6 +139,7 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
     on_request: bool = False
     rollout: Rollout | None = None
     moves: Slots = field(default_factory=list)
+    restarts: Slots = field(default_factory=list)
     avoid: Annotated[list[Avoidance], Meta(max_length=10_000)] = field(default_factory=list)
     receipts: Annotated[list[Receipt], Meta(max_length=1000)] = field(default_factory=list)
     requests: Annotated[list[Request], Meta(max_length=1000)] = field(default_factory=list)
@@ -151,7 +153,8 @@ class ServiceRecord(Struct, frozen=True, kw_only=True):
     @property
     def settled(self) -> bool:
         """Whether, by the record alone, no instance is being replaced."""
-        return self.rollout is None and not self.moves and len(self.slots) == self.target
+        replaces = self.rollout is not None or self.moves or self.restarts
+        return not replaces and len(self.slots) == self.target
 
 
 class Demand(Struct, frozen=True, kw_only=True):
