@@ -129,7 +129,7 @@ async def test_exec_runs_a_command_with_the_directory_and_the_environment_of_an_
         script = "echo $GREETING from $BOX_INSTANCE_ID; pwd; exit 7"
         done = await run_process("exec", info.id, *where, "--", "sh", "-c", script, cwd=home)
         assert (done.code, done.out.splitlines()) == (7, [f"hello from {info.id}", str(home)])
-        missing = await run("exec", info.id, *where, "--", "no-such-program", cwd=home)
+        missing = await run_process("exec", info.id, *where, "--", "no-such-program", cwd=home)
         assert (missing.code, "no-such-program cannot be run" in missing.err) == (1, True)
         elsewhere = await run("exec", info.id, *link, "--", "sh", cwd=home)
         assert (elsewhere.code, "it runs on host box-a" in elsewhere.err) == (1, True)
