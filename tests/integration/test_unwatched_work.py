@@ -24,7 +24,17 @@ from tests.support import ask, box_config, connect, eventually
 
 WORK = (
     *("journal", "runtime", "streams", "stream checks", "lease", "outbox", "withdrawals"),
-    *("registrations", "resync", "ticks", "supervisor", "sampler", "logs", "orphans", "responder"),
+    *(
+        "registrations",
+        "resync",
+        "restorer",
+        "ticks",
+        "supervisor",
+        "sampler",
+        "logs",
+        "orphans",
+        "responder",
+    ),
 )
 
 
