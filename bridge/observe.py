@@ -66,6 +66,11 @@ class Metrics:
             "box_bridge_backlog_age_seconds",
             "Age of the oldest event that the stream has not stored yet; 0 if there is none.",
         )
+        self.certificate_expiry = gauge(
+            "box_bridge_certificate_expiry_timestamp_seconds",
+            "When the TLS certificate of the NATS server, or of this client, expires.",
+            ["certificate"],
+        )
         self.ready = gauge("box_bridge_ready", "1 while this Box answers scale requests, else 0.")
 
         self.reload_failed = Gauge(

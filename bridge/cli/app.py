@@ -63,6 +63,7 @@ SECTIONS: Final = {
     },
     "Configure": {
         "auth add": "Add a NATS user with the rights of a role.",
+        "auth certs": "Make a certificate authority and TLS certificates, for tests.",
         "auth init": "Make the NATS users of a fleet, and a server's configuration.",
         "auth list": "List the NATS users, with their roles and public keys.",
         "auth revoke": "Remove a NATS user and its files.",

@@ -21,11 +21,13 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import datetime
 from typing import Any, Final
 
 import stamina
 from nats.nuid import NUID
 
+from bridge.bus.core.certificates import file_expiry, peer_expiry
 from bridge.bus.core.connect import RECONNECT_MAX, Waiting, connect_client, connect_eventually
 from bridge.bus.core.connect_errors import FOREIGN, describe, is_from_server
 from bridge.bus.core.listener import Listener, Listeners
@@ -153,6 +155,16 @@ class Connection:
     def max_payload(self) -> int:
         """The server's limit for headers and payload of one message, in bytes."""
         return self._client.max_payload
+
+    def certificate_expiries(self) -> dict[str, datetime]:
+        """When the certificate of the ``server``, and of this ``client``, expires; empty without
+        TLS.
+        """
+        found = {
+            "server": peer_expiry(self._client.ssl_object),
+            "client": file_expiry(self.settings.cert),
+        }
+        return {whose: expiry for whose, expiry in found.items() if expiry is not None}
 
     @property
     def server_info(self) -> Mapping[str, Any]:
@@ -344,6 +356,8 @@ class Connection:
         if self._back_since == float("inf"):
             self._back_since = time.monotonic()
         self.metrics.count("connected")
+        for whose, expiry in self.certificate_expiries().items():
+            self.metrics.certificate_expiry.labels(whose).set(expiry.timestamp())
         self._notify(up=True)
 
     def _on_end(self, client: GuardedClient) -> None:

@@ -27,6 +27,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -272,6 +273,12 @@ class GuardedClient(Client):
                 self._transport._io_writer.transport.abort()
         elif self._transport is not None:
             self._transport.close()  # type: ignore[no-untyped-call]
+
+    @property
+    def ssl_object(self) -> ssl.SSLObject | None:
+        """The TLS session; None without TLS."""
+        writer = getattr(self._transport, "_io_writer", None)
+        return writer.transport.get_extra_info("ssl_object") if writer is not None else None
 
     # ── guards around nats-py's own steps ────────────────────────────────────────────────
 

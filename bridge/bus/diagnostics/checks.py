@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from nats.js.api import AccountInfo, StreamInfo
@@ -30,6 +30,8 @@ _FAR: Final = 0.1  # seconds of a round trip; each claim and decision waits for 
 _TRIPS: Final = 3  # round trips, of which the fastest counts: the others measure this machine
 _SKEW: Final = 1.0  # seconds
 _MAX_SKEW: Final = 5.0  # seconds; a request expires 10 s after its creation by default
+
+_EXPIRES_SOON: Final = timedelta(days=14)
 
 _TAKE_AWAY: Final = (
     "`box-bridge auth init` makes users that have no more than they need; or add to the "
@@ -61,11 +63,23 @@ async def server(connection: Connection) -> Finding:
     message = f"nats-server {version} at {where}, {away * 1000:.1f} ms away"
     if _number(version) < _OLDEST:
         return fail(message, "update it: 2.11 or newer is needed")
+    if soon := _expiring(connection):
+        return warn(f"{message}; {soon}", "renew it: a client reads its files at each connection")
     if away > _FAR:
         return warn(message, "use a nearer server: each decision waits for it several times")
     if _number(version) < _BATCHES:
         return warn(message, "update it to 2.12 or newer, which stores events in batches")
     return ok(message)
+
+
+def _expiring(connection: Connection) -> str:
+    """The TLS certificates that expire soon, in words; "" if there are none."""
+    now = datetime.now(UTC)
+    return "; ".join(
+        f"the certificate of the {whose} expires on {expiry:%Y-%m-%d %H:%M} UTC"
+        for whose, expiry in connection.certificate_expiries().items()
+        if expiry - now < _EXPIRES_SOON
+    )
 
 
 async def _round_trip(connection: Connection) -> float:
