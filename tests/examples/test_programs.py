@@ -56,21 +56,25 @@ async def started(*arguments: object, cwd: Path, url: str) -> AsyncIterator[Prog
 
 
 @pytest.mark.slow
-async def test_the_gateway_forwards_to_a_service_that_registers_itself(
+async def test_the_gateway_in_front_of_two_boxes_forwards_to_a_service_that_registers_itself(
     server: EmbeddedServer, tmp_path: Path, unused_port: int
 ) -> None:
-    for name in ("box.toml", "service.py"):
+    for name in ("box.toml", "box-b.toml", "service.py"):
         shutil.copy(EXAMPLES / name, tmp_path)
-    box = ("-m", "bridge.cli", "box", "-c", "box.toml", "--on-exit", "drain")
+    box = ("-m", "bridge.cli", "box", "--on-exit", "drain", "-c")
     async with (
-        started(*box, cwd=tmp_path, url=server.url) as host,
+        started(*box, "box.toml", cwd=tmp_path, url=server.url) as host,
+        started(*box, "box-b.toml", cwd=tmp_path, url=server.url) as second,
         started(EXAMPLES / "gateway.py", unused_port, cwd=tmp_path, url=server.url),
         ScaleClient.connect(server.url) as client,
         aiohttp.ClientSession(f"http://127.0.0.1:{unused_port}") as browser,
     ):
         await host.wait_for("box-a is ready")
+        await second.wait_for("box-b is ready")
         await client.scale("hello", 2, wait=True, timeout=60)
-        ready = {info.id for info in (await client.observe("hello")).instances}
+        seen = await client.observe("hello")
+        ready = {info.id for info in seen.instances}
+        assert {seen.hosts[instance_id] for instance_id in ready} == {"box-a", "box-b"}
         assert len(ready) == 2
 
         async def answered() -> bool:
