@@ -8,8 +8,11 @@ import pytest
 
 from bridge.bus.embedded_server import EmbeddedServer
 from tests.boxes import boxed, instances, serving
+from tests.containers import containers, web
+from tests.containers import script as sh
 from tests.e2e.program import run, run_process
 from tests.e2e.pseudo_terminal import on_terminal
+from tests.podman import Podman
 from tests.support import eventually, service_table
 
 CRASH = service_table("bad", command=["sh", "-c", "echo cannot open database >&2; exit 3"])
@@ -79,6 +82,7 @@ async def test_ps_all_and_status_give_the_reason_the_exit_code_and_the_next_try(
         assert "web: 0 wanted, 0 serving" in fleet.out
 
 
+@pytest.mark.slow
 async def test_restart_replaces_every_instance_or_one_before_it_drains(
     home: Path, server: EmbeddedServer
 ) -> None:
@@ -118,6 +122,7 @@ async def test_restart_works_on_a_host_that_is_full(home: Path, server: Embedded
         assert new.id != old.id
 
 
+@pytest.mark.slow
 async def test_exec_runs_a_command_with_the_directory_and_the_environment_of_an_instance(
     home: Path, server: EmbeddedServer
 ) -> None:
@@ -133,6 +138,19 @@ async def test_exec_runs_a_command_with_the_directory_and_the_environment_of_an_
         assert (missing.code, "no-such-program cannot be run" in missing.err) == (1, True)
         elsewhere = await run("exec", info.id, *link, "--", "sh", cwd=home)
         assert (elsewhere.code, "it runs on host box-a" in elsewhere.err) == (1, True)
+
+
+async def test_exec_runs_a_command_in_a_container(
+    home: Path, server: EmbeddedServer, podman: Podman
+) -> None:
+    async with boxed(server, home, web(), **containers(podman)) as (gateway, _):
+        assert (await run("scale", "web", 1, "--wait", "-s", server.url, cwd=home)).code == 0
+        [info] = await instances(gateway, "web")
+        where = ("--data-dir", next(path.parent for path in home.rglob("journal.db")))
+        script = "echo $BOX_INSTANCE_ID; test -t 0; exit $?"
+        async with on_terminal("exec", info.id, *where, "--", *sh(script), cwd=home) as terminal:
+            assert await terminal.wait() == 0, terminal.lines
+            assert info.id in terminal.lines
 
 
 @pytest.mark.parametrize(

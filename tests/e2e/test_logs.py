@@ -77,6 +77,7 @@ async def test_streams_times_and_the_last_lines_are_selected_also_of_ended_insta
             assert any("a\ufffd[31mb" in line for line in terminal.lines)
 
 
+@pytest.mark.slow
 async def test_a_service_is_followed_while_instances_come_and_go(
     home: Path, server: EmbeddedServer
 ) -> None:

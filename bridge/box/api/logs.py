@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -96,7 +96,8 @@ class LogsApi:
         instances: list[LoggedInstance] = []
         if request.name:
             name = check_name("name", request.name)
-            instances = await asyncio.to_thread(lambda: list(self._instances(name)))
+            living = {one.id: one.life.info.service for one in self._living()}
+            instances = await asyncio.to_thread(_list_instances, self._root, name, living)
         chunks, left = list[LogChunk](), self._limit()
         for read in request.reads:
             if left < _LEAST:
@@ -122,14 +123,16 @@ class LogsApi:
             return read_rows(log.output, read, limit, now, timed=log.timed, ended=False)
         return await asyncio.to_thread(read_files, directory, read, limit, now, ended=ended)
 
-    def _instances(self, name: str) -> Iterator[LoggedInstance]:
-        """The instance `name`, or those of the service `name`."""
-        living = {one.id: one.life.info.service for one in self._living()}
-        ended = {
-            path.name: path.name.rpartition("-")[0]
-            for path in (self._root.iterdir() if self._root.is_dir() else ())
-            if path.name not in living
-        }
-        for instance_id, service in sorted((living | ended).items()):
-            if name in (instance_id, service):
-                yield LoggedInstance(id=instance_id, ended=instance_id not in living)
+
+def _list_instances(root: Path, name: str, living: Mapping[str, str]) -> list[LoggedInstance]:
+    """The instance `name`, or those of the service `name`; `living` has services by instance."""
+    ended = {
+        path.name: path.name.rpartition("-")[0]
+        for path in (root.iterdir() if root.is_dir() else ())
+        if path.name not in living
+    }
+    return [
+        LoggedInstance(id=instance_id, ended=instance_id not in living)
+        for instance_id, service in sorted((ended | {**living}).items())
+        if name in (instance_id, service)
+    ]
