@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from bridge import process_rights
 from bridge.box.daemon import Box
 from bridge.box.runtimes.base import Exit, Spec
 from bridge.box.runtimes.environment import inherited_environment
+from bridge.box.runtimes.process import shim
 from bridge.box.runtimes.process.account import check_accounts
 from bridge.box.runtimes.process.runtime import ProcessRuntime
 from bridge.box.runtimes.process_identity import ProcessIdentity
@@ -180,6 +182,22 @@ async def test_an_instance_of_another_user_is_stopped_and_its_next_box_knows_its
     assert await runtime.stop(process, 10) == Exit(code=9)
     adopted = await successor.adopt(process.spec, process.identity, process.port)
     assert await successor.watch(adopted) == Exit(code=9)
+
+
+@as_root
+def test_a_box_whose_python_instances_may_not_read_does_not_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = process_rights.RestrictedThreads()
+    assert shim.start_blocker(threads) is None
+    with tempfile.TemporaryDirectory() as home:
+        os.chown(home, 65534, 65534)
+        Path(home).chmod(0o700)
+        (Path(home) / "python").symlink_to(sys.executable)
+        monkeypatch.setattr(sys, "executable", f"{home}/python")
+        assert "install box-bridge where its user may read it" in (
+            shim.start_blocker(threads) or ""
+        )
 
 
 def test_a_user_that_does_not_exist_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -16,13 +16,17 @@ from bridge.box.runtimes.oci.runtime import OciRuntime
 from bridge.box.runtimes.oci.subprocess_calls import EngineCalls
 from bridge.box.runtimes.process.account import check_accounts
 from bridge.box.runtimes.process.runtime import ProcessRuntime
+from bridge.box.runtimes.process.shim import start_blocker
+from bridge.errors import ConfigError
+from bridge.process_rights import RestrictedThreads
 from bridge.settings import Config
 
 
 async def open_runtime(config: Config, host_id: str) -> Runtime:
     """The runtime of this host. Its instances belong to the Box with `host_id`.
 
-    Raises EngineUnsuitable, naming what to install, if no usable container engine is there.
+    Raises EngineUnsuitable, naming what to install, if no usable container engine is there, and
+    ConfigError if instances cannot be started without the rights of this Box.
     """
     box = config.box
     if box.runtime == "process":
@@ -30,6 +34,8 @@ async def open_runtime(config: Config, host_id: str) -> Runtime:
         with mapped_errors("the process runtime cannot be opened"):
             check_accounts(config)
             environ = inherited_environment(config) | box_environment(config)
+            if problem := await asyncio.to_thread(start_blocker, RestrictedThreads()):
+                raise ConfigError('[box] runtime = "process"', problem)
             return ProcessRuntime(root, box.port_range, environ)
     engine = await asyncio.to_thread(
         find_engine, box.engine, isolation=box.isolation, environ=config.environ

@@ -126,6 +126,24 @@ class _Shim(subprocess.Popen[bytes]):
         super().__del__(_warn=lambda *_, **__: None)  # type: ignore[call-arg]
 
 
+def start_blocker(threads: RestrictedThreads) -> str | None:
+    """Why no shim can be started from `threads`, as under a root whose Python is in the home
+    directory of another user. Raises OSError.
+    """
+    files = (sys.executable, _compiled(exec_command))
+    closed = [file for file in files if not threads.run(functools.partial(_is_readable, file))]
+    if not closed:
+        return None
+    return (
+        f"instances have no capabilities, and without them this user may not read {closed[0]}: "
+        "install box-bridge where its user may read it, as in /opt"
+    )
+
+
+def _is_readable(file: str) -> bool:
+    return os.access(file, os.R_OK)
+
+
 def make_directories(directory: Path, user: Account | None) -> None:
     """Make the directory with the Box's files about an instance, and the instance's own in it.
 
