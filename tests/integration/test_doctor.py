@@ -214,6 +214,16 @@ async def test_the_storage_of_the_server_is_reported_before_it_is_full(
         assert await topology.stream_info(connection, "box-doctor") is None, "a trial makes none"
 
 
+async def test_a_small_storage_that_has_room_for_each_stream_is_no_finding(tmp_path: Path) -> None:
+    async with (
+        configured(tmp_path, "jetstream { max_file_store: 40MB }\n") as server,
+        connect(server.url) as connection,
+    ):
+        await topology.ensure(connection)
+        finding = await bus_checkup.jetstream(connection)
+        assert finding.status is OK, finding
+
+
 async def test_what_an_account_demands_of_streams_is_reported(tmp_path: Path) -> None:
     demands = "max_file: 1G, max_mem: 1G, max_bytes_required: true, disk_max_stream_bytes: 10MB"
     users = "users: [{ user: u, password: p }]"

@@ -25,14 +25,26 @@ def create(**settings: Any) -> Act:
 
 
 async def fill(connection: Connection) -> None:
+    await create()(connection)
     for number in range(100):
-        await store(connection, f"$KV.box_services.x{number}", b"x" * 500_000)
+        await store(connection, f"x.{number}", b"x" * 500_000)
+
+
+async def create_two(connection: Connection) -> None:
+    await jetstream(connection).add_stream(name="y", subjects=["y"])
+    await create()(connection)
 
 
 async def publish_to_a_full_stream(connection: Connection) -> None:
+    await topology.ensure(connection)
     stream = (await jetstream(connection).stream_info("BOX_EVENTS")).config
     await jetstream(connection).update_stream(stream.evolve(max_bytes=1))
     await store(connection, "box.events.web", b"x")
+
+
+async def purge_events(connection: Connection) -> None:
+    await topology.ensure(connection)
+    await jetstream(connection).purge_stream("BOX_EVENTS")
 
 
 async def consume_twice(connection: Connection) -> None:
@@ -51,13 +63,13 @@ _CASES: list[tuple[int, str, Act, str]] = [
         (10002, _ACCOUNT.format("max_file: 9MB, max_mem: 9MB"), fill, "max_file or max_mem"),
         (10023, _SERVER.format("max_file_store: 9MB"), fill, "max_file_store"),
         (10026, "", consume_twice, "max_consumers"),
-        (10027, _ACCOUNT.format("max_streams: 6"), create(), "max_streams"),
+        (10027, _ACCOUNT.format("max_streams: 1"), create_two, "max_streams"),
         (10028, _SERVER.format("max_memory_store: 9MB"),
          create(storage=_MEMORY, max_bytes=2**30), "max_memory_store"),
         (10047, _SERVER.format("max_file_store: 9MB"), create(max_bytes=2**30), "max_file_store"),
         (10074, "", create(num_replicas=3), "replicas = 1"),
         (10077, "", publish_to_a_full_stream, "max_bytes or max_msgs"),
-        (10110, "", lambda c: jetstream(c).purge_stream("BOX_EVENTS"), "max_age"),
+        (10110, "", purge_events, "max_age"),
         (10113, _ACCOUNT.format("max_file: 1G, max_mem: 1G, max_bytes_required: true"), create(),
          "max_bytes"),
         (10122, _ACCOUNT.format("max_file: 1G, max_mem: 1G, disk_max_stream_bytes: 9MB"),
@@ -78,7 +90,6 @@ async def test_a_refusal_names_its_cure(
         configured(tmp_path, config) as server,
         connect(server.url, **login) as connection,
     ):
-        await topology.ensure(connection)
         with pytest.raises(StoreRefused) as refusal, jetstream_errors("x"):
             await act(connection)
         assert refusal.value.code == code

@@ -34,13 +34,15 @@ _STEPS: Final = 12  # of the search, each a trial: to 1/4096
 
 class Storage(Struct, frozen=True, kw_only=True):
     """The storage of one kind, in bytes. `used` and `reserved` are those of the account; `room` can
-    be reserved beyond that, or more: the search stops at what is plenty.
+    be reserved beyond that, or more: the search stops at what is plenty. It `needs_room` if a
+    stream of the fleet has no bound, for which the server reserves nothing.
     """
 
     kind: str
     used: int
     reserved: int
     room: int
+    needs_room: bool
 
     @property
     def capacity(self) -> int:
@@ -70,7 +72,7 @@ async def shortage(connection: Connection) -> Finding | None:
             )
         if it.used >= it.capacity * FULL:
             return warn(message, f"raise {setting}, or store less")
-        if it.room < ROOM:
+        if it.needs_room and it.room < ROOM:
             return warn(
                 f"only {_mib(it.room)} are left ({it.kind}) beside what streams reserve",
                 f"raise {setting}, or lower max_bytes of a stream: the fleet's records need room",
@@ -83,9 +85,10 @@ async def storages(connection: Connection) -> list[Storage]:
 
     Raises BusError.
     """
-    taken = await _taken_subject(connection)
-    if taken is None or connection.server_info.get("cluster"):
+    configs = await _existing(connection)
+    if not configs or connection.server_info.get("cluster"):
         return []
+    [taken, *_] = configs[0].subjects or [""]
     account = await _account(connection)
     parts = [account, *account.tiers.values()]
     found = []
@@ -99,18 +102,19 @@ async def storages(connection: Connection) -> list[Storage]:
             room = await _room(connection, storage, taken, plenty)
         except (NotPermitted, StoreRefused):  # this user may not create streams; another version
             return []
-        found.append(Storage(kind=kind, used=uses, reserved=holds, room=room))
+        unbounded = any(it.storage == storage and (it.max_bytes or 0) <= 0 for it in configs)
+        found.append(Storage(kind=kind, used=uses, reserved=holds, room=room, needs_room=unbounded))
     return found
 
 
-async def _taken_subject(connection: Connection) -> str | None:
-    """A subject of a stream that exists; None if there is no stream yet."""
+async def _existing(connection: Connection) -> list[StreamConfig]:
+    """The streams of the fleet that exist and that this user may inspect."""
+    found = []
     for config in topology.streams(connection.subjects):
-        with contextlib.suppress(StoreUnsuitable):  # this user may not read it
-            info = await topology.stream_info(connection, str(config.name))
-            if info is not None and info.config.subjects:
-                return info.config.subjects[0]
-    return None
+        with contextlib.suppress(StoreUnsuitable):  # this user may not inspect it
+            if info := await topology.stream_info(connection, str(config.name)):
+                found.append(info.config)
+    return found
 
 
 async def _account(connection: Connection) -> _Account:
