@@ -409,6 +409,19 @@ async def test_an_operator_finds_the_boxes_with_nats_micro(site: Site) -> None:
         await eventually(lambda: sorted(found) == [b"box-a", b"box-b"])
 
 
+async def test_an_operator_alone_reaches_the_logs_of_a_host(site: Site) -> None:
+    async with (
+        site.connect("box-a") as box,
+        site.connect("operator") as operator,
+        site.connect("gateway") as gateway,
+    ):
+        await box.listen("box.logs.box-a", functools.partial(_answer_with, box, "logs"))
+        await box.flush()
+        assert (await operator.request("box.logs.box-a", b"{}")).data == b"logs"
+        with pytest.raises(NotPermitted):
+            await gateway.request("box.logs.box-a", b"{}")
+
+
 @pytest.mark.parametrize("name", ["operator", "gateway"])
 async def test_a_box_learns_the_user_of_a_request_from_the_server_and_no_forged_name(
     site: Site, name: str

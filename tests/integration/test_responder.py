@@ -374,3 +374,30 @@ async def test_listening_raises_not_permitted_if_the_server_refuses_an_endpoint(
             async with responding(server, user="u", password="p"):
                 raise AssertionError("nothing would ever reach the endpoint")
     assert 'Permissions Violation for Subscription to "box.scale"' in caplog.text
+
+
+async def test_a_service_works_without_an_optional_endpoint_that_the_server_refuses(
+    tmp_path: Path,
+) -> None:
+    user = '{ user: u, password: p, permissions: { subscribe: { deny: "box.logs.a" } } }'
+    async with (
+        configured(tmp_path, f"authorization {{ users: [{user}] }}") as server,
+        connect(server.url, user="u", password="p") as connection,
+        task_scope() as tasks,
+    ):
+        service = Service()
+        endpoints = [
+            Endpoint(
+                name=name,
+                subject=f"box.{name}",
+                queue="box",
+                handle=service.handle,
+                refuse=refused,
+                optional=name != "scale",
+            )
+            for name in ("scale", "logs.a")
+        ]
+        responder = Responder(connection, DESCRIPTION, endpoints)
+        tasks.create_task(responder.run())
+        await responder.listening()
+        assert await ask(connection, b"x") == b"done x"
