@@ -77,6 +77,6 @@ async def test_a_service_whose_subject_is_full_holds_up_no_other(
         assert (await ask(gateway, "web", 1)).accepted
         [info] = await serving(gateway, "web", 1)
         await recorder.reached(info.id, "Ready")
-        assert value("box_bridge_backlog_events") == 1
+        await eventually(lambda: value("box_bridge_backlog_events") == 1)
         await js.update_stream(stream)
         await eventually(lambda: value("box_bridge_backlog_events") == 0)
