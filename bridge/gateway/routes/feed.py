@@ -216,10 +216,7 @@ class RegistryFeed:
 
     def _has_place(self, route: Route, snapshot: Mapping[Key, RouteCandidate]) -> bool:
         """Whether the snapshot takes one more instance, which is then counted."""
-        has_place = len(snapshot) < LIMIT and self._quota.has_room(route)
-        if has_place:
-            self._quota.add(route)
-        return has_place
+        return len(snapshot) < LIMIT and self._quota.admit(route)
 
     def take(self, message: Message, seq: int, time_ns: int) -> None:
         # The order of a stream counts, even if the server's clock is set back.
