@@ -52,8 +52,8 @@ from bridge.version import VERSION
 class Resources(Struct, frozen=True, kw_only=True):
     """What a Box holds open while it runs, and what every component needs.
 
-    `intake` carries what any program may send: requests and reports. A flood of these delays
-    neither the lease nor the views, which use `connection`.
+    `intake` carries what any program may send: requests and reports. The lease and the views use
+    `connection`, so that their messages do not queue behind these.
     """
 
     config: Config
