@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from cyclopts import Parameter
 
 from bridge.cli.exit_codes import DONE
+
+# A file in fpath is the body of the function of its name; a sourced one has to register.
+_ZSH: Final = """
+if [ "$funcstack[1]" = "_box-bridge" ]; then
+  _cyclopts_box-bridge "$@"
+else
+  compdef _cyclopts_box-bridge box-bridge
+fi
+"""
 
 
 def completion(
@@ -27,5 +36,5 @@ def completion(
     from bridge.cli.app import NAME, build_app
 
     script = build_app(complete=True).generate_completion(prog_name=NAME, shell=shell)
-    print(script)
+    print(script + (_ZSH if shell == "zsh" else ""))
     return DONE
