@@ -242,11 +242,12 @@ class RegistryFeed:
         if isinstance(route, str):
             self._refuse(route)
         elif self._snapshot is None:
-            self._register(route, time_ns, self._reader.sequence(message))
+            self._register(route, time_ns, self._reader.seq)
         elif route.key in self._snapshot or self._has_place(route, self._snapshot):
             key = route.service, instance_id  # the reader shares the text of a service name
-            seq = self._reader.sequence(message)
-            self._snapshot[key] = RouteCandidate(key, route=route, time_ns=time_ns, served_at=seq)
+            self._snapshot[key] = RouteCandidate(
+                key, route=route, time_ns=time_ns, served_at=self._reader.seq
+            )
         else:
             self._refuse("no room")
 

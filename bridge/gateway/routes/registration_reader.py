@@ -46,7 +46,8 @@ class RegistrationReader:
     """Reads registrations, and shares equal service names, host names and metadata between them.
 
     That saves some 350 bytes an instance. The reader remembers at most `limit` values of each kind,
-    so a peer that always sends new ones costs bounded memory.
+    so a peer that always sends new ones costs bounded memory. `seq` is the Box-Seq of the last
+    registration that was read, 0 without one: the newest event of an instance that served then.
     """
 
     def __init__(self, limit: int = SHARED) -> None:
@@ -54,6 +55,7 @@ class RegistrationReader:
         self._services: dict[str, str] = {}
         self._hosts: dict[str, str] = {}
         self._sender_of: dict[bytes, tuple[str, int]] = {}
+        self.seq = 0
         self._metadata: dict[tuple[tuple[str, str], ...], _Metadata] = {}
         self._metadata_of: dict[bytes, _Metadata] = {}
 
@@ -76,12 +78,14 @@ class RegistrationReader:
                 check_metadata(metadata)
         except ProtocolError as exc:
             return exc.field
+        sender = self._sender_of.get(message.raw_headers)
+        host, self.seq = self._read_sender(message) if sender is None else sender
         return Route(
             service=self._services.get(service) or self._share(self._services, service),
             instance_id=instance_id,
             endpoint=registration.endpoint,
             state=InstanceState.READY,
-            host=self._read_sender(message)[0],
+            host=host,
             metadata=metadata,
             started_at=_started_at(registration, message),
         )
@@ -96,26 +100,18 @@ class RegistrationReader:
             self._remember(self._metadata_of, raw, metadata)
         return metadata
 
-    def sequence(self, message: Message) -> int:
-        """The Box-Seq of a registration that a Box sent: that event was the newest of the instance,
-        and the instance served. 0 without one.
-        """
-        return self._read_sender(message)[1]
-
     def _read_sender(self, message: Message) -> tuple[str, int]:
         """The host that sent the registration, and its Box-Seq.
 
         Most registrations of one Box have equal headers.
         """
-        sender = self._sender_of.get(message.raw_headers)
-        if sender is None:
-            if message.headers.get(MSG_TTL, "").lower() == _NEVER:
-                raise ProtocolError("registration", MSG_TTL, "must not be 'never'")
-            host = message.headers.get(BOX_HOST, "")
-            host = self._hosts.get(host) or self._share(self._hosts, host)
-            sender = host, parse_sequence(message.headers.get(BOX_SEQ, "")) or 0
-            if len(message.raw_headers) <= _LONGEST:
-                self._remember(self._sender_of, message.raw_headers, sender)
+        if message.headers.get(MSG_TTL, "").lower() == _NEVER:
+            raise ProtocolError("registration", MSG_TTL, "must not be 'never'")
+        host = message.headers.get(BOX_HOST, "")
+        host = self._hosts.get(host) or self._share(self._hosts, host)
+        sender = host, parse_sequence(message.headers.get(BOX_SEQ, "")) or 0
+        if len(message.raw_headers) <= _LONGEST:
+            self._remember(self._sender_of, message.raw_headers, sender)
         return sender
 
     def _share(self, values: dict[V, V], value: V) -> V:
