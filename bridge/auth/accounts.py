@@ -31,6 +31,7 @@ from bridge.auth.roles import (
     PROGRAMS,
     Grants,
     Role,
+    covers,
     grants,
     requests,
 )
@@ -222,6 +223,8 @@ def _exports(subjects: Subjects) -> list[Export]:
     found = [
         Export(subject=item, service=True, several=item.startswith(_SEVERAL_REPLIES))
         for item in services
+        # A server in operator mode refuses an account whose exports overlap.
+        if not any(other != item and covers(other, item) for other in services)
     ]
     return found + [Export(subject=item, service=False) for item in streams]
 

@@ -30,6 +30,7 @@ command = ["sh", "-c", '[ "$BOX_HOST" = box-b ] && exec sleep 1000; exit 1']
 FRAGILE: Final = """
 [services.fragile]
 command = ["sh", "-c", '[ -z "$BAD" ] && exec sleep 1000; exit 1']
+request_env = ["BAD"]
 """
 
 
