@@ -11,7 +11,7 @@ import pytest
 from bridge.box.daemon import Box
 from bridge.box.fleet import restore
 from bridge.box.fleet.claims import Claims
-from bridge.box.runner.supervisor import _CONCURRENCY, Supervisor
+from bridge.box.runner.supervisor import _CONCURRENCY
 from bridge.bus.embedded_server import EmbeddedServer
 from bridge.bus.jetstream.api import jetstream
 from bridge.bus.jetstream.publish import store
@@ -26,10 +26,9 @@ class DelayedClaims:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.claims = 0
-        self.idle = 0
         self.gates = asyncio.Event(), asyncio.Event()
         self.restoring = asyncio.Event()
-        take, write_back, remake = Claims.take, restore._write_back, Supervisor._replace_ended
+        take, write_back = Claims.take, restore._write_back
 
         async def take_long(claims: Claims, service: str, slot: int) -> Any:
             if service != "api":
@@ -43,16 +42,11 @@ class DelayedClaims:
             await self.restoring.wait()
             return await write_back(kind, name)
 
-        def count_idle(supervisor: Supervisor) -> None:
-            self.idle += 1
-            remake(supervisor)
-
         patch.setattr(Claims, "take", take_long)
         patch.setattr(restore, "_write_back", write_back_late)
-        patch.setattr(Supervisor, "_replace_ended", count_idle)
 
 
-async def test_a_plan_stops_when_the_store_has_lost_a_record(
+async def test_a_lost_record_holds_its_service_and_no_other(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delayed = DelayedClaims(monkeypatch)
@@ -76,13 +70,13 @@ async def test_a_plan_stops_when_the_store_has_lost_a_record(
             lambda: delayed.claims == MANY + _CONCURRENCY, what="api is planned before web"
         )
         await store(gateway, key, older or b"")
-        await eventually(box.blocker, what="the Box notices the loss")
-        delayed.idle = 0
+        held = box._components.fleet.view.held
+        await eventually(lambda: "web" in held, what="the Box notices the loss")
+        assert box.blocker() is None
         delayed.gates[1].set()
-        await eventually(lambda: delayed.idle, what="the pass is over")
-        assert delayed.claims == MANY + _CONCURRENCY, "no further claim begins"
+        await eventually(lambda: delayed.claims > MANY + _CONCURRENCY, what="api goes on")
+        assert "web" in held
         delayed.restoring.set()
-        await eventually(lambda: box.blocker() is None)
-        await eventually(lambda: delayed.claims > MANY + _CONCURRENCY, what="the rest is claimed")
+        await eventually(lambda: "web" not in held, what="the record is back")
         after = await serving(gateway, "web", 2)
         assert {info.id for info in after} == {info.id for info in before}
