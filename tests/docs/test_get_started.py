@@ -49,6 +49,7 @@ async def follow(page: str, directory: Path, opened: Terminals, up: str) -> int:
     return count
 
 
+@pytest.mark.slow
 async def test_each_command_of_get_started_shows_what_its_page_shows(
     tmp_path: Path, unused_port: int
 ) -> None:

@@ -175,6 +175,7 @@ async def test_ps_watch_survives_an_outage_and_ends_on_ctrl_c(
             assert await watch.wait() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--watch"], ["--watch", "--json"]])
 async def test_a_closed_pipe_ends_ps_with_exit_code_0(
     flags: list[str], home: Path, server: EmbeddedServer

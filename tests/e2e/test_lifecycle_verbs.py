@@ -45,6 +45,7 @@ async def test_start_restores_the_count_that_stop_remembers(
             assert (wrong.code, "no service webb; known: api, web" in wrong.err) == (1, True)
 
 
+@pytest.mark.slow
 async def test_ps_all_and_status_give_the_reason_the_exit_code_and_the_next_try(
     home: Path, server: EmbeddedServer
 ) -> None:
@@ -112,6 +113,7 @@ async def test_restart_replaces_every_instance_or_one_before_it_drains(
         assert (none.code, "does not live" in none.err) == (1, True)
 
 
+@pytest.mark.slow
 async def test_restart_works_on_a_host_that_is_full(home: Path, server: EmbeddedServer) -> None:
     link = ("-s", server.url)
     async with boxed(server, home, max_instances=1) as (gateway, _):

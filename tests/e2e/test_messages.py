@@ -100,6 +100,7 @@ async def test_a_verb_that_follows_waits_for_the_server_and_then_for_a_box(
     assert sum("Waiting for NATS" in line for line in program.err) == 1
 
 
+@pytest.mark.slow
 async def test_a_box_waits_for_its_server(home: Path, server: EmbeddedServer) -> None:
     await server.kill()
     async with running("box", "-s", server.url, cwd=home) as box:
@@ -110,6 +111,7 @@ async def test_a_box_waits_for_its_server(home: Path, server: EmbeddedServer) ->
         assert await box.wait() == 0
 
 
+@pytest.mark.slow
 async def test_a_box_that_waits_for_its_server_can_be_stopped(home: Path) -> None:
     drain = ("--on-exit", "drain")
     async with running("box", *drain, "-s", "nats://127.0.0.1:1", cwd=home) as box:

@@ -38,6 +38,7 @@ async def test_one_scale_takes_several_services_and_reports_the_worst_code(
             assert (await run("scale", *words, "--wait", *link, cwd=home)).code == 0
 
 
+@pytest.mark.slow
 async def test_each_list_has_the_forms_of_o(home: Path, server: EmbeddedServer) -> None:
     link = ("-s", server.url)
     async with boxed(server, home):

@@ -124,6 +124,7 @@ async def test_a_program_that_is_killed_is_withdrawn_and_the_signal_is_reported(
         assert await service.program.wait() == 128 + signal.SIGKILL
 
 
+@pytest.mark.slow
 async def test_a_program_that_fails_its_probe_is_unhealthy_until_it_passes(
     server: EmbeddedServer, tmp_path: Path, unused_port: int
 ) -> None:
@@ -137,6 +138,7 @@ async def test_a_program_that_fails_its_probe_is_unhealthy_until_it_passes(
         await eventually(lambda: service.registrations()[-1].metadata == {})
 
 
+@pytest.mark.slow
 async def test_a_program_that_does_not_end_is_killed_after_its_grace_or_a_second_signal(
     server: EmbeddedServer, tmp_path: Path, unused_port: int
 ) -> None:

@@ -93,6 +93,7 @@ async def test_a_second_ctrl_c_ends_up_and_its_instances_at_once(home: Path) -> 
         await gone(pid)
 
 
+@pytest.mark.slow
 async def test_up_ends_when_its_server_does_and_leaves_nothing_behind(home: Path) -> None:
     async with running("up", "--port", "0", cwd=home) as up:
         url = (await up.wait_for(r"NATS server: (nats://\S+)"))[1]
@@ -196,6 +197,7 @@ async def test_instances_outlive_a_stopped_box_and_its_restart_takes_them_back(
         await gone(pid)
 
 
+@pytest.mark.slow
 async def test_ps_shows_the_journal_of_this_host_when_no_box_answers(
     home: Path, server: EmbeddedServer
 ) -> None:

@@ -63,6 +63,7 @@ async def test_it_says_what_it_would_delete_and_deletes_that_alone(
     assert (again.code, "there is nothing to delete" in again.out) == (0, True)
 
 
+@pytest.mark.slow
 async def test_without_nats_the_files_of_the_host_are_deleted_after_a_yes(tmp_path: Path) -> None:
     config = box_config(tmp_path, "nats://127.0.0.1:1")
     config.data_dir.mkdir()

@@ -93,6 +93,7 @@ async def test_an_instance_that_died_without_a_box_is_reported_once_and_replaced
         assert all(ends[info.id].to_state is S.FAILED for info in before)
 
 
+@pytest.mark.slow
 async def test_a_reused_pid_is_neither_adopted_nor_signalled(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

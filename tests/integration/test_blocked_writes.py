@@ -42,6 +42,7 @@ async def routed(table: RouteTable, count: int) -> set[str]:
     return {route.instance_id for route in table.endpoints("web")}
 
 
+@pytest.mark.slow
 async def test_while_events_wait_gateways_learn_of_every_start_and_end(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -181,6 +182,7 @@ async def test_while_events_wait_a_slot_that_another_host_takes_is_given_up(
             assert first not in await routed(table, 1)
 
 
+@pytest.mark.slow
 async def test_an_instance_leaves_its_host_while_the_disk_is_full(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from bridge.errors import (
     NotPermitted,
     StoreUnsuitable,
 )
+from bridge.settings import NatsConfig
 from tests.support import connect, eventually
 
 
@@ -241,7 +242,7 @@ async def test_a_missing_server_is_reported_soon_with_its_address(server: Embedd
     url = server.url
     await server.stop()
     with pytest.raises(ConnectFailed, match=url):
-        async with connect(url):
+        async with Connection.open(NatsConfig(url=url), name="test"):
             raise AssertionError("there is no server")
 
 

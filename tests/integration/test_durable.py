@@ -103,6 +103,7 @@ async def test_what_is_given_back_comes_again_and_what_is_dropped_does_not(
     assert await unhandled(connection) == 0
 
 
+@pytest.mark.slow
 async def test_an_event_without_an_answer_in_time_comes_again_unless_it_is_being_worked_on(
     connection: Connection,
 ) -> None:

@@ -164,6 +164,7 @@ async def test_a_dry_run_answers_and_changes_nothing(
         assert recorder.events == []
 
 
+@pytest.mark.slow
 async def test_waiting_in_vain_names_the_newest_failure(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -230,6 +231,7 @@ async def test_a_request_without_any_box_fails_at_once(server: EmbeddedServer) -
         assert loop.time() - started < 10
 
 
+@pytest.mark.slow
 async def test_a_silent_box_is_asked_again_every_second_and_ends_as_unknown(
     server: EmbeddedServer,
 ) -> None:

@@ -305,6 +305,7 @@ async def test_a_restarted_box_adopts_the_instances_of_a_killed_one(
         first.wait()
 
 
+@pytest.mark.slow
 async def test_a_stream_with_wrong_settings_ends_the_box_with_the_difference(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

@@ -109,6 +109,7 @@ async def test_a_reader_of_events_resumes_after_the_last_one_that_it_got(
             assert (status, problem["code"]) == (400, "invalid_request")
 
 
+@pytest.mark.slow
 async def test_the_daemon_is_not_ready_while_its_routes_are_old(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ class DelayedClaims:
         patch.setattr(restore, "_write_back", write_back_late)
 
 
+@pytest.mark.slow
 async def test_a_lost_record_holds_its_service_and_no_other(
     server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

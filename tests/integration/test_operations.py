@@ -81,6 +81,7 @@ async def test_a_cordoned_host_gets_nothing_until_it_is_uncordoned(
         assert Counter(final.values()) == {"box-a": 2, "box-b": 4}
 
 
+@pytest.mark.slow
 async def test_a_host_that_has_not_joined_yet_can_be_cordoned_with_force(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -120,6 +121,7 @@ async def test_a_drain_without_room_is_refused_with_the_services_that_have_none(
         await serving(fleet.gateway, "web", 5)
 
 
+@pytest.mark.slow
 async def test_a_cancelled_drain_leaves_the_instances_that_were_there(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -432,6 +434,7 @@ async def test_replies_larger_than_max_payload_are_cut_and_say_so(
         assert plan.omitted
 
 
+@pytest.mark.slow
 async def test_two_drains_at_once_do_not_count_on_the_same_room(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

@@ -192,6 +192,7 @@ async def test_an_error_that_ends_a_box_which_drains_leaves_its_instances_to_its
         await gone(pid)
 
 
+@pytest.mark.slow
 async def test_a_box_that_is_cancelled_without_a_stop_leaves_its_instances(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

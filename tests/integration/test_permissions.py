@@ -73,6 +73,7 @@ async def test_each_right_that_is_missing_is_named_and_nothing_else(
                 assert await permissions.lacking(connection, rights) == [what]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", PROGRAMS)
 async def test_each_right_beyond_the_role_is_named_and_nothing_else(
     tmp_path: Path, role: Role

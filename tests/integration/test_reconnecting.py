@@ -197,6 +197,7 @@ needs_openssl = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_openssl
 async def test_a_renewed_certificate_is_trusted_once_its_authority_is(tmp_path: Path) -> None:
     cert = tmp_path / "cert.pem"

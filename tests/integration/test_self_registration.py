@@ -10,6 +10,8 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bridge.box.daemon import Box
 from bridge.bus.core.connection import Connection
 from bridge.bus.core.message import Message
@@ -140,6 +142,7 @@ async def test_it_stays_registered_while_its_box_is_away_and_is_withdrawn_by_the
         recorder.check_chains()
 
 
+@pytest.mark.slow
 async def test_the_same_program_only_reports_where_its_box_registers_it(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -189,6 +192,7 @@ async def test_reported_requests_make_an_instance_busy_and_ready(
         assert (await recorder.reached(info.id, "Ready"))[-3:] == ["Ready", "Busy", "Ready"]
 
 
+@pytest.mark.slow
 async def test_cpu_and_memory_that_it_does_not_report_are_measured(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -219,6 +223,7 @@ async def test_scaling_down_ends_the_instances_that_report_the_least_load(
         assert victim == found[1].id
 
 
+@pytest.mark.slow
 async def test_a_fresh_report_of_health_takes_precedence_over_the_probe(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -239,6 +244,7 @@ async def test_a_fresh_report_of_health_takes_precedence_over_the_probe(
         await eventually(lambda: notes()[3:4] == ["healthy: the instance reports it"])
 
 
+@pytest.mark.slow
 async def test_a_drain_waits_for_the_requests_that_the_instance_reports(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -276,6 +282,7 @@ MALFORMED = [
 ]
 
 
+@pytest.mark.slow
 async def test_bad_reports_are_refused_and_counted_and_good_ones_taken_after_them(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def test_a_route_costs_little_memory(own: bool) -> None:
     assert used / COUNT < BYTES
 
 
+@pytest.mark.slow
 def test_the_garbage_collector_does_not_walk_routes() -> None:
     messages = wire(COUNT, own=True)
     gc.collect()
