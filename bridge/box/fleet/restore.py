@@ -101,32 +101,42 @@ class Restorer(FleetListener):
                 self._wake.set()
 
     async def _write_lost(self) -> None:
-        """Write lost records back, and release the services for which other Boxes had the time."""
+        """Write lost records back, and release the services for which other Boxes had the time.
+
+        A record that the store refuses holds up no other. Raises the last refusal.
+        """
         services, orders = self._services(), self._orders()
+        refusals: list[BusError] = []
         for host in tuple(self._lost_orders):
             self._lost_orders.discard(host)
-            try:
-                written = self._decides and await _write_back(orders, host)
-            except BusError:
+            text = "the store had lost the order for %s: written back"
+            if not await self._try(orders, host, text, refusals):
                 self._lost_orders.add(host)
-                raise
-            if written:
-                self._log.report(host, "the store had lost the order for %s: written back", host)
         for service in self._fleet.held - self._written.keys():
             self._written[service] = time.monotonic()
-            try:
-                written = self._decides and await _write_back(services, service)
-            except BusError:
+            text = "the store had lost the record of %s: written back"
+            if not await self._try(services, service, text, refusals):
                 self._written.pop(service, None)
-                raise
-            if written:
-                text = "the store had lost the record of %s: written back"
-                self._log.report(service, text, service)
         due, lost = time.monotonic() - self._settle, {*_lost(services)}
         for service in [name for name, at in self._written.items() if at <= due]:
             del self._written[service]
             if service not in lost:
                 self._fleet.release(service)
+        if refusals:
+            raise refusals[-1]
+
+    async def _try(
+        self, bucket: _Bucket[V], name: str, text: str, refusals: list[BusError]
+    ) -> bool:
+        """Write one record back, and log `text`; False, with the reason added, if it cannot be."""
+        try:
+            written = self._decides and await _write_back(bucket, name)
+        except BusError as exc:
+            refusals.append(exc)
+            return False
+        if written:
+            self._log.report(text, text, name)
+        return True
 
     async def restore(self) -> None:
         """Write back what the store has lost. The views must be live. Raises BusError, also on a
