@@ -176,11 +176,12 @@ async def test_an_error_that_ends_a_box_which_drains_leaves_its_instances_to_its
                 before.extend(await serving(gateway, "web", 2))
                 await server.kill()
                 shutil.rmtree(server.directory / "jetstream")
-                monkeypatch.setitem(topology._PROMISES, "max_msgs", lambda wanted, found: False)
+                monkeypatch.setitem(topology._PROMISES, "retention", lambda wanted, found: False)
                 await server.start()
-                await asyncio.Event().wait()  # until the Box's failure ends this
+                async with asyncio.timeout(120):
+                    await asyncio.Event().wait()  # until the Box's failure ends this
 
-    with pytest.raises(TopologyMismatch, match="max_msgs"):
+    with pytest.raises(TopologyMismatch, match="retention"):
         await run_until_the_mismatch()
     monkeypatch.undo()
     processes = _processes(tmp_path, before)
