@@ -158,6 +158,11 @@ async def test_a_box_stops_a_rollout_whose_replacements_fail_on_runners_alone(
         ScaleClient.connect(server.url) as client,
     ):
         await client.scale("fragile", 1)
+
+        async def made() -> bool:  # else there is nothing to replace
+            return bool((await client.observe("fragile")).instances)
+
+        await eventually(made)
         await client.scale("fragile", 1, config=ScaleConfig(env={"BAD": "1"}))
 
         async def stopped() -> bool:
