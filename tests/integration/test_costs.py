@@ -173,8 +173,8 @@ async def test_a_registration_takes_no_more_calls_from_the_socket_to_its_route()
     took = calls(join)
     assert len(book.routes) == COUNT
     assert connection.metrics.refusals() == {}
-    # 12 of them bound the routes of a registrant and of a service, and which service an id has.
-    assert took <= 59 * COUNT
+    # 12 of them (14 on Python 3.13) bound the routes of a registrant and of a service.
+    assert took <= 62 * COUNT
 
 
 async def test_events_are_read_without_a_task_for_any(server: EmbeddedServer) -> None:
