@@ -10,6 +10,7 @@ is for the rare payload that msgspec refuses, or that may hold a field twice.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from datetime import UTC, datetime, timedelta
@@ -45,9 +46,12 @@ def rewrite(cls: Any, data: bytes) -> bytes:
     serde_json refuses in the structure; the values are msgspec's to check.
     """
     reader = _Reader(data)
-    written = reader.value(msgspec.inspect.type_info(cls))
+    written = reader.value(_type_info(cls))
     reader.end()
     return written
+
+
+_type_info = functools.cache(msgspec.inspect.type_info)
 
 
 def parse_time(text: str) -> datetime:

@@ -34,7 +34,7 @@ from bridge.gateway.events.filter import EventFilter
 from bridge.gateway.routes.feed import RouteFeed
 from bridge.gateway.routes.state import RouteState
 from bridge.observe import Metrics
-from bridge.protocol import encode, now
+from bridge.protocol import ScaleConfig, ScaleRequest, decode, encode, now
 from bridge.settings import NatsConfig
 from bridge.subjects import BOX_HOST, MSG_TTL
 from bridge.tasks import task_scope
@@ -175,6 +175,12 @@ async def test_a_registration_takes_no_more_calls_from_the_socket_to_its_route()
     assert connection.metrics.refusals() == {}
     # 12 of them (14 on Python 3.13) bound the routes of a registrant and of a service.
     assert took <= 62 * COUNT
+
+
+def test_a_request_is_read_once_if_it_is_what_serde_writes() -> None:
+    data = encode(ScaleRequest(service="web", replicas=3, config=ScaleConfig(env={"A": "1"})))
+    decode(ScaleRequest, data)  # caches
+    assert calls(lambda: [decode(ScaleRequest, data) for _ in range(COUNT)]) <= 12 * COUNT
 
 
 async def test_events_are_read_without_a_task_for_any(server: EmbeddedServer) -> None:
